@@ -1,0 +1,57 @@
+//! What this node knows of all volumes: the masters' pushes, and newer configurations that
+//! replicas told.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sbk_engine::types::{Config, NodeId, ReplicaId, VolumeId};
+use tokio::sync::watch;
+
+/// Every volume that the masters told of. Shared by value: a change makes a new one.
+#[derive(Clone, Debug, Default)]
+pub struct Catalogue {
+    /// By id.
+    pub volumes: BTreeMap<VolumeId, Arc<Volume>>,
+    /// Whether the masters were heard since this process started: before that, a volume that is
+    /// not listed may well exist.
+    pub heard: bool,
+}
+
+/// One volume as this node knows it.
+#[derive(Clone, Debug)]
+pub struct Volume {
+    /// Its id.
+    pub id: VolumeId,
+    /// Its name, unique among volumes that are not deleted.
+    pub name: String,
+    /// Its size in blocks.
+    pub blocks: u64,
+    /// Every replica, confirmed or not, and where it is.
+    pub replicas: BTreeMap<ReplicaId, Replica>,
+    /// The newest configuration known, from the masters or from a replica; `None` before the first
+    /// epoch.
+    pub config: Option<Config>,
+    /// The volume is deleted; replicas here are to be removed.
+    pub deleted: bool,
+}
+
+/// One replica of a volume.
+#[derive(Clone, Debug)]
+pub struct Replica {
+    /// The node that holds it.
+    pub node: NodeId,
+    /// That node's gRPC address.
+    pub addr: String,
+    /// Its create was confirmed.
+    pub confirmed: bool,
+}
+
+impl Catalogue {
+    /// The live volume of that name.
+    pub fn by_name(&self, name: &str) -> Option<&Arc<Volume>> {
+        self.volumes.values().find(|v| v.name == name && !v.deleted)
+    }
+}
+
+/// A view of the catalogue that can be awaited.
+pub type CatalogueWatch = watch::Receiver<Arc<Catalogue>>;

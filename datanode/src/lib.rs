@@ -1,0 +1,4 @@
+//! The sbk datanode: store, volume tasks, replication transport, frontends.
+
+pub mod catalogue;
+pub mod link;

@@ -1,0 +1,1 @@
+//! How a frontend keeps its place across failovers.

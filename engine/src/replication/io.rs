@@ -1,0 +1,445 @@
+//! What goes into a replica's engine and what comes out.
+//!
+//! Outputs are executed in order. A store operation marked *blocking* has completed before the
+//! next output is looked at; if it fails, the rest of the outputs is dropped and
+//! [`Input::StoreFailed`] is fed in. So `[Persist, Reply]` is a durable promise and its answer,
+//! with no completion event in between.
+
+use serde::{Deserialize, Serialize};
+
+use super::log::{BlockRange, EntryHeader, EpochTable, LogState, RequestTag};
+use super::message::{Incomplete, Lineage, RecoveryId, ToPrimary, ToReplica};
+use crate::recovery::FailureKind;
+use crate::types::{
+    AttachGeneration, BootId, Config, Epoch, LossGeneration, Lsn, ReplicaId, ReplicaRef, SessionId,
+    VolumeId,
+};
+
+/// Numbers one stream of one frontend session at this replica; the driver never uses one twice.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct StreamId(pub u64);
+
+/// Numbers a proposal of this replica in this incarnation.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ProposalId(pub u64);
+
+/// What a store says of itself when it was opened.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Opened {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The replica, in the incarnation of this opening.
+    pub me: ReplicaRef,
+    /// The machine's boot.
+    pub boot: BootId,
+    /// What the superblock keeps for the engine.
+    pub kept: Kept,
+    /// R: the log's durable end. All of it was synced by this open.
+    pub durable: Lsn,
+    /// The highest committed LSN found on disk, at most `durable`.
+    pub committed: Lsn,
+    /// Everything up to here is in the extents.
+    pub checkpoint: Lsn,
+    /// S: the oldest LSN that the WAL still holds; `durable + 1` if it holds none.
+    pub retained: Lsn,
+    /// The log's state as of `durable`.
+    pub state: LogState,
+}
+
+/// What the superblock keeps for the engine. Written whole.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Kept {
+    /// The highest epoch promised to. Never compares logs.
+    pub fenced: Epoch,
+    /// Which epochs the log went through.
+    pub table: EpochTable,
+    /// Set while a base lane is unfinished.
+    pub incomplete: Option<Incomplete>,
+    /// The loss generation last reconciled under.
+    pub loss_generation: LossGeneration,
+}
+
+/// A fact for the engine.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Input {
+    /// A configuration from the masters, or from their answer to something else.
+    Assignment(Config),
+    /// The masters deleted the volume. Fences like an epoch above all others.
+    Deleted,
+    /// From the volume's primary, or one that thinks it is.
+    FromPrimary {
+        /// Sender, receiver, epoch.
+        lineage: Lineage,
+        /// What it says. Payloads of an append stay with the driver.
+        message: ToReplica,
+    },
+    /// From a replica, to this one as the primary.
+    FromReplica {
+        /// Sender, receiver, epoch of the question.
+        lineage: Lineage,
+        /// What it says.
+        message: ToPrimary,
+    },
+    /// A call or stream to a replica failed. Observation only.
+    Unreachable {
+        /// Which.
+        replica: ReplicaId,
+        /// Whether its machine said no (refused, reset): nobody listens there now. Otherwise it
+        /// was silence.
+        refused: bool,
+    },
+    /// Entries meant for a replica could not be read from the WAL any more.
+    FeedFailed {
+        /// Which.
+        replica: ReplicaId,
+        /// Why: recycled, pin lost or store I/O.
+        cause: FailureKind,
+    },
+    /// Primary: bytes of the base lane that the receiver took, for progress.
+    BaseProgress {
+        /// The session.
+        session: RecoveryId,
+        /// Bytes so far.
+        bytes: u64,
+    },
+    /// Primary: every base block was taken by the receiver; none was read newer than `through`.
+    BaseSent {
+        /// The session.
+        session: RecoveryId,
+        /// The highest log end at the read of a base block.
+        through: Lsn,
+    },
+    /// Either side: the base lane broke.
+    BaseFailed {
+        /// The session.
+        session: RecoveryId,
+        /// Why.
+        cause: FailureKind,
+    },
+    /// Everything in the log up to `lsn` is durable. Notices of an earlier log (before a cut or a
+    /// wipe, which raise the generation by one) are ignored.
+    Durable {
+        /// The generation that the engine was in when the entries were appended: the number of
+        /// cuts and wipes so far in this opening.
+        generation: u64,
+        /// The durable end.
+        lsn: Lsn,
+    },
+    /// A cut was executed.
+    CutDone {
+        /// The state of the shorter log.
+        state: LogState,
+    },
+    /// The checkpoint moved or WAL segments went.
+    Checkpointed {
+        /// Everything up to here is in the extents.
+        checkpoint: Lsn,
+        /// S.
+        retained: Lsn,
+    },
+    /// The store failed; it will be reopened as another incarnation or retired. Nothing is
+    /// acknowledged after it.
+    StoreFailed {
+        /// For people.
+        cause: String,
+    },
+    /// The masters' answer to a proposal.
+    Answered {
+        /// Which.
+        proposal: ProposalId,
+        /// The newest configuration that the masters committed, whether it is the proposed one or
+        /// not; `None` if no answer came and the outcome is unknown.
+        config: Option<Config>,
+    },
+    /// A frontend asks for a stream.
+    OpenStream(OpenStream),
+    /// A frontend's stream is gone.
+    CloseStream {
+        /// Which.
+        stream: StreamId,
+    },
+    /// A request on an open stream. Its payload stays with the driver, under its tag.
+    Request {
+        /// On which stream.
+        stream: StreamId,
+        /// What.
+        request: Request,
+    },
+    /// The blocks that a [`Output::Read`] named were read (or not); the driver holds the data.
+    ReadDone {
+        /// The stream.
+        stream: StreamId,
+        /// The request.
+        tag: RequestTag,
+        /// Whether the read failed, with the cause for people.
+        error: Option<String>,
+    },
+    /// Time passed.
+    Tick,
+}
+
+/// A frontend's wish to send requests.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct OpenStream {
+    /// The driver's number for it.
+    pub stream: StreamId,
+    /// The frontend's session.
+    pub session: SessionId,
+    /// Whether the session may be opened now. `false` for a session that was open already: if the
+    /// log doesn't know it any more, it is lost.
+    pub create: bool,
+    /// The loss generation under which the session was opened; `None` for a new one.
+    pub loss_generation: Option<LossGeneration>,
+}
+
+/// A frontend's request.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Request {
+    /// Its name.
+    pub tag: RequestTag,
+    /// The session's low-water mark: the frontend knows the fate of every sequence up to it.
+    pub low: u64,
+    /// The epoch in which the stream was opened, or a newer one that the frontend knows.
+    pub epoch: Epoch,
+    /// The attach generation that the stream was opened with.
+    pub attach: AttachGeneration,
+    /// What it asks for.
+    pub op: Op,
+}
+
+/// What a request asks for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Op {
+    /// The newest committed data of the blocks.
+    Read(BlockRange),
+    /// Blocks get the payload that the driver holds.
+    Write(BlockRange),
+    /// A part of the blocks gets the payload: the driver must merge it with what they hold
+    /// before it can be logged. See [`Output::Read`] with `merge`.
+    PartialWrite(BlockRange),
+    /// Blocks read as zeros, their space may go.
+    Trim(BlockRange),
+    /// Blocks read as zeros.
+    Zero(BlockRange),
+    /// Everything acknowledged before is durable.
+    Flush,
+    /// The session ends; nothing of it is in flight.
+    Detach,
+}
+
+/// How a request ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Outcome {
+    /// Done; a read's data is with the driver.
+    Done,
+    /// The range passes the end of the volume, or the request breaks a limit.
+    Invalid(String),
+    /// An I/O error that sending again does not mend.
+    Failed(String),
+}
+
+/// Why a stream ended.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum StreamEnd {
+    /// This replica is not (any more) the primary that the stream was opened with; what was in
+    /// flight goes to the new one.
+    NotPrimary,
+    /// Another stream of the same session took its place.
+    Replaced,
+    /// The log does not know the session: an I/O error for what was in flight.
+    SessionLost,
+    /// A newer attachment took the volume.
+    AttachLost,
+    /// The volume has [`MAX_SESSIONS`](crate::types::MAX_SESSIONS) live sessions.
+    TooManySessions,
+    /// The volume was deleted.
+    Deleted,
+}
+
+/// A change of the configuration that the primary asks the masters for; applied only if the
+/// volume's epoch is still `epoch`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Proposal {
+    /// The engine's number for it.
+    pub id: ProposalId,
+    /// The volume.
+    pub volume: VolumeId,
+    /// The proposer.
+    pub primary: ReplicaRef,
+    /// The epoch that it must find.
+    pub epoch: Epoch,
+    /// What it wants.
+    pub change: IsrChange,
+}
+
+/// A change of the in-sync set.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum IsrChange {
+    /// A member that doesn't answer leaves.
+    Leave {
+        /// Who.
+        replica: ReplicaId,
+    },
+    /// A replica that holds everything joins.
+    Join {
+        /// Who, in the incarnation that acknowledged; another is refused.
+        replica: ReplicaRef,
+    },
+    /// Nothing changes but the epoch: burns every other proposal at the old one.
+    Burn,
+}
+
+/// Where the entries of an [`Output::Append`] come from.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Payload {
+    /// The input that is being handled: the feed message's entries.
+    Feed,
+    /// The client request with this tag (merged, for a partial write).
+    Client(RequestTag),
+    /// None: attach, close, resize.
+    Empty,
+}
+
+/// Something to do.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum Output {
+    /// Blocking: write and sync the superblock with this content.
+    Persist(Kept),
+    /// Blocking: end the log at `end`, overwriting and syncing the rest, then the superblock with
+    /// `kept`. [`Input::CutDone`] is the next input.
+    Cut {
+        /// The new end.
+        end: Lsn,
+        /// The superblock's content after it.
+        kept: Kept,
+    },
+    /// Blocking: write and sync the superblock with `kept` (which holds the INCOMPLETE mark), then
+    /// drop WAL and extents; the log starts anew at `base + 1` with `state` as of `base`.
+    Wipe {
+        /// The mark.
+        mark: Incomplete,
+        /// The log's state as of the base.
+        state: LogState,
+        /// The superblock's content.
+        kept: Kept,
+    },
+    /// Blocking: sync everything that the base lane wrote and the region table, then the
+    /// superblock with `kept`, which has no INCOMPLETE mark any more.
+    FinishRebuild {
+        /// The session.
+        session: RecoveryId,
+        /// The superblock's content.
+        kept: Kept,
+    },
+    /// Append to the log; [`Input::Durable`] follows when it is synced.
+    Append {
+        /// Consecutive from the log's end + 1.
+        headers: Vec<EntryHeader>,
+        /// Where the payloads are.
+        payload: Payload,
+    },
+    /// Extents may take everything up to here.
+    Committed(Lsn),
+    /// Keep the WAL from this LSN on for the session.
+    Pin {
+        /// The session.
+        session: RecoveryId,
+        /// From here on.
+        from: Lsn,
+    },
+    /// The session needs its pin no more.
+    Unpin {
+        /// The session.
+        session: RecoveryId,
+    },
+    /// Read blocks as they are logged now; [`Input::ReadDone`] follows.
+    Read {
+        /// The stream.
+        stream: StreamId,
+        /// The request.
+        tag: RequestTag,
+        /// Which blocks.
+        range: BlockRange,
+        /// For a partial write: merge the payload over what was read.
+        merge: bool,
+    },
+    /// To a replica. For an append the driver adds the payloads of `entries` from its log.
+    ToReplica {
+        /// Where it is.
+        addr: String,
+        /// Sender, receiver, epoch.
+        lineage: Lineage,
+        /// What.
+        message: ToReplica,
+    },
+    /// Entries `first..=last` to a replica, as appends with this one's frontiers; the driver
+    /// reads headers and payloads from its log, in one or more messages.
+    SendEntries {
+        /// Where it is.
+        addr: String,
+        /// Sender, receiver, epoch.
+        lineage: Lineage,
+        /// What every message carries; `entries` is empty and `prev` is `first - 1`.
+        append: super::message::Append,
+        /// Last LSN.
+        last: Lsn,
+    },
+    /// Drop the feed to a replica and what is queued on it.
+    ResetFeed {
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// To the primary.
+    ToPrimary {
+        /// Sender, receiver, epoch of the question.
+        lineage: Lineage,
+        /// What.
+        message: ToPrimary,
+    },
+    /// Send the committed image to the receiver that answered [`ToPrimary::RebuildStarted`]: each
+    /// block read, then held until all logged at its read is committed.
+    StartBase {
+        /// The session.
+        mark: Incomplete,
+        /// Where.
+        addr: String,
+        /// Sender, receiver, epoch.
+        lineage: Lineage,
+    },
+    /// Stop sending or receiving base blocks of the session.
+    StopBase {
+        /// The session.
+        session: RecoveryId,
+    },
+    /// Ask the masters; [`Input::Answered`] follows.
+    Propose(Proposal),
+    /// The stream may send requests.
+    StreamOpened {
+        /// Which.
+        stream: StreamId,
+        /// In which epoch.
+        epoch: Epoch,
+        /// The session's attach generation.
+        attach: AttachGeneration,
+        /// The volume's loss generation.
+        loss_generation: LossGeneration,
+    },
+    /// The stream is over; requests on it that were not answered won't be.
+    StreamEnded {
+        /// Which.
+        stream: StreamId,
+        /// Why.
+        reason: StreamEnd,
+    },
+    /// A request's answer.
+    Answer {
+        /// The stream.
+        stream: StreamId,
+        /// The request.
+        tag: RequestTag,
+        /// How it ended.
+        outcome: Outcome,
+    },
+    /// Something worth keeping in the volume's trace.
+    Trace(super::trace::TraceEvent),
+}

@@ -1,0 +1,196 @@
+//! What replicas of one volume say to each other.
+//!
+//! Every message travels with a [`Lineage`] and every receiver checks it first: a message of an
+//! older epoch, of another incarnation, or for another incarnation changes nothing.
+
+use serde::{Deserialize, Serialize};
+
+use super::log::{EntryHeader, EpochTable, LogState};
+use crate::types::{Config, Epoch, LossGeneration, Lsn, Millis, ReplicaRef, VolumeId};
+
+/// What every data-plane message carries: the volume, the sender's epoch, and both ends in the
+/// incarnations that they are meant for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Lineage {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The epoch in which the sender says it; in an answer, the epoch of the question.
+    pub epoch: Epoch,
+    /// Who says it.
+    pub from: ReplicaRef,
+    /// Whom it is for. A primary that doesn't know its peer's incarnation yet asks with a
+    /// [`ToReplica::Probe`], the one message that is not checked against it.
+    pub to: ReplicaRef,
+}
+
+/// A recovery session's name: unique within the volume, for the epoch is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct RecoveryId {
+    /// The epoch in which the session was decided.
+    pub epoch: Epoch,
+    /// Counted up by the primary within the epoch, from 1.
+    pub number: u64,
+}
+
+/// The mark of a replica whose extents are being written by a base lane: until the terminal close
+/// it holds no consistent image, and counts for nothing.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Incomplete {
+    /// The session.
+    pub session: RecoveryId,
+    /// What the replica held durably at the start of the first of a chain of broken sessions; 0
+    /// for a rebuild.
+    pub from: Lsn,
+    /// The primary's committed LSN at the session's start: base blocks are at least this new, the
+    /// WAL lane starts one above.
+    pub base: Lsn,
+    /// The LSN that the session must reach.
+    pub target: Lsn,
+}
+
+/// From the primary of a volume to one of its other replicas.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToReplica {
+    /// Who are you, and in which incarnation? Carried by the `Probe` call. Fences nobody.
+    Probe {
+        /// Repeated in the answer.
+        request: u64,
+    },
+    /// Promise the lineage's epoch, then say what you hold. Carried by `Reconcile`.
+    Fence {
+        /// Repeated in the answer.
+        request: u64,
+        /// The configuration of the lineage's epoch.
+        config: Config,
+    },
+    /// Cut your log so that it ends at `end`, durably, and describe what is left with `table`.
+    /// Carried by `Reconcile`.
+    Cut {
+        /// Repeated in the answer.
+        request: u64,
+        /// The end of what both logs have in common.
+        end: Lsn,
+        /// The primary's whole table.
+        table: EpochTable,
+    },
+    /// The one ordered feed: entries (possibly none) and frontiers. Carried by `Feed`; the entries'
+    /// payloads travel beside it.
+    Append(Append),
+    /// Become INCOMPLETE, drop what you hold, then take base blocks. Carried by `Recover`.
+    BeginRebuild {
+        /// The mark to write first.
+        mark: Incomplete,
+        /// The primary's table: what it says up to `mark.base` describes the base.
+        table: EpochTable,
+        /// The log's state as of `mark.base`.
+        state: LogState,
+    },
+    /// All is sent: hold everything up to `target` and end the session. Carried by `Feed` for a
+    /// catch-up, by `Recover` for a rebuild.
+    Close {
+        /// The session.
+        session: RecoveryId,
+        /// The session's target, or more where base blocks were read newer than it.
+        through: Lsn,
+    },
+}
+
+/// One message on the feed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Append {
+    /// The configuration's `since`: a receiver that reconciled with this primary in an epoch at
+    /// or above it needs no new reconciliation for a newer epoch.
+    pub since: Epoch,
+    /// The primary's first LSN in the lineage's epoch.
+    pub first: Lsn,
+    /// The primary's committed LSN in the lineage's epoch, if it has committed in it or inherited
+    /// a value that its members confirmed.
+    pub committed: Lsn,
+    /// The primary's clock, when a promise is asked for. The answer echoes it.
+    pub stamp: Option<Millis>,
+    /// The LSN before the first entry: all that was sent on this feed so far. A receiver whose log
+    /// ends below it has missed something and answers with a [`ToPrimary::Gap`].
+    pub prev: Lsn,
+    /// Headers, consecutive by LSN from `prev + 1`.
+    pub entries: Vec<EntryHeader>,
+}
+
+/// From a replica to the volume's primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum ToPrimary {
+    /// Answer to [`ToReplica::Probe`]: `lineage.from` names the incarnation.
+    Alive {
+        /// The question's.
+        request: u64,
+    },
+    /// Answer to [`ToReplica::Fence`], after the promise is durable.
+    Facts {
+        /// The question's.
+        request: u64,
+        /// What the replica holds.
+        facts: Facts,
+    },
+    /// Answer to [`ToReplica::Cut`], after the cut is durable.
+    CutDone {
+        /// The question's.
+        request: u64,
+        /// R: the log's durable end.
+        durable: Lsn,
+    },
+    /// Answer to [`ToReplica::Append`]; also sent unasked when the durable end moves.
+    Ack {
+        /// R: the log's durable end.
+        durable: Lsn,
+        /// The newest epoch recorded in the table. An ack whose recorded epoch is not the
+        /// lineage's commits nothing.
+        recorded: Option<Epoch>,
+        /// The stamp whose promise this confirms. The promise runs from that stamp.
+        promised: Option<Millis>,
+    },
+    /// An append began above the log's end: send from `durable + 1` again.
+    Gap {
+        /// The log's end.
+        end: Lsn,
+    },
+    /// The base lane may start.
+    RebuildStarted {
+        /// The session.
+        session: RecoveryId,
+    },
+    /// The session has ended: everything up to `achieved` is durable, table and state included.
+    Closed {
+        /// The session.
+        session: RecoveryId,
+        /// The durable end.
+        achieved: Lsn,
+    },
+    /// The session can't go on.
+    SessionFailed {
+        /// The session.
+        session: RecoveryId,
+        /// Why.
+        cause: crate::recovery::FailureKind,
+    },
+    /// The sender promised a newer epoch, or the message was for another incarnation.
+    Refused {
+        /// The newest configuration that the replica knows, if it is newer than the question's.
+        config: Option<Config>,
+    },
+}
+
+/// What a replica holds, told under a promise to the epoch of the question.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Facts {
+    /// Which epochs its log went through.
+    pub table: EpochTable,
+    /// R: the log's durable end.
+    pub durable: Lsn,
+    /// The committed LSN that it knows, at most `durable`.
+    pub committed: Lsn,
+    /// Everything up to here is in its extents.
+    pub checkpoint: Lsn,
+    /// Set while a base lane is unfinished.
+    pub incomplete: Option<Incomplete>,
+    /// The loss generation that it last reconciled under.
+    pub loss_generation: LossGeneration,
+}

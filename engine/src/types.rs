@@ -1,0 +1,200 @@
+//! Identities and quantities that every part of sbk shares.
+//!
+//! All are newtypes, so that an LSN can't be passed where an epoch is meant, and none uses 0 or
+//! an empty string for "none": absence is an `Option`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+/// Bytes in one block, the unit of everything inside sbk. Frontends address 512-byte sectors.
+pub const BLOCK_SIZE: u64 = 4096;
+/// Bytes in one region, the unit of delta recovery, verification and the region LSN table.
+pub const REGION_SIZE: u64 = 1 << 20;
+/// Blocks in one region.
+pub const REGION_BLOCKS: u64 = REGION_SIZE / BLOCK_SIZE;
+/// Most bytes that one log entry, and so one frontend request, may carry.
+pub const MAX_REQUEST_BYTES: u64 = 32 << 20;
+/// Most frontend sessions that one volume knows at a time.
+pub const MAX_SESSIONS: usize = 64;
+/// A session's sequence numbers lie in `(low, low + SEQUENCE_WINDOW]`.
+pub const SEQUENCE_WINDOW: u64 = 1024;
+
+macro_rules! number {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub u64);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl $name {
+            /// The next number. Panics at `u64::MAX`, which no correct run reaches.
+            pub fn next(self) -> Self {
+                Self(self.0 + 1)
+            }
+
+            /// The number before, or 0 at 0.
+            pub fn prev(self) -> Self {
+                Self(self.0.saturating_sub(1))
+            }
+        }
+    };
+}
+
+macro_rules! identity {
+    ($(#[$doc:meta])* $name:ident) => {
+        $(#[$doc])*
+        #[derive(
+            Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+        )]
+        #[serde(transparent)]
+        pub struct $name(pub Uuid);
+
+        impl fmt::Display for $name {
+            fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+                self.0.fmt(f)
+            }
+        }
+
+        impl std::str::FromStr for $name {
+            type Err = uuid::Error;
+            fn from_str(s: &str) -> Result<Self, Self::Err> {
+                Uuid::parse_str(s).map(Self)
+            }
+        }
+    };
+}
+
+number!(
+    /// Log sequence number of one entry in one volume: 1, 2, 3, ... with no gap. `Lsn(0)` is the
+    /// position before the first entry, so a durable LSN of 0 says "an empty log", not "unknown".
+    Lsn
+);
+number!(
+    /// Number of a volume's configuration (primary + in-sync replicas). Only the master quorum
+    /// mints one. The first is 1; `Epoch(0)` is the position before it and is never in force.
+    Epoch
+);
+number!(
+    /// A block address: 4096-byte units from the start of the volume.
+    Lba
+);
+number!(
+    /// Milliseconds on the caller's monotonic clock that also counts suspended time
+    /// (`CLOCK_BOOTTIME`). Comparable only with readings of the same machine.
+    Millis
+);
+number!(
+    /// Raised by every promotion that may have lost acknowledged writes.
+    LossGeneration
+);
+number!(
+    /// Counts attachments of a volume; an older one may not write.
+    AttachGeneration
+);
+
+impl Millis {
+    /// This time plus `ms` milliseconds.
+    pub fn after(self, ms: u64) -> Self {
+        Self(self.0 + ms)
+    }
+
+    /// Milliseconds from `earlier` to this time, 0 if it is later.
+    pub fn since(self, earlier: Millis) -> u64 {
+        self.0.saturating_sub(earlier.0)
+    }
+}
+
+identity!(
+    /// A volume. Messages and files name this, never the volume's name: a volume deleted and
+    /// created again under one name is another volume.
+    VolumeId
+);
+identity!(
+    /// One copy of one volume on one node. Fresh in the create that the masters send.
+    ReplicaId
+);
+identity!(
+    /// A datanode, minted at its first start and kept in its data directory.
+    NodeId
+);
+identity!(
+    /// One frontend's session with one volume, opened by an attach entry in the log.
+    SessionId
+);
+identity!(
+    /// A boot of a machine (`/proc/sys/kernel/random/boot_id`).
+    BootId
+);
+
+/// One run of one replica: `process` counts a datanode's starts on disk, `open` the times that
+/// the replica was opened within the process. A replica that was reopened counts as restarted.
+#[derive(
+    Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
+)]
+pub struct Incarnation {
+    /// Starts of the datanode process, from 1.
+    pub process: u64,
+    /// Openings of the replica within the process, from 1.
+    pub open: u64,
+}
+
+impl fmt::Display for Incarnation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}.{}", self.process, self.open)
+    }
+}
+
+/// A replica in one of its incarnations.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct ReplicaRef {
+    /// Which replica.
+    pub id: ReplicaId,
+    /// Which of its runs.
+    pub incarnation: Incarnation,
+}
+
+/// Where a replica lives.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Placement {
+    /// The node that holds it.
+    pub node: NodeId,
+    /// `host:port` of that node's gRPC listener.
+    pub addr: String,
+}
+
+/// One configuration of one volume, as the master quorum minted it. Within one volume the epoch
+/// determines every other field but `replicas[..].addr`, which follows a node that moved.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Config {
+    /// The volume.
+    pub volume: VolumeId,
+    /// This configuration's number.
+    pub epoch: Epoch,
+    /// The replica that orders writes and serves reads, in the incarnation it was chosen for.
+    pub primary: ReplicaRef,
+    /// The oldest epoch since which this primary in this incarnation has been primary without
+    /// interruption. A primary that was in force in an epoch `>= since` goes on; any other is
+    /// freshly promoted and must reconcile first.
+    pub since: Epoch,
+    /// The in-sync replicas: those that hold every committed write. Contains the primary.
+    pub isr: BTreeSet<ReplicaId>,
+    /// Every replica of the volume, in sync or not, whose create was confirmed.
+    pub replicas: BTreeMap<ReplicaId, Placement>,
+    /// Fewest in-sync replicas with which the volume commits, 1 or more.
+    pub min_in_sync: u32,
+    /// The volume's size in blocks.
+    pub blocks: u64,
+    /// The volume's loss generation.
+    pub loss_generation: LossGeneration,
+}
