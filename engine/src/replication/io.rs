@@ -42,8 +42,10 @@ pub struct Opened {
     pub checkpoint: Lsn,
     /// S: the oldest LSN that the WAL still holds; `durable + 1` if it holds none.
     pub retained: Lsn,
-    /// The log's state as of `durable`.
+    /// The log's state as of `committed`.
     pub state: LogState,
+    /// The headers of `committed + 1 ..= durable`, in order.
+    pub uncommitted: Vec<EntryHeader>,
 }
 
 /// What the superblock keeps for the engine. Written whole.
@@ -124,11 +126,6 @@ pub enum Input {
         generation: u64,
         /// The durable end.
         lsn: Lsn,
-    },
-    /// A cut was executed.
-    CutDone {
-        /// The state of the shorter log.
-        state: LogState,
     },
     /// The checkpoint moved or WAL segments went.
     Checkpointed {
@@ -306,7 +303,7 @@ pub enum Output {
     /// Blocking: write and sync the superblock with this content.
     Persist(Kept),
     /// Blocking: end the log at `end`, overwriting and syncing the rest, then the superblock with
-    /// `kept`. [`Input::CutDone`] is the next input.
+    /// `kept`. `end` is never below the committed LSN.
     Cut {
         /// The new end.
         end: Lsn,
