@@ -3,5 +3,8 @@
 mod command;
 mod event;
 
+mod engine;
+
 pub use command::Command;
+pub use engine::{Params, ReplicaView, Verdict, VolumeState, step};
 pub use event::{Event, FailureKind, TransportEpoch};

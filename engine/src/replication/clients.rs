@@ -1,0 +1,477 @@
+//! What a primary does for its frontends: streams, requests, answers.
+//!
+//! A write that arrives late overwrites newer data, and one applied twice breaks linearizability.
+//! So a session has one live stream; a request is checked when its LSN is assigned, not when it
+//! arrives; and one whose sequence is in the log already is not logged again, it waits for that
+//! entry's commit.
+
+use std::collections::{BTreeMap, VecDeque};
+
+use serde::{Deserialize, Serialize};
+
+use super::core::Core;
+use super::io::{Op, OpenStream, Outcome, Output, Payload, Request, StreamEnd, StreamId};
+use super::log::{BlockRange, EntryHeader, EntryKind, Origin, RequestTag};
+use super::primary::Primary;
+use super::{IgnoredReason, Verdict};
+use crate::types::{BLOCK_SIZE, Lsn, MAX_REQUEST_BYTES, MAX_SESSIONS, SEQUENCE_WINDOW, SessionId};
+
+/// A frontend's stream.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Stream {
+    session: SessionId,
+    stage: StreamStage,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+enum StreamStage {
+    /// Waits until the primary is ready.
+    Waiting { create: bool },
+    /// The session's attach entry is logged and not yet committed.
+    Attaching { lsn: Lsn },
+    /// Requests are taken.
+    Open,
+}
+
+/// A read whose blocks are being read, or whose answer waits.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Read {
+    range: BlockRange,
+    /// Set once the blocks were read: answered when everything up to here is committed.
+    wait: Option<Lsn>,
+}
+
+/// A partial write whose blocks are being read. Nothing else is logged to them meanwhile.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Merge {
+    request: Request,
+    range: BlockRange,
+}
+
+type Key = (StreamId, RequestTag);
+
+/// The frontends' side of a primary.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Clients {
+    streams: BTreeMap<StreamId, Stream>,
+    live: BTreeMap<SessionId, StreamId>,
+    /// Logged requests that wait for their commit.
+    logged: BTreeMap<Lsn, Key>,
+    /// Flushes, with the LSN that must be committed.
+    flushes: Vec<(Lsn, Key)>,
+    #[serde(with = "pairs")]
+    reads: BTreeMap<Key, Read>,
+    #[serde(with = "pairs")]
+    merges: BTreeMap<Key, Merge>,
+    /// Requests that wait for room, or for a merge of their blocks; in order.
+    parked: VecDeque<(StreamId, Request)>,
+}
+
+/// Maps with structured keys, as lists of pairs: JSON knows only text as keys.
+mod pairs {
+    use std::collections::BTreeMap;
+
+    use serde::{Deserialize, Deserializer, Serialize, Serializer};
+
+    pub(super) fn serialize<K: Serialize, V: Serialize, S: Serializer>(
+        map: &BTreeMap<K, V>,
+        serializer: S,
+    ) -> Result<S::Ok, S::Error> {
+        serializer.collect_seq(map)
+    }
+
+    pub(super) fn deserialize<'de, K, V, D>(deserializer: D) -> Result<BTreeMap<K, V>, D::Error>
+    where
+        K: Deserialize<'de> + Ord,
+        V: Deserialize<'de>,
+        D: Deserializer<'de>,
+    {
+        Vec::<(K, V)>::deserialize(deserializer).map(|pairs| pairs.into_iter().collect())
+    }
+}
+
+impl Clients {
+    /// Ends every stream.
+    pub(super) fn end_all(&mut self, out: &mut Vec<Output>, reason: StreamEnd) {
+        for stream in std::mem::take(self).streams.into_keys() {
+            out.push(Output::StreamEnded { stream, reason: reason.clone() });
+        }
+    }
+
+    /// Forgets a stream and all of it that was not logged.
+    fn forget(&mut self, stream: StreamId) {
+        if let Some(gone) = self.streams.remove(&stream)
+            && self.live.get(&gone.session) == Some(&stream)
+        {
+            self.live.remove(&gone.session);
+        }
+        self.logged.retain(|_, key| key.0 != stream);
+        self.flushes.retain(|(_, key)| key.0 != stream);
+        self.reads.retain(|key, _| key.0 != stream);
+        self.merges.retain(|key, _| key.0 != stream);
+        self.parked.retain(|(of, _)| *of != stream);
+    }
+
+    fn end(&mut self, out: &mut Vec<Output>, stream: StreamId, reason: StreamEnd) {
+        if self.streams.contains_key(&stream) {
+            self.forget(stream);
+            out.push(Output::StreamEnded { stream, reason });
+        }
+    }
+
+    /// Whether blocks are being merged, or a parked request that came before touches them.
+    fn merging(&self, range: BlockRange) -> bool {
+        self.merges.values().any(|merge| merge.range.overlaps(&range))
+    }
+
+    /// Requests in any stage.
+    pub(super) fn in_flight(&self) -> usize {
+        self.logged.len()
+            + self.flushes.len()
+            + self.reads.len()
+            + self.merges.len()
+            + self.parked.len()
+    }
+}
+
+fn range_of(op: Op) -> Option<BlockRange> {
+    match op {
+        Op::Read(range)
+        | Op::Write(range)
+        | Op::PartialWrite(range)
+        | Op::Trim(range)
+        | Op::Zero(range) => Some(range),
+        Op::Flush | Op::Detach => None,
+    }
+}
+
+impl Primary {
+    /// A frontend asks for a stream.
+    pub(super) fn open_stream(&mut self, core: &mut Core, open: &OpenStream) -> Verdict {
+        let older = open.loss_generation.is_some_and(|g| g != self.config.loss_generation);
+        if older {
+            let reason = StreamEnd::SessionLost;
+            core.out.push(Output::StreamEnded { stream: open.stream, reason });
+            return Verdict::Applied;
+        }
+        // One live stream a session: the old one and all of it that was not logged ends here.
+        if let Some(old) = self.clients.live.insert(open.session, open.stream) {
+            self.clients.end(&mut core.out, old, StreamEnd::Replaced);
+            self.clients.live.insert(open.session, open.stream);
+        }
+        let stage = StreamStage::Waiting { create: open.create };
+        self.clients.streams.insert(open.stream, Stream { session: open.session, stage });
+        Verdict::Applied
+    }
+
+    /// A frontend's stream is gone.
+    pub(super) fn close_stream(&mut self, stream: StreamId) -> Verdict {
+        self.clients.forget(stream);
+        Verdict::Applied
+    }
+
+    /// A request on an open stream.
+    pub(super) fn request(
+        &mut self,
+        core: &mut Core,
+        stream: StreamId,
+        request: Request,
+    ) -> Verdict {
+        let Some(known) = self.clients.streams.get(&stream) else {
+            return Verdict::Ignored(IgnoredReason::UnknownStream);
+        };
+        if known.session != request.tag.session || known.stage != StreamStage::Open {
+            return Verdict::Ignored(IgnoredReason::Malformed);
+        }
+        if let Some(refusal) = self.invalid(core, &request) {
+            let outcome = Outcome::Invalid(refusal);
+            core.out.push(Output::Answer { stream, tag: request.tag, outcome });
+            return Verdict::Applied;
+        }
+        if let Op::Read(range) = request.op {
+            let key = (stream, request.tag);
+            self.clients.reads.insert(key, Read { range, wait: None });
+            core.out.push(Output::Read { stream, tag: request.tag, range, merge: false });
+            return Verdict::Applied;
+        }
+        self.clients.parked.push_back((stream, request));
+        Verdict::Applied
+    }
+
+    fn invalid(&self, core: &Core, request: &Request) -> Option<String> {
+        if let Some(range) = range_of(request.op) {
+            let blocks = core.log.state.blocks;
+            if range.blocks == 0 || range.end() > blocks {
+                return Some(format!(
+                    "blocks {}+{} pass the end of a volume of {blocks} blocks",
+                    range.lba, range.blocks
+                ));
+            }
+            let bytes = u64::from(range.blocks) * BLOCK_SIZE;
+            let carries = !matches!(request.op, Op::Trim(_) | Op::Zero(_));
+            // A request of the greatest length that begins inside a block touches one more.
+            if carries && bytes > MAX_REQUEST_BYTES + BLOCK_SIZE {
+                return Some(format!("{bytes} bytes are more than a request may carry"));
+            }
+        }
+        let sequence = request.tag.sequence;
+        if sequence <= request.low || sequence > request.low + SEQUENCE_WINDOW {
+            return Some(format!(
+                "sequence {sequence} is not within the window above {}",
+                request.low
+            ));
+        }
+        None
+    }
+
+    /// The blocks of a read, or of a partial write's merge, were read.
+    pub(super) fn read_done(
+        &mut self,
+        core: &mut Core,
+        stream: StreamId,
+        tag: RequestTag,
+        error: Option<String>,
+    ) -> Verdict {
+        let key = (stream, tag);
+        if let Some(error) = error {
+            let known = self.clients.reads.remove(&key).is_some()
+                || self.clients.merges.remove(&key).is_some();
+            if !known {
+                return Verdict::Ignored(IgnoredReason::UnknownStream);
+            }
+            core.out.push(Output::Answer { stream, tag, outcome: Outcome::Failed(error) });
+            return Verdict::Applied;
+        }
+        if let Some(read) = self.clients.reads.get_mut(&key) {
+            // The data may be of an entry that is not committed: the answer waits for it. One logged
+            // after the read was not seen by it, and waiting for it does no harm.
+            read.wait = Some(core.newest_uncommitted(read.range).unwrap_or_default());
+            return Verdict::Applied;
+        }
+        match self.clients.merges.remove(&key) {
+            Some(merge) => {
+                let range = merge.range;
+                let (lba, blocks) = (range.lba, range.blocks);
+                self.log(core, stream, &merge.request, EntryKind::Write { lba, blocks });
+                Verdict::Applied
+            }
+            None => Verdict::Ignored(IgnoredReason::UnknownStream),
+        }
+    }
+
+    /// Does for the frontends what the frontiers now allow.
+    pub(super) fn serve(&mut self, core: &mut Core) {
+        if self.ready {
+            self.open_waiting(core);
+            self.log_parked(core);
+        }
+        self.answer(core);
+    }
+
+    fn open_waiting(&mut self, core: &mut Core) {
+        let waiting: Vec<_> = self
+            .clients
+            .streams
+            .iter()
+            .filter_map(|(id, stream)| match stream.stage {
+                StreamStage::Waiting { create } => Some((*id, stream.session, create)),
+                StreamStage::Attaching { .. } | StreamStage::Open => None,
+            })
+            .collect();
+        for (id, session, create) in waiting {
+            let known = core.log.state.sessions.contains_key(&session);
+            if !known && !create {
+                self.clients.end(&mut core.out, id, StreamEnd::SessionLost);
+                continue;
+            }
+            if !known && !self.make_room(core) {
+                self.clients.end(&mut core.out, id, StreamEnd::TooManySessions);
+                continue;
+            }
+            if !known {
+                let tag = RequestTag { session, sequence: 0 };
+                let generation = core.log.state.attach;
+                self.append(
+                    core,
+                    EntryKind::Attach { generation },
+                    Some(Origin { tag, low: 0 }),
+                    Payload::Empty,
+                );
+            }
+            // A session that the log knows may have been opened by an entry that is not committed.
+            let lsn = core.log.end;
+            if let Some(stream) = self.clients.streams.get_mut(&id) {
+                stream.stage = StreamStage::Attaching { lsn };
+            }
+        }
+    }
+
+    /// Closes the session that was idle for longest if there are too many. `false` if all live.
+    fn make_room(&mut self, core: &mut Core) -> bool {
+        if core.log.state.sessions.len() < MAX_SESSIONS {
+            return true;
+        }
+        let idle = core
+            .log
+            .state
+            .sessions
+            .iter()
+            .filter(|(id, _)| !self.clients.live.contains_key(id))
+            .min_by_key(|(_, log)| log.newest)
+            .map(|(id, _)| *id);
+        let Some(session) = idle else { return false };
+        self.append(core, EntryKind::Close { session }, None, Payload::Empty);
+        true
+    }
+
+    fn append(
+        &mut self,
+        core: &mut Core,
+        kind: EntryKind,
+        origin: Option<Origin>,
+        payload: Payload,
+    ) -> Lsn {
+        let lsn = core.log.end.next();
+        let header = EntryHeader { epoch: self.config.epoch, lsn, kind, origin };
+        core.extend(&[header]);
+        core.out.push(Output::Append { headers: vec![header], payload });
+        lsn
+    }
+
+    /// Logs what waits, in order, as far as there is room. A request that must wait for a merge
+    /// holds up the later ones that touch its blocks, no others.
+    fn log_parked(&mut self, core: &mut Core) {
+        let mut held: Vec<BlockRange> = Vec::new();
+        let mut kept = VecDeque::new();
+        while let Some((stream, request)) = self.clients.parked.pop_front() {
+            let full = core.log.uncommitted.len() as u64 >= core.params.max_uncommitted;
+            let range = range_of(request.op);
+            let blocked = range
+                .is_some_and(|r| self.clients.merging(r) || held.iter().any(|h| h.overlaps(&r)));
+            if full || blocked {
+                held.extend(range);
+                kept.push_back((stream, request));
+                continue;
+            }
+            self.start(core, stream, request);
+        }
+        self.clients.parked = kept;
+    }
+
+    /// Starts a request: the checks of its session, epoch and attachment are made here, where the
+    /// LSN is assigned.
+    fn start(&mut self, core: &mut Core, stream: StreamId, request: Request) {
+        let tag = request.tag;
+        let key = (stream, tag);
+        if request.epoch < self.config.since {
+            return self.clients.end(&mut core.out, stream, StreamEnd::NotPrimary);
+        }
+        if request.attach < core.log.state.attach {
+            return self.clients.end(&mut core.out, stream, StreamEnd::AttachLost);
+        }
+        let Some(session) = core.log.state.sessions.get(&tag.session) else {
+            return self.clients.end(&mut core.out, stream, StreamEnd::SessionLost);
+        };
+        if let Some(lsn) = session.logged.get(&tag.sequence) {
+            // It was logged before its answer got lost.
+            if *lsn <= core.log.committed {
+                core.out.push(Output::Answer { stream, tag, outcome: Outcome::Done });
+            } else {
+                self.clients.logged.insert(*lsn, key);
+            }
+            return;
+        }
+        if tag.sequence <= session.low
+            || tag.sequence > session.low.max(request.low) + SEQUENCE_WINDOW
+        {
+            // The frontend said that it knows this one's fate: a late copy must not be logged.
+            let outcome = Outcome::Failed("the sequence was settled before".to_owned());
+            core.out.push(Output::Answer { stream, tag, outcome });
+            return;
+        }
+        match request.op {
+            Op::Write(BlockRange { lba, blocks }) => {
+                self.log(core, stream, &request, EntryKind::Write { lba, blocks });
+            }
+            Op::Trim(BlockRange { lba, blocks }) => {
+                self.log(core, stream, &request, EntryKind::Trim { lba, blocks });
+            }
+            Op::Zero(BlockRange { lba, blocks }) => {
+                self.log(core, stream, &request, EntryKind::Zero { lba, blocks });
+            }
+            Op::PartialWrite(range) => {
+                self.clients.merges.insert(key, Merge { request, range });
+                core.out.push(Output::Read { stream, tag, range, merge: true });
+            }
+            // Whatever this primary acknowledged is durable on every member; what it inherited may
+            // have been acknowledged by an earlier one and is committed first.
+            Op::Flush => self.clients.flushes.push((self.inherited, key)),
+            Op::Detach => {
+                let kind = EntryKind::Close { session: tag.session };
+                self.log(core, stream, &request, kind);
+            }
+            // Reads are never parked.
+            Op::Read(_) => {}
+        }
+    }
+
+    fn log(&mut self, core: &mut Core, stream: StreamId, request: &Request, kind: EntryKind) {
+        let tag = request.tag;
+        let payload = match kind {
+            EntryKind::Write { .. } => Payload::Client(tag),
+            EntryKind::Trim { .. }
+            | EntryKind::Zero { .. }
+            | EntryKind::Attach { .. }
+            | EntryKind::Close { .. }
+            | EntryKind::Resize { .. } => Payload::Empty,
+        };
+        let lsn = self.append(core, kind, Some(Origin { tag, low: request.low }), payload);
+        self.clients.logged.insert(lsn, (stream, tag));
+    }
+
+    /// Answers what is committed, and reads under the lease.
+    fn answer(&mut self, core: &mut Core) {
+        let committed = core.log.committed;
+        while let Some(entry) = self.clients.logged.first_entry()
+            && *entry.key() <= committed
+        {
+            let (stream, tag) = entry.remove();
+            core.out.push(Output::Answer { stream, tag, outcome: Outcome::Done });
+        }
+        let (done, rest) = std::mem::take(&mut self.clients.flushes)
+            .into_iter()
+            .partition::<Vec<_>, _>(|(wait, _)| *wait <= committed && self.ready);
+        self.clients.flushes = rest;
+        for (_, (stream, tag)) in done {
+            core.out.push(Output::Answer { stream, tag, outcome: Outcome::Done });
+        }
+        self.finish_attaching(core);
+        if self.clients.reads.is_empty() || !self.active(core.now) {
+            return;
+        }
+        let ready: Vec<_> = self
+            .clients
+            .reads
+            .iter()
+            .filter(|(_, read)| read.wait.is_some_and(|wait| wait <= committed))
+            .map(|(key, _)| *key)
+            .collect();
+        for key in ready {
+            self.clients.reads.remove(&key);
+            core.out.push(Output::Answer { stream: key.0, tag: key.1, outcome: Outcome::Done });
+        }
+    }
+
+    fn finish_attaching(&mut self, core: &mut Core) {
+        let (epoch, loss_generation) = (self.config.epoch, self.config.loss_generation);
+        let attach = core.log.state.attach;
+        for (id, stream) in &mut self.clients.streams {
+            if let StreamStage::Attaching { lsn } = stream.stage
+                && lsn <= core.log.committed
+            {
+                stream.stage = StreamStage::Open;
+                core.out.push(Output::StreamOpened { stream: *id, epoch, attach, loss_generation });
+            }
+        }
+    }
+}

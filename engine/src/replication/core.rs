@@ -1,0 +1,276 @@
+//! What a replica is in every role: its log's frontiers, its promises, its superblock.
+
+use std::collections::VecDeque;
+
+use serde::{Deserialize, Serialize};
+
+use super::io::{Kept, Opened, Output};
+use super::log::{BlockRange, EntryHeader, LogState};
+use super::message::{Append, Lineage};
+use super::trace::TraceEvent;
+use super::{IgnoredReason, Params};
+use crate::types::{BootId, Config, Epoch, Lsn, Millis, ReplicaRef, VolumeId};
+
+/// A promise to a primary not to serve before a time.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Promise {
+    /// To whom; `None` for whatever an earlier run of this replica may have promised.
+    pub(super) to: Option<ReplicaRef>,
+    /// Until when, on this machine's clock, drift margin included.
+    pub(super) until: Millis,
+}
+
+/// The log's frontiers. Invariant: `checkpoint <= committed <= durable <= end`.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Log {
+    /// Last LSN logged.
+    pub(super) end: Lsn,
+    /// Last LSN synced.
+    pub(super) durable: Lsn,
+    /// Last LSN known to be committed.
+    pub(super) committed: Lsn,
+    /// Last LSN in the extents.
+    pub(super) checkpoint: Lsn,
+    /// S: oldest LSN that the WAL holds.
+    pub(super) retained: Lsn,
+    /// Cuts and wipes so far in this opening.
+    pub(super) generation: u64,
+    /// The state as of `end`.
+    pub(super) state: LogState,
+    /// The state as of `committed`.
+    pub(super) committed_state: LogState,
+    /// Headers of `committed + 1 ..= end`.
+    pub(super) uncommitted: VecDeque<EntryHeader>,
+}
+
+/// What every role works on. Outputs gather in `out` in the order in which they are executed.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Core {
+    pub(super) params: Params,
+    pub(super) me: ReplicaRef,
+    pub(super) volume: VolumeId,
+    pub(super) boot: BootId,
+    pub(super) now: Millis,
+    /// What was last written to the superblock, but for `table`, which also knows what the log's
+    /// entries imply. [`Core::persist`] writes the part of it that is durably backed.
+    pub(super) kept: Kept,
+    /// The newest epoch in the table as it is on disk.
+    pub(super) recorded: Option<Epoch>,
+    pub(super) log: Log,
+    pub(super) promises: Vec<Promise>,
+    /// The newest configuration known, from whomever.
+    pub(super) config: Option<Config>,
+    #[serde(skip)]
+    pub(super) out: Vec<Output>,
+}
+
+impl Core {
+    pub(super) fn open(now: Millis, opened: Opened, params: Params) -> Self {
+        let mut state = opened.state.clone();
+        opened.uncommitted.iter().for_each(|header| state.apply(header));
+        let until = now.after(params.promise_ms());
+        let recorded = opened.kept.table.last().map(|(epoch, _)| epoch);
+        Self {
+            me: opened.me,
+            volume: opened.volume,
+            boot: opened.boot,
+            now,
+            recorded,
+            log: Log {
+                end: opened.durable,
+                durable: opened.durable,
+                committed: opened.committed,
+                checkpoint: opened.checkpoint,
+                retained: opened.retained,
+                generation: 0,
+                state,
+                committed_state: opened.state,
+                uncommitted: opened.uncommitted.into(),
+            },
+            kept: opened.kept,
+            // An earlier run may have promised just before it ended.
+            promises: vec![Promise { to: None, until }],
+            config: None,
+            out: Vec::new(),
+            params,
+        }
+    }
+
+    /// Writes the superblock. Only those epochs are written whose start is durably backed: a pair
+    /// on disk says that the whole log below its LSN is held.
+    pub(super) fn persist(&mut self) {
+        let kept = self.kept_for_disk();
+        self.recorded = kept.table.last().map(|(epoch, _)| epoch);
+        self.out.push(Output::Persist(kept));
+    }
+
+    /// What the superblock may say now.
+    pub(super) fn kept_for_disk(&self) -> Kept {
+        let mut kept = self.kept.clone();
+        kept.table = kept.table.up_to(self.log.durable);
+        kept
+    }
+
+    /// Raises the fenced epoch, in memory; the caller persists before it answers.
+    pub(super) fn fence(&mut self, epoch: Epoch) {
+        assert!(
+            epoch > self.kept.fenced,
+            "the fenced epoch went from {} to {epoch}",
+            self.kept.fenced
+        );
+        self.kept.fenced = epoch;
+    }
+
+    /// Records that `epoch` starts at `first`, once everything below is durable. Returns whether it
+    /// is on disk (or was).
+    pub(super) fn record_epoch(&mut self, epoch: Epoch, first: Lsn) -> bool {
+        if self.recorded == Some(epoch) {
+            return true;
+        }
+        if self.log.durable.next() < first {
+            return false;
+        }
+        self.note_epoch(epoch, first);
+        self.kept.table.prune(self.log.checkpoint);
+        if self.kept.incomplete.is_none() {
+            self.persist();
+        }
+        self.recorded == Some(epoch)
+    }
+
+    /// Puts `epoch` into the table in memory.
+    pub(super) fn note_epoch(&mut self, epoch: Epoch, first: Lsn) {
+        if self.kept.table.last().is_none_or(|(last, _)| last < epoch) {
+            self.kept.table.record(epoch, first);
+        }
+    }
+
+    /// Takes headers into the log. The output that appends them is the caller's.
+    pub(super) fn extend(&mut self, headers: &[EntryHeader]) {
+        for header in headers {
+            assert_eq!(header.lsn, self.log.end.next(), "a log has no gap");
+            self.log.end = header.lsn;
+            self.kept.table.observe(header);
+            self.log.state.apply(header);
+            self.log.uncommitted.push_back(*header);
+        }
+    }
+
+    /// Moves the committed LSN up to `lsn`, at most the durable end; never back.
+    pub(super) fn commit_to(&mut self, lsn: Lsn) -> bool {
+        let lsn = lsn.min(self.log.durable);
+        if lsn <= self.log.committed {
+            return false;
+        }
+        while self.log.uncommitted.front().is_some_and(|header| header.lsn <= lsn) {
+            if let Some(header) = self.log.uncommitted.pop_front() {
+                self.log.committed_state.apply(&header);
+            }
+        }
+        self.log.committed = lsn;
+        self.out.push(Output::Committed(lsn));
+        true
+    }
+
+    /// Ends the log at `end`, which is not below the committed LSN. The caller emits the cut.
+    pub(super) fn cut_log(&mut self, end: Lsn) {
+        assert!(end >= self.log.committed, "a cut to {end} below committed {}", self.log.committed);
+        self.log.uncommitted.retain(|header| header.lsn <= end);
+        let mut state = self.log.committed_state.clone();
+        self.log.uncommitted.iter().for_each(|header| state.apply(header));
+        self.log.state = state;
+        self.log.end = end;
+        self.log.durable = self.log.durable.min(end);
+        self.log.generation += 1;
+    }
+
+    /// The newest uncommitted entry that touches the blocks.
+    pub(super) fn newest_uncommitted(&self, range: BlockRange) -> Option<Lsn> {
+        self.log
+            .uncommitted
+            .iter()
+            .rev()
+            .find(|header| header.kind.range().is_some_and(|r| r.overlaps(&range)))
+            .map(|header| header.lsn)
+    }
+
+    /// Promises `to` that this replica won't serve as primary for a lease's time from now.
+    pub(super) fn promise(&mut self, to: ReplicaRef) {
+        let until = self.now.after(self.params.promise_ms());
+        let now = self.now;
+        self.promises.retain(|p| p.until > now && p.to != Some(to));
+        self.promises.push(Promise { to: Some(to), until });
+    }
+
+    /// When every promise to others than itself has run out.
+    pub(super) fn promised_until(&self) -> Millis {
+        let me = self.me;
+        let others = self.promises.iter().filter(|p| p.to != Some(me));
+        others.map(|p| p.until).max().unwrap_or_default()
+    }
+
+    /// Remembers a configuration if it is the newest of the volume.
+    pub(super) fn learn(&mut self, config: &Config) -> bool {
+        let newer = self.config.as_ref().is_none_or(|known| config.epoch > known.epoch);
+        if newer {
+            self.config = Some(config.clone());
+        }
+        newer
+    }
+
+    /// The newest configuration known, if it is newer than `epoch`.
+    pub(super) fn newer_than(&self, epoch: Epoch) -> Option<Config> {
+        self.config.clone().filter(|config| config.epoch > epoch)
+    }
+
+    /// The lineage of a message to `to` in `epoch`.
+    pub(super) fn lineage(&self, epoch: Epoch, to: ReplicaRef) -> Lineage {
+        Lineage { volume: self.volume, epoch, from: self.me, to }
+    }
+
+    pub(super) fn trace(&mut self, what: &str, why: String) {
+        let epoch = self.kept.fenced;
+        self.out.push(Output::Trace(TraceEvent {
+            at: self.now,
+            epoch,
+            what: what.to_owned(),
+            why,
+        }));
+    }
+
+    /// The first invariants of every replica, in every role.
+    pub(super) fn assert_invariants(&self) {
+        let log = &self.log;
+        assert!(log.checkpoint <= log.committed, "extents hold uncommitted entries");
+        assert!(
+            log.committed <= log.durable,
+            "committed {} is not durable {}",
+            log.committed,
+            log.durable
+        );
+        assert!(log.durable <= log.end, "durable {} lies past the end {}", log.durable, log.end);
+        assert_eq!(
+            log.uncommitted.len() as u64,
+            log.end.0 - log.committed.0,
+            "uncommitted entries have no gap"
+        );
+        if let Some((epoch, first)) = self.kept.table.last() {
+            assert!(epoch <= self.kept.fenced, "epoch {epoch} recorded without a promise to it");
+            assert!(first.0 <= log.end.0 + 1, "epoch {epoch} starts beyond the log");
+        }
+        assert!(log.state.within_limits(), "the log state outgrew its limits");
+    }
+}
+
+/// The entries of an append that follow a log's end, or why there are none.
+pub(super) fn fresh_entries(append: &Append, end: Lsn) -> Result<&[EntryHeader], IgnoredReason> {
+    let mut expected = append.prev;
+    for header in &append.entries {
+        expected = expected.next();
+        if header.lsn != expected {
+            return Err(IgnoredReason::Malformed);
+        }
+    }
+    let known = append.entries.iter().take_while(|header| header.lsn <= end).count();
+    Ok(&append.entries[known..])
+}

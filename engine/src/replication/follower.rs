@@ -1,0 +1,328 @@
+//! A replica that follows a primary: promises, cuts, takes the feed, is rebuilt.
+//!
+//! Invariant: while `reconciled` is set, this log is a prefix of the primary's. Everything that
+//! appends to it or moves its committed LSN asks for that first.
+
+use serde::{Deserialize, Serialize};
+
+use super::core::{Core, fresh_entries};
+use super::io::{Output, Payload};
+use super::log::{EpochTable, LogState};
+use super::message::{Append, Facts, Incomplete, Lineage, RecoveryId, ToPrimary};
+use super::{IgnoredReason, Verdict};
+use crate::types::{Config, Epoch, Lsn, Millis, ReplicaRef};
+
+/// What a follower knows of its primary.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Follower {
+    /// The primary of `epoch`.
+    pub(super) primary: ReplicaRef,
+    /// The epoch promised to.
+    pub(super) epoch: Epoch,
+    /// The epoch in which this log was last made a prefix of the primary's. A continuous newer
+    /// epoch needs no other.
+    reconciled: Option<Epoch>,
+    /// The primary's first LSN in `epoch`, once told.
+    first: Option<Lsn>,
+    /// The highest committed LSN that the primary told.
+    committed: Lsn,
+    /// The newest question answered: older ones are late copies.
+    question: u64,
+    /// A session that ends once the log reaches the LSN.
+    closing: Option<(RecoveryId, Lsn)>,
+}
+
+impl Follower {
+    /// Promises `config.epoch` to its primary. The promise is durable before the facts go out.
+    pub(super) fn fenced(core: &mut Core, config: &Config) -> Self {
+        if config.epoch > core.kept.fenced {
+            core.fence(config.epoch);
+            core.persist();
+            core.trace(
+                "fenced",
+                format!("promised epoch {} to {}", config.epoch, config.primary.id),
+            );
+        }
+        Self {
+            primary: config.primary,
+            epoch: config.epoch,
+            reconciled: None,
+            first: None,
+            committed: Lsn(0),
+            question: 0,
+            closing: None,
+        }
+    }
+
+    /// Answers a fence.
+    pub(super) fn answer_facts(
+        &mut self,
+        core: &mut Core,
+        lineage: Lineage,
+        request: u64,
+    ) -> Verdict {
+        if request <= self.question {
+            return Verdict::Ignored(IgnoredReason::LateCopy);
+        }
+        self.question = request;
+        self.reconciled = None;
+        self.closing = None;
+        let facts = Facts {
+            table: core.kept.table.up_to(core.log.durable),
+            durable: core.log.durable,
+            committed: core.log.committed,
+            checkpoint: core.log.checkpoint,
+            incomplete: core.kept.incomplete,
+            loss_generation: core.kept.loss_generation,
+        };
+        self.reply(core, lineage, ToPrimary::Facts { request, facts });
+        Verdict::Applied
+    }
+
+    /// Cuts the log to what it has in common with the primary's.
+    pub(super) fn cut(
+        &mut self,
+        core: &mut Core,
+        lineage: Lineage,
+        request: u64,
+        end: Lsn,
+        table: &EpochTable,
+    ) -> Verdict {
+        if request <= self.question {
+            return Verdict::Ignored(IgnoredReason::LateCopy);
+        }
+        if core.kept.incomplete.is_some() {
+            return Verdict::Ignored(IgnoredReason::Incomplete);
+        }
+        if end < core.log.committed {
+            // Only a lossy promotion may take back what was committed, and it would have said so.
+            core.trace(
+                "cut-refused",
+                format!("to {end}, but {} is committed here", core.log.committed),
+            );
+            return Verdict::Ignored(IgnoredReason::CutBelowCommitted);
+        }
+        if end > core.log.durable {
+            return Verdict::Ignored(IgnoredReason::Malformed);
+        }
+        self.question = request;
+        // All up to `end` is the same log as the primary's, so its table describes it.
+        core.kept.table = table.up_to(end);
+        if let Some(config) = core.config.as_ref().filter(|config| config.epoch == self.epoch) {
+            core.kept.loss_generation = core.kept.loss_generation.max(config.loss_generation);
+        }
+        if end < core.log.end {
+            core.trace(
+                "cut",
+                format!("from {} to {end}: the rest was never committed", core.log.end),
+            );
+            core.cut_log(end);
+            let kept = core.kept_for_disk();
+            core.recorded = kept.table.last().map(|(epoch, _)| epoch);
+            core.out.push(Output::Cut { end, kept });
+        } else {
+            core.persist();
+        }
+        self.reconciled = Some(self.epoch);
+        self.reply(core, lineage, ToPrimary::CutDone { request, durable: core.log.durable });
+        Verdict::Applied
+    }
+
+    /// Takes a message of the feed.
+    pub(super) fn append(&mut self, core: &mut Core, lineage: Lineage, append: &Append) -> Verdict {
+        if let Err(reason) = self.admit_newer(core, lineage, append.since) {
+            return Verdict::Ignored(reason);
+        }
+        if self.reconciled.is_none() {
+            return Verdict::Ignored(IgnoredReason::NotReconciled);
+        }
+        let fresh = match fresh_entries(append, core.log.end) {
+            Ok(fresh) => fresh.to_vec(),
+            Err(reason) => return Verdict::Ignored(reason),
+        };
+        self.first = Some(append.first);
+        self.committed = self.committed.max(append.committed);
+        let gap = match fresh.first() {
+            Some(header) => header.lsn != core.log.end.next(),
+            None => append.prev > core.log.end,
+        };
+        if gap {
+            let end = core.log.end;
+            self.reply(core, lineage, ToPrimary::Gap { end });
+        } else if !fresh.is_empty() {
+            core.extend(&fresh);
+            core.out.push(Output::Append { headers: fresh, payload: Payload::Feed });
+        }
+        self.settle(core);
+        if let Some(stamp) = append.stamp {
+            core.promise(self.primary);
+            self.ack(core, Some(stamp));
+        } else if !append.entries.is_empty() && core.log.durable >= core.log.end {
+            // Nothing new was logged, so no sync will make an acknowledgement by itself.
+            self.ack(core, None);
+        }
+        Verdict::Applied
+    }
+
+    /// Lets a message of a newer epoch of the same, uninterrupted primary in.
+    fn admit_newer(
+        &mut self,
+        core: &mut Core,
+        lineage: Lineage,
+        since: Epoch,
+    ) -> Result<(), IgnoredReason> {
+        if lineage.epoch == self.epoch {
+            return Ok(());
+        }
+        // Older ones were refused before they came here.
+        let continues = lineage.from == self.primary
+            && self.reconciled.is_some_and(|reconciled| since <= reconciled);
+        if !continues {
+            return Err(IgnoredReason::NotReconciled);
+        }
+        core.fence(lineage.epoch);
+        core.persist();
+        self.epoch = lineage.epoch;
+        self.reconciled = Some(lineage.epoch);
+        self.first = None;
+        Ok(())
+    }
+
+    /// The log's durable end moved, or the primary's frontiers did.
+    pub(super) fn settle(&mut self, core: &mut Core) {
+        if self.reconciled.is_none() {
+            return;
+        }
+        core.commit_to(self.committed);
+        if let Some(first) = self.first {
+            core.record_epoch(self.epoch, first);
+        }
+        self.try_close(core);
+    }
+
+    /// Tells the primary what is durable.
+    pub(super) fn ack(&self, core: &mut Core, promised: Option<Millis>) {
+        if self.reconciled.is_none() {
+            return;
+        }
+        let lineage = core.lineage(self.epoch, self.primary);
+        let message =
+            ToPrimary::Ack { durable: core.log.durable, recorded: core.recorded, promised };
+        core.out.push(Output::ToPrimary { lineage, message });
+    }
+
+    /// Becomes INCOMPLETE and starts an empty log above the base.
+    pub(super) fn begin_rebuild(
+        &mut self,
+        core: &mut Core,
+        lineage: Lineage,
+        mark: Incomplete,
+        table: &EpochTable,
+        state: &LogState,
+    ) -> Verdict {
+        let listed = core
+            .config
+            .as_ref()
+            .is_some_and(|c| c.epoch == lineage.epoch && c.isr.contains(&core.me.id));
+        if listed {
+            // Its copy may be the one that a failover needs: it must leave first.
+            return Verdict::Ignored(IgnoredReason::ListedInSync);
+        }
+        if lineage.epoch > self.epoch {
+            core.fence(lineage.epoch);
+            self.epoch = lineage.epoch;
+            self.first = None;
+        }
+        if core.kept.incomplete != Some(mark) || self.reconciled.is_none() {
+            core.trace(
+                "rebuild-started",
+                format!("wiped; base {}, target {}", mark.base, mark.target),
+            );
+            core.kept.incomplete = Some(mark);
+            core.kept.table = EpochTable::default();
+            let kept = core.kept.clone();
+            core.recorded = None;
+            core.kept.table = table.up_to(mark.base);
+            core.log.end = mark.base;
+            core.log.durable = mark.base;
+            core.log.committed = mark.base;
+            core.log.checkpoint = mark.base;
+            core.log.retained = mark.base.next();
+            core.log.generation += 1;
+            core.log.uncommitted.clear();
+            core.log.state = state.clone();
+            core.log.committed_state = state.clone();
+            core.out.push(Output::Wipe { mark, state: state.clone(), kept });
+        }
+        self.reconciled = Some(self.epoch);
+        self.closing = None;
+        self.reply(core, lineage, ToPrimary::RebuildStarted { session: mark.session });
+        Verdict::Applied
+    }
+
+    /// The primary has sent all of the session.
+    pub(super) fn close(&mut self, core: &mut Core, session: RecoveryId, through: Lsn) -> Verdict {
+        if self.reconciled.is_none() {
+            return Verdict::Ignored(IgnoredReason::NotReconciled);
+        }
+        if core.kept.incomplete.is_some_and(|mark| mark.session != session) {
+            return Verdict::Ignored(IgnoredReason::UnknownSession);
+        }
+        self.closing = Some((session, through));
+        self.settle(core);
+        Verdict::Applied
+    }
+
+    /// Ends the session when the log holds all of it and the epoch's start.
+    fn try_close(&mut self, core: &mut Core) {
+        let Some((session, through)) = self.closing else { return };
+        let whole = self.first.is_some_and(|first| core.log.durable.next() >= first);
+        if core.log.durable < through || !whole {
+            return;
+        }
+        if let (Some(_), Some(first)) = (core.kept.incomplete, self.first) {
+            core.note_epoch(self.epoch, first);
+            core.kept.incomplete = None;
+            if let Some(config) = core.config.as_ref().filter(|c| c.epoch == self.epoch) {
+                core.kept.loss_generation = core.kept.loss_generation.max(config.loss_generation);
+            }
+            let kept = core.kept_for_disk();
+            core.recorded = kept.table.last().map(|(epoch, _)| epoch);
+            core.trace("rebuilt", format!("complete up to {}", core.log.durable));
+            core.out.push(Output::FinishRebuild { session, kept });
+        }
+        if core.recorded != Some(self.epoch) {
+            return;
+        }
+        self.closing = None;
+        let lineage = core.lineage(self.epoch, self.primary);
+        let achieved = core.log.durable;
+        core.out
+            .push(Output::ToPrimary { lineage, message: ToPrimary::Closed { session, achieved } });
+    }
+
+    /// The base lane broke on this side.
+    pub(super) fn base_failed(
+        &mut self,
+        core: &mut Core,
+        session: RecoveryId,
+        cause: crate::recovery::FailureKind,
+    ) -> Verdict {
+        if core.kept.incomplete.is_none_or(|mark| mark.session != session) {
+            return Verdict::Ignored(IgnoredReason::UnknownSession);
+        }
+        self.closing = None;
+        self.reconciled = None;
+        let lineage = core.lineage(self.epoch, self.primary);
+        core.out.push(Output::ToPrimary {
+            lineage,
+            message: ToPrimary::SessionFailed { session, cause },
+        });
+        Verdict::Applied
+    }
+
+    fn reply(&self, core: &mut Core, question: Lineage, message: ToPrimary) {
+        let lineage = core.lineage(question.epoch, question.from);
+        core.out.push(Output::ToPrimary { lineage, message });
+    }
+}

@@ -1,0 +1,49 @@
+//! Times and limits of replication.
+
+use serde::{Deserialize, Serialize};
+
+/// Times and limits of one replica's engine. Every replica of a volume must use the same `lease_ms`
+/// and `drift_percent`, or one might serve while another still counts on its promise.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Params {
+    /// L: how long a promise lasts for the primary, from the stamp that asked for it.
+    pub lease_ms: u64,
+    /// How often the primary asks for promises, and at the latest sends its frontiers.
+    pub renew_ms: u64,
+    /// How much faster one machine's clock may run than another's, in percent. The one who
+    /// promises waits that much longer than the lease.
+    pub drift_percent: u64,
+    /// T: a member of the in-sync set that was silent for so long is proposed to leave.
+    pub suspect_ms: u64,
+    /// A question to a replica or to the masters without an answer is asked again after this.
+    pub retry_ms: u64,
+    /// Most entries on their way to one replica.
+    pub feed_window: u64,
+    /// Most entries that the primary logs beyond the committed LSN; more requests wait.
+    pub max_uncommitted: u64,
+    /// The recovery engine's.
+    pub recovery: crate::recovery::Params,
+}
+
+impl Default for Params {
+    fn default() -> Self {
+        Self {
+            lease_ms: 1000,
+            renew_ms: 200,
+            drift_percent: 2,
+            suspect_ms: 2000,
+            retry_ms: 1000,
+            feed_window: 1024,
+            max_uncommitted: 4096,
+            recovery: crate::recovery::Params::default(),
+        }
+    }
+}
+
+impl Params {
+    /// How long a promise binds the one who made it, from its receipt: the lease plus the drift,
+    /// and one millisecond for the rounding of either clock.
+    pub fn promise_ms(&self) -> u64 {
+        self.lease_ms + self.lease_ms * self.drift_percent / 100 + 1
+    }
+}

@@ -1,0 +1,480 @@
+//! The primary of a volume: how it meets the other replicas and executes the recovery engine.
+//!
+//! `commit` holds what it concludes from them, `clients` what it does for frontends.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::clients::Clients;
+use super::core::Core;
+use super::io::{Output, ProposalId};
+use super::message::{Facts, Lineage, RecoveryId, ToPrimary, ToReplica};
+use super::peer::{Feed, Link, Peer, Stage};
+use super::{IgnoredReason, Verdict};
+use crate::recovery::{self, Command, Event};
+use crate::types::{Config, Epoch, Lsn, Millis, ReplicaId};
+
+/// A proposal that the masters have not answered.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Asked {
+    pub(super) id: ProposalId,
+    pub(super) sent: Millis,
+    /// The masters answered, but with no newer epoch: ask again only after a pause.
+    pub(super) answered: bool,
+}
+
+/// The primary role in one uninterrupted tenure.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Primary {
+    /// The configuration in force as far as known.
+    pub(super) config: Config,
+    /// This primary's first LSN in the configuration's epoch.
+    pub(super) first: Lsn,
+    /// The log's end at the promotion: all up to here is of earlier primaries.
+    pub(super) inherited: Lsn,
+    /// Promises to earlier primaries run out then.
+    pub(super) wait_until: Millis,
+    /// Reconciled itself, promises waited out. Once true it stays so for the tenure.
+    pub(super) ready: bool,
+    pub(super) peers: BTreeMap<ReplicaId, Peer>,
+    pub(super) recovery: recovery::VolumeState,
+    pub(super) asked: Option<Asked>,
+    pub(super) proposals: u64,
+    pub(super) questions: u64,
+    /// Since when a member has been lacking.
+    pub(super) lacking_since: Option<Millis>,
+    pub(super) clients: Clients,
+}
+
+impl Primary {
+    /// Takes the role in a configuration that names this replica, freshly promoted.
+    pub(super) fn promoted(core: &mut Core, config: Config) -> Self {
+        core.fence(config.epoch);
+        core.persist();
+        let first = core.log.end.next();
+        core.note_epoch(config.epoch, first);
+        let wait_until = core.promised_until();
+        core.trace(
+            "promoted",
+            format!(
+                "log ends at {}, {} committed; waits {} ms for promises made",
+                core.log.end,
+                core.log.committed,
+                wait_until.since(core.now)
+            ),
+        );
+        let mut primary = Self {
+            first,
+            inherited: core.log.end,
+            wait_until,
+            ready: false,
+            peers: BTreeMap::new(),
+            recovery: recovery::VolumeState::new(core.params.recovery.clone()),
+            asked: None,
+            proposals: 0,
+            questions: 0,
+            lacking_since: None,
+            clients: Clients::default(),
+            config,
+        };
+        primary.settle_peers(core);
+        primary
+    }
+
+    /// Goes on in a newer configuration of the same tenure.
+    pub(super) fn continued(&mut self, core: &mut Core, config: Config) {
+        core.trace(
+            "continued",
+            format!(
+                "epoch {} to {}, in sync: {}",
+                self.config.epoch,
+                config.epoch,
+                config.isr.len()
+            ),
+        );
+        core.fence(config.epoch);
+        self.first = core.log.end.next();
+        core.note_epoch(config.epoch, self.first);
+        core.persist();
+        self.config = config;
+        self.asked = None;
+        for peer in self.peers.values_mut() {
+            // Every proposal at the old epoch is void now.
+            peer.join_proposed = false;
+            peer.joining = false;
+            // Leases are per epoch; the frontiers of the new one go out at once.
+            peer.leased_until = Millis(0);
+            if let Some(feed) = &mut peer.feed {
+                feed.stamped = None;
+            }
+        }
+        self.settle_peers(core);
+    }
+
+    /// Ends the role: feeds, base lanes and streams.
+    pub(super) fn stop(&mut self, core: &mut Core, reason: super::io::StreamEnd) {
+        let peers: Vec<_> = self.peers.keys().copied().collect();
+        for replica in peers {
+            self.drop_feed(core, replica);
+        }
+        self.clients.end_all(&mut core.out, reason);
+    }
+
+    /// Brings the table of peers in line with the configuration and tells the recovery engine.
+    fn settle_peers(&mut self, core: &mut Core) {
+        let me = core.me.id;
+        let wanted: BTreeMap<_, _> = self
+            .config
+            .replicas
+            .iter()
+            .filter(|(id, _)| **id != me)
+            .map(|(id, placement)| (*id, placement.addr.clone()))
+            .collect();
+        let gone: Vec<_> =
+            self.peers.keys().filter(|id| !wanted.contains_key(id)).copied().collect();
+        let event = Event::Assignment {
+            epoch: self.config.epoch,
+            since: self.config.since,
+            replicas: wanted.clone(),
+        };
+        for (id, addr) in wanted {
+            let peer =
+                self.peers.entry(id).or_insert_with(|| Peer::new(id, addr.clone(), core.now));
+            peer.addr = addr;
+        }
+        self.recover(core, event);
+        for id in gone {
+            self.drop_feed(core, id);
+            self.peers.remove(&id);
+        }
+    }
+
+    /// Feeds the recovery engine and executes what it asks for.
+    pub(super) fn recover(&mut self, core: &mut Core, event: Event) {
+        let mut events = std::collections::VecDeque::from([event]);
+        while let Some(event) = events.pop_front() {
+            let quiet = matches!(
+                event,
+                Event::Tick | Event::DurableAck { .. } | Event::SessionProgress { .. }
+            );
+            let described = if quiet { String::new() } else { format!("{event:?}") };
+            let (verdict, commands) = recovery::step(&mut self.recovery, core.now, event);
+            if !quiet || !commands.is_empty() {
+                core.trace("recovery", format!("{described} -> {verdict:?}, {commands:?}"));
+            }
+            for command in commands {
+                events.extend(self.execute(core, command));
+            }
+        }
+    }
+
+    fn execute(&mut self, core: &mut Core, command: Command) -> Option<Event> {
+        match command {
+            Command::Probe { replica, .. } => self.probe(core, replica),
+            Command::StartCatchUp { replica, session, from, target, .. } => {
+                return self.start_catch_up(core, replica, session, from, target);
+            }
+            Command::StartRebuild { replica, session, target, .. } => {
+                return self.start_rebuild(core, replica, session, target);
+            }
+            Command::InvalidateSession { epoch, replica, session } => {
+                self.end_session(core, replica, Some(session));
+                return Some(Event::SessionInvalidated { epoch, replica, session });
+            }
+            Command::FenceAtEpoch { replica, transport, .. } => {
+                let epoch = self.config.epoch;
+                let peer = self.peers.get_mut(&replica)?;
+                peer.fence_wanted = true;
+                let next = peer.acked.unwrap_or_default().next();
+                peer.feed.get_or_insert(Feed { next, stamped: None });
+                if peer.recorded == Some(epoch) {
+                    peer.fence_wanted = false;
+                    return Some(Event::FenceCompleted {
+                        epoch,
+                        replica,
+                        transport,
+                        fenced: epoch,
+                    });
+                }
+            }
+            Command::PublishHealthy { replica, .. } => {
+                if let Some(peer) = self.peers.get_mut(&replica) {
+                    peer.healthy = true;
+                    core.trace("healthy", format!("{replica} holds everything"));
+                }
+            }
+            Command::PublishDegraded { replica, reason, .. } => {
+                if let Some(peer) = self.peers.get_mut(&replica) {
+                    peer.healthy = false;
+                    core.trace("degraded", format!("{replica}: {reason}"));
+                }
+            }
+        }
+        None
+    }
+
+    fn question(&mut self) -> u64 {
+        self.questions += 1;
+        self.questions
+    }
+
+    fn probe(&mut self, core: &mut Core, replica: ReplicaId) {
+        let request = self.question();
+        self.drop_feed(core, replica);
+        let Some(peer) = self.peers.get_mut(&replica) else { return };
+        if peer.asked().is_some() {
+            return;
+        }
+        peer.link = Link::Probing { request, sent: core.now };
+        self.send(core, replica, ToReplica::Probe { request });
+    }
+
+    pub(super) fn send(&self, core: &mut Core, replica: ReplicaId, message: ToReplica) {
+        if let Some(peer) = self.peers.get(&replica) {
+            let lineage = core.lineage(self.config.epoch, peer.reference());
+            core.out.push(Output::ToReplica { addr: peer.addr.clone(), lineage, message });
+        }
+    }
+
+    /// Stops feeding a replica; what is under way with it does not count any more.
+    pub(super) fn drop_feed(&mut self, core: &mut Core, replica: ReplicaId) {
+        self.end_session(core, replica, None);
+        if let Some(peer) = self.peers.get_mut(&replica) {
+            if peer.feed.take().is_some() {
+                core.out.push(Output::ResetFeed { replica });
+            }
+            peer.fence_wanted = false;
+            peer.healthy = false;
+            peer.joining = peer.join_proposed;
+            if matches!(peer.link, Link::Reconciled | Link::Unusable) {
+                peer.link = Link::Down;
+            }
+        }
+    }
+
+    /// Ends a session's execution: its pin goes, its base lane stops.
+    fn end_session(&mut self, core: &mut Core, replica: ReplicaId, only: Option<RecoveryId>) {
+        let Some(peer) = self.peers.get_mut(&replica) else { return };
+        let Some(session) = peer.session.filter(|s| only.is_none_or(|id| s.id == id)) else {
+            return;
+        };
+        peer.session = None;
+        core.out.push(Output::Unpin { session: session.id });
+        if matches!(session.stage, Stage::Beginning { .. } | Stage::Copying { .. }) {
+            core.out.push(Output::StopBase { session: session.id });
+        }
+    }
+
+    /// The replica can't be reached, or does not answer.
+    pub(super) fn lost(&mut self, core: &mut Core, replica: ReplicaId, refused: bool) -> Verdict {
+        let epoch = self.config.epoch;
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return Verdict::Ignored(IgnoredReason::UnknownReplica);
+        };
+        peer.refused = refused;
+        peer.link = Link::Down;
+        let endpoint = peer.addr.clone();
+        self.drop_feed(core, replica);
+        self.recover(core, Event::ProbeFailed { epoch, replica, endpoint });
+        Verdict::Applied
+    }
+
+    /// Questions without an answer, and fed replicas that fell silent.
+    pub(super) fn check_silence(&mut self, core: &mut Core) {
+        let silent: Vec<_> = self
+            .peers
+            .values()
+            .filter(|peer| {
+                peer.asked().is_some_and(|sent| core.now.since(sent) >= core.params.retry_ms)
+                    || peer.is_fed() && core.now.since(peer.heard) >= core.params.suspect_ms
+            })
+            .map(|peer| peer.id)
+            .collect();
+        for replica in silent {
+            self.lost(core, replica, false);
+        }
+    }
+
+    /// A message of a replica. The caller has checked volume and receiver.
+    pub(super) fn hear(
+        &mut self,
+        core: &mut Core,
+        lineage: Lineage,
+        message: ToPrimary,
+    ) -> Verdict {
+        let replica = lineage.from.id;
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return Verdict::Ignored(IgnoredReason::UnknownReplica);
+        };
+        if lineage.epoch < self.config.since || lineage.epoch > self.config.epoch {
+            return Verdict::Ignored(IgnoredReason::StaleEpoch);
+        }
+        if let ToPrimary::Alive { request } = message {
+            return self.alive(core, lineage, request);
+        }
+        if peer.incarnation != Some(lineage.from.incarnation) {
+            return Verdict::Ignored(IgnoredReason::StaleIncarnation);
+        }
+        if !matches!(message, ToPrimary::Refused { .. }) {
+            peer.heard = core.now;
+            peer.refused = false;
+        }
+        match message {
+            ToPrimary::Alive { .. } => Verdict::Applied,
+            ToPrimary::Facts { request, facts } => self.facts(core, replica, request, facts),
+            ToPrimary::CutDone { request, durable } => {
+                self.cut_done(core, replica, request, durable)
+            }
+            ToPrimary::Ack { durable, recorded, promised } => {
+                self.acked(core, lineage, durable, recorded, promised)
+            }
+            ToPrimary::Gap { end } => {
+                if let Some(feed) = &mut peer.feed {
+                    feed.next = feed.next.min(end.next());
+                }
+                Verdict::Applied
+            }
+            ToPrimary::RebuildStarted { session } => self.rebuild_started(core, replica, session),
+            ToPrimary::Closed { session, achieved } => {
+                self.closed(core, replica, session, achieved)
+            }
+            ToPrimary::SessionFailed { session, cause } => {
+                self.session_failed(core, replica, session, cause)
+            }
+            // The caller looked at the configuration that came with it.
+            ToPrimary::Refused { .. } => self.lost(core, replica, false),
+        }
+    }
+
+    fn alive(&mut self, core: &mut Core, lineage: Lineage, request: u64) -> Verdict {
+        let (replica, epoch) = (lineage.from.id, self.config.epoch);
+        let next = self.question();
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return Verdict::Ignored(IgnoredReason::UnknownReplica);
+        };
+        if !matches!(peer.link, Link::Probing { request: asked, .. } if asked == request) {
+            return Verdict::Ignored(IgnoredReason::LateCopy);
+        }
+        peer.meet(lineage.from.incarnation);
+        peer.heard = core.now;
+        peer.refused = false;
+        peer.link = Link::Fencing { request: next, sent: core.now };
+        let (endpoint, transport) = (peer.addr.clone(), peer.transport);
+        let config = self.config.clone();
+        self.send(core, replica, ToReplica::Fence { request: next, config });
+        self.recover(core, Event::ProbeSucceeded { epoch, replica, endpoint, transport });
+        Verdict::Applied
+    }
+
+    /// What the replica holds: find what both logs have in common.
+    fn facts(
+        &mut self,
+        core: &mut Core,
+        replica: ReplicaId,
+        request: u64,
+        facts: Facts,
+    ) -> Verdict {
+        let next = self.question();
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return Verdict::Ignored(IgnoredReason::UnknownReplica);
+        };
+        if !matches!(peer.link, Link::Fencing { request: asked, .. } if asked == request) {
+            return Verdict::Ignored(IgnoredReason::LateCopy);
+        }
+        let end = core.log.end;
+        let common = core.kept.table.common_end(end, &facts.table, facts.durable);
+        // Without a common epoch only what the replica knows to be committed is known to agree.
+        let common = common.unwrap_or(facts.committed.min(end));
+        let older_loss = facts.loss_generation < self.config.loss_generation;
+        if facts.incomplete.is_some() || (common < facts.committed && older_loss) {
+            peer.link = Link::Unusable;
+            peer.acked = None;
+            self.tell_facts(core, replica, None);
+        } else if common < facts.committed {
+            // Two logs that both count as committed disagree. Nothing may be thrown away for it.
+            let what = format!(
+                "{replica} has {} committed, but agrees only up to {common}: not touched",
+                facts.committed
+            );
+            core.trace("diverged", what);
+            return self.lost(core, replica, false);
+        } else {
+            peer.link = Link::Cutting { request: next, sent: core.now, end: common };
+            let table = core.kept.table.clone();
+            self.send(core, replica, ToReplica::Cut { request: next, end: common, table });
+        }
+        Verdict::Applied
+    }
+
+    fn cut_done(
+        &mut self,
+        core: &mut Core,
+        replica: ReplicaId,
+        request: u64,
+        durable: Lsn,
+    ) -> Verdict {
+        let Some(peer) = self.peers.get_mut(&replica) else {
+            return Verdict::Ignored(IgnoredReason::UnknownReplica);
+        };
+        match peer.link {
+            Link::Cutting { request: asked, end, .. } if asked == request && durable == end => {}
+            Link::Cutting { .. }
+            | Link::Down
+            | Link::Probing { .. }
+            | Link::Fencing { .. }
+            | Link::Reconciled
+            | Link::Unusable => return Verdict::Ignored(IgnoredReason::LateCopy),
+        }
+        peer.link = Link::Reconciled;
+        peer.acked = Some(durable);
+        self.tell_facts(core, replica, Some(durable));
+        Verdict::Applied
+    }
+
+    fn tell_facts(&mut self, core: &mut Core, replica: ReplicaId, r: Option<Lsn>) {
+        let Some(peer) = self.peers.get(&replica) else { return };
+        let event = Event::RecoveryFacts {
+            epoch: self.config.epoch,
+            replica,
+            transport: peer.transport,
+            r,
+            s: core.log.retained,
+            h: core.log.end,
+        };
+        self.recover(core, event);
+    }
+
+    fn acked(
+        &mut self,
+        core: &mut Core,
+        lineage: Lineage,
+        durable: Lsn,
+        recorded: Option<Epoch>,
+        promised: Option<Millis>,
+    ) -> Verdict {
+        let (replica, epoch) = (lineage.from.id, self.config.epoch);
+        let Some(peer) = self.peers.get_mut(&replica).filter(|peer| peer.is_fed()) else {
+            return Verdict::Ignored(IgnoredReason::NotReconciled);
+        };
+        if durable > core.log.end {
+            return Verdict::Ignored(IgnoredReason::Malformed);
+        }
+        if let Some(stamp) = promised.filter(|_| lineage.epoch == epoch) {
+            peer.leased_until = peer.leased_until.max(stamp.after(core.params.lease_ms));
+        }
+        peer.recorded = peer.recorded.max(recorded);
+        let rebuilding = matches!(peer.link, Link::Unusable);
+        peer.progress = durable;
+        if !rebuilding && peer.acked.is_none_or(|known| durable > known) {
+            peer.acked = Some(durable);
+        }
+        let transport = peer.transport;
+        if peer.fence_wanted && peer.recorded == Some(epoch) {
+            peer.fence_wanted = false;
+            self.recover(core, Event::FenceCompleted { epoch, replica, transport, fenced: epoch });
+        }
+        self.progress(core, replica, durable, promised.is_some());
+        Verdict::Applied
+    }
+}

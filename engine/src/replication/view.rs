@@ -1,0 +1,136 @@
+//! What a replica shows of itself: derived from its state, never fed back into it.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use super::core::Core;
+use super::message::Incomplete;
+use super::primary::Primary;
+use crate::types::{Config, Epoch, Incarnation, Lsn, Millis, ReplicaId, ReplicaRef};
+
+/// A replica as an operator sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct View {
+    /// The replica, in its incarnation.
+    pub me: ReplicaRef,
+    /// What it is.
+    pub role: RoleView,
+    /// The epoch it acts in: a primary's own, else the fenced one.
+    pub epoch: Epoch,
+    /// The newest configuration that it knows.
+    pub config: Option<Config>,
+    /// Primary: reconciled itself and every promise to an earlier primary waited out.
+    pub ready: bool,
+    /// Primary: reads and writes are answered now.
+    pub serving: bool,
+    /// Why it is not serving, or what is not whole; empty if all is well.
+    pub reason: String,
+    /// Last LSN logged.
+    pub end: Lsn,
+    /// R: last LSN that is durable.
+    pub durable: Lsn,
+    /// Last LSN that is known to be committed.
+    pub committed: Lsn,
+    /// Last LSN that is in the extents.
+    pub checkpoint: Lsn,
+    /// S: oldest LSN in the WAL.
+    pub retained: Lsn,
+    /// Newest epoch in the table.
+    pub table_epoch: Option<Epoch>,
+    /// Set while a base lane is unfinished.
+    pub incomplete: Option<Incomplete>,
+    /// Primary: in-sync members that it lacks.
+    pub lacking: Vec<ReplicaId>,
+    /// Primary: for how long it has lacked one without a break, in milliseconds.
+    pub lacking_ms: u64,
+    /// Primary: the other replicas.
+    pub peers: BTreeMap<ReplicaId, PeerView>,
+    /// Open frontend sessions in the log.
+    pub sessions: usize,
+    /// Primary: requests of frontends that were not answered yet.
+    pub in_flight: usize,
+}
+
+/// What a replica is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum RoleView {
+    /// Nobody told it anything yet.
+    Idle,
+    /// It follows a primary.
+    Follower,
+    /// It orders writes.
+    Primary,
+    /// Its store failed.
+    Stopped,
+    /// Its volume was deleted.
+    Deleted,
+}
+
+/// Another replica, as the primary sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct PeerView {
+    /// Where it is.
+    pub addr: String,
+    /// In which incarnation it was last met.
+    pub incarnation: Option<Incarnation>,
+    /// Listed in the in-sync set.
+    pub in_sync: bool,
+    /// Must acknowledge: listed, or about to join.
+    pub counted: bool,
+    /// What it durably holds, as far as it acknowledged.
+    pub acked: Option<Lsn>,
+    /// Entries that it lacks.
+    pub lag: u64,
+    /// What the recovery engine makes of it.
+    pub recovery: crate::recovery::ReplicaView,
+}
+
+impl Primary {
+    /// Fills in a primary's part of a view.
+    pub(super) fn show(&self, core: &Core, now: Millis, view: &mut View) {
+        view.role = RoleView::Primary;
+        view.epoch = self.config.epoch;
+        view.ready = self.ready;
+        view.serving = self.active(now);
+        view.lacking = self.lacking(now);
+        view.lacking_ms = self.lacking_since.map_or(0, |since| now.since(since));
+        view.in_flight = self.clients.in_flight();
+        view.reason = self.why_not_serving(core, now);
+        for peer in self.peers.values() {
+            let shown = PeerView {
+                addr: peer.addr.clone(),
+                incarnation: peer.incarnation,
+                in_sync: self.config.isr.contains(&peer.id),
+                counted: self.counts(peer),
+                acked: peer.acked,
+                lag: core.log.end.0 - peer.acked.unwrap_or(peer.progress).0.min(core.log.end.0),
+                recovery: self.recovery.view(peer.id),
+            };
+            view.peers.insert(peer.id, shown);
+        }
+    }
+
+    fn why_not_serving(&self, core: &Core, now: Millis) -> String {
+        let (size, least) = (self.config.isr.len(), self.config.min_in_sync);
+        let lacking = self.lacking(now);
+        if !self.ready && now < self.wait_until {
+            return format!(
+                "waits {} ms for promises made to earlier primaries",
+                self.wait_until.since(now)
+            );
+        }
+        if !self.ready {
+            return format!("syncs its log up to {} before it serves", core.log.end);
+        }
+        if (size as u64) < u64::from(least) {
+            return format!("{size} replicas are in sync, {least} are needed");
+        }
+        if !lacking.is_empty() {
+            let names: Vec<_> = lacking.iter().map(ToString::to_string).collect();
+            return format!("waits for in-sync replicas: {}", names.join(", "));
+        }
+        String::new()
+    }
+}
