@@ -1,1 +1,7 @@
-fn main() {}
+//! `sbkctl`, the command line of sbk.
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    sbk_cli::main()
+}

@@ -1,0 +1,283 @@
+//! The record of what was written, acknowledged and read, per block, and the check of it.
+//!
+//! Every write of a block has a number of its own, so a read tells which write it saw. That makes
+//! the check for linearizability of a register exact and cheap (Gibbons and Korach, "Testing
+//! shared memories", SIAM J. Comput. 26(4), 1997): the operations that wrote or saw one value form
+//! a cluster; its zone lies between its first end and its last start. The block is linearizable
+//! if and only if no two zones whose first end precedes their last start overlap, and none of the
+//! other zones lies within one of them.
+//!
+//! A write that failed, or was never answered, may have taken effect at any time after its start,
+//! or never.
+
+use std::collections::BTreeMap;
+use std::collections::btree_map::Entry;
+use std::fmt;
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::stamp::{Content, Stamp};
+
+/// Operations recorded at most between two [`History::settle`]; about 1 GiB.
+pub const MAX_OPERATIONS: u64 = 16 << 20;
+
+/// A point in the record's own order of events. An event that happened after another one in real
+/// time has a greater one.
+pub type Tick = u64;
+
+/// Something that no correct volume does.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct Violation {
+    /// The block's number.
+    pub block: u64,
+    /// What was seen, in words.
+    pub what: String,
+}
+
+impl fmt::Display for Violation {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "block {}: {}", self.block, self.what)
+    }
+}
+
+/// The record of one run. Shared by all writers and readers.
+#[derive(Debug)]
+pub struct History {
+    run: Uuid,
+    inner: Mutex<Inner>,
+}
+
+#[derive(Debug, Default)]
+struct Inner {
+    now: Tick,
+    last_write: u64,
+    operations: u64,
+    acknowledged: u64,
+    blocks: BTreeMap<u64, Block>,
+    violations: Vec<Violation>,
+}
+
+/// What is known of one block since it was last settled.
+#[derive(Debug, Default)]
+struct Block {
+    /// The value at the beginning: a write's number, or `None` for zeros.
+    base: Option<u64>,
+    writes: BTreeMap<u64, Write>,
+    /// Start and end of reads, by the value that they saw.
+    reads: BTreeMap<Option<u64>, Vec<(Tick, Tick)>>,
+}
+
+#[derive(Clone, Copy, Debug)]
+struct Write {
+    start: Tick,
+    end: Option<Tick>,
+}
+
+impl History {
+    /// An empty record: all blocks hold zeros.
+    pub fn new(run: Uuid) -> Self {
+        Self { run, inner: Mutex::default() }
+    }
+
+    fn inner(&self) -> MutexGuard<'_, Inner> {
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// A write of `block` is about to be sent: what to put in it.
+    pub fn begin_write(&self, block: u64, writer: u32) -> Stamp {
+        let mut inner = self.inner();
+        let start = inner.tick();
+        inner.last_write += 1;
+        let write = inner.last_write;
+        let old =
+            inner.blocks.entry(block).or_default().writes.insert(write, Write { start, end: None });
+        assert!(old.is_none(), "write numbers are never used twice");
+        Stamp { run: self.run, block, write, writer }
+    }
+
+    /// The write was acknowledged.
+    pub fn acknowledge(&self, stamp: &Stamp) {
+        let mut inner = self.inner();
+        let end = inner.tick();
+        inner.acknowledged += 1;
+        let write = inner.blocks.get_mut(&stamp.block).and_then(|b| b.writes.get_mut(&stamp.write));
+        let write = write.expect("a write begins before it is acknowledged");
+        write.end = Some(end);
+    }
+
+    /// A read is about to be sent.
+    pub fn begin_read(&self) -> Tick {
+        self.inner().tick()
+    }
+
+    /// The read that began at `start` was answered: `block` holds `data`.
+    pub fn end_read(&self, block: u64, start: Tick, data: &[u8]) {
+        let content = Content::of(data);
+        let mut inner = self.inner();
+        let end = inner.tick();
+        let value = match content {
+            Content::Zero => Ok(None),
+            Content::Stamp(s) if s.run != self.run => {
+                Err(format!("it holds a write of another run ({})", s.run))
+            }
+            Content::Stamp(s) if s.block != block => {
+                Err(format!("it holds write {} of block {}", s.write, s.block))
+            }
+            Content::Stamp(s) => Ok(Some(s.write)),
+            Content::Damaged(what) => Err(what),
+        };
+        match value {
+            Ok(value) => {
+                let reads = &mut inner.blocks.entry(block).or_default().reads;
+                reads.entry(value).or_default().push((start, end));
+            }
+            Err(what) => inner.violations.push(Violation { block, what }),
+        }
+    }
+
+    /// Writes acknowledged so far, settled ones too.
+    pub fn acknowledged(&self) -> u64 {
+        self.inner().acknowledged
+    }
+
+    /// Operations recorded since the record was last settled. The load stops at
+    /// [`MAX_OPERATIONS`].
+    pub fn operations(&self) -> u64 {
+        self.inner().operations
+    }
+
+    /// Blocks that were written or read.
+    pub fn blocks(&self) -> Vec<u64> {
+        self.inner().blocks.keys().copied().collect()
+    }
+
+    /// All violations up to now. Empty: everything that was read can be explained by writes that
+    /// took effect once each, between their start and their acknowledgement.
+    pub fn check(&self) -> Vec<Violation> {
+        let inner = self.inner();
+        let mut violations = inner.violations.clone();
+        for (number, block) in &inner.blocks {
+            violations.extend(block.check().map(|what| Violation { block: *number, what }));
+        }
+        violations
+    }
+
+    /// Forgets the operations of all blocks but for what each holds now. To be called when nothing
+    /// is in flight, after every block was read once more and [`check`](Self::check) was empty.
+    pub fn settle(&self) {
+        let mut inner = self.inner();
+        inner.operations = 0;
+        for block in inner.blocks.values_mut() {
+            let last = block
+                .reads
+                .iter()
+                .flat_map(|(value, reads)| reads.iter().map(move |(start, _)| (*start, *value)))
+                .max();
+            if let Some((_, value)) = last {
+                *block = Block { base: value, ..Block::default() };
+            }
+        }
+    }
+}
+
+impl Inner {
+    fn tick(&mut self) -> Tick {
+        self.operations += 1;
+        self.now += 1;
+        self.now
+    }
+}
+
+/// What all operations on one value span.
+#[derive(Clone, Copy, Debug)]
+struct Zone {
+    value: Option<u64>,
+    first_end: Tick,
+    last_start: Tick,
+}
+
+impl Zone {
+    fn is_forward(&self) -> bool {
+        self.first_end < self.last_start
+    }
+}
+
+impl Block {
+    /// The zones of all values that were seen or acknowledged, or why there can be none.
+    fn zones(&self) -> Result<Vec<Zone>, String> {
+        let mut zones: BTreeMap<Option<u64>, Zone> = BTreeMap::new();
+        let base = Zone { value: self.base, first_end: 0, last_start: 0 };
+        zones.insert(self.base, base);
+        for (number, write) in &self.writes {
+            let value = Some(*number);
+            let zone =
+                Zone { value, first_end: write.end.unwrap_or(Tick::MAX), last_start: write.start };
+            // One that was neither acknowledged nor seen is free to not have happened.
+            if write.end.is_some() || self.reads.contains_key(&value) {
+                zones.insert(value, zone);
+            }
+        }
+        for (value, reads) in &self.reads {
+            let Entry::Occupied(mut zone) = zones.entry(*value) else {
+                return Err(format!("a read saw {}, which was never written", name(*value)));
+            };
+            let zone = zone.get_mut();
+            let written = value.and_then(|v| self.writes.get(&v)).map_or(0, |w| w.start);
+            for (start, end) in reads {
+                if *end < written {
+                    return Err(format!("a read saw {} before it was sent", name(*value)));
+                }
+                zone.first_end = zone.first_end.min(*end);
+                zone.last_start = zone.last_start.max(*start);
+            }
+        }
+        Ok(zones.into_values().collect())
+    }
+
+    /// What is wrong with the block's history, if anything is.
+    fn check(&self) -> Option<String> {
+        let zones = match self.zones() {
+            Ok(zones) => zones,
+            Err(what) => return Some(what),
+        };
+        let mut forward: Vec<Zone> = zones.iter().copied().filter(Zone::is_forward).collect();
+        forward.sort_by_key(|z| z.first_end);
+        for pair in forward.windows(2) {
+            if pair[1].first_end < pair[0].last_start {
+                return Some(format!(
+                    "{} was there, then {}, then {} again",
+                    name(pair[0].value),
+                    name(pair[1].value),
+                    name(pair[0].value)
+                ));
+            }
+        }
+        for zone in zones.iter().filter(|z| !z.is_forward()) {
+            let before = forward.partition_point(|f| f.first_end < zone.last_start);
+            if let Some(around) = before.checked_sub(1).map(|i| forward[i])
+                && zone.first_end < around.last_start
+            {
+                return Some(format!(
+                    "{} was lost: it took effect after {} did, but a later read saw {}",
+                    name(zone.value),
+                    name(around.value),
+                    name(around.value)
+                ));
+            }
+        }
+        None
+    }
+}
+
+fn name(value: Option<u64>) -> String {
+    match value {
+        Some(write) => format!("write {write}"),
+        None => "zeros".to_owned(),
+    }
+}
+
+#[cfg(test)]
+#[path = "history_tests.rs"]
+mod tests;

@@ -1,0 +1,213 @@
+//! The checker must accept what may happen and refuse what may not: each violation is fed to it.
+
+use super::super::stamp::{BLOCK, Stamp};
+use super::*;
+
+struct Bench {
+    history: History,
+}
+
+impl Bench {
+    fn new() -> Self {
+        Self { history: History::new(Uuid::from_u128(1)) }
+    }
+
+    fn begin(&self) -> Stamp {
+        self.history.begin_write(9, 1)
+    }
+
+    fn write(&self) -> Stamp {
+        let stamp = self.begin();
+        self.history.acknowledge(&stamp);
+        stamp
+    }
+
+    fn see(&self, stamp: &Stamp) {
+        let start = self.history.begin_read();
+        self.see_since(start, stamp);
+    }
+
+    fn see_since(&self, start: Tick, stamp: &Stamp) {
+        let mut data = vec![0; BLOCK];
+        stamp.fill(&mut data);
+        self.history.end_read(9, start, &data);
+    }
+
+    fn see_zeros(&self) {
+        let start = self.history.begin_read();
+        self.history.end_read(9, start, &[0; BLOCK]);
+    }
+
+    fn right(&self) {
+        assert_eq!(self.history.check(), []);
+    }
+
+    fn wrong(&self, part: &str) {
+        let violations = self.history.check();
+        assert_eq!(violations.len(), 1, "{violations:?}");
+        assert_eq!(violations[0].block, 9);
+        assert!(violations[0].what.contains(part), "{violations:?}");
+    }
+}
+
+#[test]
+fn the_newest_acknowledged_write_is_seen() {
+    let bench = Bench::new();
+    bench.see_zeros();
+    bench.write();
+    let second = bench.write();
+    bench.see(&second);
+    bench.right();
+}
+
+#[test]
+fn an_acknowledged_write_that_is_lost_is_found() {
+    let bench = Bench::new();
+    let first = bench.write();
+    bench.write();
+    bench.see(&first);
+    bench.wrong("write 2 was lost");
+}
+
+#[test]
+fn an_acknowledged_first_write_that_is_lost_is_found() {
+    let bench = Bench::new();
+    bench.write();
+    bench.see_zeros();
+    bench.wrong("write 1 was lost");
+}
+
+#[test]
+fn an_unanswered_write_may_have_happened_or_not() {
+    for seen in [true, false] {
+        let bench = Bench::new();
+        let first = bench.write();
+        let unanswered = bench.begin();
+        bench.see(if seen { &unanswered } else { &first });
+        bench.right();
+    }
+}
+
+#[test]
+fn an_unanswered_write_that_was_seen_does_not_vanish() {
+    let bench = Bench::new();
+    let first = bench.write();
+    let unanswered = bench.begin();
+    bench.see(&unanswered);
+    bench.see(&first);
+    bench.wrong("write 2 was lost");
+}
+
+#[test]
+fn an_unanswered_write_may_come_late_but_only_once() {
+    let bench = Bench::new();
+    let unanswered = bench.begin();
+    let second = bench.write();
+    bench.see(&second);
+    bench.see(&unanswered);
+    bench.right();
+    bench.see(&second);
+    bench.wrong("write 1 was lost");
+}
+
+#[test]
+fn a_write_applied_twice_is_found() {
+    let bench = Bench::new();
+    let first = bench.write();
+    bench.see(&first);
+    let second = bench.write();
+    bench.see(&second);
+    bench.see(&first);
+    bench.wrong("write 1 again");
+}
+
+#[test]
+fn concurrent_writes_may_take_effect_in_either_order() {
+    for reversed in [true, false] {
+        let bench = Bench::new();
+        let (first, second) = (bench.begin(), bench.begin());
+        bench.history.acknowledge(&second);
+        bench.history.acknowledge(&first);
+        bench.see(if reversed { &first } else { &second });
+        bench.right();
+    }
+}
+
+#[test]
+fn concurrent_writes_do_not_change_their_order_later() {
+    let bench = Bench::new();
+    let (first, second) = (bench.begin(), bench.begin());
+    bench.history.acknowledge(&second);
+    bench.history.acknowledge(&first);
+    bench.see(&first);
+    bench.see(&second);
+    bench.see(&first);
+    bench.wrong("again");
+}
+
+#[test]
+fn a_read_that_overlaps_a_write_may_see_old_or_new() {
+    for new in [true, false] {
+        let bench = Bench::new();
+        let old = bench.write();
+        let start = bench.history.begin_read();
+        let stamp = bench.write();
+        bench.see_since(start, if new { &stamp } else { &old });
+        bench.right();
+    }
+}
+
+#[test]
+fn a_read_after_a_newer_read_does_not_go_back() {
+    let bench = Bench::new();
+    let old = bench.write();
+    let new = bench.begin();
+    bench.see(&new);
+    bench.see(&old);
+    bench.history.acknowledge(&new);
+    bench.wrong("write 2 was lost");
+}
+
+#[test]
+fn a_read_from_the_future_is_found() {
+    let bench = Bench::new();
+    let later = Stamp { run: Uuid::from_u128(1), block: 9, write: 1, writer: 1 };
+    bench.see(&later);
+    bench.wrong("never written");
+    assert_eq!(bench.begin().write, 1);
+    bench.wrong("before it was sent");
+}
+
+#[test]
+fn foreign_misplaced_and_torn_blocks_are_found() {
+    let right = Stamp { run: Uuid::from_u128(1), block: 9, write: 1, writer: 1 };
+    for (stamp, part) in [
+        (Stamp { run: Uuid::from_u128(2), ..right }, "another run"),
+        (Stamp { block: 8, ..right }, "block 8"),
+    ] {
+        let bench = Bench::new();
+        bench.see(&stamp);
+        bench.wrong(part);
+    }
+    let bench = Bench::new();
+    let mut data = vec![0; BLOCK];
+    right.fill(&mut data);
+    data[1000] ^= 1;
+    bench.history.end_read(9, bench.history.begin_read(), &data);
+    bench.wrong("torn");
+}
+
+#[test]
+fn a_settled_record_still_knows_what_is_there() {
+    let bench = Bench::new();
+    let first = bench.write();
+    let second = bench.write();
+    bench.see(&second);
+    bench.right();
+    bench.history.settle();
+    bench.see(&second);
+    bench.right();
+    assert_eq!(bench.history.acknowledged(), 2);
+    bench.see(&first);
+    bench.wrong("never written");
+}

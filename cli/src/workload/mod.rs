@@ -1,0 +1,12 @@
+//! A load that proves something: every block that is written carries who wrote it, where and
+//! when, every acknowledgement is recorded, and what is read is checked against the record.
+//!
+//! * [`nbd`]: a small NBD client, many requests in flight.
+//! * [`stamp`]: what is in a block, so that a block read back tells which write it is.
+//! * [`history`]: the record per block, and the check that it is linearizable.
+//! * [`load`]: writers and readers over them.
+
+pub mod history;
+pub mod load;
+pub mod nbd;
+pub mod stamp;
