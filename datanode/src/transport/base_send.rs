@@ -1,0 +1,304 @@
+//! The base lane at the primary: the committed image to a replica that is rebuilt.
+//!
+//! A block is read as it is logged now, and held until all that was logged at its read is
+//! committed; so no base block carries an uncommitted entry, and no lock is held while reading.
+//! The end of the log at each read travels along; the session must reach the highest of them.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sbk_engine::recovery::FailureKind;
+use sbk_engine::replication::log::BlockRange;
+use sbk_engine::replication::message::{Lineage, RecoveryId, ToReplica};
+use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::AbortHandle;
+use tokio_stream::StreamExt;
+use tokio_stream::wrappers::ReceiverStream;
+
+use super::channels::Channels;
+use super::convert::{self, Recover};
+use crate::volume::disk::ReadPlan;
+use crate::volume::events::{LaneId, PeerEvent};
+
+/// Messages that wait for the connection.
+const LANE_QUEUE: usize = 16;
+/// Bytes sent and not yet taken by the receiver.
+const WINDOW_BYTES: u64 = 8 << 20;
+/// Regions of one message of the region table.
+const TABLE_CHUNK: usize = 64 << 10;
+
+/// A wish of the lane to read blocks; the volume task makes the plan, the lane runs it.
+#[derive(Debug)]
+pub struct BaseRead {
+    /// Which blocks.
+    pub range: BlockRange,
+    /// The plan, and the log's end when it was made.
+    pub plan: oneshot::Sender<(ReadPlan, Lsn)>,
+}
+
+/// What the lane sends from. All of it comes from the volume task.
+#[derive(Debug)]
+pub struct BaseSource {
+    /// Reads are asked for here.
+    pub reads: mpsc::Sender<BaseRead>,
+    /// The volume's committed LSN.
+    pub committed: watch::Receiver<Lsn>,
+    /// The regions that may hold anything but zeros, ascending.
+    pub regions: Vec<u64>,
+    /// The region LSN table, from region 0.
+    pub table: Vec<Lsn>,
+    /// The volume's size.
+    pub blocks: u64,
+}
+
+/// A base lane. Dropping it ends the stream.
+#[derive(Debug)]
+pub struct BaseLane {
+    session: RecoveryId,
+    lane: LaneId,
+    lineage: Lineage,
+    messages: mpsc::Sender<Recover>,
+    start: Option<oneshot::Sender<BaseSource>>,
+    task: AbortHandle,
+}
+
+impl Drop for BaseLane {
+    fn drop(&mut self) {
+        self.task.abort();
+    }
+}
+
+impl BaseLane {
+    /// Opens the stream and sends `begin`. What comes back and how it ends goes to `events`.
+    pub fn open(
+        channels: Arc<Channels>,
+        addr: String,
+        lineage: Lineage,
+        session: RecoveryId,
+        begin: ToReplica,
+        lane: LaneId,
+        events: mpsc::Sender<PeerEvent>,
+    ) -> Self {
+        let (messages, outgoing) = mpsc::channel(LANE_QUEUE);
+        let (start, started) = oneshot::channel();
+        let sender = Sender {
+            lineage,
+            session,
+            messages: messages.clone(),
+            events: events.clone(),
+            taken: watch::channel(0).0,
+        };
+        let first = Recover::ToReplica(begin);
+        let task = tokio::spawn(async move {
+            let cause = match sender.run(&channels, &addr, first, outgoing, started).await {
+                Ok(()) => FailureKind::Transport,
+                Err(cause) => cause,
+            };
+            // A volume task that has ended needs no answer.
+            let _ended =
+                events.send(PeerEvent::BaseFailed { session, lane: Some(lane), cause }).await;
+        })
+        .abort_handle();
+        Self { session, lane, lineage, messages, start: Some(start), task }
+    }
+
+    /// Its session.
+    pub fn session(&self) -> RecoveryId {
+        self.session
+    }
+
+    /// Its number.
+    pub fn lane(&self) -> LaneId {
+        self.lane
+    }
+
+    /// Whether its messages travel under `lineage`.
+    pub fn serves(&self, lineage: &Lineage) -> bool {
+        self.lineage.to == lineage.to && self.lineage.from == lineage.from
+    }
+
+    /// Starts to send blocks. A second start changes nothing.
+    pub fn start(&mut self, source: BaseSource) {
+        if let Some(start) = self.start.take() {
+            // A lane that broke has reported so.
+            let _broken = start.send(source);
+        }
+    }
+
+    /// Queues a message of the engine behind the blocks that were sent. Returns whether there was
+    /// room.
+    pub fn send(&self, message: ToReplica) -> bool {
+        self.messages.try_send(Recover::ToReplica(message)).is_ok()
+    }
+}
+
+struct Sender {
+    lineage: Lineage,
+    session: RecoveryId,
+    messages: mpsc::Sender<Recover>,
+    events: mpsc::Sender<PeerEvent>,
+    taken: watch::Sender<u64>,
+}
+
+impl Sender {
+    async fn run(
+        self,
+        channels: &Channels,
+        addr: &str,
+        begin: Recover,
+        outgoing: mpsc::Receiver<Recover>,
+        started: oneshot::Receiver<BaseSource>,
+    ) -> Result<(), FailureKind> {
+        let mut client = channels.replication(addr).map_err(|error| {
+            tracing::warn!(%error, "a base lane can't be opened");
+            FailureKind::Transport
+        })?;
+        let lineage = self.lineage;
+        let stream = futures::stream::iter([begin])
+            .chain(ReceiverStream::new(outgoing))
+            .map(move |message| convert::recover_out(lineage, &message));
+        let receive = async {
+            let transport = |status: tonic::Status| {
+                tracing::debug!(error = %status, "a base lane broke");
+                FailureKind::Transport
+            };
+            let mut answers = client.recover(stream).await.map_err(transport)?.into_inner();
+            while let Some(answer) = answers.message().await.map_err(transport)? {
+                let (lineage, answer) = convert::recover_in(answer).map_err(|error| {
+                    tracing::warn!(%error, "a base lane ended");
+                    FailureKind::Transport
+                })?;
+                self.answered(lineage, answer).await?;
+            }
+            Ok(())
+        };
+        let send = async {
+            // A lane that never starts goes on receiving: the replica may still refuse.
+            if let Ok(source) = started.await {
+                self.send_all(source).await?;
+            }
+            std::future::pending().await
+        };
+        tokio::select! {
+            result = receive => result,
+            result = send => result,
+        }
+    }
+
+    async fn answered(&self, lineage: Lineage, answer: Recover) -> Result<(), FailureKind> {
+        let session = self.session;
+        let event = match answer {
+            Recover::ToPrimary(message) => PeerEvent::FromReplica { lineage, message },
+            Recover::Taken(bytes) => {
+                self.taken.send_replace(bytes);
+                PeerEvent::BaseProgress { session, bytes }
+            }
+            Recover::ToReplica(_)
+            | Recover::Blocks { .. }
+            | Recover::Regions { .. }
+            | Recover::End => return Err(FailureKind::Transport),
+        };
+        self.events.send(event).await.map_err(|_| FailureKind::Invalidated)
+    }
+
+    /// Sends the image, the region table and the end, and waits until all of it was taken.
+    async fn send_all(&self, mut source: BaseSource) -> Result<(), FailureKind> {
+        let mut sent = 0;
+        let mut through = Lsn(0);
+        for region in std::mem::take(&mut source.regions) {
+            let first = region * REGION_BLOCKS;
+            if first >= source.blocks {
+                break;
+            }
+            let blocks = REGION_BLOCKS.min(source.blocks - first) as u32;
+            let range = BlockRange { lba: Lba(first), blocks };
+            let (data, read_at) = self.read(&mut source, range).await?;
+            through = through.max(read_at);
+            for (lba, data) in nonzero_runs(range.lba, &data) {
+                sent += data.len() as u64;
+                let crc = convert::data_crc(&data);
+                self.push(Recover::Blocks { lba, data, read_at, crc }).await?;
+            }
+            self.wait_taken(sent.saturating_sub(WINDOW_BYTES)).await?;
+        }
+        for (index, lsns) in source.table.chunks(TABLE_CHUNK).enumerate() {
+            let first = (index * TABLE_CHUNK) as u64;
+            self.push(Recover::Regions { first, lsns: lsns.to_vec() }).await?;
+        }
+        self.push(Recover::End).await?;
+        self.wait_taken(sent).await?;
+        let event = PeerEvent::BaseSent { session: self.session, through };
+        self.events.send(event).await.map_err(|_| FailureKind::Invalidated)
+    }
+
+    /// The blocks as logged now, once all of that is committed.
+    async fn read(
+        &self,
+        source: &mut BaseSource,
+        range: BlockRange,
+    ) -> Result<(Bytes, Lsn), FailureKind> {
+        let (plan, planned) = oneshot::channel();
+        let asked = source.reads.send(BaseRead { range, plan }).await;
+        asked.map_err(|_| FailureKind::Invalidated)?;
+        let (plan, read_at) = planned.await.map_err(|_| FailureKind::Invalidated)?;
+        let data = tokio::task::spawn_blocking(move || plan.run());
+        let data = data.await.map_err(|_| FailureKind::Transport)?.map_err(|error| {
+            tracing::warn!(%error, lba = %range.lba, "a base block can't be read");
+            FailureKind::StoreIo
+        })?;
+        let committed = source.committed.wait_for(|committed| *committed >= read_at).await;
+        committed.map_err(|_| FailureKind::Invalidated)?;
+        Ok((data, read_at))
+    }
+
+    async fn wait_taken(&self, bytes: u64) -> Result<(), FailureKind> {
+        let mut taken = self.taken.subscribe();
+        taken.wait_for(|taken| *taken >= bytes).await.map_err(|_| FailureKind::Transport)?;
+        Ok(())
+    }
+
+    async fn push(&self, message: Recover) -> Result<(), FailureKind> {
+        self.messages.send(message).await.map_err(|_| FailureKind::Transport)
+    }
+}
+
+/// The stretches of `data`, which starts at block `lba`, whose blocks are not all zeros. A wiped
+/// replica reads as zeros anyway.
+fn nonzero_runs(lba: Lba, data: &Bytes) -> Vec<(Lba, Bytes)> {
+    let block = BLOCK_SIZE as usize;
+    let is_zero = |chunk: &[u8]| chunk.iter().all(|byte| *byte == 0);
+    let mut runs = Vec::new();
+    let mut start = None;
+    for (index, chunk) in data.chunks(block).enumerate() {
+        match (start, is_zero(chunk)) {
+            (None, false) => start = Some(index),
+            (Some(first), true) => {
+                runs.push((Lba(lba.0 + first as u64), data.slice(first * block..index * block)));
+                start = None;
+            }
+            (None, true) | (Some(_), false) => {}
+        }
+    }
+    if let Some(first) = start {
+        runs.push((Lba(lba.0 + first as u64), data.slice(first * block..)));
+    }
+    runs
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn zero_blocks_are_not_sent() {
+        let mut data = vec![0; 6 * BLOCK_SIZE as usize];
+        for block in [1, 2, 5] {
+            data[block * BLOCK_SIZE as usize + 7] = 1;
+        }
+        let runs = nonzero_runs(Lba(100), &Bytes::from(data));
+        let told: Vec<_> = runs.iter().map(|(lba, data)| (lba.0, data.len())).collect();
+        assert_eq!(told, vec![(101, 2 * BLOCK_SIZE as usize), (105, BLOCK_SIZE as usize)]);
+        assert!(nonzero_runs(Lba(0), &Bytes::from(vec![0; 8192])).is_empty());
+    }
+}

@@ -1,0 +1,288 @@
+//! Every message survives the way over the wire, and what no peer would send is refused.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use proptest::collection::{btree_map, btree_set, vec};
+use proptest::option;
+use proptest::prelude::*;
+
+use super::*;
+
+fn an_id() -> impl Strategy<Value = Uuid> {
+    any::<u128>().prop_map(Uuid::from_u128)
+}
+
+fn a_ref() -> impl Strategy<Value = ReplicaRef> {
+    (an_id(), any::<u64>(), any::<u64>()).prop_map(|(id, process, open)| ReplicaRef {
+        id: ReplicaId(id),
+        incarnation: Incarnation { process, open },
+    })
+}
+
+fn a_lineage() -> impl Strategy<Value = Lineage> {
+    (an_id(), any::<u64>(), a_ref(), a_ref()).prop_map(|(volume, epoch, from, to)| Lineage {
+        volume: VolumeId(volume),
+        epoch: Epoch(epoch),
+        from,
+        to,
+    })
+}
+
+fn a_config() -> impl Strategy<Value = Config> {
+    let placement = (an_id(), "[a-z0-9.]{1,12}:[0-9]{1,5}");
+    let placements = btree_map(an_id(), placement, 0..4);
+    let numbers = (1..u64::MAX, any::<u64>(), any::<u32>(), any::<u64>(), any::<u64>());
+    (an_id(), a_ref(), btree_set(an_id(), 0..4), placements, numbers).prop_map(
+        |(volume, primary, isr, placements, (epoch, since, min_in_sync, blocks, loss))| {
+            let mut isr: BTreeSet<_> = isr.into_iter().map(ReplicaId).collect();
+            isr.insert(primary.id);
+            let placed = placements.into_iter();
+            let replicas: BTreeMap<_, _> = placed
+                .map(|(id, (node, addr))| (ReplicaId(id), Placement { node: NodeId(node), addr }))
+                .collect();
+            Config {
+                volume: VolumeId(volume),
+                epoch: Epoch(epoch),
+                primary,
+                since: Epoch(since.min(epoch)),
+                isr,
+                replicas,
+                min_in_sync,
+                blocks,
+                loss_generation: LossGeneration(loss),
+            }
+        },
+    )
+}
+
+fn a_table() -> impl Strategy<Value = EpochTable> {
+    vec((1..1000u64, 1..1000u64), 0..8).prop_map(|steps| {
+        let (mut epoch, mut first) = (0, 0);
+        let pairs = steps.into_iter().map(|(e, f)| {
+            epoch += e;
+            first += f;
+            (Epoch(epoch), Lsn(first))
+        });
+        EpochTable::from_pairs(pairs.collect()).expect("ascending by construction")
+    })
+}
+
+fn a_session() -> impl Strategy<Value = RecoveryId> {
+    (any::<u64>(), any::<u64>())
+        .prop_map(|(epoch, number)| RecoveryId { epoch: Epoch(epoch), number })
+}
+
+fn a_mark() -> impl Strategy<Value = Incomplete> {
+    (a_session(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
+        |(session, from, base, target)| Incomplete {
+            session,
+            from: Lsn(from),
+            base: Lsn(base),
+            target: Lsn(target),
+        },
+    )
+}
+
+fn a_state() -> impl Strategy<Value = LogState> {
+    let session = (0..1000u64, btree_set(1..=512u64, 0..4), any::<u64>());
+    let sessions = btree_map(an_id(), session, 0..4);
+    (any::<u64>(), any::<u64>(), sessions).prop_map(|(attach, blocks, sessions)| {
+        let mut state = LogState::new(blocks);
+        state.attach = AttachGeneration(attach);
+        for (id, (low, above, newest)) in sessions {
+            let logged = above.into_iter().map(|n| (low + n, Lsn(n))).collect();
+            let log = SessionLog { low, logged, newest: Lsn(newest) };
+            state.sessions.insert(SessionId(id), log);
+        }
+        state
+    })
+}
+
+fn a_kind() -> impl Strategy<Value = EntryKind> {
+    let range = (0..1u64 << 40, 1..4u32);
+    prop_oneof![
+        range.clone().prop_map(|(lba, blocks)| EntryKind::Write { lba: Lba(lba), blocks }),
+        range.clone().prop_map(|(lba, blocks)| EntryKind::Trim { lba: Lba(lba), blocks }),
+        range.prop_map(|(lba, blocks)| EntryKind::Zero { lba: Lba(lba), blocks }),
+        any::<u64>().prop_map(|g| EntryKind::Attach { generation: AttachGeneration(g) }),
+        an_id().prop_map(|id| EntryKind::Close { session: SessionId(id) }),
+        any::<u64>().prop_map(|blocks| EntryKind::Resize { blocks }),
+    ]
+}
+
+fn an_entry() -> impl Strategy<Value = WireEntry> {
+    let origin = option::of((an_id(), any::<u64>(), any::<u64>()));
+    (1..u64::MAX, 1..u64::MAX, a_kind(), origin, any::<u32>(), any::<u8>()).prop_map(
+        |(epoch, lsn, kind, origin, crc, fill)| {
+            let origin = origin.map(|(session, sequence, low)| Origin {
+                tag: RequestTag { session: SessionId(session), sequence },
+                low,
+            });
+            let payload = Bytes::from(vec![fill; kind.payload_len() as usize]);
+            let header = EntryHeader { epoch: Epoch(epoch), lsn: Lsn(lsn), kind, origin };
+            WireEntry { header, crc, payload }
+        },
+    )
+}
+
+fn an_append() -> impl Strategy<Value = (ToReplica, Vec<WireEntry>)> {
+    let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
+    (numbers, option::of(any::<u64>()), vec(an_entry(), 0..3)).prop_map(
+        |((since, first, committed, prev), stamp, entries)| {
+            let append = Append {
+                since: Epoch(since),
+                first: Lsn(first),
+                committed: Lsn(committed),
+                stamp: stamp.map(Millis),
+                prev: Lsn(prev),
+                entries: entries.iter().map(|entry| entry.header).collect(),
+            };
+            (ToReplica::Append(append), entries)
+        },
+    )
+}
+
+fn plain(message: ToReplica) -> (ToReplica, Vec<WireEntry>) {
+    (message, Vec::new())
+}
+
+fn a_question() -> impl Strategy<Value = (ToReplica, Vec<WireEntry>)> {
+    prop_oneof![
+        any::<u64>().prop_map(|request| plain(ToReplica::Probe { request })),
+        (any::<u64>(), a_config())
+            .prop_map(|(request, config)| plain(ToReplica::Fence { request, config })),
+        (any::<u64>(), any::<u64>(), a_table()).prop_map(|(request, end, table)| plain(
+            ToReplica::Cut { request, end: Lsn(end), table }
+        )),
+        an_append(),
+        (a_session(), any::<u64>())
+            .prop_map(|(session, lsn)| plain(ToReplica::Close { session, through: Lsn(lsn) })),
+    ]
+}
+
+fn a_failure() -> impl Strategy<Value = FailureKind> {
+    prop_oneof![
+        Just(FailureKind::WalRecycled),
+        Just(FailureKind::Transport),
+        Just(FailureKind::StoreIo),
+        Just(FailureKind::StartTimeout),
+        Just(FailureKind::Invalidated),
+        Just(FailureKind::PinLost),
+    ]
+}
+
+fn some_facts() -> impl Strategy<Value = Facts> {
+    let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
+    (a_table(), numbers, option::of(a_mark())).prop_map(|(table, (a, b, c, loss), incomplete)| {
+        let mut ordered = [a, b, c];
+        ordered.sort_unstable();
+        let [checkpoint, committed, durable] = ordered.map(Lsn);
+        let loss_generation = LossGeneration(loss);
+        Facts { table, durable, committed, checkpoint, incomplete, loss_generation }
+    })
+}
+
+fn a_session_end() -> impl Strategy<Value = ToPrimary> {
+    prop_oneof![
+        (a_session(), any::<u64>())
+            .prop_map(|(session, lsn)| ToPrimary::Closed { session, achieved: Lsn(lsn) }),
+        (a_session(), a_failure())
+            .prop_map(|(session, cause)| ToPrimary::SessionFailed { session, cause }),
+        option::of(a_config()).prop_map(|config| ToPrimary::Refused { config }),
+    ]
+}
+
+fn an_answer() -> impl Strategy<Value = ToPrimary> {
+    let ack = (any::<u64>(), option::of(any::<u64>()), option::of(any::<u64>()));
+    prop_oneof![
+        any::<u64>().prop_map(|request| ToPrimary::Alive { request }),
+        (any::<u64>(), some_facts())
+            .prop_map(|(request, facts)| ToPrimary::Facts { request, facts }),
+        (any::<u64>(), any::<u64>())
+            .prop_map(|(request, lsn)| ToPrimary::CutDone { request, durable: Lsn(lsn) }),
+        ack.prop_map(|(durable, recorded, promised)| ToPrimary::Ack {
+            durable: Lsn(durable),
+            recorded: recorded.map(Epoch),
+            promised: promised.map(Millis),
+        }),
+        any::<u64>().prop_map(|end| ToPrimary::Gap { end: Lsn(end) }),
+        a_session_end(),
+    ]
+}
+
+fn a_base_message() -> impl Strategy<Value = Recover> {
+    let begin = (a_mark(), a_table(), a_state())
+        .prop_map(|(mark, table, state)| ToReplica::BeginRebuild { mark, table, state });
+    let close = (a_session(), any::<u64>())
+        .prop_map(|(session, lsn)| ToReplica::Close { session, through: Lsn(lsn) });
+    let blocks = (any::<u64>(), 1..3usize, any::<u64>(), any::<u32>());
+    prop_oneof![
+        begin.prop_map(Recover::ToReplica),
+        close.prop_map(Recover::ToReplica),
+        a_session().prop_map(|s| Recover::ToPrimary(ToPrimary::RebuildStarted { session: s })),
+        a_session_end().prop_map(Recover::ToPrimary),
+        blocks.prop_map(|(lba, blocks, read_at, crc)| Recover::Blocks {
+            lba: Lba(lba),
+            data: Bytes::from(vec![1; blocks * 4096]),
+            read_at: Lsn(read_at),
+            crc,
+        }),
+        (any::<u64>(), vec(any::<u64>(), 0..4)).prop_map(|(first, lsns)| Recover::Regions {
+            first,
+            lsns: lsns.into_iter().map(Lsn).collect(),
+        }),
+        Just(Recover::End),
+        any::<u64>().prop_map(Recover::Taken),
+    ]
+}
+
+/// Through the bytes, as a peer would see it.
+fn over_the_wire<M: prost::Message + Default>(message: &M) -> M {
+    M::decode(Bytes::from(message.encode_to_vec())).expect("what was encoded decodes")
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::default() })]
+
+    #[test]
+    fn questions_survive(lineage in a_lineage(), (message, entries) in a_question()) {
+        let sent = over_the_wire(&to_replica_out(lineage, &message, &entries));
+        prop_assert_eq!(to_replica_in(sent), Ok((lineage, message, entries)));
+    }
+
+    #[test]
+    fn answers_survive(lineage in a_lineage(), message in an_answer()) {
+        let sent = over_the_wire(&to_primary_out(lineage, &message));
+        prop_assert_eq!(to_primary_in(sent), Ok((lineage, message)));
+    }
+
+    #[test]
+    fn base_messages_survive(lineage in a_lineage(), message in a_base_message()) {
+        let sent = over_the_wire(&recover_out(lineage, &message));
+        prop_assert_eq!(recover_in(sent), Ok((lineage, message)));
+    }
+
+    #[test]
+    fn any_bytes_are_decoded_or_refused(bytes in vec(any::<u8>(), 0..256)) {
+        if let Ok(message) = <v1::ReplicationMessage as prost::Message>::decode(&bytes[..]) {
+            let _refused = to_replica_in(message.clone()).is_err();
+            let _refused = to_primary_in(message).is_err();
+        }
+    }
+}
+
+#[test]
+fn a_payload_that_does_not_fit_its_blocks_is_refused() {
+    let kind = EntryKind::Write { lba: Lba(1), blocks: 2 };
+    let header = EntryHeader { epoch: Epoch(1), lsn: Lsn(1), kind, origin: None };
+    let entry = WireEntry { header, crc: 0, payload: Bytes::from(vec![0; 4096]) };
+    assert!(entry_in(entry_out(&entry)).is_err());
+}
+
+#[test]
+fn a_range_past_the_last_address_is_refused() {
+    let kind = EntryKind::Trim { lba: Lba(u64::MAX), blocks: 1 };
+    let header = EntryHeader { epoch: Epoch(1), lsn: Lsn(1), kind, origin: None };
+    let entry = WireEntry { header, crc: 0, payload: Bytes::new() };
+    assert!(entry_in(entry_out(&entry)).is_err());
+}

@@ -1,0 +1,140 @@
+//! What a volume task needs of its replica's store.
+//!
+//! The task is the only writer. Whatever may take long is handed out as a *plan*: a piece of work
+//! that holds all it needs, runs on a thread that may block, and whose result is given back. No
+//! plan changes what the task sees before it was given back.
+
+use bytes::Bytes;
+use sbk_engine::recovery::FailureKind;
+use sbk_engine::replication::io::{Kept, Opened};
+use sbk_engine::replication::log::{BlockRange, LogState};
+use sbk_engine::replication::message::{Incomplete, RecoveryId};
+use sbk_engine::types::{Lba, Lsn};
+
+use crate::transport::{ReadEntries, WireEntry};
+
+/// Why a store can't go on. After one the store is dropped and opened anew.
+#[derive(Debug, thiserror::Error)]
+#[error("the store failed to {doing}: {source}")]
+pub struct DiskError {
+    /// What it was doing, as in `append to the WAL`.
+    pub doing: &'static str,
+    /// Why it could not.
+    pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+/// Reads blocks as they were logged when the plan was made. May block; may run on any thread.
+pub struct ReadPlan(Box<dyn FnOnce() -> Result<Bytes, DiskError> + Send>);
+
+impl std::fmt::Debug for ReadPlan {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("ReadPlan")
+    }
+}
+
+impl ReadPlan {
+    /// A plan that does `read`.
+    pub fn new(read: impl FnOnce() -> Result<Bytes, DiskError> + Send + 'static) -> Self {
+        Self(Box::new(read))
+    }
+
+    /// The blocks' bytes.
+    pub fn run(self) -> Result<Bytes, DiskError> {
+        (self.0)()
+    }
+}
+
+/// Work for a thread that may block, whose outcome goes back to the store.
+pub trait Work: Send + 'static {
+    /// What it leads to.
+    type Outcome: Send + 'static;
+    /// Does it.
+    fn run(self) -> Self::Outcome;
+}
+
+/// Digest of one region of the committed image.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RegionDigest {
+    /// Which.
+    pub region: u64,
+    /// Last LSN that wrote it, 0 if none did.
+    pub lsn: Lsn,
+    /// CRC-32C over its bytes, zeros included.
+    pub digest: u32,
+    /// As of which committed LSN.
+    pub committed: Lsn,
+    /// Damaged blocks found.
+    pub damaged: u32,
+}
+
+/// Reads digests, region by region. May block; may run on any thread.
+pub type VerifyPlan = Box<dyn FnMut() -> Option<Result<RegionDigest, DiskError>> + Send>;
+
+/// One replica's store, as its volume task drives it. Methods that return a `Result<(), _>` and
+/// take `&mut self` block until done and durable.
+pub trait Disk: Send + Sized + 'static {
+    /// A batch of the WAL: written and synced by running it.
+    type Batch: Work;
+    /// A step of the checkpoint.
+    type Checkpoint: Work;
+
+    /// Writes and syncs the superblock.
+    fn persist(&mut self, kept: &Kept) -> Result<(), DiskError>;
+    /// Ends the log at `end`: the rest is overwritten and synced, then the superblock written.
+    fn cut(&mut self, end: Lsn, kept: &Kept) -> Result<(), DiskError>;
+    /// Writes the superblock with its mark, then drops WAL and extents; the log starts anew at
+    /// `mark.base + 1` with `state`.
+    fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError>;
+    /// Syncs what the base lane wrote, then writes the superblock, which has no mark any more.
+    fn finish_rebuild(&mut self, session: RecoveryId, kept: &Kept) -> Result<(), DiskError>;
+    /// Base blocks; those that the WAL lane wrote since the wipe are left alone.
+    fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), DiskError>;
+    /// The sender's region LSNs from region `first` on.
+    fn write_regions(&mut self, first: u64, lsns: &[Lsn]) -> Result<(), DiskError>;
+
+    /// Adds entries to the log in memory; a batch makes them durable.
+    fn append(&mut self, entries: Vec<WireEntry>) -> Result<(), DiskError>;
+    /// What was appended since the last batch, if there is any and no batch is out.
+    fn take_batch(&mut self) -> Option<Self::Batch>;
+    /// Takes a batch's outcome back. Returns the log's durable end.
+    fn batch_done(&mut self, outcome: <Self::Batch as Work>::Outcome) -> Result<Lsn, DiskError>;
+
+    /// Extents may take everything up to `lsn`.
+    fn committed(&mut self, lsn: Lsn);
+    /// The next step of the checkpoint, if one is due and none is out. `urgent`: the WAL is needed.
+    fn take_checkpoint(&mut self, urgent: bool) -> Option<Self::Checkpoint>;
+    /// Takes a step's outcome back. Returns `(checkpoint, S)`.
+    fn checkpoint_done(
+        &mut self,
+        outcome: <Self::Checkpoint as Work>::Outcome,
+    ) -> Result<(Lsn, Lsn), DiskError>;
+    /// Whether nothing more can be appended until a checkpoint made room.
+    fn wal_full(&self) -> bool;
+
+    /// Keeps the WAL from `from` on.
+    fn pin(&mut self, session: RecoveryId, from: Lsn);
+    /// Ends a pin.
+    fn unpin(&mut self, session: RecoveryId);
+
+    /// Reads blocks as they are logged now.
+    fn read(&self, range: BlockRange) -> ReadPlan;
+    /// Reads entries `first..=last` of the log.
+    fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, FailureKind>;
+    /// The regions that may hold anything but zeros, in extents or WAL, ascending.
+    fn allocated_regions(&self) -> Vec<u64>;
+    /// Last LSN of each region, from region 0; 0 where nothing was written.
+    fn region_table(&self) -> Vec<Lsn>;
+    /// Digests of `regions` regions of the committed image from `first` on; 0 means to the end.
+    fn verify(&self, first: u64, regions: u64) -> VerifyPlan;
+    /// Ends a run of the store in order: what is durable is marked as cleanly closed.
+    fn close(self) -> Result<(), DiskError>;
+}
+
+/// Opens a replica's store, again and again if need be. Each opening counts up
+/// `incarnation.open`.
+pub trait OpenDisk: Send + Sync + 'static {
+    /// What it opens.
+    type Disk: Disk;
+    /// Opens the store. Blocks.
+    fn open(&self) -> Result<(Self::Disk, Opened), DiskError>;
+}

@@ -1,0 +1,83 @@
+//! What reaches a volume task from outside.
+
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sbk_engine::recovery::FailureKind;
+use sbk_engine::replication::io::ProposalId;
+use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
+use sbk_engine::types::{Config, Incarnation, Lba, Lsn, ReplicaId};
+use sbk_proto::v1;
+use tokio::sync::{mpsc, oneshot};
+
+use crate::link::{Link, OpenLink};
+use crate::transport::{Answers, WireEntry};
+
+/// Where a replica's answer to the primary goes.
+#[derive(Debug)]
+pub enum AnswerPath {
+    /// A unary call's response.
+    Call(oneshot::Sender<(Lineage, ToPrimary)>),
+    /// The feed that the message came on; acknowledgements go there until another feed comes.
+    Feed(Arc<Answers>),
+    /// The base lane that the message came on.
+    Base(Arc<Answers>),
+}
+
+/// Numbers the outgoing streams of one volume task, so that what an abandoned one still reports
+/// is told from its successor's.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub struct LaneId(pub u64);
+
+/// From other replicas, and about the streams to them.
+#[derive(Debug)]
+pub enum PeerEvent {
+    /// A primary, or one that thinks it is, said something. The entries' CRCs were checked.
+    FromPrimary {
+        lineage: Lineage,
+        message: ToReplica,
+        entries: Vec<WireEntry>,
+        answers: AnswerPath,
+    },
+    /// A replica answered.
+    FromReplica { lineage: Lineage, message: ToPrimary },
+    /// A unary call failed. Of which run it was asked does not matter: it is observation only.
+    Unreachable { replica: ReplicaId, refused: bool },
+    /// A feed ended that was not reset.
+    FeedBroken { replica: ReplicaId, lane: LaneId, refused: bool },
+    /// Entries for a feed could not be read any more; the feed has ended.
+    FeedFailed { replica: ReplicaId, lane: LaneId, cause: FailureKind },
+    /// Receiver: base blocks of a session, their CRC checked.
+    BaseBlocks {
+        session: RecoveryId,
+        lineage: Lineage,
+        lba: Lba,
+        data: Bytes,
+        answers: Arc<Answers>,
+    },
+    /// Receiver: region LSNs of a session.
+    BaseRegions { session: RecoveryId, lineage: Lineage, first: u64, lsns: Vec<Lsn> },
+    /// Receiver: the sender has sent all.
+    BaseEnd { session: RecoveryId, lineage: Lineage, answers: Arc<Answers> },
+    /// Either side: the base lane of a session broke.
+    BaseFailed { session: RecoveryId, lane: Option<LaneId>, cause: FailureKind },
+    /// Sender: bytes that the receiver took.
+    BaseProgress { session: RecoveryId, bytes: u64 },
+    /// Sender: the receiver took everything.
+    BaseSent { session: RecoveryId, through: Lsn },
+}
+
+/// From the node that the task runs on.
+#[derive(Debug)]
+pub enum Control {
+    /// A configuration from the masters.
+    Assignment(Config),
+    /// The masters deleted the volume.
+    Deleted,
+    /// The masters' answer to a proposal of the run `incarnation`.
+    Answered { incarnation: Incarnation, proposal: ProposalId, config: Option<Config> },
+    /// A frontend wants to send requests.
+    Open { open: OpenLink, link: oneshot::Sender<Link> },
+    /// Digests of the committed image, `regions` from `first` on (0: to the end).
+    Verify { first: u64, regions: u64, out: mpsc::Sender<Result<v1::VerifyRegion, tonic::Status>> },
+}

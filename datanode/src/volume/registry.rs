@@ -1,0 +1,57 @@
+//! The replicas that run on this node.
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, PoisonError, RwLock};
+
+use sbk_engine::types::{ReplicaId, VolumeId};
+use tokio::sync::mpsc;
+
+use super::events::{Control, PeerEvent};
+
+/// The way to one volume task. It stays the same when the replica is opened again.
+#[derive(Debug)]
+pub struct VolumeHandle {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The replica of it that is here.
+    pub replica: ReplicaId,
+    /// Orders of the node.
+    pub control: mpsc::Sender<Control>,
+    /// Events from other replicas.
+    pub peers: mpsc::Sender<PeerEvent>,
+}
+
+/// All volume tasks by volume; a node holds at most one replica of a volume.
+#[derive(Clone, Debug, Default)]
+pub struct Registry {
+    volumes: Arc<RwLock<BTreeMap<VolumeId, Arc<VolumeHandle>>>>,
+}
+
+impl Registry {
+    /// The task of a volume.
+    pub fn get(&self, volume: VolumeId) -> Option<Arc<VolumeHandle>> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        volumes.get(&volume).cloned()
+    }
+
+    /// Every task, by volume.
+    pub fn all(&self) -> Vec<Arc<VolumeHandle>> {
+        let volumes = self.volumes.read().unwrap_or_else(PoisonError::into_inner);
+        volumes.values().cloned().collect()
+    }
+
+    /// Adds a task.
+    ///
+    /// # Panics
+    /// If the volume has one already: two tasks would write one store.
+    pub fn insert(&self, handle: Arc<VolumeHandle>) {
+        let mut volumes = self.volumes.write().unwrap_or_else(PoisonError::into_inner);
+        let volume = handle.volume;
+        assert!(volumes.insert(volume, handle).is_none(), "volume {volume} runs twice");
+    }
+
+    /// Removes a task that has ended.
+    pub fn remove(&self, volume: VolumeId) {
+        self.volumes.write().unwrap_or_else(PoisonError::into_inner).remove(&volume);
+    }
+}
