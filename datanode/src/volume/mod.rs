@@ -1,14 +1,27 @@
 //! One task owns one replica: its engine state and the write side of its store.
 //!
 //! Everything reaches it over bounded channels and is turned into the engine's inputs; the
-//! engine's outputs are executed in order.
+//! engine's outputs are executed in order. What others may know of the replica is published as a
+//! [`VolumeStatus`].
 
+mod clients;
 pub mod clock;
 pub mod disk;
 pub mod events;
+mod execute;
+mod lanes;
+mod names;
+mod peers;
 mod registry;
+mod runner;
+mod status;
+mod tail;
+mod task;
+mod verify;
 
 pub use registry::{Registry, VolumeHandle};
+pub use runner::{Context, ProposalOrder, open_link, start};
+pub use status::{Counters, RunState, TRACE_CAPACITY, TraceEntry, TraceRing, VolumeStatus};
 
 /// Events from peers that wait for the task.
 pub const PEER_QUEUE: usize = 256;

@@ -4,9 +4,10 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, PoisonError, RwLock};
 
 use sbk_engine::types::{ReplicaId, VolumeId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, watch};
 
 use super::events::{Control, PeerEvent};
+use super::status::{Counters, TraceRing, VolumeStatus};
 
 /// The way to one volume task. It stays the same when the replica is opened again.
 #[derive(Debug)]
@@ -19,6 +20,12 @@ pub struct VolumeHandle {
     pub control: mpsc::Sender<Control>,
     /// Events from other replicas.
     pub peers: mpsc::Sender<PeerEvent>,
+    /// What the task last published.
+    pub status: watch::Receiver<Arc<VolumeStatus>>,
+    /// Its newest decisions.
+    pub trace: Arc<TraceRing>,
+    /// Its counts.
+    pub counters: Arc<Counters>,
 }
 
 /// All volume tasks by volume; a node holds at most one replica of a volume.

@@ -1,0 +1,242 @@
+//! How a volume task executes the engine's outputs, one after the other.
+
+use bytes::Bytes;
+use sbk_engine::recovery::FailureKind;
+use sbk_engine::replication::io::{Input, Output, Payload, Proposal};
+use sbk_engine::replication::log::EntryHeader;
+use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToReplica};
+use sbk_engine::types::{Lsn, ReplicaId};
+use tokio::task::block_in_place;
+
+use super::disk::{Disk, DiskError};
+use super::events::Control;
+use super::runner::ProposalOrder;
+use super::task::{Running, WantedRead};
+use crate::entry::entry_crc;
+use crate::link::LinkEvent;
+use crate::transport::{BaseSource, FeedItem, WireEntry};
+
+/// Payload bytes of one feed message of several entries.
+const MESSAGE_BYTES: usize = 1 << 20;
+
+impl<D: Disk> Running<D> {
+    /// Executes one output. An error drops the outputs after it.
+    pub(super) async fn execute(&mut self, output: Output) -> Result<(), DiskError> {
+        match output {
+            Output::Persist(kept) => {
+                self.urgent = true;
+                block_in_place(|| self.disk.persist(&kept))?;
+            }
+            Output::Cut { end, kept } => {
+                self.urgent = true;
+                self.quiesce().await?;
+                block_in_place(|| self.disk.cut(end, &kept))?;
+                self.tail.cut(end);
+                self.durable = self.durable.min(end);
+            }
+            Output::Wipe { mark, state, kept } => {
+                self.urgent = true;
+                self.quiesce().await?;
+                block_in_place(|| self.disk.wipe(&mark, &state, &kept))?;
+                self.tail.clear();
+                self.durable = mark.base;
+                self.receiving = Some(mark.session);
+                self.taken_bytes = 0;
+                self.committed.send_replace(mark.base);
+            }
+            Output::FinishRebuild { session, kept } => {
+                self.urgent = true;
+                self.quiesce().await?;
+                block_in_place(|| self.disk.finish_rebuild(session, &kept))?;
+                self.receiving = None;
+            }
+            Output::Append { headers, payload } => self.append(headers, payload)?,
+            Output::Committed(lsn) => {
+                self.disk.committed(lsn);
+                self.committed.send_replace(lsn);
+            }
+            Output::Pin { session, from } => self.disk.pin(session, from),
+            Output::Unpin { session } => self.disk.unpin(session),
+            Output::Read { stream, tag, range, merge: _ } => {
+                let plan = self.disk.read(range);
+                self.wanted_reads.push(WantedRead { stream, tag, plan });
+            }
+            Output::ToReplica { addr, lineage, message } => {
+                self.tell_replica(addr, lineage, message);
+            }
+            Output::SendEntries { addr, lineage, append, last } => {
+                self.send_entries(addr, lineage, append, last);
+            }
+            Output::ResetFeed { replica } => self.outgoing.reset_feed(replica),
+            Output::ToPrimary { lineage, message } => self.incoming.send(lineage, message),
+            Output::StartBase { mark, addr: _, lineage: _ } => self.start_base(mark),
+            Output::StopBase { session } => self.stop_base(session),
+            Output::Propose(proposal) => self.propose(proposal),
+            Output::StreamOpened { stream, epoch, attach, loss_generation } => {
+                self.urgent = true;
+                self.clients.tell(stream, LinkEvent::Opened { epoch, attach, loss_generation });
+            }
+            Output::StreamEnded { stream, reason } => {
+                self.urgent = true;
+                let config = self.replica.config().cloned();
+                self.clients.end(stream, LinkEvent::Ended { reason, config });
+            }
+            Output::Answer { stream, tag, outcome } => self.clients.answer(stream, tag, outcome),
+            Output::Trace(event) => {
+                self.urgent = true;
+                tracing::info!(
+                    volume = %self.volume,
+                    replica = %self.me.id,
+                    epoch = %event.epoch,
+                    what = event.what,
+                    "{}",
+                    event.why
+                );
+                self.shared.trace.push(self.me.incarnation, event);
+            }
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, headers: Vec<EntryHeader>, payload: Payload) -> Result<(), DiskError> {
+        let entries: Vec<WireEntry> = match payload {
+            Payload::Feed => {
+                let first = headers.first().map(|header| header.lsn);
+                let fed = std::mem::take(&mut self.fed);
+                let skip = fed.iter().take_while(|e| Some(e.header.lsn) < first).count();
+                let wanted: Vec<_> = fed.into_iter().skip(skip).take(headers.len()).collect();
+                assert!(
+                    wanted.iter().map(|entry| &entry.header).eq(headers.iter()),
+                    "the engine appends what the feed brought"
+                );
+                wanted
+            }
+            Payload::Client(tag) => {
+                let mut entry = |header: EntryHeader| {
+                    let payload = match header.kind.payload_len() {
+                        0 => Bytes::new(),
+                        length => {
+                            let payload = self.clients.payload(tag);
+                            let payload = payload.expect("a write is logged with its payload");
+                            assert_eq!(payload.len() as u64, length, "of write {tag:?}");
+                            payload
+                        }
+                    };
+                    let crc = entry_crc(&header, &payload);
+                    WireEntry { header, crc, payload }
+                };
+                headers.into_iter().map(&mut entry).collect()
+            }
+            Payload::Empty => headers
+                .into_iter()
+                .map(|header| {
+                    assert_eq!(header.kind.payload_len(), 0, "entry {} has no payload", header.lsn);
+                    WireEntry { header, crc: entry_crc(&header, &[]), payload: Bytes::new() }
+                })
+                .collect(),
+        };
+        for entry in &entries {
+            self.tail.push(entry.clone(), self.durable);
+        }
+        self.disk.append(entries)
+    }
+
+    fn tell_replica(&mut self, addr: String, lineage: Lineage, message: ToReplica) {
+        if let ToReplica::Append(append) = &message
+            && let Some(last) = append.entries.last().map(|header| header.lsn)
+        {
+            let append = Append { entries: Vec::new(), ..append.clone() };
+            self.send_entries(addr, lineage, append, last);
+        } else if !self.outgoing.send(addr, lineage, message) {
+            self.blocked(lineage.to.id);
+        }
+    }
+
+    /// Puts the entries after `append.prev` up to `last` on the feed: from memory as far as they
+    /// are all there, else they are read from the WAL when their turn comes.
+    fn send_entries(&mut self, addr: String, lineage: Lineage, append: Append, last: Lsn) {
+        let first = append.prev.next();
+        let replica = lineage.to.id;
+        let Some(entries) = self.tail.range(first, last) else {
+            match self.disk.read_log(first, last) {
+                Ok(read) => {
+                    let item = FeedItem::Entries { lineage, append, last, read };
+                    if !self.outgoing.feed(&addr, &lineage, item) {
+                        self.blocked(replica);
+                    }
+                }
+                Err(cause) => self.inbox.push_back(Input::FeedFailed { replica, cause }),
+            }
+            return;
+        };
+        let mut messages: Vec<Vec<WireEntry>> = Vec::new();
+        let mut bytes = 0;
+        for entry in entries {
+            let length = entry.payload.len();
+            match messages.last_mut() {
+                Some(message) if bytes + length <= MESSAGE_BYTES => message.push(entry.clone()),
+                Some(_) | None => {
+                    messages.push(vec![entry.clone()]);
+                    bytes = 0;
+                }
+            }
+            bytes += length;
+        }
+        let mut append = append;
+        for entries in messages {
+            let end = entries.last().map(|entry| entry.header.lsn);
+            let headers = entries.iter().map(|entry| entry.header).collect();
+            let message = Append { entries: headers, ..append.clone() };
+            let message = ToReplica::Append(message);
+            let item = FeedItem::Message { lineage, message, entries };
+            if !self.outgoing.feed(&addr, &lineage, item) {
+                self.blocked(replica);
+                return;
+            }
+            append.stamp = None;
+            append.prev = end.unwrap_or(append.prev);
+        }
+    }
+
+    /// The way to a replica is blocked: its queue is full, or its stream just ended.
+    fn blocked(&mut self, replica: ReplicaId) {
+        self.inbox.push_back(Input::Unreachable { replica, refused: false });
+    }
+
+    fn start_base(&mut self, mark: Incomplete) {
+        let Some(lane) = self.outgoing.base(mark.session) else {
+            let (session, cause) = (mark.session, FailureKind::Transport);
+            self.inbox.push_back(Input::BaseFailed { session, cause });
+            return;
+        };
+        let blocks = self.replica.config().map_or(0, |config| config.blocks);
+        lane.start(BaseSource {
+            reads: self.base_reads.clone(),
+            committed: self.committed.subscribe(),
+            regions: self.disk.allocated_regions(),
+            table: self.disk.region_table(),
+            blocks,
+        });
+    }
+
+    fn stop_base(&mut self, session: sbk_engine::replication::message::RecoveryId) {
+        self.outgoing.stop_base(session);
+        self.incoming.stop_base(session);
+        if self.receiving == Some(session) {
+            self.receiving = None;
+        }
+    }
+
+    fn propose(&mut self, proposal: Proposal) {
+        self.urgent = true;
+        let (id, incarnation) = (proposal.id, self.me.incarnation);
+        let order = ProposalOrder { proposal, answers: self.shared.control.clone() };
+        if self.context.proposals.try_send(order).is_err() {
+            // Not sent: the outcome is as unknown as that of one that got lost.
+            tracing::warn!(volume = %self.volume, "proposals wait for the masters; one was dropped");
+            let answer = Control::Answered { incarnation, proposal: id, config: None };
+            // A full queue loses the answer, which the engine also takes for silence.
+            let _full = self.shared.control.try_send(answer);
+        }
+    }
+}

@@ -1,0 +1,153 @@
+//! What others may see of a volume task: its status, its counters, its trace.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::{Mutex, PoisonError};
+
+use sbk_engine::replication::trace::TraceEvent;
+use sbk_engine::replication::view::View;
+use sbk_engine::types::{Incarnation, Millis, ReplicaId, VolumeId};
+use serde::Serialize;
+
+/// Decisions kept for `/trace`; the oldest go first.
+pub const TRACE_CAPACITY: usize = 4096;
+
+/// What a volume task is doing.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case", tag = "state")]
+pub enum RunState {
+    /// The store is being opened.
+    Opening,
+    /// The replica runs.
+    Running,
+    /// The store failed; it will be opened again.
+    Failed {
+        /// Why.
+        reason: String,
+        /// Failures without a long run in between.
+        failures: u32,
+    },
+    /// The store failed too often. The replica is not used any more in this process.
+    Retired {
+        /// The last failure.
+        reason: String,
+    },
+    /// The task has ended: the node stops, or the volume is deleted.
+    Ended,
+}
+
+/// One replica on this node, as its task last published it.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeStatus {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The replica.
+    pub replica: ReplicaId,
+    /// What the task does.
+    pub run: RunState,
+    /// What the engine shows; absent while the store isn't open.
+    pub view: Option<View>,
+    /// Whether client requests and the feed wait for a checkpoint to make room in the WAL.
+    pub wal_full: bool,
+    /// Frontend streams connected here.
+    pub links: usize,
+    /// Payload bytes of requests that were not logged yet.
+    pub held_bytes: u64,
+    /// When this was published, on the machine's boot clock.
+    pub at: Millis,
+}
+
+impl VolumeStatus {
+    /// A task that has not opened its store.
+    pub fn opening(volume: VolumeId, replica: ReplicaId) -> Self {
+        Self {
+            volume,
+            replica,
+            run: RunState::Opening,
+            view: None,
+            wal_full: false,
+            links: 0,
+            held_bytes: 0,
+            at: super::clock::now(),
+        }
+    }
+
+    /// The incarnation that runs, and whether its image is complete.
+    pub fn open_as(&self) -> Option<(Incarnation, bool)> {
+        let view = self.view.as_ref().filter(|_| self.run == RunState::Running)?;
+        Some((view.me.incarnation, view.incomplete.is_none()))
+    }
+}
+
+/// A decision with the run in which it was made.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct TraceEntry {
+    /// Counts the task's decisions, from 1: a gap shows that older ones were dropped.
+    pub number: u64,
+    /// The replica's run.
+    pub incarnation: Incarnation,
+    /// The decision.
+    #[serde(flatten)]
+    pub event: TraceEvent,
+}
+
+/// The newest decisions of one task.
+#[derive(Debug, Default)]
+pub struct TraceRing {
+    entries: Mutex<(u64, VecDeque<TraceEntry>)>,
+}
+
+impl TraceRing {
+    pub(super) fn push(&self, incarnation: Incarnation, event: TraceEvent) {
+        let mut entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.0 += 1;
+        let number = entries.0;
+        if entries.1.len() >= TRACE_CAPACITY {
+            entries.1.pop_front();
+        }
+        entries.1.push_back(TraceEntry { number, incarnation, event });
+    }
+
+    /// The entries with a number above `after`, oldest first.
+    pub fn after(&self, after: u64) -> Vec<TraceEntry> {
+        let entries = self.entries.lock().unwrap_or_else(PoisonError::into_inner);
+        entries.1.iter().filter(|entry| entry.number > after).cloned().collect()
+    }
+}
+
+/// Counts of what went through one task, by stable names.
+#[derive(Debug, Default)]
+pub struct Counters {
+    /// When the loop last turned, in milliseconds of the boot clock.
+    last_turn: AtomicU64,
+    turns: AtomicU64,
+    named: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+}
+
+impl Counters {
+    pub(super) fn turn(&self, now: Millis) {
+        self.last_turn.store(now.0, Ordering::Relaxed);
+        self.turns.fetch_add(1, Ordering::Relaxed);
+    }
+
+    /// Adds what a turn counted.
+    pub(super) fn add(&self, counted: &mut BTreeMap<(&'static str, &'static str), u64>) {
+        if counted.is_empty() {
+            return;
+        }
+        let mut named = self.named.lock().unwrap_or_else(PoisonError::into_inner);
+        for (name, count) in std::mem::take(counted) {
+            *named.entry(name).or_default() += count;
+        }
+    }
+
+    /// When the loop last turned, and how often it did.
+    pub fn turns(&self) -> (Millis, u64) {
+        (Millis(self.last_turn.load(Ordering::Relaxed)), self.turns.load(Ordering::Relaxed))
+    }
+
+    /// `(kind, name)` to count; the kinds are `event`, `ignored`, `output`.
+    pub fn named(&self) -> BTreeMap<(&'static str, &'static str), u64> {
+        self.named.lock().unwrap_or_else(PoisonError::into_inner).clone()
+    }
+}

@@ -1,0 +1,524 @@
+//! The loop of one opening of one replica.
+//!
+//! Each turn takes what waits at one of the task's sources, in this order: shutdown, completions
+//! of the store, messages of other replicas, orders of the node, reads of base lanes, frontends'
+//! requests, time. Whatever a turn appended is then synced as one batch while the next turn is
+//! already taking more (group commit); the feeds to the other replicas carry it at the same time.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::future::Future;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use bytes::Bytes;
+use sbk_engine::replication::io::{Input, OpenStream, Opened, StreamEnd, StreamId};
+use sbk_engine::replication::log::RequestTag;
+use sbk_engine::replication::message::RecoveryId;
+use sbk_engine::replication::{Replica, Verdict};
+use sbk_engine::types::{Config, Lsn, Millis, ReplicaRef, VolumeId};
+use tokio::sync::{mpsc, oneshot, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio::time::Sleep;
+use tokio_util::sync::CancellationToken;
+
+use super::clients::{Admitted, Clients, FromClient};
+use super::clock;
+use super::disk::{Disk, DiskError, ReadPlan, Work};
+use super::events::{Control, PeerEvent};
+use super::lanes::{Incoming, Outgoing};
+use super::names;
+use super::runner::{Context, Inlets, Shared};
+use super::status::{RunState, VolumeStatus};
+use super::tail::Tail;
+use crate::link::{Link, LinkEvent, OpenLink};
+use crate::transport::{BaseRead, WireEntry};
+
+/// Events taken from one queue in one turn.
+const TAKE: usize = 64;
+/// The status is published at least this often while anything changes.
+const PUBLISH_EVERY_MS: u64 = 100;
+/// Appends of the feed that wait for room in the WAL; beyond it the peers' queue waits too.
+const MAX_STALLED: usize = 1024;
+/// Frontend streams at a time: several for each session that the log knows, for old ones linger.
+const MAX_STREAMS: usize = 4 * sbk_engine::types::MAX_SESSIONS;
+/// Reads of base lanes that wait.
+const BASE_READS: usize = 4;
+/// Most reads that one job on the blocking pool does one after the other.
+const READS_A_JOB: usize = 8;
+
+/// How an opening ended.
+#[derive(Debug)]
+pub(super) enum Exit {
+    /// The node stops; the store was closed in order.
+    Shutdown,
+    /// The store failed.
+    Failed(String),
+    /// The masters deleted the volume.
+    Deleted,
+}
+
+/// A read that was done for a request.
+pub(super) struct DoneRead {
+    pub(super) stream: StreamId,
+    pub(super) tag: RequestTag,
+    pub(super) data: Result<Bytes, DiskError>,
+}
+
+/// A read to be done for a request.
+pub(super) struct WantedRead {
+    pub(super) stream: StreamId,
+    pub(super) tag: RequestTag,
+    pub(super) plan: ReadPlan,
+}
+
+type Outcome<W> = <W as Work>::Outcome;
+
+/// One opening of one replica.
+pub(super) struct Running<D: Disk> {
+    pub(super) volume: VolumeId,
+    pub(super) me: ReplicaRef,
+    pub(super) replica: Replica,
+    pub(super) disk: D,
+    pub(super) context: Arc<Context>,
+    pub(super) shared: Arc<Shared>,
+    pub(super) inlets: Inlets,
+    pub(super) outgoing: Outgoing,
+    pub(super) incoming: Incoming,
+    pub(super) clients: Clients,
+    pub(super) tail: Tail,
+    pub(super) durable: Lsn,
+    /// Inputs that outputs led to, before anything from outside.
+    pub(super) inbox: VecDeque<Input>,
+    /// The entries beside the input that is being handled.
+    pub(super) fed: Vec<WireEntry>,
+    pub(super) wanted_reads: Vec<WantedRead>,
+    pub(super) base_reads: mpsc::Sender<BaseRead>,
+    base_reads_in: mpsc::Receiver<BaseRead>,
+    pub(super) committed: watch::Sender<Lsn>,
+    /// The session whose base blocks are taken.
+    pub(super) receiving: Option<RecoveryId>,
+    pub(super) taken_bytes: u64,
+    /// Feed messages that wait for room in the WAL.
+    pub(super) stalled: VecDeque<PeerEvent>,
+    batch: Option<JoinHandle<(u64, Outcome<D::Batch>)>>,
+    checkpoint: Option<JoinHandle<Outcome<D::Checkpoint>>>,
+    reads: JoinSet<Vec<DoneRead>>,
+    pub(super) counted: BTreeMap<(&'static str, &'static str), u64>,
+    /// Something changed since the status was published; `urgent` if others wait for it.
+    pub(super) changed: bool,
+    pub(super) urgent: bool,
+    published: Millis,
+    pub(super) deleted: bool,
+    timer: Pin<Box<Sleep>>,
+    timer_at: Option<Millis>,
+}
+
+/// What a turn of the loop found.
+enum Found<D: Disk> {
+    Shutdown,
+    Batch((u64, Outcome<D::Batch>)),
+    Checkpoint(Outcome<D::Checkpoint>),
+    Read(Vec<DoneRead>),
+    Peers(Vec<PeerEvent>),
+    Control(Control),
+    Base(BaseRead),
+    Clients(Vec<FromClient>),
+    Time,
+}
+
+impl<D: Disk> Running<D> {
+    pub(super) fn new(
+        context: Arc<Context>,
+        shared: Arc<Shared>,
+        inlets: Inlets,
+        disk: D,
+        opened: Opened,
+        lanes: u64,
+    ) -> Self {
+        let (base_reads, base_reads_in) = mpsc::channel(BASE_READS);
+        let (volume, me, durable) = (opened.volume, opened.me, opened.durable);
+        let committed = watch::channel(opened.committed).0;
+        let now = clock::now();
+        let outgoing = Outgoing::new(Arc::clone(&context.channels), shared.peers.clone(), lanes);
+        Self {
+            volume,
+            me,
+            replica: Replica::open(now, opened, context.params.clone()),
+            disk,
+            context,
+            shared,
+            inlets,
+            outgoing,
+            incoming: Incoming::default(),
+            clients: Clients::default(),
+            tail: Tail::default(),
+            durable,
+            inbox: VecDeque::new(),
+            fed: Vec::new(),
+            wanted_reads: Vec::new(),
+            base_reads,
+            base_reads_in,
+            committed,
+            receiving: None,
+            taken_bytes: 0,
+            stalled: VecDeque::new(),
+            batch: None,
+            checkpoint: None,
+            reads: JoinSet::new(),
+            counted: BTreeMap::new(),
+            changed: true,
+            urgent: true,
+            published: Millis(0),
+            deleted: false,
+            timer: Box::pin(tokio::time::sleep(Duration::ZERO)),
+            timer_at: None,
+        }
+    }
+
+    /// Runs until the store fails, the volume is deleted or the node stops. Gives back the queues,
+    /// for the next opening, and how far lanes were numbered.
+    pub(super) async fn run(
+        mut self,
+        stop: &CancellationToken,
+        config: Option<Config>,
+    ) -> (Exit, Inlets, u64) {
+        self.inbox.extend(config.map(Input::Assignment));
+        let exit = match self.turns(stop).await {
+            Ok(exit) => exit,
+            Err(error) => {
+                let cause = describe(&error);
+                self.stop_engine(cause.clone()).await;
+                Exit::Failed(cause)
+            }
+        };
+        self.settle().await;
+        self.end_links();
+        let lanes = self.outgoing.lanes();
+        if let Exit::Shutdown = exit
+            && let Err(error) = tokio::task::block_in_place(|| self.disk.close())
+        {
+            tracing::warn!(volume = %self.volume, %error, "the store was not closed in order");
+        }
+        (exit, self.inlets, lanes)
+    }
+
+    async fn turns(&mut self, stop: &CancellationToken) -> Result<Exit, DiskError> {
+        loop {
+            while let Some(input) = self.inbox.pop_front() {
+                self.step(input).await?;
+            }
+            self.unstall().await?;
+            self.start_work();
+            self.publish();
+            if self.deleted {
+                return Ok(Exit::Deleted);
+            }
+            match self.next(stop).await {
+                Found::Shutdown => return Ok(Exit::Shutdown),
+                Found::Batch((generation, outcome)) => self.batch_done(generation, outcome)?,
+                Found::Checkpoint(outcome) => self.checkpoint_done(outcome)?,
+                Found::Read(done) => self.reads_done(done),
+                Found::Peers(events) => {
+                    for event in events {
+                        self.peer(event).await?;
+                    }
+                }
+                Found::Control(order) => self.control(order),
+                Found::Base(read) => {
+                    let plan = self.disk.read(read.range);
+                    // A lane that was dropped wants it no more.
+                    let _dropped = read.plan.send((plan, self.log_end()));
+                }
+                Found::Clients(taken) => {
+                    for from in taken {
+                        self.client(from).await?;
+                    }
+                }
+                Found::Time => self.inbox.push_back(Input::Tick),
+            }
+        }
+    }
+
+    /// Waits for the next thing to do.
+    async fn next(&mut self, stop: &CancellationToken) -> Found<D> {
+        self.set_timer();
+        let now = clock::now();
+        self.shared.counters.turn(now);
+        self.shared.counters.add(&mut self.counted);
+        let room = !self.disk.wal_full();
+        let take_clients = room && self.clients.has_room();
+        let take_peers = self.stalled.len() < MAX_STALLED;
+        let Self { batch, checkpoint, reads, inlets, clients, base_reads_in, timer, .. } = self;
+        let mut events = Vec::new();
+        let mut taken = Vec::new();
+        tokio::select! {
+            biased;
+            () = stop.cancelled() => Found::Shutdown,
+            done = joined(batch) => Found::Batch(done),
+            done = joined(checkpoint) => Found::Checkpoint(done),
+            Some(done) = reads.join_next() => {
+                Found::Read(done.expect("a read neither panics nor is cancelled"))
+            }
+            _ = inlets.peers.recv_many(&mut events, TAKE), if take_peers => Found::Peers(events),
+            Some(order) = inlets.control.recv() => Found::Control(order),
+            Some(read) = base_reads_in.recv() => Found::Base(read),
+            () = std::future::poll_fn(|cx| clients.poll_take(cx, &mut taken)), if take_clients => {
+                Found::Clients(taken)
+            }
+            () = timer.as_mut() => Found::Time,
+        }
+    }
+
+    /// Feeds the engine and executes what it wants.
+    pub(super) async fn step(&mut self, input: Input) -> Result<(), DiskError> {
+        self.count("event", names::input(&input));
+        let (verdict, outputs) = self.replica.step(clock::now(), input);
+        if let Verdict::Ignored(reason) = verdict {
+            self.count("ignored", names::ignored(reason));
+        }
+        self.incoming.note_verdict(verdict);
+        self.changed |= !outputs.is_empty() || verdict == Verdict::Applied;
+        for output in outputs {
+            self.count("output", names::output(&output));
+            self.execute(output).await?;
+        }
+        Ok(())
+    }
+
+    fn count(&mut self, kind: &'static str, name: &'static str) {
+        *self.counted.entry((kind, name)).or_default() += 1;
+    }
+
+    /// Last LSN logged.
+    pub(super) fn log_end(&self) -> Lsn {
+        self.tail.end().unwrap_or(self.durable).max(self.durable)
+    }
+
+    /// Hands the store's waiting work to threads that may block.
+    fn start_work(&mut self) {
+        if self.batch.is_none()
+            && let Some(batch) = self.disk.take_batch()
+        {
+            let generation = self.replica.generation();
+            self.batch = Some(tokio::task::spawn_blocking(move || (generation, batch.run())));
+        }
+        if self.checkpoint.is_none() {
+            let urgent = self.disk.wal_full();
+            let step = self.disk.take_checkpoint(urgent);
+            self.checkpoint = step.map(|step| tokio::task::spawn_blocking(move || step.run()));
+        }
+        // A few reads a job: handing each one over would cost more than reading it.
+        let a_job = (self.wanted_reads.len() / 4).clamp(1, READS_A_JOB);
+        while !self.wanted_reads.is_empty() {
+            let rest = self.wanted_reads.split_off(a_job.min(self.wanted_reads.len()));
+            let job = std::mem::replace(&mut self.wanted_reads, rest);
+            self.reads.spawn_blocking(move || job.into_iter().map(do_read).collect());
+        }
+    }
+
+    fn batch_done(&mut self, generation: u64, outcome: Outcome<D::Batch>) -> Result<(), DiskError> {
+        self.batch = None;
+        self.durable = self.disk.batch_done(outcome)?;
+        self.inbox.push_back(Input::Durable { generation, lsn: self.durable });
+        Ok(())
+    }
+
+    fn checkpoint_done(&mut self, outcome: Outcome<D::Checkpoint>) -> Result<(), DiskError> {
+        self.checkpoint = None;
+        let (checkpoint, retained) = self.disk.checkpoint_done(outcome)?;
+        self.inbox.push_back(Input::Checkpointed { checkpoint, retained });
+        Ok(())
+    }
+
+    /// Waits for the batch and the checkpoint that are under way: what is about to change the log
+    /// or the image can't run beside them.
+    pub(super) async fn quiesce(&mut self) -> Result<(), DiskError> {
+        if self.batch.is_some() {
+            let (generation, outcome) = joined(&mut self.batch).await;
+            self.batch_done(generation, outcome)?;
+        }
+        if self.checkpoint.is_some() {
+            let outcome = joined(&mut self.checkpoint).await;
+            self.checkpoint_done(outcome)?;
+        }
+        Ok(())
+    }
+
+    /// Lets work under way end, whatever comes of it, so that nothing touches the files after.
+    async fn settle(&mut self) {
+        if self.batch.is_some() {
+            let (_, outcome) = joined(&mut self.batch).await;
+            self.batch = None;
+            if let Err(error) = self.disk.batch_done(outcome) {
+                tracing::warn!(volume = %self.volume, %error, "the last batch failed");
+            }
+        }
+        if self.checkpoint.is_some() {
+            let outcome = joined(&mut self.checkpoint).await;
+            self.checkpoint = None;
+            if let Err(error) = self.disk.checkpoint_done(outcome) {
+                tracing::warn!(volume = %self.volume, %error, "the last checkpoint failed");
+            }
+        }
+        while self.reads.join_next().await.is_some() {}
+    }
+
+    fn reads_done(&mut self, done: Vec<DoneRead>) {
+        let mut all = done;
+        while let Some(Ok(more)) = self.reads.try_join_next() {
+            all.extend(more);
+        }
+        for DoneRead { stream, tag, data } in all {
+            let error = match data {
+                Ok(data) => {
+                    self.clients.was_read(stream, tag, data);
+                    None
+                }
+                Err(error) => Some(describe(&error)),
+            };
+            self.inbox.push_back(Input::ReadDone { stream, tag, error });
+        }
+    }
+
+    fn control(&mut self, order: Control) {
+        match order {
+            Control::Assignment(config) => {
+                self.shared.keep_config(&config);
+                self.inbox.push_back(Input::Assignment(config));
+            }
+            Control::Deleted => {
+                self.deleted = true;
+                self.inbox.push_back(Input::Deleted);
+            }
+            Control::Answered { incarnation, proposal, config } => {
+                if incarnation == self.me.incarnation {
+                    self.inbox.push_back(Input::Answered { proposal, config });
+                }
+            }
+            Control::Open { open, link } => self.open_link(open, link),
+            Control::Verify { first, regions, out } => {
+                let plan = self.disk.verify(first, regions);
+                super::verify::start(plan, out);
+            }
+        }
+    }
+
+    /// Gives a frontend its end of a link; the engine says whether it may be used.
+    fn open_link(&mut self, open: OpenLink, answer: oneshot::Sender<Link>) {
+        if self.clients.len() >= MAX_STREAMS {
+            tracing::warn!(volume = %self.volume, "too many frontend streams; one was refused");
+            return;
+        }
+        let stream = self.shared.next_stream();
+        if answer.send(self.clients.add(stream, open.session)).is_err() {
+            self.clients.remove(stream);
+            return;
+        }
+        self.changed = true;
+        if open.primary != self.me {
+            let reason = StreamEnd::NotPrimary;
+            let config = self.replica.config().cloned();
+            self.clients.end(stream, LinkEvent::Ended { reason, config });
+            return;
+        }
+        let OpenLink { volume: _, session, create, loss_generation, primary: _ } = open;
+        let open = OpenStream { stream, session, create, loss_generation };
+        self.inbox.push_back(Input::OpenStream(open));
+    }
+
+    async fn client(&mut self, from: FromClient) -> Result<(), DiskError> {
+        match from {
+            FromClient::Gone(stream) => {
+                self.clients.remove(stream);
+                self.step(Input::CloseStream { stream }).await
+            }
+            FromClient::Request(stream, io) => match self.clients.admit(stream, io) {
+                Some(Admitted::Request(request)) => {
+                    self.step(Input::Request { stream, request }).await
+                }
+                Some(Admitted::Answered) | None => Ok(()),
+            },
+        }
+    }
+
+    /// The engine's last word after the store failed. Its outputs tell frontends and peers.
+    async fn stop_engine(&mut self, cause: String) {
+        tracing::error!(volume = %self.volume, replica = %self.me.id, %cause, "the store failed");
+        self.inbox.clear();
+        let input = Input::StoreFailed { cause };
+        if let Err(error) = self.step(input).await {
+            tracing::debug!(%error, "the store failed again while it was stopped");
+        }
+    }
+
+    fn end_links(&mut self) {
+        let config = self.replica.config().cloned();
+        for stream in self.clients.all() {
+            let reason = StreamEnd::NotPrimary;
+            self.clients.end(stream, LinkEvent::Ended { reason, config: config.clone() });
+        }
+    }
+
+    fn set_timer(&mut self) {
+        let publish = self.changed.then(|| self.published.after(PUBLISH_EVERY_MS));
+        let at = self.replica.next_deadline().into_iter().chain(publish).min();
+        let at = at.unwrap_or_else(|| clock::now().after(1000));
+        if self.timer_at != Some(at) || self.timer.is_elapsed() {
+            self.timer_at = Some(at);
+            let due = tokio::time::Instant::now() + clock::until(at);
+            self.timer.as_mut().reset(due);
+        }
+    }
+
+    /// Publishes the status if others wait for it or enough time has passed.
+    fn publish(&mut self) {
+        let now = clock::now();
+        let due = self.changed && now.since(self.published) >= PUBLISH_EVERY_MS;
+        if !due && !self.urgent {
+            return;
+        }
+        (self.changed, self.urgent, self.published) = (false, false, now);
+        let view = self.replica.view(now);
+        self.shared.status.send_replace(Arc::new(VolumeStatus {
+            volume: self.volume,
+            replica: self.me.id,
+            run: RunState::Running,
+            view: Some(view),
+            wal_full: self.disk.wal_full(),
+            links: self.clients.len(),
+            held_bytes: self.clients.held_bytes(),
+            at: now,
+        }));
+    }
+}
+
+fn do_read(wanted: WantedRead) -> DoneRead {
+    let WantedRead { stream, tag, plan } = wanted;
+    DoneRead { stream, tag, data: plan.run() }
+}
+
+/// The result of work under way; never, if there is none.
+fn joined<T>(work: &mut Option<JoinHandle<T>>) -> impl Future<Output = T> + '_ {
+    std::future::poll_fn(move |cx| match work {
+        Some(handle) => {
+            Pin::new(handle).poll(cx).map(|done| done.expect("the store's work does not panic"))
+        }
+        None => std::task::Poll::Pending,
+    })
+}
+
+/// An error with all its causes, in one line.
+pub(super) fn describe(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
