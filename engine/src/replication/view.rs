@@ -84,7 +84,7 @@ pub struct PeerView {
     /// Entries that it lacks.
     pub lag: u64,
     /// What the recovery engine makes of it.
-    pub recovery: crate::recovery::ReplicaView,
+    pub recovery: Option<crate::recovery::ReplicaView>,
 }
 
 impl Primary {
