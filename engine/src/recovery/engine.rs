@@ -3,7 +3,7 @@
 //! Handlers record facts; [`step`] ends with one plan that emits what is missing. Every command is
 //! repeated after a deadline until a fact shows it done, so a lost one repairs itself.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -187,8 +187,8 @@ fn handle(
 ) -> Result<(), IgnoredReason> {
     let (epoch, since) = (state.epoch, state.since);
     match event {
-        Event::Assignment { epoch, since, replicas } => {
-            assign(state, epoch, since, replicas, commands)
+        Event::Assignment { epoch, since, replicas, in_sync } => {
+            assign(state, epoch, since, replicas, &in_sync, commands);
         }
         Event::Endpoint { replica, endpoint, .. } => {
             let known = state.replica(replica)?;
@@ -291,6 +291,7 @@ fn assign(
     epoch: Epoch,
     since: Epoch,
     wanted: BTreeMap<ReplicaId, String>,
+    in_sync: &BTreeSet<ReplicaId>,
     commands: &mut Vec<Command>,
 ) {
     let fresh = since > state.epoch;
@@ -313,6 +314,7 @@ fn assign(
             replica.endpoint = endpoint;
             replica.forget_run();
         }
+        replica.in_sync = in_sync.contains(&id);
     }
 }
 

@@ -1,6 +1,6 @@
 //! Facts that reach the recovery engine.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
@@ -48,6 +48,11 @@ pub enum Event {
         since: Epoch,
         /// Replica to its endpoint (`host:port`).
         replicas: BTreeMap<ReplicaId, String>,
+        /// Those of them that are listed as in sync. Such a replica is never rebuilt because its
+        /// catch-ups failed: commits wait for it, so the WAL holds what it misses, and its copy
+        /// may be one that `min_in_sync` does not let go.
+        #[serde(default)]
+        in_sync: BTreeSet<ReplicaId>,
     },
     /// A replica moved to another endpoint.
     Endpoint { epoch: Epoch, replica: ReplicaId, endpoint: String },

@@ -88,6 +88,8 @@ pub(super) struct Facts {
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct ReplicaState {
     pub(super) endpoint: String,
+    /// Listed as in sync by the newest assignment.
+    pub(super) in_sync: bool,
     pub(super) reach: Reach,
     pub(super) transport: Option<TransportEpoch>,
     pub(super) facts: Option<Facts>,
@@ -151,6 +153,7 @@ impl ReplicaState {
     pub(super) fn new(endpoint: String) -> Self {
         Self {
             endpoint,
+            in_sync: false,
             reach: Reach::Unknown,
             transport: None,
             facts: None,
@@ -239,7 +242,7 @@ impl ReplicaState {
             FailureKind::StartTimeout => "its recovery session did not start in time",
             FailureKind::Invalidated => "its recovery session was called off",
         };
-        if self.failed_catch_ups >= params.catch_up_budget {
+        if self.failed_catch_ups >= params.catch_up_budget && !self.in_sync {
             self.rebuild_decided = true;
         }
         self.lose(reason, now, (params.probe_backoff_ms, params.probe_backoff_max_ms));

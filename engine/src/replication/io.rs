@@ -108,7 +108,7 @@ pub enum Input {
     BaseSent {
         /// The session.
         session: RecoveryId,
-        /// The highest log end at the read of a base block.
+        /// The highest committed LSN at the read of a base block.
         through: Lsn,
     },
     /// Either side: the base lane broke.
@@ -394,7 +394,8 @@ pub enum Output {
         message: ToPrimary,
     },
     /// Send the committed image to the receiver that answered [`ToPrimary::RebuildStarted`]: each
-    /// block read, then held until all logged at its read is committed.
+    /// block read as committed, with the committed LSN at its read. Uncommitted entries reach the
+    /// receiver on the WAL lane only, so that a cut leaves it with what was committed.
     StartBase {
         /// The session.
         mark: Incomplete,

@@ -137,6 +137,7 @@ impl Primary {
             epoch: self.config.epoch,
             since: self.config.since,
             replicas: wanted.clone(),
+            in_sync: self.config.isr.clone(),
         };
         for (id, addr) in wanted {
             let peer =

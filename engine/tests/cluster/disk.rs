@@ -126,7 +126,7 @@ impl Disk {
         self.as_of(block, self.end)
     }
 
-    fn as_of(&self, block: u64, lsn: Lsn) -> u64 {
+    pub(crate) fn as_of(&self, block: u64, lsn: Lsn) -> u64 {
         let logged = self.entries(self.checkpoint.next(), lsn).into_iter().rev();
         for (header, value) in logged {
             if let Some(range) = header.kind.range()

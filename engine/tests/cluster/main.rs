@@ -23,6 +23,7 @@ fn run(seed: u64, faults: Faults) -> world::Summary {
     world.check()
 }
 
+#[allow(clippy::disallowed_methods, reason = "the test's own knob, not the engine's")]
 fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let parsed = std::env::var("SEEDS").ok().and_then(|text| {
         let (from, to) = text.split_once("..")?;

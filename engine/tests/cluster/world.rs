@@ -1,8 +1,9 @@
 //! Everything together: nodes, masters, clients, a network and a clock.
 
 use std::cmp::Reverse;
-use std::collections::{BTreeMap, BinaryHeap};
+use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 
+use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{
     Input, OpenStream, Outcome, Output, Payload, Proposal, Request, StreamEnd, StreamId,
 };
@@ -103,12 +104,17 @@ enum Event {
         session: RecoveryId,
         through: Lsn,
     },
-    /// Waits until all that was logged at the read is committed.
     BaseRead {
         node: usize,
         run: u64,
         lineage: Lineage,
         mark: Incomplete,
+    },
+    /// A base lane whose end did not come is a broken stream.
+    BaseOverdue {
+        node: usize,
+        run: u64,
+        session: RecoveryId,
     },
     Propose {
         node: usize,
@@ -196,6 +202,7 @@ pub(crate) struct World {
     history: History,
     healed: bool,
     volume: VolumeId,
+    taken: BTreeSet<RecoveryId>,
     silent_since: Option<u64>,
     summary: Summary,
 }
@@ -234,6 +241,7 @@ impl World {
             history: History::default(),
             healed: false,
             volume,
+            taken: BTreeSet::new(),
             silent_since: None,
             summary: Summary::default(),
         };
@@ -352,17 +360,18 @@ impl World {
     pub(crate) fn run_until_converged(&mut self, patience: u64) {
         let end = self.now + patience;
         while !self.converged() {
-            assert!(
-                self.now < end,
-                "not converged: {:?}\n{:#?}",
-                self.masters.config,
-                self.nodes
-                    .iter()
-                    .map(|n| n.replica.as_ref().map(|r| r.view(Millis(self.now))))
-                    .collect::<Vec<_>>()
-            );
+            assert!(self.now < end, "not converged:\n{}", self.describe());
             self.turn();
         }
+    }
+
+    fn describe(&self) -> String {
+        let shown = self.nodes.iter().map(|node| {
+            let view = node.replica.as_ref().map(|replica| replica.view(Millis(self.now)));
+            view.and_then(|view| serde_json::to_string(&view).ok()).unwrap_or_default()
+        });
+        let clients = self.clients.iter().map(|client| format!("{client:?}"));
+        shown.chain(clients).collect::<Vec<_>>().join("\n")
     }
 
     fn converged(&self) -> bool {
@@ -425,8 +434,15 @@ impl World {
                 self.take_base(lineage, mark, &image, read_at)
             }
             Event::BaseTaken { lineage, session, through } => {
+                self.taken.insert(session);
                 let node = self.index(lineage.from.id);
                 self.step(node, Input::BaseSent { session, through }, &[]);
+            }
+            Event::BaseOverdue { node, run, session } => {
+                if self.nodes[node].run == run && !self.taken.contains(&session) {
+                    let cause = FailureKind::Transport;
+                    self.step(node, Input::BaseFailed { session, cause }, &[]);
+                }
             }
             Event::BaseRead { node, run, lineage, mark } => {
                 self.read_base(node, run, lineage, mark)
@@ -491,6 +507,7 @@ impl World {
             | Event::Timer { node, .. }
             | Event::ReadDone { node, .. }
             | Event::BaseRead { node, .. }
+            | Event::BaseOverdue { node, .. }
             | Event::Answered { node, .. }
             | Event::Push { node, .. }
             | Event::Open { node, .. }
@@ -652,6 +669,7 @@ impl World {
             }
             Output::StartBase { mark, lineage, .. } => {
                 self.after(1, Event::BaseRead { node: index, run, lineage, mark });
+                self.after(2_000, Event::BaseOverdue { node: index, run, session: mark.session });
             }
             Output::Propose(proposal) => {
                 let lost = self.nodes[index].apart
@@ -689,7 +707,7 @@ impl World {
         let entries: Vec<Entry> = self.nodes[index].disk.entries(first, last);
         if entries.len() as u64 != last.0 - append.prev.0 {
             let replica = lineage.to.id;
-            let cause = sbk_engine::recovery::FailureKind::WalRecycled;
+            let cause = FailureKind::WalRecycled;
             self.step(index, Input::FeedFailed { replica, cause }, &[]);
             return;
         }
@@ -709,12 +727,8 @@ impl World {
         if node.run != run || node.replica.is_none() {
             return;
         }
-        let read_at = node.disk.end;
-        if node.disk.committed < read_at {
-            self.after(3, Event::BaseRead { node: index, run, lineage, mark });
-            return;
-        }
-        let image = (0..BLOCKS).map(|block| (block, node.disk.newest(block))).collect();
+        let read_at = node.disk.committed;
+        let image = (0..BLOCKS).map(|block| (block, node.disk.as_of(block, read_at))).collect();
         let to = self.index(lineage.to.id);
         self.send(index, to, Event::Base { lineage, mark, image, read_at });
     }
