@@ -112,6 +112,26 @@ impl Primary {
         self.settle_peers(core);
     }
 
+    /// Nodes got other addresses; nothing else of an epoch's configuration ever changes.
+    pub(super) fn moved(&mut self, core: &mut Core, config: &Config) {
+        if config.replicas == self.config.replicas {
+            return;
+        }
+        self.config.replicas.clone_from(&config.replicas);
+        let epoch = config.epoch;
+        let mut events = Vec::new();
+        for (id, placement) in &config.replicas {
+            if let Some(peer) = self.peers.get_mut(id).filter(|peer| peer.addr != placement.addr) {
+                peer.addr.clone_from(&placement.addr);
+                events.push((*id, placement.addr.clone()));
+            }
+        }
+        for (replica, endpoint) in events {
+            self.drop_feed(core, replica);
+            self.recover(core, Event::Endpoint { epoch, replica, endpoint });
+        }
+    }
+
     /// Ends the role: feeds, base lanes and streams.
     pub(super) fn stop(&mut self, core: &mut Core, reason: super::io::StreamEnd) {
         let peers: Vec<_> = self.peers.keys().copied().collect();

@@ -231,6 +231,9 @@ impl Replica {
         let newer = self.core.learn(config);
         let mine = config.primary == self.core.me;
         if let Role::Primary(primary) = &mut self.role {
+            if config.epoch == primary.config.epoch && mine {
+                primary.moved(&mut self.core, config);
+            }
             if config.epoch <= primary.config.epoch {
                 return Verdict::Ignored(IgnoredReason::KnownConfig);
             }

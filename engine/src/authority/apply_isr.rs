@@ -1,0 +1,186 @@
+//! Changes of a configuration in force, each a compare-and-set on the epoch.
+
+use std::collections::BTreeSet;
+
+use super::command::{Accepted, Response};
+use super::refusal::Refusal;
+use super::state::{Assignment, State};
+use crate::replication::io::IsrChange;
+use crate::types::{Epoch, ReplicaId, ReplicaRef, VolumeId};
+
+impl State {
+    /// The replica in the incarnation that may be made primary: listed, confirmed, and registered
+    /// as open and complete. Whether it is in sync is another question.
+    pub fn promotable(&self, volume: VolumeId, replica: ReplicaId) -> Result<ReplicaRef, Refusal> {
+        let listed = self.live(volume)?.replicas.get(&replica);
+        match listed {
+            None => return Err(Refusal::UnknownReplica { volume, replica }),
+            Some(r) if r.confirmed.is_none() => return Err(Refusal::NotConfirmed { replica }),
+            Some(_) => {}
+        }
+        match self.registered(volume, replica) {
+            Some(r) if r.complete => Ok(ReplicaRef { id: replica, incarnation: r.incarnation }),
+            Some(_) | None => Err(Refusal::NotComplete { replica }),
+        }
+    }
+
+    /// The assignment in force if it is the expected one.
+    fn in_force(&self, volume: VolumeId, expected: Epoch) -> Result<&Assignment, Refusal> {
+        let assignment =
+            self.live(volume)?.assignment.as_ref().ok_or(Refusal::NoEpoch { volume })?;
+        if assignment.epoch != expected {
+            let config = self.config(volume).expect("a volume with an assignment has a config");
+            return Err(Refusal::StaleEpoch { expected, config: Box::new(config) });
+        }
+        Ok(assignment)
+    }
+
+    fn check_run(&self, volume: VolumeId, replica: ReplicaRef) -> Result<(), Refusal> {
+        let registered = self.registered(volume, replica.id).map(|r| r.incarnation);
+        if registered != Some(replica.incarnation) {
+            let given = replica.incarnation;
+            return Err(Refusal::StaleIncarnation { replica: replica.id, given, registered });
+        }
+        Ok(())
+    }
+
+    pub(super) fn propose_isr(
+        &mut self,
+        volume: VolumeId,
+        expected: Epoch,
+        primary: ReplicaRef,
+        change: &IsrChange,
+    ) -> Response {
+        let assignment = self.in_force(volume, expected)?;
+        if assignment.primary != primary {
+            let (replica, incarnation) = (primary.id, primary.incarnation);
+            return Err(Refusal::NotPrimary { volume, replica, incarnation });
+        }
+        // A run that ended may have left a proposal on its way: its tenure is over.
+        self.check_run(volume, primary)?;
+        let isr = match change {
+            IsrChange::Leave { replica } => self.without(volume, assignment, *replica)?,
+            IsrChange::Join { replica } => self.with(volume, assignment, *replica)?,
+            IsrChange::Burn => assignment.isr.clone(),
+        };
+        if let IsrChange::Join { replica } = change {
+            self.mark_complete(volume, replica.id);
+        }
+        self.mint(volume, |assignment| assignment.isr = isr)
+    }
+
+    fn without(
+        &self,
+        volume: VolumeId,
+        assignment: &Assignment,
+        replica: ReplicaId,
+    ) -> Result<BTreeSet<ReplicaId>, Refusal> {
+        if replica == assignment.primary.id {
+            return Err(Refusal::PrimaryCantLeave { replica });
+        }
+        let mut isr = assignment.isr.clone();
+        if !isr.remove(&replica) {
+            return Err(Refusal::NotInSync { volume, replica });
+        }
+        let min_in_sync = self.live(volume)?.spec.min_in_sync;
+        if isr.len() < min_in_sync as usize {
+            let left = isr.len() as u32;
+            return Err(Refusal::BelowMinInSync { volume, left, min_in_sync });
+        }
+        Ok(isr)
+    }
+
+    fn with(
+        &self,
+        volume: VolumeId,
+        assignment: &Assignment,
+        replica: ReplicaRef,
+    ) -> Result<BTreeSet<ReplicaId>, Refusal> {
+        let id = replica.id;
+        match self.live(volume)?.replicas.get(&id) {
+            None => return Err(Refusal::UnknownReplica { volume, replica: id }),
+            Some(r) if r.confirmed.is_none() => {
+                return Err(Refusal::NotConfirmed { replica: id });
+            }
+            Some(_) => {}
+        }
+        // The proposal speaks of what that run of the replica acknowledged; a later run may have
+        // come back with less.
+        self.check_run(volume, replica)?;
+        let mut isr = assignment.isr.clone();
+        match isr.insert(id) {
+            true => Ok(isr),
+            false => Err(Refusal::AlreadyInSync { volume, replica: id }),
+        }
+    }
+
+    /// The primary saw the replica's terminal close: it is whole, whatever it was when it
+    /// registered.
+    fn mark_complete(&mut self, volume: VolumeId, replica: ReplicaId) {
+        let node = self.volumes[&volume].replicas[&replica].node;
+        let registration = self.nodes.get_mut(&node).expect("checked: its node is registered");
+        let entry = registration.replicas.get_mut(&replica).expect("checked: it is registered");
+        entry.complete = true;
+    }
+
+    pub(super) fn failover(
+        &mut self,
+        volume: VolumeId,
+        expected: Epoch,
+        primary: ReplicaRef,
+        isr: &BTreeSet<ReplicaId>,
+    ) -> Response {
+        let assignment = self.in_force(volume, expected)?;
+        let replica = primary.id;
+        if assignment.primary == primary {
+            return Err(Refusal::AlreadyPrimary { replica });
+        }
+        if !assignment.isr.contains(&replica) {
+            return Err(Refusal::NotInSync { volume, replica });
+        }
+        self.check_run(volume, primary)?;
+        self.promotable(volume, replica)?;
+        self.check_reduced(volume, assignment, replica, isr)?;
+        self.mint(volume, |assignment| {
+            assignment.primary = primary;
+            assignment.since = assignment.epoch;
+            assignment.isr = isr.clone();
+        })
+    }
+
+    /// A failover drops members only as far as `min_in_sync` remain, else it drops nobody: a set
+    /// below `min_in_sync` could commit nothing, and what it dropped would be given up for nothing.
+    fn check_reduced(
+        &self,
+        volume: VolumeId,
+        assignment: &Assignment,
+        primary: ReplicaId,
+        isr: &BTreeSet<ReplicaId>,
+    ) -> Result<(), Refusal> {
+        let bad = |why: &str| Err(Refusal::BadIsr { volume, why: why.to_owned() });
+        if !isr.contains(&primary) {
+            return bad("the new primary is not in it");
+        }
+        if !isr.is_subset(&assignment.isr) {
+            return bad("it has a member that was not in sync");
+        }
+        let min_in_sync = self.live(volume)?.spec.min_in_sync;
+        if *isr != assignment.isr && isr.len() < min_in_sync as usize {
+            let left = isr.len() as u32;
+            return Err(Refusal::BelowMinInSync { volume, left, min_in_sync });
+        }
+        Ok(())
+    }
+
+    /// Mints the next epoch. `change` sees the new epoch in place.
+    fn mint(&mut self, volume: VolumeId, change: impl FnOnce(&mut Assignment)) -> Response {
+        let revision = self.bump();
+        let live = self.volumes.get_mut(&volume).expect("checked: the volume is live");
+        let assignment = live.assignment.as_mut().expect("checked: it has an assignment");
+        assignment.epoch = assignment.epoch.next();
+        change(assignment);
+        live.changed = revision;
+        let config = self.config(volume).expect("a volume with an assignment has a config");
+        Ok(Accepted::Configured(config))
+    }
+}

@@ -1,0 +1,130 @@
+//! What the leader puts into the Raft log, and what applying it answers.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::refusal::Refusal;
+use super::state::{ClusterId, Durability, Registration, WriteAck};
+use crate::replication::io::IsrChange;
+use crate::types::{Config, Epoch, NodeId, ReplicaId, ReplicaRef, VolumeId};
+
+/// What a client asks for when it creates a volume.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeRequest {
+    /// A DNS label: 1 to 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit.
+    pub name: String,
+    /// A multiple of 4096, from 4096 to [`super::state::MAX_VOLUME_BYTES`].
+    pub size_bytes: u64,
+    /// Copies, 1 to [`super::state::MAX_REPLICAS`].
+    pub replicas: u32,
+    /// When a write counts as committed.
+    pub durability: Durability,
+    /// When a replica counts as having a write.
+    pub write_ack: WriteAck,
+    /// Fewest in-sync replicas with which the volume commits, 1 to `replicas`; `None` for the
+    /// default (see [`super::state::default_min_in_sync`]).
+    pub min_in_sync: Option<u32>,
+    /// Every replica in another zone, or refused.
+    pub zone_spread: bool,
+}
+
+/// A change of the replicated state. All that is not in the state comes with the command: ids are
+/// drawn by whoever proposes, liveness is the proposing leader's.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Command {
+    /// Names the cluster. The first one wins; later ones are answered with the standing name.
+    BootstrapCluster {
+        /// Drawn by the leader.
+        cluster: ClusterId,
+    },
+    /// A datanode joined, restarted, opened a replica again or moved to another address. Ordered
+    /// by (process, revision); an older one is refused, the same one again changes nothing.
+    RegisterNode(Registration),
+    /// A new volume. The client draws the id, so that a create sent again is the same create.
+    CreateVolume {
+        /// Drawn by the client.
+        volume: VolumeId,
+        /// What it asked for.
+        request: VolumeRequest,
+        /// Fresh replica ids and their nodes, chosen by the leader (see
+        /// [`super::placement::place`]) and checked again here.
+        placement: BTreeMap<ReplicaId, NodeId>,
+        /// How much of a node's capacity volumes may claim, in percent: 100 for no overcommit.
+        overcommit_percent: u32,
+    },
+    /// A node created a replica as ordered, durably.
+    ConfirmReplica {
+        /// The node that speaks.
+        node: NodeId,
+        /// Its process.
+        process: u64,
+        /// The volume.
+        volume: VolumeId,
+        /// The replica, in the run that created or found it.
+        replica: ReplicaRef,
+    },
+    /// A primary asks for a change of its in-sync set.
+    ProposeIsr {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch that must be in force.
+        expect_epoch: Epoch,
+        /// Who asks: must be the primary in force, in the incarnation that was assigned.
+        primary: ReplicaRef,
+        /// What it asks.
+        change: IsrChange,
+    },
+    /// The leader moves the primary away from a replica that it suspects, or to a new incarnation
+    /// of the same replica.
+    Failover {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch that must be in force.
+        expect_epoch: Epoch,
+        /// An in-sync replica, in the incarnation that it is registered with.
+        primary: ReplicaRef,
+        /// The new in-sync set: the old one, or as much of it as keeps `min_in_sync`.
+        isr: BTreeSet<ReplicaId>,
+    },
+    /// Ends a volume.
+    DeleteVolume {
+        /// The volume.
+        volume: VolumeId,
+    },
+    /// A replica of a deleted volume is gone from its node.
+    ConfirmDelete {
+        /// The node that speaks.
+        node: NodeId,
+        /// Its process.
+        process: u64,
+        /// The deleted volume.
+        volume: VolumeId,
+        /// Which replica.
+        replica: ReplicaId,
+    },
+}
+
+/// What an applied command did.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Accepted {
+    /// A log entry that carries no command (a Raft membership change or an empty entry).
+    Nothing,
+    /// The cluster's name, whoever gave it.
+    Cluster(ClusterId),
+    /// The registration stands, or stood already.
+    Registered,
+    /// The volume exists: created now, or earlier by the same create.
+    Created(VolumeId),
+    /// The confirmation stands, or stood already.
+    Confirmed,
+    /// The configuration that the change minted.
+    Configured(Config),
+    /// The volume is deleted: now, or earlier.
+    Deleted(VolumeId),
+}
+
+/// The outcome of one command.
+pub type Response = Result<Accepted, Refusal>;

@@ -1,0 +1,301 @@
+//! Who is suspected, and which failover the leader proposes.
+//!
+//! This is the leader's own memory, not Raft state: a new leader starts every node's clock anew.
+//! Suspicion only proposes. A wrong one costs a pause and nothing else, for the new primary fences
+//! the old one and waits out its leases.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use serde::{Deserialize, Serialize};
+
+use super::state::{State, Volume};
+use crate::types::{Epoch, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId};
+
+/// Times of the detector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DetectorParams {
+    /// T: a node that missed heartbeats for so long is suspected.
+    pub suspect_ms: u64,
+    /// A node that was not heard since this leader's election is suspected after this.
+    pub unheard_ms: u64,
+    /// A proposal without effect is made again after this.
+    pub retry_ms: u64,
+}
+
+impl Default for DetectorParams {
+    fn default() -> Self {
+        Self { suspect_ms: 2000, unheard_ms: 10_000, retry_ms: 1000 }
+    }
+}
+
+/// What a heartbeat says of one replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ReplicaReport {
+    /// The replica, in its run.
+    pub replica: ReplicaRef,
+    /// The newest epoch in its table.
+    pub table_epoch: Epoch,
+    /// Its durable end.
+    pub durable: crate::types::Lsn,
+    /// As the primary: the epoch that it acts in.
+    pub primary_in: Option<Epoch>,
+    /// As the primary: in-sync members that it lacks.
+    pub lacking: BTreeSet<ReplicaId>,
+    /// As the primary: for how long without a break it has lacked one, in milliseconds.
+    pub lacking_ms: u64,
+}
+
+/// A fact for the detector.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub enum DetectorEvent {
+    /// This master leads from now on.
+    Elected,
+    /// It leads no more.
+    Deposed,
+    /// A node spoke.
+    Heartbeat {
+        /// Which.
+        node: NodeId,
+        /// Its process.
+        process: u64,
+        /// What its replicas hold.
+        reports: Vec<ReplicaReport>,
+    },
+    /// A node's stream closed and its machine refused another at once: the process is gone.
+    Killed {
+        /// Which.
+        node: NodeId,
+        /// The process whose stream it was.
+        process: u64,
+    },
+    /// A registration was committed, or time passed.
+    Tick,
+}
+
+/// A failover to propose.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Decision {
+    /// The volume.
+    pub volume: VolumeId,
+    /// The epoch that must still be in force.
+    pub expect_epoch: Epoch,
+    /// The new primary.
+    pub primary: ReplicaRef,
+    /// The new in-sync set.
+    pub isr: BTreeSet<ReplicaId>,
+    /// Why, for people.
+    pub reason: String,
+}
+
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Heard {
+    at: Millis,
+    process: u64,
+    killed: bool,
+}
+
+/// The leader's memory of its nodes.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Detector {
+    params: DetectorParams,
+    elected: Option<Millis>,
+    heard: BTreeMap<NodeId, Heard>,
+    reports: BTreeMap<ReplicaId, ReplicaReport>,
+    proposed: BTreeMap<VolumeId, (Epoch, Millis)>,
+}
+
+impl Detector {
+    /// A master that does not lead.
+    pub fn new(params: DetectorParams) -> Self {
+        Self {
+            params,
+            elected: None,
+            heard: BTreeMap::new(),
+            reports: BTreeMap::new(),
+            proposed: BTreeMap::new(),
+        }
+    }
+
+    /// Takes a fact; returns the failovers to propose now. A decision is repeated after
+    /// `retry_ms` while the same epoch is in force.
+    pub fn step(&mut self, now: Millis, state: &State, event: DetectorEvent) -> Vec<Decision> {
+        match event {
+            DetectorEvent::Elected => {
+                *self = Self::new(self.params.clone());
+                self.elected = Some(now);
+            }
+            DetectorEvent::Deposed => self.elected = None,
+            DetectorEvent::Heartbeat { node, process, reports } => {
+                let known = self.heard.get(&node).map_or(0, |heard| heard.process);
+                if process >= known {
+                    self.heard.insert(node, Heard { at: now, process, killed: false });
+                    for report in reports {
+                        self.reports.insert(report.replica.id, report);
+                    }
+                }
+            }
+            DetectorEvent::Killed { node, process } => {
+                let heard = Heard { at: now, process, killed: true };
+                let known = self.heard.entry(node).or_insert(heard);
+                known.killed |= known.process == process;
+            }
+            DetectorEvent::Tick => {}
+        }
+        self.decide(now, state)
+    }
+
+    /// When a tick is due, if nothing else comes first.
+    pub fn next_deadline(&self, now: Millis) -> Option<Millis> {
+        let elected = self.elected?;
+        let silent = self.heard.values().map(|heard| heard.at.after(self.params.suspect_ms));
+        let unheard = elected.after(self.params.unheard_ms);
+        let again = self.proposed.values().map(|(_, at)| at.after(self.params.retry_ms));
+        silent.chain([unheard]).chain(again).filter(|at| *at > now).min()
+    }
+
+    /// Whether the node is taken for alive.
+    pub fn is_alive(&self, now: Millis, node: NodeId) -> bool {
+        !self.suspected(now, node)
+    }
+
+    /// Milliseconds since the node was heard; `None` if not since the election.
+    pub fn silent_ms(&self, now: Millis, node: NodeId) -> Option<u64> {
+        self.heard.get(&node).map(|heard| now.since(heard.at))
+    }
+
+    /// What the replica's node said of it last.
+    pub fn report(&self, replica: ReplicaId) -> Option<&ReplicaReport> {
+        self.reports.get(&replica)
+    }
+
+    fn suspected(&self, now: Millis, node: NodeId) -> bool {
+        match (self.heard.get(&node), self.elected) {
+            (Some(heard), _) => heard.killed || now.since(heard.at) >= self.params.suspect_ms,
+            (None, Some(elected)) => now.since(elected) >= self.params.unheard_ms,
+            (None, None) => false,
+        }
+    }
+
+    fn decide(&mut self, now: Millis, state: &State) -> Vec<Decision> {
+        if self.elected.is_none() {
+            return Vec::new();
+        }
+        self.proposed.retain(|id, (epoch, _)| {
+            let current = state.volumes().get(id).and_then(|v| v.assignment.as_ref());
+            current.is_some_and(|assignment| assignment.epoch == *epoch)
+        });
+        let mut decisions = Vec::new();
+        for volume in state.volumes().values() {
+            let Some(decision) = self.decide_volume(now, state, volume) else { continue };
+            let recent = self
+                .proposed
+                .get(&volume.id)
+                .is_some_and(|(_, at)| now.since(*at) < self.params.retry_ms);
+            if !recent {
+                self.proposed.insert(volume.id, (decision.expect_epoch, now));
+                decisions.push(decision);
+            }
+        }
+        decisions
+    }
+
+    /// Why the volume's primary has to go, if it has.
+    fn complaint(&self, now: Millis, state: &State, volume: &Volume) -> Option<String> {
+        let assignment = volume.assignment.as_ref()?;
+        let primary = assignment.primary;
+        let node = volume.replicas.get(&primary.id)?.node;
+        if self.heard.get(&node).is_some_and(|heard| heard.killed) {
+            return Some(format!("the process on node {node} is gone"));
+        }
+        if self.suspected(now, node) {
+            return Some(format!("node {node} was not heard for too long"));
+        }
+        let registered = state.registered(volume.id, primary.id).map(|r| r.incarnation);
+        if registered != Some(primary.incarnation) {
+            return Some(other_run(primary.incarnation, registered));
+        }
+        let report = self.reports.get(&primary.id)?;
+        let lacks_reachable = report.lacking.iter().any(|member| {
+            let on = volume.replicas.get(member).map(|replica| replica.node);
+            on.is_some_and(|node| self.heard.contains_key(&node) && !self.suspected(now, node))
+        });
+        let long = report.lacking_ms >= 2 * self.params.suspect_ms;
+        let current = report.primary_in == Some(assignment.epoch) && report.replica == primary;
+        (current && long && lacks_reachable)
+            .then(|| format!("{} lacks members that the masters reach", primary.id))
+    }
+
+    fn decide_volume(&self, now: Millis, state: &State, volume: &Volume) -> Option<Decision> {
+        let assignment = volume.assignment.as_ref()?;
+        let reason = self.complaint(now, state, volume)?;
+        let usable = |id: &ReplicaId| {
+            let node = volume.replicas.get(id)?.node;
+            let heard = self.heard.contains_key(&node) && !self.suspected(now, node);
+            let replica = state.promotable(volume.id, *id).ok()?;
+            (heard && replica != assignment.primary).then_some((replica, node))
+        };
+        let candidates: Vec<_> = assignment.isr.iter().filter_map(usable).collect();
+        let own = candidates.iter().find(|(replica, _)| replica.id == assignment.primary.id);
+        let best = || {
+            candidates.iter().max_by_key(|(replica, node)| {
+                let report = self.reports.get(&replica.id).filter(|r| r.replica == *replica);
+                let rank = report.map(|report| (report.table_epoch, report.durable));
+                let load = std::cmp::Reverse(state.primaries_on(*node));
+                (rank, load, std::cmp::Reverse(replica.id))
+            })
+        };
+        let (primary, _) = own.or_else(best)?;
+        Some(Decision {
+            volume: volume.id,
+            expect_epoch: assignment.epoch,
+            primary: *primary,
+            isr: self.remaining(now, volume, primary.id, &assignment.isr),
+            reason,
+        })
+    }
+
+    /// The in-sync set without the suspected, as far as `min_in_sync` remain; else it drops nobody.
+    fn remaining(
+        &self,
+        now: Millis,
+        volume: &Volume,
+        primary: ReplicaId,
+        isr: &BTreeSet<ReplicaId>,
+    ) -> BTreeSet<ReplicaId> {
+        let stays = |id: &ReplicaId| {
+            let node = volume.replicas.get(id).map(|replica| replica.node);
+            *id == primary || node.is_some_and(|node| !self.suspected(now, node))
+        };
+        let left: BTreeSet<_> = isr.iter().copied().filter(stays).collect();
+        if left.len() >= volume.spec.min_in_sync as usize { left } else { isr.clone() }
+    }
+
+    /// Why a volume has no primary that could serve, in words; `None` if it has one as far as the
+    /// leader knows.
+    pub fn reason(&self, now: Millis, state: &State, volume: &Volume) -> Option<String> {
+        let Some(assignment) = &volume.assignment else {
+            let missing = volume.replicas.values().filter(|r| r.confirmed.is_none()).count();
+            return Some(format!("{missing} of its replicas are not created yet"));
+        };
+        let complaint = self.complaint(now, state, volume)?;
+        if self.decide_volume(now, state, volume).is_some() {
+            return Some(complaint);
+        }
+        let waits: Vec<_> = assignment
+            .isr
+            .iter()
+            .filter_map(|id| volume.replicas.get(id).map(|r| format!("{id} on node {}", r.node)))
+            .collect();
+        Some(format!(
+            "{complaint}; no in-sync replica can take over, waits for {}",
+            waits.join(" or ")
+        ))
+    }
+}
+
+fn other_run(assigned: Incarnation, registered: Option<Incarnation>) -> String {
+    match registered {
+        Some(now) => format!("the primary was assigned in run {assigned} and is in run {now}"),
+        None => format!("the primary's node does not list it any more (run {assigned})"),
+    }
+}

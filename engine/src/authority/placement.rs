@@ -1,0 +1,156 @@
+//! Which nodes get a new volume's replicas, and whether a volume may be created at all.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::command::VolumeRequest;
+use super::refusal::Refusal;
+use super::state::{
+    Durability, MAX_REPLICAS, MAX_VOLUME_BYTES, Registration, State, VolumeSpec, WriteAck,
+    default_min_in_sync,
+};
+use crate::types::{BLOCK_SIZE, NodeId, ReplicaId};
+
+/// A volume's specification from what a client asked for, defaults filled in.
+///
+/// # Errors
+/// Everything that is wrong whatever the cluster looks like: name, size, replicas, modes.
+pub fn check_request(request: &VolumeRequest) -> Result<VolumeSpec, Refusal> {
+    let VolumeRequest { name, size_bytes, replicas, durability, write_ack, .. } = request.clone();
+    if !is_volume_name(&name) {
+        // The name is outside input of any length, and the refusal goes into answers and logs.
+        return Err(Refusal::BadName { name: name.chars().take(80).collect() });
+    }
+    if size_bytes == 0 || size_bytes % BLOCK_SIZE != 0 || size_bytes > MAX_VOLUME_BYTES {
+        return Err(Refusal::BadSize { size_bytes });
+    }
+    if !(1..=MAX_REPLICAS).contains(&replicas) {
+        return Err(Refusal::BadReplicas { replicas });
+    }
+    match (durability, write_ack) {
+        (Durability::SyncAll, WriteAck::Durable) => {}
+        (Durability::SyncAll, WriteAck::Written)
+        | (Durability::SyncQuorum | Durability::BestEffort, _) => {
+            return Err(Refusal::Unsupported { durability, write_ack });
+        }
+    }
+    let min_in_sync = request.min_in_sync.unwrap_or(default_min_in_sync(replicas));
+    if !(1..=replicas).contains(&min_in_sync) {
+        return Err(Refusal::BadMinInSync { min_in_sync, replicas });
+    }
+    let blocks = size_bytes / BLOCK_SIZE;
+    let zone_spread = request.zone_spread;
+    Ok(VolumeSpec { name, blocks, durability, write_ack, min_in_sync, replicas, zone_spread })
+}
+
+/// Whether a name is a DNS label: it is part of export names, paths and metric labels, so `@`, `/`
+/// and the like must never be in it.
+fn is_volume_name(name: &str) -> bool {
+    let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
+    (1..=63).contains(&name.len())
+        && name.bytes().all(inner)
+        && !name.starts_with('-')
+        && !name.ends_with('-')
+}
+
+/// Bytes of a node that a new volume may claim.
+fn free_bytes(state: &State, node: &Registration, overcommit_percent: u32) -> u64 {
+    let claimable = u128::from(node.capacity_bytes) * u128::from(overcommit_percent) / 100;
+    let claimable = u64::try_from(claimable).unwrap_or(u64::MAX);
+    claimable.saturating_sub(state.committed_bytes(node.node))
+}
+
+/// Chooses nodes for a new volume: different nodes, then zones that have fewest of its replicas,
+/// then the node with the most free space.
+///
+/// Takes the fresh replica ids (as many as the volume wants replicas), the nodes that are alive,
+/// and how much of a node's capacity may be claimed, in percent.
+///
+/// # Errors
+/// [`Refusal::TooFewNodes`], [`Refusal::NoCapacity`] or [`Refusal::TooFewZones`].
+pub fn place(
+    state: &State,
+    spec: &VolumeSpec,
+    ids: &[ReplicaId],
+    alive: &BTreeSet<NodeId>,
+    overcommit_percent: u32,
+) -> Result<BTreeMap<ReplicaId, NodeId>, Refusal> {
+    let live: Vec<&Registration> =
+        state.nodes().values().filter(|n| alive.contains(&n.node)).collect();
+    if live.len() < spec.replicas as usize {
+        return Err(Refusal::TooFewNodes {
+            replicas: spec.replicas,
+            registered: state.nodes().len() as u32,
+            alive: live.len() as u32,
+        });
+    }
+    let free: BTreeMap<NodeId, u64> =
+        live.iter().map(|n| (n.node, free_bytes(state, n, overcommit_percent))).collect();
+    let mut fitting: Vec<&Registration> =
+        live.into_iter().filter(|n| free[&n.node] >= spec.bytes()).collect();
+    if fitting.len() < spec.replicas as usize {
+        return Err(Refusal::NoCapacity {
+            replicas: spec.replicas,
+            size_bytes: spec.bytes(),
+            fitting: fitting.len() as u32,
+            largest_free: free.values().copied().max().unwrap_or(0),
+        });
+    }
+    let zones = fitting.iter().map(|n| &n.zone).collect::<BTreeSet<_>>().len() as u32;
+    if spec.zone_spread && zones < spec.replicas {
+        return Err(Refusal::TooFewZones { replicas: spec.replicas, zones });
+    }
+    if ids.len() != spec.replicas as usize {
+        let why = format!("{} replica ids for {} replicas", ids.len(), spec.replicas);
+        return Err(Refusal::BadPlacement { why });
+    }
+    let mut used: BTreeMap<Option<String>, u32> = BTreeMap::new();
+    let mut chosen = BTreeMap::new();
+    for id in ids {
+        let rank = |n: &&Registration| {
+            let in_zone = used.get(&n.zone).copied().unwrap_or(0);
+            (in_zone, std::cmp::Reverse(free[&n.node]), n.node)
+        };
+        let Some(best) = (0..fitting.len()).min_by_key(|i| rank(&fitting[*i])) else { break };
+        let node = fitting.swap_remove(best);
+        *used.entry(node.zone.clone()).or_default() += 1;
+        chosen.insert(*id, node.node);
+    }
+    Ok(chosen)
+}
+
+/// Checks a placement that comes with a committed create: the cluster may have changed since it
+/// was chosen. Liveness is not checked: it is the leader's, not the state's.
+pub(super) fn check_placement(
+    state: &State,
+    spec: &VolumeSpec,
+    placement: &BTreeMap<ReplicaId, NodeId>,
+    overcommit_percent: u32,
+) -> Result<(), Refusal> {
+    let bad = |why: &str| Err(Refusal::BadPlacement { why: why.to_owned() });
+    if placement.len() != spec.replicas as usize {
+        return bad("it does not have the number of replicas that was asked for");
+    }
+    let nodes: BTreeSet<NodeId> = placement.values().copied().collect();
+    if nodes.len() != placement.len() {
+        return bad("it has two replicas on one node");
+    }
+    let mut zones = BTreeSet::new();
+    for node in &nodes {
+        let registered = state.nodes().get(node).ok_or(Refusal::UnknownNode { node: *node })?;
+        zones.insert(registered.zone.as_deref());
+        if free_bytes(state, registered, overcommit_percent) < spec.bytes() {
+            return bad("a node has no room left for it");
+        }
+    }
+    if spec.zone_spread && zones.len() != nodes.len() {
+        return bad("it has two replicas in one zone");
+    }
+    let used = |id: &ReplicaId| {
+        state.volumes().values().any(|v| v.replicas.contains_key(id))
+            || state.tombstones().values().any(|t| t.remaining.contains_key(id))
+    };
+    match placement.keys().any(used) {
+        true => bad("a replica id is in use"),
+        false => Ok(()),
+    }
+}

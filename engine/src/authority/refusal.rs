@@ -1,0 +1,211 @@
+//! Why a command was refused: what, why, and what to do next.
+
+use serde::{Deserialize, Serialize};
+use thiserror::Error;
+
+use super::state::{Durability, MAX_REPLICAS, MAX_VOLUME_BYTES, WriteAck};
+use crate::types::{Config, Epoch, Incarnation, NodeId, ReplicaId, VolumeId};
+
+/// A command that changed nothing. [`Refusal::word`] is stable and for programs, the text is for
+/// people.
+#[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Refusal {
+    /// Nothing can be registered or created yet.
+    #[error(
+        "the cluster has no id yet: wait until the masters have elected a leader and try again"
+    )]
+    NotBootstrapped,
+    /// The name is no DNS label.
+    #[error(
+        "{name:?} is not a volume name: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
+    )]
+    BadName { name: String },
+    /// Another volume has the name.
+    #[error(
+        "there is a volume named {name:?} already ({by}): choose another name or delete that one"
+    )]
+    NameTaken { name: String, by: VolumeId },
+    /// The id belongs to a create with other parameters.
+    #[error(
+        "volume id {volume} was used for another create: draw a fresh id, ids are never used twice"
+    )]
+    VolumeIdReused { volume: VolumeId },
+    /// The size is 0, not whole blocks, or too large.
+    #[error(
+        "a volume can't have {size_bytes} bytes: give a multiple of 4096 from 4096 to {MAX_VOLUME_BYTES} (64 TiB)"
+    )]
+    BadSize { size_bytes: u64 },
+    /// The number of replicas is out of range.
+    #[error("a volume can't have {replicas} replicas: give 1 to {MAX_REPLICAS}")]
+    BadReplicas { replicas: u32 },
+    /// `min_in_sync` is out of range.
+    #[error(
+        "min-in-sync {min_in_sync} does not fit {replicas} replicas: give 1 to {replicas}, or leave it out"
+    )]
+    BadMinInSync { min_in_sync: u32, replicas: u32 },
+    /// A mode that this version does not serve.
+    #[error(
+        "durability {durability} with write-ack {write_ack} is not supported by this version: use durability sync_all with write-ack durable"
+    )]
+    Unsupported { durability: Durability, write_ack: WriteAck },
+    /// Fewer nodes than replicas.
+    #[error(
+        "{replicas} replicas need {replicas} nodes, but of {registered} registered nodes only {alive} are alive: start more datanodes or ask for fewer replicas"
+    )]
+    TooFewNodes { replicas: u32, registered: u32, alive: u32 },
+    /// Fewer zones than replicas of a zone-spread volume.
+    #[error(
+        "{replicas} replicas in different zones need {replicas} zones, but nodes with room are in {zones}: add nodes in other zones, ask for fewer replicas, or leave zone spreading out"
+    )]
+    TooFewZones { replicas: u32, zones: u32 },
+    /// Too few nodes have room.
+    #[error(
+        "{replicas} replicas of {size_bytes} bytes don't fit: only {fitting} live nodes have room and the roomiest has {largest_free} bytes left; make the volume smaller, delete others, or add nodes"
+    )]
+    NoCapacity { replicas: u32, size_bytes: u64, fitting: u32, largest_free: u64 },
+    /// The placement that came with a create is not one that may be used.
+    #[error("the chosen placement does not hold any more ({why}): try again")]
+    BadPlacement { why: String },
+    /// A limit of the cluster.
+    #[error("the cluster has {limit} {what} already, its limit: remove some first")]
+    LimitReached { what: String, limit: u64 },
+    /// No such volume.
+    #[error("there is no volume {volume}: see `sbkctl volume list`")]
+    NoSuchVolume { volume: String },
+    /// The volume is deleted.
+    #[error("volume {volume} is deleted: a new volume needs a new id")]
+    VolumeDeleted { volume: VolumeId },
+    /// A confirmation of a delete that nobody ordered.
+    #[error("volume {volume} is not deleted: its replicas must be kept")]
+    NotDeleted { volume: VolumeId },
+    /// The volume's first epoch was not minted.
+    #[error("volume {volume} has no configuration yet: wait until its replicas were created")]
+    NoEpoch { volume: VolumeId },
+    /// Another epoch is in force.
+    #[error(
+        "volume {} is at epoch {}, not {expected}: take the configuration in this answer and decide anew",
+        .config.volume, .config.epoch
+    )]
+    StaleEpoch { expected: Epoch, config: Box<Config> },
+    /// The proposer is not the primary in force.
+    #[error(
+        "replica {replica} in incarnation {incarnation} is not the primary of volume {volume}: stop serving it and wait for an assignment"
+    )]
+    NotPrimary { volume: VolumeId, replica: ReplicaId, incarnation: Incarnation },
+    /// The node never registered.
+    #[error("node {node} is not registered: register first")]
+    UnknownNode { node: NodeId },
+    /// An older registration than the one that stands.
+    #[error(
+        "registration {}.{} of node {node} is older than {}.{}, which stands: an older process or a delayed message, nothing to do",
+        .given.0, .given.1, .registered.0, .registered.1
+    )]
+    StaleRegistration { node: NodeId, given: (u64, u64), registered: (u64, u64) },
+    /// Two different registrations under one number.
+    #[error(
+        "node {node} has registered as {}.{} with other contents: two processes seem to run with copies of one data directory; stop one and give it a directory of its own",
+        .order.0, .order.1
+    )]
+    RegistrationConflict { node: NodeId, order: (u64, u64) },
+    /// A registration that can't be.
+    #[error("the registration of node {node} is not valid: {why}")]
+    BadRegistration { node: NodeId, why: String },
+    /// A message of a process that is not the registered one.
+    #[error(
+        "process {given} of node {node} is not the registered one ({registered}): register first, or stop if a newer process runs"
+    )]
+    StaleProcess { node: NodeId, given: u64, registered: u64 },
+    /// The replica is registered in another run, or not at all.
+    #[error(
+        "replica {replica} is not registered in incarnation {given}{}: register the node's replicas and try again",
+        other_run(.registered)
+    )]
+    StaleIncarnation { replica: ReplicaId, given: Incarnation, registered: Option<Incarnation> },
+    /// The volume does not list the replica there.
+    #[error(
+        "volume {volume} has no replica {replica} on that node: keep the directory aside, don't use it"
+    )]
+    UnknownReplica { volume: VolumeId, replica: ReplicaId },
+    /// The replica's create was not confirmed.
+    #[error("replica {replica} was not confirmed by its node yet: confirm it first")]
+    NotConfirmed { replica: ReplicaId },
+    /// The replica was confirmed in an earlier run, and this run did not find it at its start.
+    #[error(
+        "replica {replica} was created and confirmed before, and its node did not register it: what was made now is another replica; keep it aside, don't use it"
+    )]
+    AlreadyConfirmed { replica: ReplicaId },
+    /// Not a member of the in-sync set.
+    #[error("replica {replica} is not in the in-sync set of volume {volume}")]
+    NotInSync { volume: VolumeId, replica: ReplicaId },
+    /// A member of the in-sync set already.
+    #[error("replica {replica} is in the in-sync set of volume {volume} already")]
+    AlreadyInSync { volume: VolumeId, replica: ReplicaId },
+    /// The replica is in the middle of a rebuild.
+    #[error("replica {replica} is not complete: it can't be promoted before it was rebuilt")]
+    NotComplete { replica: ReplicaId },
+    /// A primary never leaves its own in-sync set.
+    #[error("replica {replica} is the primary and can't leave the in-sync set: fail over first")]
+    PrimaryCantLeave { replica: ReplicaId },
+    /// The in-sync set would become too small.
+    #[error(
+        "the in-sync set of volume {volume} can't shrink to {left}: min-in-sync is {min_in_sync}; bring another replica in sync first"
+    )]
+    BelowMinInSync { volume: VolumeId, left: u32, min_in_sync: u32 },
+    /// A failover to the primary in force.
+    #[error("replica {replica} is the primary in this incarnation already: nothing to do")]
+    AlreadyPrimary { replica: ReplicaId },
+    /// The proposed in-sync set is not a part of the old one with the new primary in it.
+    #[error("the proposed in-sync set of volume {volume} is not valid: {why}")]
+    BadIsr { volume: VolumeId, why: String },
+}
+
+fn other_run(registered: &Option<Incarnation>) -> String {
+    match registered {
+        Some(incarnation) => format!(" but in {incarnation}"),
+        None => " nor in any other".to_owned(),
+    }
+}
+
+impl Refusal {
+    /// A stable word for programs.
+    pub fn word(&self) -> &'static str {
+        match self {
+            Self::NotBootstrapped => "not-bootstrapped",
+            Self::BadName { .. } => "bad-name",
+            Self::NameTaken { .. } => "name-taken",
+            Self::VolumeIdReused { .. } => "volume-id-reused",
+            Self::BadSize { .. } => "bad-size",
+            Self::BadReplicas { .. } => "bad-replicas",
+            Self::BadMinInSync { .. } => "bad-min-in-sync",
+            Self::Unsupported { .. } => "unsupported",
+            Self::TooFewNodes { .. } => "too-few-nodes",
+            Self::TooFewZones { .. } => "too-few-zones",
+            Self::NoCapacity { .. } => "no-capacity",
+            Self::BadPlacement { .. } => "bad-placement",
+            Self::LimitReached { .. } => "limit-reached",
+            Self::NoSuchVolume { .. } => "no-such-volume",
+            Self::VolumeDeleted { .. } => "volume-deleted",
+            Self::NotDeleted { .. } => "not-deleted",
+            Self::NoEpoch { .. } => "no-epoch",
+            Self::StaleEpoch { .. } => "stale-epoch",
+            Self::NotPrimary { .. } => "not-primary",
+            Self::UnknownNode { .. } => "unknown-node",
+            Self::StaleRegistration { .. } => "stale-registration",
+            Self::RegistrationConflict { .. } => "registration-conflict",
+            Self::BadRegistration { .. } => "bad-registration",
+            Self::StaleProcess { .. } => "stale-process",
+            Self::StaleIncarnation { .. } => "stale-incarnation",
+            Self::UnknownReplica { .. } => "unknown-replica",
+            Self::NotConfirmed { .. } => "not-confirmed",
+            Self::AlreadyConfirmed { .. } => "already-confirmed",
+            Self::NotInSync { .. } => "not-in-sync",
+            Self::AlreadyInSync { .. } => "already-in-sync",
+            Self::NotComplete { .. } => "not-complete",
+            Self::PrimaryCantLeave { .. } => "primary-cant-leave",
+            Self::BelowMinInSync { .. } => "below-min-in-sync",
+            Self::AlreadyPrimary { .. } => "already-primary",
+            Self::BadIsr { .. } => "bad-isr",
+        }
+    }
+}

@@ -1,0 +1,354 @@
+//! The replicated state: what it holds and how it is read. It changes only in `apply`.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::fmt;
+
+use serde::{Deserialize, Serialize};
+use uuid::Uuid;
+
+use crate::types::{
+    BLOCK_SIZE, BootId, Config, Epoch, Incarnation, LossGeneration, NodeId, Placement, ReplicaId,
+    ReplicaRef, VolumeId,
+};
+
+/// Largest volume.
+pub const MAX_VOLUME_BYTES: u64 = 64 << 40;
+/// Most replicas of one volume.
+pub const MAX_REPLICAS: u32 = 7;
+/// Most nodes that may ever register.
+pub const MAX_NODES: usize = 1024;
+/// Most volumes, deleted ones that still wait for a node included.
+pub const MAX_VOLUMES: usize = 16_384;
+/// Most replicas that one registration may list.
+pub const MAX_REGISTERED_REPLICAS: usize = 32_768;
+
+/// The cluster's identity, drawn at bootstrap.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct ClusterId(pub Uuid);
+
+impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// When a write counts as committed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Every in-sync replica has it.
+    SyncAll,
+    /// A majority of the voters has it.
+    SyncQuorum,
+    /// The primary has it.
+    BestEffort,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SyncAll => "sync_all",
+            Self::SyncQuorum => "sync_quorum",
+            Self::BestEffort => "best_effort",
+        })
+    }
+}
+
+/// When a replica counts as having a write.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WriteAck {
+    /// In its log and synced to the disk.
+    Durable,
+    /// In its log file, not synced.
+    Written,
+}
+
+impl fmt::Display for WriteAck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Durable => "durable",
+            Self::Written => "written",
+        })
+    }
+}
+
+/// The default of `min_in_sync`: one replica may be lost without a stop, and from three replicas on
+/// a write is never acknowledged by a single copy.
+pub fn default_min_in_sync(replicas: u32) -> u32 {
+    if replicas >= 3 { 2 } else { 1 }
+}
+
+/// Where a node listens, `host:port` as others reach it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Addrs {
+    /// gRPC: replication, block service.
+    pub grpc: String,
+    /// HTTP, read-only.
+    pub http: Option<String>,
+    /// NBD over TCP.
+    pub nbd: Option<String>,
+}
+
+/// One replica as its node registered it. A replica that is not open is not listed.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct RegisteredReplica {
+    /// The volume that it says it belongs to.
+    pub volume: VolumeId,
+    /// Its current run; the process part is the registration's.
+    pub incarnation: Incarnation,
+    /// Not in the middle of a rebuild: its log and extents can be trusted as a whole.
+    pub complete: bool,
+}
+
+/// What a datanode says of itself, and the only thing that makes its replicas promotable.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Registration {
+    /// The node.
+    pub node: NodeId,
+    /// Starts of its process, from 1.
+    pub process: u64,
+    /// Registrations within the process: counted up when a replica was opened again, became
+    /// complete or was closed, or when an address changed.
+    pub revision: u64,
+    /// The boot of its machine.
+    pub boot: BootId,
+    /// Its listeners.
+    pub addrs: Addrs,
+    /// Its failure domain; all nodes without one count as one zone.
+    pub zone: Option<String>,
+    /// Bytes that replicas may use there.
+    pub capacity_bytes: u64,
+    /// The replicas that are open. A replica that was listed once and is missing here is lost
+    /// until a later registration lists it again: it is not promotable.
+    pub replicas: BTreeMap<ReplicaId, RegisteredReplica>,
+}
+
+impl Registration {
+    /// Orders the registrations of one node.
+    pub fn order(&self) -> (u64, u64) {
+        (self.process, self.revision)
+    }
+}
+
+/// What a volume was created as.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeSpec {
+    /// Unique among volumes that are not deleted.
+    pub name: String,
+    /// Size in 4096-byte blocks.
+    pub blocks: u64,
+    /// When a write counts as committed.
+    pub durability: Durability,
+    /// When a replica counts as having a write.
+    pub write_ack: WriteAck,
+    /// Fewest in-sync replicas with which the volume commits.
+    pub min_in_sync: u32,
+    /// Copies wanted.
+    pub replicas: u32,
+    /// Every replica in another zone.
+    pub zone_spread: bool,
+}
+
+impl VolumeSpec {
+    /// Size in bytes.
+    pub fn bytes(&self) -> u64 {
+        self.blocks * BLOCK_SIZE
+    }
+}
+
+/// A replica in a volume's list.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Replica {
+    /// The node that holds it.
+    pub node: NodeId,
+    /// The run in which its create was confirmed. Once this is set, a create is never ordered
+    /// again: a directory that is missing later is a loss, not something to make anew.
+    pub confirmed: Option<Incarnation>,
+}
+
+/// The configuration in force.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Assignment {
+    /// Its number.
+    pub epoch: Epoch,
+    /// Orders writes and serves reads.
+    pub primary: ReplicaRef,
+    /// Since when this primary in this incarnation is primary without interruption.
+    pub since: Epoch,
+    /// Holds every committed write; contains the primary.
+    pub isr: BTreeSet<ReplicaId>,
+    /// The replicas that were confirmed when this epoch was minted.
+    pub members: BTreeSet<ReplicaId>,
+    /// Raised by every promotion that may have lost acknowledged writes.
+    pub loss_generation: LossGeneration,
+}
+
+/// How far a volume's life is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum VolumeState {
+    /// Replicas are being created; no epoch was minted.
+    Creating,
+    /// It has a configuration.
+    Active,
+    /// Deleted, and some node still has to remove its replica.
+    Deleting,
+}
+
+/// A volume that is not deleted.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// Its id.
+    pub id: VolumeId,
+    /// What it was created as.
+    pub spec: VolumeSpec,
+    /// All its replicas, whether created yet or not.
+    pub replicas: BTreeMap<ReplicaId, Replica>,
+    /// The configuration in force; `None` until enough replicas were confirmed.
+    pub assignment: Option<Assignment>,
+    /// The catalogue revision of its last change.
+    pub changed: u64,
+}
+
+impl Volume {
+    /// Creating or active.
+    pub fn state(&self) -> VolumeState {
+        match self.assignment {
+            None => VolumeState::Creating,
+            Some(_) => VolumeState::Active,
+        }
+    }
+}
+
+/// A deleted volume: an order to remove its replicas, kept until every one was confirmed gone.
+/// `epoch` is the last one, with an empty in-sync set: it fences like any other.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Tombstone {
+    /// The volume.
+    pub id: VolumeId,
+    /// What it was; the name may be in use again by another volume.
+    pub spec: VolumeSpec,
+    /// The last epoch.
+    pub epoch: Epoch,
+    /// Replicas that may still exist, and where.
+    pub remaining: BTreeMap<ReplicaId, NodeId>,
+    /// The catalogue revision of its last change.
+    pub changed: u64,
+}
+
+/// All that the masters agree on.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct State {
+    pub(super) cluster: Option<ClusterId>,
+    pub(super) revision: u64,
+    pub(super) nodes: BTreeMap<NodeId, Registration>,
+    pub(super) volumes: BTreeMap<VolumeId, Volume>,
+    pub(super) tombstones: BTreeMap<VolumeId, Tombstone>,
+}
+
+impl State {
+    /// The state before the first command.
+    pub fn new() -> Self {
+        Self::default()
+    }
+
+    /// The cluster's name; `None` before the bootstrap.
+    pub fn cluster(&self) -> Option<ClusterId> {
+        self.cluster
+    }
+
+    /// Grows with every change that datanodes must see.
+    pub fn revision(&self) -> u64 {
+        self.revision
+    }
+
+    /// Every node, by its newest registration.
+    pub fn nodes(&self) -> &BTreeMap<NodeId, Registration> {
+        &self.nodes
+    }
+
+    /// Every volume that is not deleted.
+    pub fn volumes(&self) -> &BTreeMap<VolumeId, Volume> {
+        &self.volumes
+    }
+
+    /// Deleted volumes with replicas still to be removed.
+    pub fn tombstones(&self) -> &BTreeMap<VolumeId, Tombstone> {
+        &self.tombstones
+    }
+
+    /// The volume of that name that is not deleted.
+    pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {
+        self.volumes.values().find(|v| v.spec.name == name)
+    }
+
+    /// The volume of that name or, written as a UUID, of that id; not deleted.
+    pub fn find_volume(&self, name_or_id: &str) -> Option<&Volume> {
+        self.volume_by_name(name_or_id)
+            .or_else(|| name_or_id.parse().ok().and_then(|id| self.volumes.get(&id)))
+    }
+
+    /// What the node of a volume's replica last registered of it; `None` if the replica is not
+    /// listed, or its node did not list it (not created yet, not open, or lost).
+    pub fn registered(&self, volume: VolumeId, replica: ReplicaId) -> Option<&RegisteredReplica> {
+        let listed = self.volumes.get(&volume)?.replicas.get(&replica)?;
+        let entry = self.nodes.get(&listed.node)?.replicas.get(&replica)?;
+        (entry.volume == volume).then_some(entry)
+    }
+
+    /// The configuration in force, with the addresses that the nodes registered last; `None` if
+    /// there is no such volume, it is deleted, or its first epoch was not minted.
+    pub fn config(&self, volume: VolumeId) -> Option<Config> {
+        let volume = self.volumes.get(&volume)?;
+        let assignment = volume.assignment.as_ref()?;
+        let replicas = assignment
+            .members
+            .iter()
+            .filter_map(|id| {
+                let node = volume.replicas.get(id)?.node;
+                let addr = self.nodes.get(&node)?.addrs.grpc.clone();
+                Some((*id, Placement { node, addr }))
+            })
+            .collect();
+        Some(Config {
+            volume: volume.id,
+            epoch: assignment.epoch,
+            primary: assignment.primary,
+            since: assignment.since,
+            isr: assignment.isr.clone(),
+            replicas,
+            min_in_sync: volume.spec.min_in_sync,
+            blocks: volume.spec.blocks,
+            loss_generation: assignment.loss_generation,
+        })
+    }
+
+    /// Bytes of a node's capacity that volumes claim, deleted ones not yet removed included.
+    pub fn committed_bytes(&self, node: NodeId) -> u64 {
+        let live = self
+            .volumes
+            .values()
+            .map(|v| (v.replicas.values().filter(|r| r.node == node).count(), v.spec.bytes()));
+        let dead = self
+            .tombstones
+            .values()
+            .map(|t| (t.remaining.values().filter(|n| **n == node).count(), t.spec.bytes()));
+        live.chain(dead).fold(0, |sum: u64, (count, bytes)| {
+            sum.saturating_add(bytes.saturating_mul(count as u64))
+        })
+    }
+
+    /// How many volumes have their primary on a node.
+    pub fn primaries_on(&self, node: NodeId) -> usize {
+        self.volumes
+            .values()
+            .filter(|v| {
+                v.assignment
+                    .as_ref()
+                    .and_then(|a| v.replicas.get(&a.primary.id))
+                    .is_some_and(|r| r.node == node)
+            })
+            .count()
+    }
+}
