@@ -1,15 +1,68 @@
 //! `sbkctl`: the command line of sbk, and what its drills are made of.
+//!
+//! * [`commands`]: what asks a cluster.
+//! * [`dev`]: a whole cluster on one machine, as real processes.
+//! * [`drill`]: failures on real processes, under a verified load.
+//! * [`workload`]: a load that proves something.
+//! * [`output`], [`view`]: how results are shown.
 
 use std::process::ExitCode;
 
+use anyhow::Context as _;
+use clap::{CommandFactory, Parser};
+
+pub mod args;
+pub mod cluster_file;
+pub mod commands;
+pub mod dev;
+pub mod drill;
 pub mod error;
+pub mod http;
 pub mod output;
 pub mod progress;
 pub mod size;
+pub mod view;
 pub mod wait;
 pub mod workload;
 
-/// Runs the command line.
+use args::{Cli, Command};
+use commands::Context;
+
+/// Runs the command line; the process's exit code.
 pub fn main() -> ExitCode {
-    ExitCode::SUCCESS
+    let run = || {
+        dev::child::die_with_parent()?;
+        let cli = Cli::parse();
+        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+        // On this thread, which lives as long as the process: children are tied to it.
+        runtime.context("starting the runtime")?.block_on(run(cli))
+    };
+    match run() {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(e) => {
+            eprintln!("sbkctl: {e:#}");
+            ExitCode::from(error::exit_code(&e))
+        }
+    }
+}
+
+async fn run(cli: Cli) -> anyhow::Result<()> {
+    match cli.command {
+        Command::Dev(args) => dev::run(&cli.global, args).await,
+        Command::Volume(command) => {
+            commands::volume::run(&Context::new(&cli.global)?, command).await
+        }
+        Command::Node(command) => commands::node::run(&Context::new(&cli.global)?, command).await,
+        Command::Cluster(command) => {
+            commands::cluster::run(&Context::new(&cli.global)?, command).await
+        }
+        Command::Completions { shell } => {
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "sbkctl", &mut script);
+            output::write_out(&String::from_utf8(script).context("writing the script")?)
+        }
+        Command::Drill(command) => drill::run(&cli.global, command).await,
+        Command::Demo(args) => drill::demo::run(&cli.global, args).await,
+        Command::Calibrate(args) => drill::calibrate::run(&cli.global, args).await,
+    }
 }

@@ -86,7 +86,7 @@ impl Output {
 
 /// The reader of a pipe may go away (`sbkctl volume list | head -1`). That ends the output, not
 /// in an error.
-fn write_out(text: &str) -> anyhow::Result<()> {
+pub(crate) fn write_out(text: &str) -> anyhow::Result<()> {
     let mut out = io::stdout().lock();
     match out.write_all(text.as_bytes()).and_then(|()| out.flush()) {
         Err(e) if e.kind() == io::ErrorKind::BrokenPipe => Ok(()),

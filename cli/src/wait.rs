@@ -2,7 +2,6 @@
 //! waits for is there or a deadline passes. Never a fixed pause in the hope that it was enough.
 
 use std::fmt;
-use std::future::Future;
 use std::time::Duration;
 
 use tokio::time::{Instant, sleep};
@@ -35,15 +34,11 @@ pub struct TimedOut {
 /// # Errors
 /// [`TimedOut`] with what was last seen, or the first error of `look`: transient failures are to
 /// be told as [`Look::NotYet`].
-pub async fn until<T, L, F>(
+pub async fn until<T>(
     what: impl fmt::Display,
     limit: Duration,
-    mut look: L,
-) -> anyhow::Result<T>
-where
-    L: FnMut() -> F,
-    F: Future<Output = anyhow::Result<Look<T>>>,
-{
+    mut look: impl AsyncFnMut() -> anyhow::Result<Look<T>>,
+) -> anyhow::Result<T> {
     let started = Instant::now();
     loop {
         let seen = match look().await? {
@@ -65,10 +60,10 @@ mod tests {
     #[tokio::test]
     async fn the_value_is_returned_once_it_is_there() {
         let mut looks = 0;
-        let found = until("three looks", Duration::from_secs(60), || {
+        let found = until("three looks", Duration::from_secs(60), async || {
             looks += 1;
             let look = if looks == 3 { Look::Done(looks) } else { Look::NotYet("few".into()) };
-            std::future::ready(Ok(look))
+            Ok(look)
         })
         .await;
         assert_eq!(found.expect("comes true"), 3);
@@ -76,22 +71,20 @@ mod tests {
 
     #[tokio::test]
     async fn a_deadline_tells_what_was_seen() {
-        let error = until::<(), _, _>("the moon", Duration::ZERO, || {
-            std::future::ready(Ok(Look::NotYet("clouds".into())))
-        })
-        .await
-        .expect_err("never comes true");
+        let error =
+            until::<()>("the moon", Duration::ZERO, async || Ok(Look::NotYet("clouds".into())))
+                .await
+                .expect_err("never comes true");
         let timed_out = error.downcast_ref::<TimedOut>().expect("a timeout");
         assert_eq!((timed_out.what.as_str(), timed_out.seen.as_str()), ("the moon", "clouds"));
     }
 
     #[tokio::test]
     async fn an_error_ends_the_wait() {
-        let error = until::<(), _, _>("it", Duration::from_secs(60), || {
-            std::future::ready(Err(anyhow::anyhow!("broken")))
-        })
-        .await
-        .expect_err("broken");
+        let error =
+            until::<()>("it", Duration::from_secs(60), async || Err(anyhow::anyhow!("broken")))
+                .await
+                .expect_err("broken");
         assert!(!error.is::<TimedOut>());
     }
 }

@@ -104,14 +104,14 @@ async fn run(lie: Lie) -> (LoadStats, Arc<History>, NbdClient) {
     let options = LoadOptions { blocks: 64, ..LoadOptions::default() };
     let load = Load::start(client.clone(), Arc::clone(&history), options).expect("starts");
     let enough = |s: &LoadStats| (s.writes > 500 && s.reads > 50) || s.errors > 0;
-    crate::wait::until("a load", Duration::from_secs(60), || {
+    crate::wait::until("a load", Duration::from_secs(60), async || {
         let stats = load.stats();
         let look = if enough(&stats) {
             crate::wait::Look::Done(())
         } else {
             crate::wait::Look::NotYet(format!("{stats:?}"))
         };
-        std::future::ready(Ok(look))
+        Ok(look)
     })
     .await
     .expect("runs");

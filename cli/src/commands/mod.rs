@@ -1,0 +1,101 @@
+//! The commands that ask a cluster.
+
+use std::path::{Path, PathBuf};
+
+use sbk_master_client::MasterClient;
+
+use crate::args::Global;
+use crate::cluster_file::{self, ClusterFile};
+use crate::output::Output;
+
+pub mod cluster;
+pub mod explain;
+pub mod node;
+pub mod projection;
+pub mod verify;
+pub mod volume;
+
+/// What every command needs.
+#[derive(Clone, Debug)]
+pub struct Context {
+    /// The cluster.
+    pub masters: MasterClient,
+    /// Where results go.
+    pub output: Output,
+}
+
+impl Context {
+    /// Finds the cluster that the options mean.
+    ///
+    /// # Errors
+    /// If `--dir` names a directory in which no development cluster serves.
+    pub fn new(global: &Global) -> anyhow::Result<Self> {
+        let environment = std::env::var("SBK_MASTERS").ok();
+        let masters = masters(global, environment.as_deref(), &cluster_file::default_dir())?;
+        Ok(Self { masters: MasterClient::new(masters), output: Output::new(global.output) })
+    }
+}
+
+/// The directory of the development cluster that the options mean.
+pub fn dev_dir(global: &Global) -> PathBuf {
+    global.dir.clone().unwrap_or_else(cluster_file::default_dir)
+}
+
+/// The masters' addresses: what was said explicitly comes before the environment, that before what
+/// is found lying around.
+fn masters(
+    global: &Global,
+    environment: Option<&str>,
+    default_dir: &Path,
+) -> anyhow::Result<Vec<String>> {
+    if !global.masters.is_empty() {
+        return Ok(global.masters.clone());
+    }
+    if let Some(dir) = &global.dir {
+        return Ok(ClusterFile::read(dir)?.master_addrs());
+    }
+    if let Some(list) = environment.filter(|list| !list.trim().is_empty()) {
+        return Ok(list.split(',').map(|addr| addr.trim().to_owned()).collect());
+    }
+    if cluster_file::is_running(default_dir)
+        && let Ok(file) = ClusterFile::read(default_dir)
+    {
+        return Ok(file.master_addrs());
+    }
+    Ok((7101..=7103).map(|port| format!("127.0.0.1:{port}")).collect())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::cluster_file::{DirLock, MasterEntry};
+    use crate::output::Format;
+
+    #[test]
+    fn the_masters_are_found_in_order_of_precedence() {
+        let dir = tempfile::tempdir().expect("dir");
+        let path = dir.path();
+        let mut global = Global { masters: vec![], dir: None, output: Format::Table };
+        let none = path.join("none");
+        let found = |global: &Global, env, dir: &Path| masters(global, env, dir).expect("found");
+        assert_eq!(found(&global, None, &none).len(), 3);
+        assert_eq!(found(&global, Some(""), &none)[0], "127.0.0.1:7101");
+
+        let entry = MasterEntry { id: 1, pid: 1, listen: "dev:1".into(), http: "dev:2".into() };
+        let file = ClusterFile { masters: vec![entry], ..Default::default() };
+        file.write(path).expect("writes");
+        assert_eq!(found(&global, None, path).len(), 3, "a cluster that does not run is not meant");
+        let lock = DirLock::take(path).expect("locks").expect("is free");
+        assert_eq!(found(&global, None, path), ["dev:1"]);
+        assert_eq!(found(&global, Some("a:1, b:2"), path), ["a:1", "b:2"]);
+        drop(lock);
+
+        global.dir = Some(path.to_owned());
+        assert_eq!(found(&global, Some("a:1"), &none), ["dev:1"]);
+        global.masters = vec!["m:1".into()];
+        assert_eq!(found(&global, Some("a:1"), &none), ["m:1"]);
+        global.masters.clear();
+        global.dir = Some(none.clone());
+        assert!(masters(&global, None, &none).is_err());
+    }
+}

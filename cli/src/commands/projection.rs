@@ -1,0 +1,199 @@
+//! What the datanodes show of themselves over HTTP, merged with what the masters know.
+
+use std::collections::BTreeMap;
+
+use sbk_master_client::MasterClient;
+use sbk_proto::v1::VolumeInfo;
+use serde_json::Value;
+use tokio::task::JoinSet;
+
+use crate::http;
+use crate::view::{MemberView, SessionView, VolumeView, id_text};
+
+/// Bytes of one log entry's block, to tell a lag in bytes.
+const BLOCK_BYTES: u64 = 4096;
+
+/// A volume by name or UUID, with the details of its members from the datanodes. A datanode that
+/// does not answer costs only its details.
+pub async fn volume(masters: &MasterClient, name_or_id: &str) -> anyhow::Result<VolumeView> {
+    let info = masters.get_volume(name_or_id).await?;
+    Ok(detailed(&info).await)
+}
+
+/// The view of a volume that the masters told of, with the details of its members.
+pub async fn detailed(info: &VolumeInfo) -> VolumeView {
+    let mut view = VolumeView::of(info);
+    let projections = from_members(info, "/projection").await;
+    let mut statuses = BTreeMap::new();
+    for (node, answer) in projections {
+        match answer {
+            Ok(projection) => {
+                if let Some(status) = volume_status(&projection, &view.id) {
+                    statuses.insert(node, status.clone());
+                }
+            }
+            Err(e) => tracing::debug!(node, error = %format!("{e:#}"), "no projection"),
+        }
+    }
+    merge(&mut view, info, &statuses);
+    view
+}
+
+/// Asks every member's datanode for `path`; by node.
+pub(super) async fn from_members(
+    info: &VolumeInfo,
+    path: &str,
+) -> BTreeMap<String, anyhow::Result<Value>> {
+    let mut tasks = JoinSet::new();
+    for member in info.members.iter().filter(|m| !m.http_addr.is_empty()) {
+        let (node, addr) = (id_text(&member.node), member.http_addr.clone());
+        let path = path.to_owned();
+        tasks.spawn(async move { (node, http::get_json::<Value>(&addr, &path).await) });
+    }
+    tasks.join_all().await.into_iter().collect()
+}
+
+/// The part of a datanode's projection that is about one volume.
+fn volume_status<'a>(projection: &'a Value, volume: &str) -> Option<&'a Value> {
+    let volumes = projection.get("volumes").unwrap_or(projection).as_array()?;
+    volumes.iter().find(|v| v["volume"] == volume)
+}
+
+/// Adds what the datanodes say. What the primary says of a peer goes before what the peer says of
+/// itself, but for what it durably holds.
+fn merge(view: &mut VolumeView, info: &VolumeInfo, statuses: &BTreeMap<String, Value>) {
+    let primary = view.primary.as_ref().and_then(|node| statuses.get(node)).map(|s| &s["view"]);
+    for (member, told) in view.members.iter_mut().zip(&info.members) {
+        let own = statuses.get(&member.node).map(|s| &s["view"]);
+        if let Some(durable) = own.and_then(|v| v["durable"].as_u64()) {
+            member.r = Some(durable);
+        }
+        let Some(primary) = primary else { continue };
+        member.s = primary["retained"].as_u64();
+        member.h = primary["end"].as_u64();
+        if told.primary {
+            member.lag_bytes = Some(0);
+            member.decision = Some("none".into());
+            member.mode = if view.serving { "healthy".into() } else { member.mode.clone() };
+            if let Some(reason) = primary["reason"].as_str() {
+                member.reason = reason.to_owned();
+            }
+        } else if let Some(peer) = primary["peers"].get(id_text(&told.replica)) {
+            merge_peer(member, peer);
+        }
+    }
+}
+
+fn merge_peer(member: &mut MemberView, peer: &Value) {
+    let recovery = &peer["recovery"];
+    member.lag_bytes = peer["lag_bytes"]
+        .as_u64()
+        .or_else(|| peer["lag"].as_u64().map(|entries| entries.saturating_mul(BLOCK_BYTES)));
+    for (field, to) in [("mode", &mut member.mode), ("reason", &mut member.reason)] {
+        if let Some(text) = recovery[field].as_str() {
+            *to = text.to_owned();
+        }
+    }
+    member.decision = word(&recovery["decision"]);
+    member.session = session(&recovery["session"]);
+}
+
+/// An enum as serde writes it: a word, or an object with the word as its only key.
+fn word(value: &Value) -> Option<String> {
+    match value {
+        Value::String(word) => Some(word.clone()),
+        Value::Object(fields) => fields.keys().next().cloned(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => None,
+    }
+}
+
+fn session(value: &Value) -> Option<SessionView> {
+    let id = match &value["id"] {
+        Value::Object(id) => format!("{}.{}", id.get("epoch")?, id.get("number")?),
+        Value::String(id) => id.clone(),
+        Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => return None,
+    };
+    let number = |names: [&str; 2]| names.iter().find_map(|n| value[*n].as_u64());
+    Some(SessionView {
+        id,
+        kind: word(&value["kind"])?,
+        target_lsn: number(["target_lsn", "target"])?,
+        achieved_lsn: number(["achieved_lsn", "achieved"]).unwrap_or(0),
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use sbk_proto::v1::MemberInfo;
+    use serde_json::json;
+
+    use super::*;
+
+    fn info() -> VolumeInfo {
+        let member = |n: u8, primary| MemberInfo {
+            replica: vec![n + 10; 16].into(),
+            node: vec![n; 16].into(),
+            confirmed: true,
+            node_alive: true,
+            primary,
+            in_sync: primary,
+            durable_lsn: 5,
+            ..Default::default()
+        };
+        VolumeInfo {
+            id: vec![7; 16].into(),
+            serving: true,
+            replicas: 2,
+            members: vec![member(1, true), member(2, false)],
+            ..Default::default()
+        }
+    }
+
+    #[test]
+    fn the_primary_tells_of_its_peers() {
+        let info = info();
+        let mut view = VolumeView::of(&info);
+        let peers = json!({id_text(&[12; 16]): {
+            "lag": 3,
+            "recovery": {
+                "mode": "recovering",
+                "reason": "catching up",
+                "decision": "catch_up",
+                "session": {"id": {"epoch": 4, "number": 2}, "kind": "catch_up", "target": 20,
+                    "achieved": 12},
+            },
+        }});
+        let primary = json!({"view": {"durable": 20, "end": 20, "retained": 4, "peers": peers}});
+        let follower = json!({"view": {"durable": 17, "end": 17, "retained": 1}});
+        let statuses = [(id_text(&[1; 16]), primary), (id_text(&[2; 16]), follower)];
+        merge(&mut view, &info, &statuses.into_iter().collect());
+        let member = &view.members[1];
+        assert_eq!((member.r, member.s, member.h), (Some(17), Some(4), Some(20)));
+        assert_eq!(member.lag_bytes, Some(3 * 4096));
+        assert_eq!((member.mode.as_str(), member.reason.as_str()), ("recovering", "catching up"));
+        assert_eq!(member.decision.as_deref(), Some("catch_up"));
+        let session = member.session.as_ref().expect("a session");
+        assert_eq!((session.id.as_str(), session.kind.as_str()), ("4.2", "catch_up"));
+        assert_eq!((session.target_lsn, session.achieved_lsn), (20, 12));
+        assert_eq!(view.members[0].r, Some(20));
+    }
+
+    #[test]
+    fn a_silent_primary_leaves_what_the_masters_know() {
+        let info = info();
+        let mut view = VolumeView::of(&info);
+        merge(&mut view, &info, &BTreeMap::new());
+        assert_eq!(view.members[1].r, Some(5));
+        assert_eq!((view.members[1].s, view.members[1].h), (None, None));
+    }
+
+    #[test]
+    fn one_volume_is_found_in_a_projection() {
+        let status = json!({"volume": "v", "run": {"state": "running"}});
+        let other = json!({"volume": "w"});
+        let listed = json!({"volumes": [other, status]});
+        assert_eq!(volume_status(&listed, "v"), Some(&status));
+        assert_eq!(volume_status(&json!([status]), "v"), Some(&status));
+        assert_eq!(volume_status(&json!({"error": "x"}), "v"), None);
+    }
+}

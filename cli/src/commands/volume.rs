@@ -1,0 +1,180 @@
+//! `sbkctl volume create | list | show | delete`.
+
+use std::io::{BufRead, IsTerminal, Write};
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use sbk_master_client::MasterClient;
+use sbk_proto::v1::{self, CreateVolumeRequest, VolumeInfo};
+use serde::Serialize;
+use uuid::Uuid;
+
+use super::{Context, projection};
+use crate::args::{CreateArgs, Durability, VolumeCommand, WriteAck};
+use crate::error::Usage;
+use crate::progress::Progress;
+use crate::view::{VolumeView, id_text, volume_table};
+use crate::wait::{self, Look};
+
+/// Runs the command.
+pub async fn run(context: &Context, command: VolumeCommand) -> anyhow::Result<()> {
+    match command {
+        VolumeCommand::Create(args) => create(context, args).await,
+        VolumeCommand::List => {
+            let volumes = context.masters.list_volumes().await?.volumes;
+            let views: Vec<VolumeView> = volumes.iter().map(VolumeView::of).collect();
+            context.output.show(&views, |views| volume_table(views))
+        }
+        VolumeCommand::Show { volume } => {
+            let view = projection::volume(&context.masters, &volume).await?;
+            context.output.show(&view, VolumeView::detail)
+        }
+        VolumeCommand::Delete { volume, yes } => delete(context, &volume, yes).await,
+        VolumeCommand::Explain { volume, follow } => {
+            super::explain::run(context, &volume, follow).await
+        }
+        VolumeCommand::Verify { volume, timeout } => {
+            super::verify::run(context, &volume, timeout).await
+        }
+    }
+}
+
+/// A create that may be asked for again: its id is drawn once.
+pub(crate) fn create_request(name: &str, size: u64, replicas: u32) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        id: Uuid::new_v4().as_bytes().to_vec().into(),
+        name: name.to_owned(),
+        size_bytes: size,
+        replicas,
+        durability: v1::Durability::SyncAll.into(),
+        write_ack: v1::WriteAck::Durable.into(),
+        min_in_sync: 0,
+        zone_spread: false,
+    }
+}
+
+async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
+    let mut request = create_request(&args.name, args.size, args.replicas);
+    let durability = match args.durability {
+        Durability::SyncAll => v1::Durability::SyncAll,
+        Durability::SyncQuorum => v1::Durability::SyncQuorum,
+        Durability::BestEffort => v1::Durability::BestEffort,
+    };
+    let write_ack = match args.write_ack {
+        WriteAck::Durable => v1::WriteAck::Durable,
+        WriteAck::Written => v1::WriteAck::Written,
+    };
+    request.set_durability(durability);
+    request.set_write_ack(write_ack);
+    request.min_in_sync = args.min_in_sync.unwrap_or(0);
+    request.zone_spread = args.zone_spread;
+    let created = context.masters.create_volume(request).await?;
+    let info = if args.no_wait {
+        created
+    } else {
+        wait_until_serving(&context.masters, &created, args.timeout).await.with_context(|| {
+            format!(
+                "volume '{0}' was created but does not serve yet; it will as soon as it can: see \
+                 `sbkctl volume show {0}`",
+                args.name
+            )
+        })?
+    };
+    let view = VolumeView::of(&info);
+    context.output.show(&view, VolumeView::detail)
+}
+
+/// Waits until the volume answers reads and writes.
+///
+/// # Errors
+/// [`wait::TimedOut`] with the masters' reason, or their refusal.
+pub(crate) async fn wait_until_serving(
+    masters: &MasterClient,
+    volume: &VolumeInfo,
+    limit: Duration,
+) -> anyhow::Result<VolumeInfo> {
+    let what = format!("volume '{}' to serve", volume.name);
+    wait_for(masters, &id_text(&volume.id), &what, limit, |info| info.serving).await
+}
+
+/// Waits until what the masters tell of a volume is `right`. While no master can be asked, it goes
+/// on waiting.
+pub(crate) async fn wait_for(
+    masters: &MasterClient,
+    volume: &str,
+    what: &str,
+    limit: Duration,
+    right: impl Fn(&VolumeInfo) -> bool,
+) -> anyhow::Result<VolumeInfo> {
+    let mut progress = Progress::new();
+    wait::until(what, limit, async || {
+        let look = look_at(masters, volume, &right).await?;
+        if let Look::NotYet(seen) = &look {
+            progress.show(|| format!("waiting for {what}: {seen}"));
+        }
+        Ok(look)
+    })
+    .await
+}
+
+/// One look at what the masters tell of a volume.
+pub(crate) async fn look_at(
+    masters: &MasterClient,
+    volume: &str,
+    right: impl Fn(&VolumeInfo) -> bool,
+) -> anyhow::Result<Look<VolumeInfo>> {
+    let info = match masters.get_volume(volume).await {
+        Ok(info) if right(&info) => return Ok(Look::Done(info)),
+        Ok(info) => info,
+        Err(e) if e.is_transient() => return Ok(Look::NotYet(e.to_string())),
+        Err(e) => return Err(e.into()),
+    };
+    let view = VolumeView::of(&info);
+    let state = if view.serving { "serves" } else { "does not serve" };
+    let (isr, all) = (view.isr.len(), view.replicas);
+    let mut seen = format!("it {state}, {isr} of {all} replicas in sync");
+    if !view.reason.is_empty() {
+        seen += &format!("; {}", view.reason);
+    }
+    Ok(Look::NotYet(seen))
+}
+
+#[derive(Serialize)]
+struct Deleted {
+    name: String,
+    id: String,
+}
+
+async fn delete(context: &Context, volume: &str, yes: bool) -> anyhow::Result<()> {
+    let info = context.masters.get_volume(volume).await?;
+    if !yes {
+        confirm(&VolumeView::of(&info))?;
+    }
+    // By UUID: a volume that is created under the name meanwhile is another one.
+    let response = context.masters.delete_volume(&id_text(&info.id)).await?;
+    let deleted = Deleted { name: info.name, id: id_text(&response.id) };
+    context.output.show(&deleted, |d| {
+        format!("Volume {} ({}) is deleted; its nodes remove the data.", d.name, d.id)
+    })
+}
+
+fn confirm(view: &VolumeView) -> anyhow::Result<()> {
+    if !std::io::stdin().is_terminal() {
+        return Err(Usage(format!(
+            "deleting volume '{}' destroys its data, and there is no terminal to ask; pass --yes",
+            view.name
+        ))
+        .into());
+    }
+    eprint!(
+        "This destroys volume {} ({}) with all its data. Type its name to go on: ",
+        view.name, view.id
+    );
+    std::io::stderr().flush().context("asking")?;
+    let mut answer = String::new();
+    std::io::stdin().lock().read_line(&mut answer).context("reading the answer")?;
+    if answer.trim() != view.name {
+        bail!("not confirmed; volume '{}' is left as it is", view.name);
+    }
+    Ok(())
+}

@@ -1,0 +1,405 @@
+//! A development cluster: its processes, from the first start to the last.
+
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::Signal;
+use sbk_master_client::MasterClient;
+use sbk_proto::v1::VolumeInfo;
+
+use super::child::{Process, Recipe};
+use super::plan::{DatanodePlan, MasterPlan, Plan, Wanted};
+use super::ports;
+use crate::args::VolumeSpec;
+use crate::cluster_file::{ClusterFile, DatanodeEntry, DirLock, MasterEntry, VolumeEntry};
+use crate::commands::volume::{create_request, look_at};
+use crate::progress::Progress;
+use crate::view::id_text;
+use crate::wait::{self, Look};
+use crate::workload::nbd::NbdClient;
+
+/// How long processes may take to stop after SIGTERM.
+const STOP: Duration = Duration::from_secs(10);
+/// How long a look at the lock of the directory may last.
+const LOCK: Duration = Duration::from_millis(500);
+/// How long one question to the masters may take while the cluster comes up.
+const ASK: Duration = Duration::from_secs(2);
+
+/// What the cluster is to be like.
+#[derive(Clone, Debug)]
+pub struct Options {
+    /// Where its data, logs and `cluster.json` are.
+    pub dir: PathBuf,
+    /// The `sbkctl` binary.
+    pub exe: PathBuf,
+    /// How many processes.
+    pub wanted: Wanted,
+    /// The volumes to have, each with 3 replicas, or fewer on fewer datanodes.
+    pub volumes: Vec<VolumeSpec>,
+    /// `--wal-retain` of the datanodes.
+    pub wal_retain: Option<u64>,
+    /// How long it may take until it serves.
+    pub limit: Duration,
+}
+
+impl Options {
+    /// A cluster of 3 masters and 3 datanodes in `dir` with no volume, from this binary.
+    pub fn new(dir: PathBuf) -> anyhow::Result<Self> {
+        let exe = std::env::current_exe().context("finding this binary")?;
+        let limit = Duration::from_secs(60);
+        let wanted = Wanted::default();
+        Ok(Self { dir, exe, wanted, volumes: Vec::new(), wal_retain: None, limit })
+    }
+}
+
+/// A running cluster. Dropping it kills its processes; [`stop`](Self::stop) lets them finish.
+#[derive(Debug)]
+pub struct DevCluster {
+    options: Options,
+    plan: Plan,
+    // In the plan's order. Before the lock, so that they are gone when it is released.
+    masters: Vec<Process>,
+    datanodes: Vec<Process>,
+    file: ClusterFile,
+    client: MasterClient,
+    _lock: DirLock,
+}
+
+impl DevCluster {
+    /// Starts the cluster and waits until all of it serves. To be called on a thread that lives as
+    /// long as the cluster is to.
+    ///
+    /// # Errors
+    /// If the directory is in use or holds another cluster, a process ends, or
+    /// [`wait::TimedOut`].
+    pub async fn start(mut options: Options) -> anyhow::Result<Self> {
+        let logs = options.dir.join("logs");
+        std::fs::create_dir_all(&logs)
+            .with_context(|| format!("creating the directory {}", logs.display()))?;
+        options.dir = options
+            .dir
+            .canonicalize()
+            .with_context(|| format!("finding the directory {}", options.dir.display()))?;
+        let lock = take_lock(&options.dir).await?;
+        ClusterFile::remove(&options.dir)?;
+        let plan = Plan::load_or_make(&options.dir, options.wanted)?;
+        check_ports(&plan)?;
+        let client = MasterClient::new(plan.master_addrs()).with_deadline(ASK);
+        let mut cluster = Self {
+            masters: Vec::new(),
+            datanodes: Vec::new(),
+            file: ClusterFile::default(),
+            client,
+            _lock: lock,
+            options,
+            plan,
+        };
+        for master in &cluster.plan.masters {
+            cluster.masters.push(cluster.master(master)?.start()?);
+        }
+        for datanode in &cluster.plan.datanodes {
+            cluster.datanodes.push(cluster.datanode(datanode)?.start()?);
+        }
+        cluster.bring_up().await?;
+        Ok(cluster)
+    }
+
+    /// Where it is and what it consists of, as in `cluster.json`.
+    pub fn file(&self) -> &ClusterFile {
+        &self.file
+    }
+
+    /// Its directory.
+    pub fn dir(&self) -> &Path {
+        &self.options.dir
+    }
+
+    /// A client of its masters.
+    pub fn client(&self) -> MasterClient {
+        self.client.with_deadline(sbk_master_client::DEFAULT_DEADLINE)
+    }
+
+    fn recipe(&self, kind: &str, number: u64, args: &[&str]) -> anyhow::Result<Recipe> {
+        let name = format!("{kind}-{number}");
+        let data_dir = self.options.dir.join(&name);
+        let data_dir = data_dir.to_str().context("the directory's name is not UTF-8")?;
+        let mut all = vec![kind.to_owned(), "--data-dir".into(), data_dir.to_owned()];
+        all.extend(args.iter().map(|arg| (*arg).to_owned()));
+        let log = self.options.dir.join("logs").join(format!("{name}.log"));
+        Ok(Recipe {
+            name: format!("{kind} {number}"),
+            exe: self.options.exe.clone(),
+            args: all,
+            log,
+        })
+    }
+
+    fn master(&self, plan: &MasterPlan) -> anyhow::Result<Recipe> {
+        let (id, cluster) = (plan.id.to_string(), self.plan.cluster());
+        let args =
+            ["--id", &id, "--listen", &plan.listen, "--http", &plan.http, "--cluster", &cluster];
+        self.recipe("master", plan.id, &args)
+    }
+
+    fn datanode(&self, plan: &DatanodePlan) -> anyhow::Result<Recipe> {
+        let masters = self.plan.master_addrs().join(",");
+        let retain = self.options.wal_retain.map(|bytes| bytes.to_string());
+        let mut args = vec!["--masters", &masters, "--listen", &plan.listen, "--http", &plan.http];
+        args.extend(["--nbd", &plan.nbd]);
+        if let Some(retain) = &retain {
+            args.extend(["--wal-retain", retain]);
+        }
+        self.recipe("datanode", plan.number, &args)
+    }
+
+    /// Waits for the quorum, the datanodes and the volumes, then writes `cluster.json`.
+    async fn bring_up(&mut self) -> anyhow::Result<()> {
+        let limit = self.options.limit;
+        let mut progress = Progress::new();
+        let client = self.client.clone();
+        let count = self.plan.datanodes.len();
+        self.wait("the masters and datanodes", limit, &mut progress, async || {
+            let nodes = match client.list_nodes().await {
+                Ok(answer) => answer.nodes,
+                Err(e) if e.is_transient() => return Ok(Look::NotYet(e.to_string())),
+                Err(e) => return Err(e.into()),
+            };
+            let alive = nodes.iter().filter(|n| n.alive).count();
+            if alive >= count {
+                return Ok(Look::Done(()));
+            }
+            Ok(Look::NotYet(format!("{alive} of {count} datanodes have joined")))
+        })
+        .await?;
+        for spec in self.options.volumes.clone() {
+            self.have_volume(&spec, &mut progress).await?;
+        }
+        self.write_file().await
+    }
+
+    /// Makes sure that there is such a volume and that every datanode serves it.
+    async fn have_volume(
+        &mut self,
+        spec: &VolumeSpec,
+        progress: &mut Progress,
+    ) -> anyhow::Result<()> {
+        let replicas = self.plan.datanodes.len().min(3) as u32;
+        let existing = self.client().list_volumes().await?.volumes;
+        let volume = match existing.into_iter().find(|v| v.name == spec.name && !v.deleting) {
+            Some(volume) => volume,
+            None => {
+                let request = create_request(&spec.name, spec.size, replicas);
+                self.client().create_volume(request).await?
+            }
+        };
+        let limit = self.options.limit;
+        let client = self.client.clone();
+        let id = id_text(&volume.id);
+        let what = format!("volume '{}' to serve", spec.name);
+        self.wait(&what, limit, progress, async || {
+            look_at(&client, &id, |info| info.serving).await
+        })
+        .await?;
+        let ports: Vec<String> = self.plan.datanodes.iter().map(|d| d.nbd.clone()).collect();
+        let what = format!("volume '{}' on every datanode", spec.name);
+        self.wait(&what, limit, progress, async || {
+            for addr in &ports {
+                match NbdClient::connect(addr, &spec.name).await {
+                    Ok(client) => client.disconnect().await,
+                    Err(e) => return Ok(Look::NotYet(e.to_string())),
+                }
+            }
+            Ok(Look::Done(()))
+        })
+        .await
+    }
+
+    /// Waits like [`wait::until`], and fails at once when a process ends meanwhile.
+    async fn wait<T>(
+        &mut self,
+        what: &str,
+        limit: Duration,
+        progress: &mut Progress,
+        look: impl AsyncFn() -> anyhow::Result<Look<T>>,
+    ) -> anyhow::Result<T> {
+        wait::until(what, limit, async || {
+            self.check_alive()?;
+            let seen = look().await?;
+            if let Look::NotYet(seen) = &seen {
+                progress.show(|| format!("waiting for {what}: {seen}"));
+            }
+            Ok(seen)
+        })
+        .await
+    }
+
+    /// An error if a process has ended, with the end of its log.
+    fn check_alive(&mut self) -> anyhow::Result<()> {
+        for process in self.masters.iter_mut().chain(&mut self.datanodes) {
+            if let Some(status) = process.ended() {
+                bail!(
+                    "{} ended ({status}); its log {} ends with:\n{}",
+                    process.recipe.name,
+                    process.recipe.log.display(),
+                    process.recipe.log_tail()
+                );
+            }
+        }
+        Ok(())
+    }
+
+    /// Brings `cluster.json` up to date with pids and volumes.
+    async fn write_file(&mut self) -> anyhow::Result<()> {
+        let nodes = self.client().list_nodes().await?.nodes;
+        let mut file = ClusterFile::default();
+        for (plan, process) in self.plan.masters.iter().zip(&self.masters) {
+            let (listen, http) = (plan.listen.clone(), plan.http.clone());
+            file.masters.push(MasterEntry { id: plan.id, pid: process.pid(), listen, http });
+        }
+        for (plan, process) in self.plan.datanodes.iter().zip(&self.datanodes) {
+            let node = nodes.iter().find(|n| n.addr == plan.listen);
+            let node = node.with_context(|| format!("no datanode joined from {}", plan.listen))?;
+            file.datanodes.push(DatanodeEntry {
+                id: id_text(&node.id),
+                pid: process.pid(),
+                listen: plan.listen.clone(),
+                http: plan.http.clone(),
+                nbd: plan.nbd.clone(),
+                data_dir: self.options.dir.join(format!("datanode-{}", plan.number)),
+            });
+        }
+        let nbd = file.datanodes.first().map(|d| d.nbd.clone()).unwrap_or_default();
+        let volume = |spec: &VolumeSpec| VolumeEntry {
+            name: spec.name.clone(),
+            nbd_uri: format!("nbd://{nbd}/{}", spec.name),
+        };
+        file.volumes = self.options.volumes.iter().map(volume).collect();
+        file.write(&self.options.dir)?;
+        self.file = file;
+        Ok(())
+    }
+
+    /// Pids of the processes that ended, by name, with how. Told once each time one ends.
+    pub fn ended(&mut self) -> Vec<(String, u32, String)> {
+        let mut ended = Vec::new();
+        for process in self.masters.iter_mut().chain(&mut self.datanodes) {
+            if let Some(status) = process.ended() {
+                ended.push((process.recipe.name.clone(), process.pid(), status.to_string()));
+            }
+        }
+        ended
+    }
+
+    /// Starts every process again that has ended; how many. `cluster.json` then has the new pids.
+    pub async fn start_ended(&mut self) -> anyhow::Result<usize> {
+        let mut started = 0;
+        for process in self.masters.iter_mut().chain(&mut self.datanodes) {
+            if process.ended().is_some() {
+                *process = process.recipe.start()?;
+                started += 1;
+            }
+        }
+        if started > 0 {
+            self.refresh_pids()?;
+        }
+        Ok(started)
+    }
+
+    fn refresh_pids(&mut self) -> anyhow::Result<()> {
+        for (entry, process) in self.file.masters.iter_mut().zip(&self.masters) {
+            entry.pid = process.pid();
+        }
+        for (entry, process) in self.file.datanodes.iter_mut().zip(&self.datanodes) {
+            entry.pid = process.pid();
+        }
+        self.file.write(&self.options.dir)
+    }
+
+    /// Kills (SIGKILL) the datanode with this UUID, and waits until it is gone.
+    pub fn kill_datanode(&mut self, node: &str) -> anyhow::Result<()> {
+        let position = self.file.datanodes.iter().position(|d| d.id == node);
+        let position = position.with_context(|| format!("no datanode here is called {node}"))?;
+        self.datanodes[position].kill();
+        Ok(())
+    }
+
+    /// Kills (SIGKILL) the master with this number, and waits until it is gone.
+    pub fn kill_master(&mut self, id: u64) -> anyhow::Result<()> {
+        let position = self.file.masters.iter().position(|m| m.id == id);
+        let position = position.with_context(|| format!("no master here has number {id}"))?;
+        self.masters[position].kill();
+        Ok(())
+    }
+
+    /// Creates a volume and waits until it serves. It is in `cluster.json` then.
+    pub async fn create_volume(&mut self, spec: VolumeSpec) -> anyhow::Result<VolumeInfo> {
+        let mut progress = Progress::new();
+        self.have_volume(&spec, &mut progress).await?;
+        let info = self.client().get_volume(&spec.name).await?;
+        self.options.volumes.push(spec);
+        self.write_file().await?;
+        Ok(info)
+    }
+
+    /// Stops everything in order and waits for it. The masters go first: otherwise they would see
+    /// each datanode's end as a failure, and move primaries about until the last one is gone.
+    pub async fn stop(mut self) -> anyhow::Result<()> {
+        ClusterFile::remove(&self.options.dir)?;
+        stop_all(&mut self.masters).await;
+        stop_all(&mut self.datanodes).await;
+        Ok(())
+    }
+}
+
+async fn stop_all(processes: &mut [Process]) {
+    for process in processes.iter_mut() {
+        process.signal(Signal::TERM);
+    }
+    let stopped = wait::until("processes to stop", STOP, async || {
+        let left = processes.iter_mut().filter_map(|p| p.ended().is_none().then_some(())).count();
+        let look = match left {
+            0 => Look::Done(()),
+            left => Look::NotYet(format!("{left} of them run")),
+        };
+        Ok(look)
+    })
+    .await;
+    if let Err(e) = stopped {
+        tracing::warn!(error = %e, "processes are killed");
+    }
+    for process in processes {
+        process.kill();
+    }
+}
+
+/// Who only looks whether a cluster runs here holds the lock for an instant, so it is tried more
+/// than once.
+async fn take_lock(dir: &Path) -> anyhow::Result<DirLock> {
+    let found = wait::until("the directory's lock", LOCK, async || {
+        let held = || Look::NotYet("another `sbkctl dev` holds it".into());
+        Ok(DirLock::take(dir)?.map_or_else(held, Look::Done))
+    })
+    .await;
+    match found {
+        Err(e) if e.is::<wait::TimedOut>() => bail!(
+            "a development cluster runs in {} already; stop it, or use another --dir",
+            dir.display()
+        ),
+        other => other,
+    }
+}
+
+fn check_ports(plan: &Plan) -> anyhow::Result<()> {
+    for master in &plan.masters {
+        for addr in [&master.listen, &master.http] {
+            ports::check_free(addr, &format!("master {}", master.id))?;
+        }
+    }
+    for datanode in &plan.datanodes {
+        for addr in [&datanode.listen, &datanode.http, &datanode.nbd] {
+            ports::check_free(addr, &format!("datanode {}", datanode.number))?;
+        }
+    }
+    Ok(())
+}

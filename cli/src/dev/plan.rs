@@ -1,0 +1,231 @@
+//! What a development cluster consists of: kept in its directory, so that the same directory
+//! again is the same cluster at the same addresses.
+
+use std::path::Path;
+
+use anyhow::{Context, bail};
+use serde::{Deserialize, Serialize};
+
+use super::ports;
+use crate::cluster_file::write_atomically;
+use crate::error::Usage;
+
+const NAME: &str = "plan.json";
+const MOST_DATANODES: u64 = 16;
+
+/// The processes and their addresses.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Plan {
+    /// The masters, numbered from 1.
+    pub masters: Vec<MasterPlan>,
+    /// The datanodes, numbered from 1.
+    pub datanodes: Vec<DatanodePlan>,
+}
+
+/// One master.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct MasterPlan {
+    /// Its number.
+    pub id: u64,
+    /// `host:port` of gRPC.
+    pub listen: String,
+    /// `host:port` of HTTP.
+    pub http: String,
+}
+
+/// One datanode.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct DatanodePlan {
+    /// Its number.
+    pub number: u64,
+    /// `host:port` of gRPC.
+    pub listen: String,
+    /// `host:port` of HTTP.
+    pub http: String,
+    /// `host:port` of NBD.
+    pub nbd: String,
+}
+
+/// How many processes are wanted; `None` for what there is, or the default.
+#[derive(Clone, Copy, Debug, Default)]
+pub struct Wanted {
+    /// Masters.
+    pub masters: Option<u64>,
+    /// Datanodes.
+    pub datanodes: Option<u64>,
+    /// First port of a fixed layout.
+    pub base_port: Option<u16>,
+}
+
+impl Plan {
+    /// The plan that `dir` has, extended by what is wanted, or a new one; written to `dir`.
+    ///
+    /// # Errors
+    /// If what is wanted can't be had, or contradicts what the directory has.
+    pub fn load_or_make(dir: &Path, wanted: Wanted) -> anyhow::Result<Self> {
+        let path = dir.join(NAME);
+        let old: Option<Plan> = match std::fs::read(&path) {
+            Ok(text) => Some(serde_json::from_slice(&text).with_context(|| {
+                format!("reading {}; a cluster can't be found again without it", path.display())
+            })?),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
+            Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
+        };
+        let plan = Self::fit(old.clone(), wanted, dir)?;
+        if old.as_ref() != Some(&plan) {
+            let text = serde_json::to_vec_pretty(&plan).context("writing JSON")?;
+            write_atomically(&path, &text)?;
+        }
+        Ok(plan)
+    }
+
+    fn fit(old: Option<Plan>, wanted: Wanted, dir: &Path) -> anyhow::Result<Self> {
+        if let Some(count) = wanted.masters
+            && ![1, 3, 5].contains(&count)
+        {
+            return Err(Usage(format!("--masters {count}: a quorum has 1, 3 or 5 masters")).into());
+        }
+        if let Some(count) = wanted.datanodes
+            && !(1..=MOST_DATANODES).contains(&count)
+        {
+            let text = format!("--datanodes {count}: a cluster here has 1 to {MOST_DATANODES}");
+            return Err(Usage(text).into());
+        }
+        let Some(old) = old else {
+            let (masters, datanodes) = (wanted.masters.unwrap_or(3), wanted.datanodes.unwrap_or(3));
+            return Self::make(masters, datanodes, wanted.base_port);
+        };
+        let has = old.masters.len() as u64;
+        if let Some(count) = wanted.masters.filter(|count| *count != has) {
+            bail!(
+                "the cluster in {} has {has} masters, not {count}, and its quorum can't be changed \
+                 here; leave --masters away, or use another --dir",
+                dir.display()
+            );
+        }
+        let has = old.datanodes.len() as u64;
+        let count = wanted.datanodes.unwrap_or(has);
+        if count < has {
+            bail!(
+                "the cluster in {} has {has} datanodes, and fewer would leave data behind; leave \
+                 --datanodes away, or use another --dir",
+                dir.display()
+            );
+        }
+        if wanted.base_port.is_some() {
+            bail!(
+                "the cluster in {} has its ports already; leave --base-port away, or use another \
+                 --dir",
+                dir.display()
+            );
+        }
+        let mut plan = old;
+        let mut free = ports::free(3 * (count - has) as usize)?.into_iter();
+        for number in has + 1..=count {
+            plan.datanodes.push(DatanodePlan::at(number, || free.next())?);
+        }
+        Ok(plan)
+    }
+
+    fn make(masters: u64, datanodes: u64, base: Option<u16>) -> anyhow::Result<Self> {
+        let mut free = match base {
+            Some(_) => Vec::new(),
+            None => ports::free((2 * masters + 3 * datanodes) as usize)?,
+        }
+        .into_iter();
+        // A fixed layout: a hundred ports for each kind of listener.
+        let mut at = |kind: u16, number: u64| match base {
+            Some(base) => Some(base + 100 * kind + number as u16),
+            None => free.next(),
+        };
+        let mut plan = Self { masters: Vec::new(), datanodes: Vec::new() };
+        for id in 1..=masters {
+            let (listen, http) = (addr(at(0, id))?, addr(at(1, id))?);
+            plan.masters.push(MasterPlan { id, listen, http });
+        }
+        for number in 1..=datanodes {
+            let mut kind = 1;
+            let next = || {
+                kind += 1;
+                at(kind, number)
+            };
+            plan.datanodes.push(DatanodePlan::at(number, next)?);
+        }
+        Ok(plan)
+    }
+
+    /// `--cluster` of every master.
+    pub(super) fn cluster(&self) -> String {
+        let members: Vec<String> =
+            self.masters.iter().map(|m| format!("{}={}", m.id, m.listen)).collect();
+        members.join(",")
+    }
+
+    /// The masters' addresses.
+    pub fn master_addrs(&self) -> Vec<String> {
+        self.masters.iter().map(|m| m.listen.clone()).collect()
+    }
+}
+
+impl DatanodePlan {
+    fn at(number: u64, mut port: impl FnMut() -> Option<u16>) -> anyhow::Result<Self> {
+        Ok(Self { number, listen: addr(port())?, http: addr(port())?, nbd: addr(port())? })
+    }
+}
+
+fn addr(port: Option<u16>) -> anyhow::Result<String> {
+    port.map(|port| format!("127.0.0.1:{port}")).context("too few ports are free")
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_same_directory_is_the_same_cluster() {
+        let dir = tempfile::tempdir().expect("dir");
+        let plan = Plan::load_or_make(dir.path(), Wanted::default()).expect("made");
+        assert_eq!((plan.masters.len(), plan.datanodes.len()), (3, 3));
+        assert_eq!(Plan::load_or_make(dir.path(), Wanted::default()).expect("found"), plan);
+
+        let more = Wanted { datanodes: Some(4), ..Wanted::default() };
+        let extended = Plan::load_or_make(dir.path(), more).expect("extended");
+        assert_eq!(extended.datanodes[..3], plan.datanodes[..]);
+        assert_eq!(extended.datanodes[3].number, 4);
+
+        for wrong in [
+            Wanted { masters: Some(1), ..Wanted::default() },
+            Wanted { datanodes: Some(3), ..Wanted::default() },
+            Wanted { base_port: Some(7100), ..Wanted::default() },
+        ] {
+            let error = Plan::load_or_make(dir.path(), wrong).expect_err("contradicts");
+            assert!(error.to_string().contains("another --dir"), "{error}");
+        }
+    }
+
+    #[test]
+    fn a_fixed_layout_is_as_documented() {
+        let dir = tempfile::tempdir().expect("dir");
+        let wanted = Wanted { base_port: Some(7100), ..Wanted::default() };
+        let plan = Plan::fit(None, wanted, dir.path()).expect("made");
+        assert_eq!(plan.cluster(), "1=127.0.0.1:7101,2=127.0.0.1:7102,3=127.0.0.1:7103");
+        assert_eq!(plan.masters[0].http, "127.0.0.1:7201");
+        let node = &plan.datanodes[1];
+        assert_eq!(
+            (node.listen.as_str(), node.http.as_str(), node.nbd.as_str()),
+            ("127.0.0.1:7302", "127.0.0.1:7402", "127.0.0.1:7502")
+        );
+    }
+
+    #[test]
+    fn impossible_numbers_are_refused() {
+        let dir = tempfile::tempdir().expect("dir");
+        for wrong in [
+            Wanted { masters: Some(2), ..Wanted::default() },
+            Wanted { datanodes: Some(0), ..Wanted::default() },
+        ] {
+            let error = Plan::fit(None, wrong, dir.path()).expect_err("refused");
+            assert_eq!(crate::error::exit_code(&error), 2, "{error}");
+        }
+    }
+}

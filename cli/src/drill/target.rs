@@ -1,0 +1,138 @@
+//! The cluster that a drill harms: one of its own, or one that `sbkctl dev` runs.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use anyhow::{Context, bail};
+use rustix::process::Signal;
+use sbk_master_client::MasterClient;
+use tempfile::TempDir;
+
+use crate::cluster_file::{self, ClusterFile, DatanodeEntry};
+use crate::dev::child::signal_foreign;
+use crate::dev::cluster::{DevCluster, Options};
+use crate::wait::{self, Look};
+
+/// How long a process may take to be gone after a kill, or to be there after a start.
+const PROCESS: Duration = Duration::from_secs(30);
+
+/// Where the drill takes place.
+#[derive(Debug)]
+pub enum Target {
+    /// Made for the drill.
+    Own {
+        /// The cluster.
+        cluster: Box<DevCluster>,
+        /// Its directory, removed at the end unless something is to be looked at.
+        dir: TempDir,
+    },
+    /// The cluster of a `dev` command that runs.
+    Running {
+        /// Its directory.
+        dir: PathBuf,
+    },
+}
+
+impl Target {
+    /// The cluster in `dir` if one is named, else a new one.
+    ///
+    /// # Errors
+    /// If no `dev` command runs on `dir`, or a new cluster can't be started.
+    pub async fn open(dir: Option<PathBuf>, wal_retain: Option<u64>) -> anyhow::Result<Self> {
+        if let Some(dir) = dir {
+            if !cluster_file::is_running(&dir) {
+                bail!(
+                    "no `sbkctl dev` runs on {}; start one, or leave --dir away for a cluster of \
+                     the drill's own",
+                    dir.display()
+                );
+            }
+            return Ok(Self::Running { dir });
+        }
+        let dir = tempfile::Builder::new().prefix("sbk-drill-").tempdir();
+        let dir = dir.context("creating a temporary directory")?;
+        let mut options = Options::new(dir.path().to_owned())?;
+        options.wal_retain = wal_retain;
+        match DevCluster::start(options).await {
+            Ok(cluster) => Ok(Self::Own { cluster: Box::new(cluster), dir }),
+            Err(e) => {
+                let kept = dir.keep();
+                Err(e.context(format!("starting a cluster in {}", kept.display())))
+            }
+        }
+    }
+
+    /// Its parts, as they are now.
+    pub fn file(&self) -> anyhow::Result<ClusterFile> {
+        match self {
+            Target::Own { cluster, .. } => Ok(cluster.file().clone()),
+            Target::Running { dir } => ClusterFile::read(dir),
+        }
+    }
+
+    /// A client of its masters.
+    pub fn masters(&self) -> anyhow::Result<MasterClient> {
+        Ok(MasterClient::new(self.file()?.master_addrs()))
+    }
+
+    /// The datanode with this UUID.
+    pub fn datanode(&self, node: &str) -> anyhow::Result<DatanodeEntry> {
+        let found = self.file()?.datanodes.into_iter().find(|d| d.id == node);
+        found.with_context(|| format!("cluster.json knows no datanode {node}"))
+    }
+
+    /// Kills (SIGKILL) a datanode's process and waits until it is gone; its pid.
+    pub async fn kill(&mut self, node: &str) -> anyhow::Result<u32> {
+        let entry = self.datanode(node)?;
+        match self {
+            Target::Own { cluster, .. } => cluster.kill_datanode(node)?,
+            Target::Running { .. } => {
+                signal_foreign(entry.pid, &entry.data_dir, Signal::KILL)?;
+                let what = format!("the end of process {}", entry.pid);
+                wait::until(what, PROCESS, async || {
+                    // The `dev` command reaps it.
+                    let there = std::path::Path::new(&format!("/proc/{}", entry.pid)).exists();
+                    Ok(if there { Look::NotYet("it is there".into()) } else { Look::Done(()) })
+                })
+                .await?;
+            }
+        }
+        Ok(entry.pid)
+    }
+
+    /// Starts the datanode again that had the process `killed`.
+    pub async fn bring_back(&mut self, node: &str, killed: u32) -> anyhow::Result<()> {
+        match self {
+            Target::Own { cluster, .. } => cluster.start_ended().await.map(drop),
+            Target::Running { dir } => {
+                cluster_file::signal_dev(dir, Signal::HUP)?;
+                let dir = dir.clone();
+                wait::until("the datanode's new process", PROCESS, async || {
+                    let file = ClusterFile::read(&dir)?;
+                    let entry = file.datanodes.into_iter().find(|d| d.id == node);
+                    Ok(match entry {
+                        Some(entry) if entry.pid != killed => Look::Done(()),
+                        _ => Look::NotYet("cluster.json has the old pid".into()),
+                    })
+                })
+                .await
+            }
+        }
+    }
+
+    /// Ends what the drill began. The directory of a cluster of its own stays if `keep` is set;
+    /// where it is, is returned then.
+    pub async fn close(self, keep: bool) -> anyhow::Result<Option<PathBuf>> {
+        match self {
+            Target::Running { .. } => Ok(None),
+            Target::Own { cluster, dir } => {
+                cluster.stop().await?;
+                if keep {
+                    return Ok(Some(dir.keep()));
+                }
+                dir.close().context("removing the drill's directory")?;
+                Ok(None)
+            }
+        }
+    }
+}

@@ -1,0 +1,445 @@
+//! Volumes, nodes and the quorum as the tool shows them. The field names are an interface:
+//! programs read them with `-o json`.
+
+use sbk_proto::v1;
+use serde::Serialize;
+use uuid::Uuid;
+
+use crate::output::{pairs, table};
+use crate::size::show_size;
+
+/// One volume.
+#[derive(Clone, Debug, Serialize)]
+pub struct VolumeView {
+    /// Its name.
+    pub name: String,
+    /// Its UUID.
+    pub id: String,
+    /// Its size.
+    pub size_bytes: u64,
+    /// How many replicas it is to have.
+    pub replicas: u32,
+    /// `sync_all`, `sync_quorum` or `best_effort`.
+    pub durability: &'static str,
+    /// `durable` or `written`.
+    pub write_ack: &'static str,
+    /// The newest configuration's number; `null` before the first.
+    pub epoch: Option<u64>,
+    /// The node of the primary; `null` before the first epoch.
+    pub primary: Option<String>,
+    /// The nodes of the in-sync replicas.
+    pub isr: Vec<String>,
+    /// Whether reads and writes are answered.
+    pub serving: bool,
+    /// Why not, or what is not whole; empty if all is well.
+    pub reason: String,
+    /// Each replica.
+    pub members: Vec<MemberView>,
+}
+
+/// One replica of a volume.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct MemberView {
+    /// The node that holds it.
+    pub node: String,
+    /// `idle`, `recovering`, `healthy` or `degraded`.
+    pub mode: String,
+    /// What was decided about it: `none`, `catch_up`, `rebuild`, ...; `null` if nothing was.
+    pub decision: Option<String>,
+    /// The recovery session that runs.
+    pub session: Option<SessionView>,
+    /// R: what it durably holds.
+    pub r: Option<u64>,
+    /// S: the oldest LSN that the primary's WAL retains.
+    pub s: Option<u64>,
+    /// H: the primary's head.
+    pub h: Option<u64>,
+    /// How much it lacks.
+    pub lag_bytes: Option<u64>,
+    /// Why it is in this mode, in words.
+    pub reason: String,
+}
+
+/// A recovery session.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionView {
+    /// Its number.
+    pub id: String,
+    /// `catch_up` or `rebuild`.
+    pub kind: String,
+    /// Fixed when it began.
+    pub target_lsn: u64,
+    /// How far it came.
+    pub achieved_lsn: u64,
+}
+
+/// A UUID as text; the raw bytes in hexadecimal if they are none.
+pub fn id_text(bytes: &[u8]) -> String {
+    match Uuid::from_slice(bytes) {
+        Ok(id) => id.to_string(),
+        Err(_) => bytes.iter().map(|b| format!("{b:02x}")).collect(),
+    }
+}
+
+impl VolumeView {
+    /// What the masters tell of a volume. What only the primary knows of its members (decision,
+    /// session, S, H, lag) is not in it yet.
+    pub fn of(info: &v1::VolumeInfo) -> Self {
+        let isr = info.members.iter().filter(|m| m.in_sync).map(|m| id_text(&m.node)).collect();
+        let primary = info.members.iter().find(|m| m.primary).map(|m| id_text(&m.node));
+        let reason = match (&info.config, info.deleting) {
+            (_, true) => "it is being deleted".to_owned(),
+            (None, false) if info.reason.is_empty() => {
+                "waits for its replicas to be created".to_owned()
+            }
+            _ => info.reason.clone(),
+        };
+        Self {
+            name: info.name.clone(),
+            id: id_text(&info.id),
+            size_bytes: info.size_bytes,
+            replicas: info.replicas,
+            durability: durability(info.durability()),
+            write_ack: write_ack(info.write_ack()),
+            epoch: info.config.as_ref().map(|c| c.epoch),
+            primary,
+            isr,
+            serving: info.serving,
+            reason,
+            members: info.members.iter().map(MemberView::of).collect(),
+        }
+    }
+
+    /// Whether it serves with every replica in sync.
+    pub fn is_whole(&self) -> bool {
+        self.serving
+            && self.isr.len() == self.replicas as usize
+            && self.members.len() == self.replicas as usize
+    }
+
+    /// For people: everything about it.
+    pub fn detail(&self) -> String {
+        let none = || "-".to_owned();
+        let head = pairs(&[
+            ("name", self.name.clone()),
+            ("id", self.id.clone()),
+            ("size", show_size(self.size_bytes)),
+            ("durability", format!("{}, acknowledged when {}", self.durability, self.write_ack)),
+            ("epoch", self.epoch.map_or_else(none, |e| e.to_string())),
+            ("primary", self.primary.clone().unwrap_or_else(none)),
+            ("in sync", format!("{} of {} replicas", self.isr.len(), self.replicas)),
+            ("serving", self.serving_words()),
+        ]);
+        let number = |n: Option<u64>| n.map_or_else(none, |n| n.to_string());
+        let rows = self.members.iter().map(|m| {
+            let role = match (self.primary.as_ref() == Some(&m.node), self.isr.contains(&m.node)) {
+                (true, _) => "primary",
+                (false, true) => "in sync",
+                (false, false) => "out of sync",
+            };
+            vec![
+                m.node.clone(),
+                role.to_owned(),
+                m.mode.clone(),
+                number(m.r),
+                number(m.s),
+                number(m.h),
+                m.lag_bytes.map_or_else(none, show_size),
+                m.session.as_ref().map_or_else(none, SessionView::words),
+                m.reason.clone(),
+            ]
+        });
+        let header = ["node", "role", "mode", "r", "s", "h", "lag", "session", "reason"];
+        format!("{head}\n{}", table(&header, rows))
+    }
+
+    fn serving_words(&self) -> String {
+        match (self.serving, self.reason.is_empty()) {
+            (true, true) => "yes".to_owned(),
+            (true, false) => format!("yes; {}", self.reason),
+            (false, true) => "no".to_owned(),
+            (false, false) => format!("no: {}", self.reason),
+        }
+    }
+}
+
+/// For people: one line per volume.
+pub fn volume_table(volumes: &[VolumeView]) -> String {
+    let rows = volumes.iter().map(|v| {
+        vec![
+            v.name.clone(),
+            show_size(v.size_bytes),
+            v.durability.to_owned(),
+            v.epoch.map_or_else(|| "-".to_owned(), |e| e.to_string()),
+            format!("{}/{}", v.isr.len(), v.replicas),
+            v.serving_words(),
+        ]
+    });
+    if volumes.is_empty() {
+        return "There is no volume. `sbkctl volume create NAME --size 10GiB` makes one.\n".into();
+    }
+    table(&["name", "size", "durability", "epoch", "in sync", "serving"], rows)
+}
+
+impl MemberView {
+    fn of(info: &v1::MemberInfo) -> Self {
+        let (mode, reason) = match (info.confirmed, info.node_alive) {
+            (false, _) => ("idle", "its create is not confirmed yet"),
+            (true, false) => ("degraded", "its node is not heard from"),
+            (true, true) => (info.mode.as_str(), info.reason.as_str()),
+        };
+        let (mode, reason) = (mode.to_owned(), reason.to_owned());
+        let r = info.confirmed.then_some(info.durable_lsn);
+        Self { node: id_text(&info.node), mode, reason, r, ..Self::default() }
+    }
+}
+
+impl SessionView {
+    fn words(&self) -> String {
+        format!("{} {} at {} of {}", self.kind, self.id, self.achieved_lsn, self.target_lsn)
+    }
+}
+
+fn durability(value: v1::Durability) -> &'static str {
+    match value {
+        v1::Durability::Unspecified | v1::Durability::SyncAll => "sync_all",
+        v1::Durability::SyncQuorum => "sync_quorum",
+        v1::Durability::BestEffort => "best_effort",
+    }
+}
+
+fn write_ack(value: v1::WriteAck) -> &'static str {
+    match value {
+        v1::WriteAck::Unspecified | v1::WriteAck::Durable => "durable",
+        v1::WriteAck::Written => "written",
+    }
+}
+
+/// One datanode.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeView {
+    /// Its UUID.
+    pub id: String,
+    /// Whether the masters hear from it.
+    pub alive: bool,
+    /// How often it was started.
+    pub incarnation: u64,
+    /// `host:port` of gRPC.
+    pub addr: String,
+    /// `host:port` of HTTP.
+    pub http_addr: String,
+    /// `host:port` of NBD.
+    pub nbd_addr: String,
+    /// Its failure zone; empty if none was given.
+    pub zone: String,
+    /// Space for sbk.
+    pub capacity_bytes: u64,
+    /// Space in use.
+    pub used_bytes: u64,
+    /// Space left.
+    pub free_bytes: u64,
+    /// Milliseconds since its last heartbeat.
+    pub last_heartbeat_ms: u64,
+    /// What it holds.
+    pub replicas: Vec<NodeReplicaView>,
+}
+
+/// One replica on a node.
+#[derive(Clone, Debug, Serialize)]
+pub struct NodeReplicaView {
+    /// The volume's UUID.
+    pub volume: String,
+    /// The volume's name.
+    pub name: String,
+    /// `primary`, `in_sync` or `out_of_sync`.
+    pub role: &'static str,
+}
+
+impl NodeView {
+    /// What the masters tell of a node.
+    pub fn of(info: &v1::NodeInfo) -> Self {
+        let replicas = info.replicas.iter().map(|r| NodeReplicaView {
+            volume: id_text(&r.volume),
+            name: r.volume_name.clone(),
+            role: match (r.primary, r.in_sync) {
+                (true, _) => "primary",
+                (false, true) => "in_sync",
+                (false, false) => "out_of_sync",
+            },
+        });
+        Self {
+            id: id_text(&info.id),
+            alive: info.alive,
+            incarnation: info.incarnation,
+            addr: info.addr.clone(),
+            http_addr: info.http_addr.clone(),
+            nbd_addr: info.nbd_addr.clone(),
+            zone: info.zone.clone(),
+            capacity_bytes: info.capacity_bytes,
+            used_bytes: info.used_bytes,
+            free_bytes: info.free_bytes,
+            last_heartbeat_ms: info.last_heartbeat_ms,
+            replicas: replicas.collect(),
+        }
+    }
+
+    fn state(&self) -> String {
+        match self.alive {
+            true => "alive".to_owned(),
+            false => format!("silent for {:.1} s", self.last_heartbeat_ms as f64 / 1000.0),
+        }
+    }
+
+    /// For people: everything about it.
+    pub fn detail(&self) -> String {
+        let head = pairs(&[
+            ("id", self.id.clone()),
+            ("state", self.state()),
+            ("started", format!("{} times", self.incarnation)),
+            ("grpc", self.addr.clone()),
+            ("http", self.http_addr.clone()),
+            ("nbd", self.nbd_addr.clone()),
+            ("zone", if self.zone.is_empty() { "-".into() } else { self.zone.clone() }),
+            ("capacity", show_size(self.capacity_bytes)),
+            ("used", show_size(self.used_bytes)),
+            ("free", show_size(self.free_bytes)),
+        ]);
+        let rows = self
+            .replicas
+            .iter()
+            .map(|r| vec![r.name.clone(), r.volume.clone(), r.role.replace('_', " ")]);
+        format!("{head}\n{}", table(&["volume", "id", "role"], rows))
+    }
+}
+
+/// For people: one line per node.
+pub fn node_table(nodes: &[NodeView]) -> String {
+    if nodes.is_empty() {
+        return "No datanode has joined. Start one with `sbk-datanode`.\n".into();
+    }
+    let rows = nodes.iter().map(|n| {
+        vec![
+            n.id.clone(),
+            n.state(),
+            n.addr.clone(),
+            n.nbd_addr.clone(),
+            if n.zone.is_empty() { "-".into() } else { n.zone.clone() },
+            n.replicas.len().to_string(),
+            show_size(n.used_bytes),
+            show_size(n.free_bytes),
+        ]
+    });
+    table(&["id", "state", "grpc", "nbd", "zone", "replicas", "used", "free"], rows)
+}
+
+/// The quorum.
+#[derive(Clone, Debug, Serialize)]
+pub struct ClusterView {
+    /// The cluster's UUID.
+    pub cluster: String,
+    /// Whether a majority of the masters works together.
+    pub has_quorum: bool,
+    /// The leader's number; `null` if there is none.
+    pub leader: Option<u64>,
+    /// Raft's term.
+    pub term: u64,
+    /// Last entry of the log.
+    pub last_log_index: u64,
+    /// Last entry applied.
+    pub applied_index: u64,
+    /// Last entry in a snapshot.
+    pub snapshot_index: u64,
+    /// Volumes.
+    pub volumes: u32,
+    /// Of them, those that serve.
+    pub volumes_serving: u32,
+    /// Datanodes.
+    pub nodes: u32,
+    /// Of them, those that are heard from.
+    pub nodes_alive: u32,
+    /// The masters.
+    pub members: Vec<MasterView>,
+}
+
+/// One master.
+#[derive(Clone, Debug, Serialize)]
+pub struct MasterView {
+    /// Its number.
+    pub id: u64,
+    /// `host:port` of gRPC.
+    pub addr: String,
+    /// `leader`, `voter` or `learner`.
+    pub role: &'static str,
+    /// Whether the one who answered reaches it.
+    pub reachable: bool,
+    /// Log position that the leader knows it has.
+    pub matched_index: u64,
+}
+
+impl ClusterView {
+    /// What a master tells of the quorum.
+    pub fn of(status: &v1::ClusterStatusResponse) -> Self {
+        let members = status.members.iter().map(|m| MasterView {
+            id: m.id,
+            addr: m.addr.clone(),
+            role: match (m.leader, m.voter) {
+                (true, _) => "leader",
+                (false, true) => "voter",
+                (false, false) => "learner",
+            },
+            reachable: m.reachable,
+            matched_index: m.matched_index,
+        });
+        Self {
+            cluster: id_text(&status.cluster),
+            has_quorum: status.has_quorum,
+            leader: (status.leader != 0).then_some(status.leader),
+            term: status.term,
+            last_log_index: status.last_log_index,
+            applied_index: status.applied_index,
+            snapshot_index: status.snapshot_index,
+            volumes: status.volumes,
+            volumes_serving: status.volumes_serving,
+            nodes: status.nodes,
+            nodes_alive: status.nodes_alive,
+            members: members.collect(),
+        }
+    }
+
+    /// For people: the quorum as a whole.
+    pub fn detail(&self) -> String {
+        let leader = self.leader.map_or_else(|| "none".to_owned(), |id| id.to_string());
+        let quorum = match self.has_quorum {
+            true => "yes".to_owned(),
+            false => "no: nothing can be created or failed over, what serves goes on".to_owned(),
+        };
+        pairs(&[
+            ("cluster", self.cluster.clone()),
+            ("quorum", quorum),
+            ("leader", leader),
+            ("term", self.term.to_string()),
+            ("log", format!("{} (applied {})", self.last_log_index, self.applied_index)),
+            ("snapshot", self.snapshot_index.to_string()),
+            ("volumes", format!("{}, {} serving", self.volumes, self.volumes_serving)),
+            ("datanodes", format!("{}, {} alive", self.nodes, self.nodes_alive)),
+        ])
+    }
+}
+
+/// For people: one line per master.
+pub fn master_table(members: &[MasterView]) -> String {
+    let rows = members.iter().map(|m| {
+        vec![
+            m.id.to_string(),
+            m.addr.clone(),
+            m.role.to_owned(),
+            if m.reachable { "yes".into() } else { "no".into() },
+            m.matched_index.to_string(),
+        ]
+    });
+    table(&["id", "address", "role", "reachable", "log"], rows)
+}
+
+#[cfg(test)]
+#[path = "view_tests.rs"]
+mod tests;

@@ -1,0 +1,86 @@
+use super::*;
+
+fn member(node: u8, primary: bool, in_sync: bool) -> v1::MemberInfo {
+    v1::MemberInfo {
+        node: vec![node; 16].into(),
+        confirmed: true,
+        node_alive: true,
+        primary,
+        in_sync,
+        durable_lsn: 7,
+        mode: "healthy".into(),
+        ..Default::default()
+    }
+}
+
+fn volume() -> v1::VolumeInfo {
+    v1::VolumeInfo {
+        id: vec![9; 16].into(),
+        name: "v".into(),
+        size_bytes: 1 << 30,
+        replicas: 2,
+        durability: v1::Durability::SyncAll.into(),
+        write_ack: v1::WriteAck::Durable.into(),
+        min_in_sync: 1,
+        config: Some(v1::Config { epoch: 3, ..Default::default() }),
+        serving: true,
+        members: vec![member(1, true, true), member(2, false, true)],
+        ..Default::default()
+    }
+}
+
+#[test]
+fn a_volume_has_the_documented_fields() {
+    let view = VolumeView::of(&volume());
+    let node = |n: u8| id_text(&[n; 16]);
+    let member = |n: u8| {
+        serde_json::json!({
+            "node": node(n), "mode": "healthy", "decision": null, "session": null,
+            "r": 7, "s": null, "h": null, "lag_bytes": null, "reason": "",
+        })
+    };
+    assert_eq!(
+        serde_json::to_value(&view).expect("json"),
+        serde_json::json!({
+            "name": "v", "id": id_text(&[9; 16]), "size_bytes": 1u64 << 30, "replicas": 2,
+            "durability": "sync_all", "write_ack": "durable", "epoch": 3, "primary": node(1),
+            "isr": [node(1), node(2)], "serving": true, "reason": "",
+            "members": [member(1), member(2)],
+        })
+    );
+}
+
+#[test]
+fn a_volume_is_whole_only_with_all_in_sync() {
+    let whole = volume();
+    assert!(VolumeView::of(&whole).is_whole());
+    let mut out = volume();
+    out.members[1].in_sync = false;
+    assert!(!VolumeView::of(&out).is_whole());
+    let stopped = v1::VolumeInfo { serving: false, ..volume() };
+    assert!(!VolumeView::of(&stopped).is_whole());
+    let missing = v1::VolumeInfo { replicas: 3, ..volume() };
+    assert!(!VolumeView::of(&missing).is_whole());
+}
+
+#[test]
+fn people_are_told_why() {
+    let mut info = volume();
+    info.serving = false;
+    info.reason = "waits for b".into();
+    info.members[1].node_alive = false;
+    let view = VolumeView::of(&info);
+    assert!(volume_table(std::slice::from_ref(&view)).contains("no: waits for b"));
+    assert!(view.detail().contains("its node is not heard from"), "{}", view.detail());
+    let unborn = v1::VolumeInfo { config: None, serving: false, ..volume() };
+    assert_eq!(VolumeView::of(&unborn).reason, "waits for its replicas to be created");
+    assert!(volume_table(&[]).contains("sbkctl volume create"));
+    assert!(node_table(&[]).contains("sbk-datanode"));
+}
+
+#[test]
+fn a_quorum_without_a_leader_says_so() {
+    let view = ClusterView::of(&v1::ClusterStatusResponse::default());
+    assert_eq!(view.leader, None);
+    assert!(view.detail().contains("what serves goes on"));
+}
