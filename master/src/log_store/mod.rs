@@ -1,0 +1,230 @@
+//! The Raft log and the vote, durable.
+//!
+//! Every operation is one record in an append-only [journal](journal): a truncation does not
+//! overwrite, it is written behind what it undoes. So a crash can only lose the newest records,
+//! never tear an old one, and replaying the journal gives the log as it was.
+//!
+//! The vote is durable before [`save_vote`](RaftLogStorage::save_vote) returns, entries before
+//! their callback is called, a purge before the files it makes needless are removed.
+
+mod image;
+mod journal;
+#[cfg(test)]
+mod tests;
+mod writer;
+
+use std::collections::BTreeMap;
+use std::fmt::Debug;
+use std::ops::{Bound, RangeBounds};
+use std::path::Path;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+
+use openraft::storage::{LogFlushed, RaftLogStorage};
+use openraft::{
+    AnyError, LogId, LogState, OptionalSend, RaftLogReader, StorageError, StorageIOError, Vote,
+};
+use tokio::sync::oneshot;
+
+use crate::raft::{Entry, MemberId, TypeConfig};
+pub use image::ReplayError;
+use image::{Image, Record};
+use journal::Journal;
+pub use journal::JournalError;
+use writer::{Done, Effect, HardState, Operation, Writer};
+
+type Fault = StorageError<MemberId>;
+
+/// Why the log can't be opened.
+#[derive(Debug, thiserror::Error)]
+pub enum OpenError {
+    /// The files can't be read, or are damaged.
+    #[error(transparent)]
+    Journal(#[from] JournalError),
+    /// The files can be read and make no sense.
+    #[error(transparent)]
+    Replay(#[from] ReplayError),
+    /// The writing thread can't be started.
+    #[error("can't start the journal's thread: {0}")]
+    Thread(#[source] std::io::Error),
+}
+
+/// openraft's log store. Clones share it; the core task alone writes, readers read.
+#[derive(Clone, Debug)]
+pub struct LogStore {
+    image: Arc<Mutex<Image>>,
+    writer: Arc<Writer>,
+}
+
+fn encode(record: &Record) -> Vec<u8> {
+    // Plain data with string keys: serializing it can't fail.
+    serde_json::to_vec(record).expect("a record is serializable")
+}
+
+impl LogStore {
+    /// Opens the log in `dir`, which exists, with `fresh` allowing that there is none yet.
+    pub fn open(dir: &Path, fresh: bool) -> Result<Self, OpenError> {
+        let (journal, records) = Journal::open(dir, fresh)?;
+        let mut image = Image::default();
+        let mut newest_index = BTreeMap::new();
+        for stored in records {
+            let record = serde_json::from_slice(&stored.payload).map_err(ReplayError::from)?;
+            if let Record::Append(entry) = &record {
+                let newest: &mut u64 = newest_index.entry(stored.segment).or_default();
+                *newest = entry.log_id.index.max(*newest);
+            }
+            image.apply(record)?;
+        }
+        image.check()?;
+        let hard = HardState { vote: image.vote, committed: image.committed, purged: image.purged };
+        let writer = Writer::start(journal, hard, newest_index).map_err(OpenError::Thread)?;
+        Ok(Self { image: Arc::new(Mutex::new(image)), writer: Arc::new(writer) })
+    }
+
+    fn image(&self) -> MutexGuard<'_, Image> {
+        // Each update is a single insert or split, so a panic elsewhere does not spoil it.
+        self.image.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Whether this log holds, or held until it was purged, exactly `id`.
+    pub fn holds(&self, id: LogId<MemberId>) -> bool {
+        self.image().holds(id)
+    }
+
+    /// The last entry that was purged.
+    pub fn purged(&self) -> Option<LogId<MemberId>> {
+        self.image().purged
+    }
+
+    /// Whether nothing was ever written: no vote, no entry.
+    pub fn is_pristine(&self) -> bool {
+        let image = self.image();
+        image.vote.is_none() && image.last().is_none()
+    }
+
+    /// Writes one record and waits until it is durable.
+    async fn write_through(
+        &self,
+        record: &Record,
+        effect: Effect,
+    ) -> Result<(), Arc<JournalError>> {
+        let (reply, durable) = oneshot::channel();
+        let records = vec![encode(record)];
+        self.writer.submit(Operation { records, effect, done: Done::Reply(reply) }).await?;
+        durable.await.unwrap_or_else(|_| Err(Arc::new(JournalError::Failed)))
+    }
+}
+
+impl RaftLogReader<TypeConfig> for LogStore {
+    async fn try_get_log_entries<RB: RangeBounds<u64> + Clone + Debug + OptionalSend>(
+        &mut self,
+        range: RB,
+    ) -> Result<Vec<Entry>, Fault> {
+        let bounds = (range.start_bound().cloned(), range.end_bound().cloned());
+        if is_empty(bounds) {
+            return Ok(Vec::new());
+        }
+        Ok(self.image().entries.range(bounds).map(|(_, entry)| entry.clone()).collect())
+    }
+}
+
+/// `BTreeMap::range` panics on bounds that cross.
+fn is_empty((start, end): (Bound<u64>, Bound<u64>)) -> bool {
+    let first = match start {
+        Bound::Included(i) => i,
+        Bound::Excluded(i) => i.saturating_add(1),
+        Bound::Unbounded => 0,
+    };
+    match end {
+        Bound::Included(i) => i < first,
+        Bound::Excluded(i) => i <= first,
+        Bound::Unbounded => false,
+    }
+}
+
+impl RaftLogStorage<TypeConfig> for LogStore {
+    type LogReader = Self;
+
+    async fn get_log_state(&mut self) -> Result<LogState<TypeConfig>, Fault> {
+        let image = self.image();
+        Ok(LogState { last_purged_log_id: image.purged, last_log_id: image.last() })
+    }
+
+    async fn get_log_reader(&mut self) -> Self {
+        self.clone()
+    }
+
+    async fn save_vote(&mut self, vote: &Vote<MemberId>) -> Result<(), Fault> {
+        self.write_through(&Record::Vote(*vote), Effect::Vote(*vote))
+            .await
+            .map_err(|e| StorageIOError::write_vote(AnyError::new(&*e)))?;
+        self.image().vote = Some(*vote);
+        Ok(())
+    }
+
+    async fn read_vote(&mut self) -> Result<Option<Vote<MemberId>>, Fault> {
+        Ok(self.image().vote)
+    }
+
+    async fn save_committed(&mut self, committed: Option<LogId<MemberId>>) -> Result<(), Fault> {
+        let records = vec![encode(&Record::Committed(committed))];
+        let effect = Effect::Committed(committed);
+        // Not synced: losing it costs replay only.
+        self.writer
+            .submit(Operation { records, effect, done: Done::Nobody })
+            .await
+            .map_err(|e| StorageIOError::write(AnyError::new(&*e)))?;
+        self.image().committed = committed;
+        Ok(())
+    }
+
+    /// The last saved position, if the log holds that very entry. It may not: the position of an
+    /// installed snapshot can be saved before a crash that loses the snapshot, and then the
+    /// entries below it were never known to be committed here.
+    async fn read_committed(&mut self) -> Result<Option<LogId<MemberId>>, Fault> {
+        let image = self.image();
+        Ok(image.committed.filter(|&id| image.holds(id)))
+    }
+
+    async fn append<I>(&mut self, entries: I, callback: LogFlushed<TypeConfig>) -> Result<(), Fault>
+    where
+        I: IntoIterator<Item = Entry> + OptionalSend,
+        I::IntoIter: OptionalSend,
+    {
+        let mut records = Vec::new();
+        let mut last = 0;
+        {
+            let mut image = self.image();
+            for entry in entries {
+                last = entry.log_id.index;
+                let record = Record::Append(entry);
+                records.push(encode(&record));
+                image.apply(record).map_err(|e| StorageIOError::write_logs(AnyError::new(&e)))?;
+            }
+        }
+        let operation =
+            Operation { records, effect: Effect::Append(last), done: Done::Flushed(callback) };
+        self.writer
+            .submit(operation)
+            .await
+            .map_err(|e| StorageIOError::write_logs(AnyError::new(&*e)))?;
+        Ok(())
+    }
+
+    async fn truncate(&mut self, log_id: LogId<MemberId>) -> Result<(), Fault> {
+        self.write_through(&Record::Truncate(log_id.index), Effect::Truncate)
+            .await
+            .map_err(|e| StorageIOError::write_logs(AnyError::new(&*e)))?;
+        drop(self.image().entries.split_off(&log_id.index));
+        Ok(())
+    }
+
+    async fn purge(&mut self, log_id: LogId<MemberId>) -> Result<(), Fault> {
+        self.write_through(&Record::Purge(log_id), Effect::Purge(log_id))
+            .await
+            .map_err(|e| StorageIOError::write_logs(AnyError::new(&*e)))?;
+        self.image()
+            .apply(Record::Purge(log_id))
+            .map_err(|e| StorageIOError::write_logs(AnyError::new(&e)))?;
+        Ok(())
+    }
+}

@@ -1,0 +1,68 @@
+//! openraft's own suite over the log store and the state machine, and what it leaves out: restarts
+//! and torn ends.
+
+use openraft::StorageError;
+use openraft::storage::{RaftLogReader, RaftLogStorage};
+use openraft::testing::{StoreBuilder, Suite};
+use tempfile::TempDir;
+
+use super::LogStore;
+use crate::raft::{MemberId, TypeConfig, Vote};
+use crate::state_machine::StateMachine;
+
+struct Builder;
+
+impl StoreBuilder<TypeConfig, LogStore, StateMachine, TempDir> for Builder {
+    async fn build(&self) -> Result<(TempDir, LogStore, StateMachine), StorageError<MemberId>> {
+        let dir = TempDir::new().expect("a temporary directory");
+        let log = LogStore::open(dir.path(), true).expect("opens");
+        let machine = StateMachine::open(dir.path(), &log).expect("opens");
+        Ok((dir, log, machine))
+    }
+}
+
+#[test]
+fn openrafts_own_suite_passes() {
+    if let Err(error) = Suite::test_all(Builder) {
+        panic!("{error}");
+    }
+}
+
+#[tokio::test]
+async fn a_vote_outlives_a_restart() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let vote = Vote::new(7, 2);
+    {
+        let mut log = LogStore::open(dir.path(), true).expect("opens");
+        log.save_vote(&vote).await.expect("saves");
+    }
+    let mut log = LogStore::open(dir.path(), false).expect("opens again");
+    assert_eq!(log.read_vote().await.expect("reads"), Some(vote));
+    assert!(log.try_get_log_entries(0..10).await.expect("reads").is_empty());
+}
+
+#[tokio::test]
+async fn a_torn_end_is_cut_and_an_earlier_record_stands() {
+    let dir = TempDir::new().expect("a temporary directory");
+    {
+        let mut log = LogStore::open(dir.path(), true).expect("opens");
+        log.save_vote(&Vote::new(1, 1)).await.expect("saves");
+    }
+    let segment = std::fs::read_dir(dir.path())
+        .expect("lists")
+        .flatten()
+        .map(|entry| entry.path())
+        .find(|path| path.extension().is_some_and(|e| e == "log"))
+        .expect("a segment");
+    let mut bytes = std::fs::read(&segment).expect("reads");
+    bytes.extend_from_slice(&[0x5a; 40]);
+    std::fs::write(&segment, &bytes).expect("writes");
+    let mut log = LogStore::open(dir.path(), false).expect("opens with a torn end");
+    assert_eq!(log.read_vote().await.expect("reads"), Some(Vote::new(1, 1)));
+}
+
+#[test]
+fn a_lost_journal_is_not_a_new_one() {
+    let dir = TempDir::new().expect("a temporary directory");
+    assert!(LogStore::open(dir.path(), false).is_err());
+}

@@ -1,0 +1,137 @@
+//! The state as messages for people and tools.
+
+use sbk_engine::authority::detector::Detector;
+use sbk_engine::authority::{Registration, State, Tombstone, Volume};
+use sbk_engine::types::{Millis, NodeId, ReplicaId};
+use sbk_proto::v1;
+
+use crate::convert;
+use crate::member::Leading;
+
+/// What a volume's description is made from.
+pub(super) struct Source<'a> {
+    pub(super) state: &'a State,
+    pub(super) leading: &'a Leading,
+    pub(super) now: Millis,
+}
+
+impl Source<'_> {
+    fn detector(&self) -> &Detector {
+        &self.leading.detector
+    }
+
+    fn reported(&self, node: NodeId, replica: ReplicaId) -> Option<&v1::ReplicaReport> {
+        let heartbeat = self.leading.heartbeats.get(&node)?;
+        heartbeat
+            .replicas
+            .iter()
+            .find(|r| r.replica.as_ref().is_some_and(|r| r.id == replica.0.as_bytes()[..]))
+    }
+
+    pub(super) fn volume(&self, volume: &Volume) -> v1::VolumeInfo {
+        let config = self.state.config(volume.id);
+        let members: Vec<_> =
+            volume.replicas.iter().map(|(id, r)| self.member(volume, *id, r.node)).collect();
+        let primary = volume.assignment.as_ref().map(|a| (a.primary.id, a.epoch));
+        let report = primary.and_then(|(id, epoch)| {
+            let node = volume.replicas.get(&id)?.node;
+            self.reported(node, id).filter(|r| r.is_primary && r.epoch == epoch.0)
+        });
+        let complaint = self.detector().reason(self.now, self.state, volume);
+        let serving = report.is_some_and(|r| r.serving) && complaint.is_none();
+        let reason = complaint
+            .or_else(|| report.map(|r| r.reason.clone()).filter(|r| !r.is_empty()))
+            .or_else(|| {
+                (!serving).then(|| "its primary has not said yet that it serves".to_owned())
+            });
+        let spec = &volume.spec;
+        v1::VolumeInfo {
+            id: convert::bytes(volume.id.0),
+            name: spec.name.clone(),
+            size_bytes: spec.bytes(),
+            replicas: spec.replicas,
+            durability: convert::durability(spec.durability).into(),
+            write_ack: convert::write_ack(spec.write_ack).into(),
+            min_in_sync: spec.min_in_sync,
+            config: config.as_ref().map(convert::config),
+            serving,
+            reason: reason.unwrap_or_default(),
+            members,
+            deleting: false,
+        }
+    }
+
+    fn member(&self, volume: &Volume, id: ReplicaId, node: NodeId) -> v1::MemberInfo {
+        let registration = self.state.nodes().get(&node);
+        let addrs = registration.map(|r| r.addrs.clone());
+        let report = self.reported(node, id);
+        let assignment = volume.assignment.as_ref();
+        v1::MemberInfo {
+            replica: convert::bytes(id.0),
+            node: convert::bytes(node.0),
+            addr: addrs.as_ref().map(|a| a.grpc.clone()).unwrap_or_default(),
+            http_addr: addrs.as_ref().and_then(|a| a.http.clone()).unwrap_or_default(),
+            nbd_addr: addrs.as_ref().and_then(|a| a.nbd.clone()).unwrap_or_default(),
+            zone: registration.and_then(|r| r.zone.clone()).unwrap_or_default(),
+            confirmed: volume.replicas.get(&id).is_some_and(|r| r.confirmed.is_some()),
+            in_sync: assignment.is_some_and(|a| a.isr.contains(&id)),
+            primary: assignment.is_some_and(|a| a.primary.id == id),
+            node_alive: self.detector().is_alive(self.now, node),
+            table_epoch: report.map_or(0, |r| r.table_epoch),
+            durable_lsn: report.map_or(0, |r| r.durable_lsn),
+            committed_lsn: report.map_or(0, |r| r.committed_lsn),
+            mode: report.map(|r| r.mode.clone()).unwrap_or_default(),
+            reason: report.map(|r| r.reason.clone()).unwrap_or_default(),
+        }
+    }
+
+    pub(super) fn deleting(&self, tombstone: &Tombstone) -> v1::VolumeInfo {
+        let left = tombstone.remaining.len();
+        v1::VolumeInfo {
+            id: convert::bytes(tombstone.id.0),
+            name: tombstone.spec.name.clone(),
+            size_bytes: tombstone.spec.bytes(),
+            replicas: tombstone.spec.replicas,
+            durability: convert::durability(tombstone.spec.durability).into(),
+            write_ack: convert::write_ack(tombstone.spec.write_ack).into(),
+            min_in_sync: tombstone.spec.min_in_sync,
+            config: None,
+            serving: false,
+            reason: format!("deleted; {left} replicas are still to be removed"),
+            members: Vec::new(),
+            deleting: true,
+        }
+    }
+
+    pub(super) fn node(&self, registration: &Registration) -> v1::NodeInfo {
+        let id = registration.node;
+        let heartbeat = self.leading.heartbeats.get(&id);
+        let on_node = self.state.volumes().values().flat_map(|volume| {
+            volume.replicas.iter().filter(|(_, r)| r.node == id).map(|(replica, _)| {
+                let assignment = volume.assignment.as_ref();
+                v1::ReplicaOnNode {
+                    volume: convert::bytes(volume.id.0),
+                    volume_name: volume.spec.name.clone(),
+                    replica: convert::bytes(replica.0),
+                    primary: assignment.is_some_and(|a| a.primary.id == *replica),
+                    in_sync: assignment.is_some_and(|a| a.isr.contains(replica)),
+                }
+            })
+        });
+        v1::NodeInfo {
+            id: convert::bytes(id.0),
+            incarnation: registration.process,
+            boot_id: convert::bytes(registration.boot.0),
+            addr: registration.addrs.grpc.clone(),
+            http_addr: registration.addrs.http.clone().unwrap_or_default(),
+            nbd_addr: registration.addrs.nbd.clone().unwrap_or_default(),
+            zone: registration.zone.clone().unwrap_or_default(),
+            capacity_bytes: registration.capacity_bytes,
+            used_bytes: heartbeat.map_or(0, |h| h.used_bytes),
+            free_bytes: heartbeat.map_or(0, |h| h.free_bytes),
+            alive: self.detector().is_alive(self.now, id),
+            last_heartbeat_ms: self.detector().silent_ms(self.now, id).unwrap_or(u64::MAX),
+            replicas: on_node.collect(),
+        }
+    }
+}

@@ -1,0 +1,217 @@
+//! What datanodes say, and what is pushed to them.
+
+use std::collections::BTreeSet;
+use std::pin::Pin;
+
+use futures::Stream;
+use sbk_engine::authority::detector::{DetectorEvent, ReplicaReport};
+use sbk_engine::authority::{Accepted, Command, Refusal};
+use sbk_engine::types::{Config, Epoch, Lsn, NodeId, VolumeId};
+use sbk_proto::v1;
+use sbk_proto::v1::node_service_server::NodeService;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status};
+
+use crate::convert;
+use crate::member::{Member, refused};
+
+/// Updates that wait for a slow watcher. It gets all that changed meanwhile in one.
+const WATCH_QUEUE: usize = 4;
+
+/// `NodeService`.
+#[derive(Clone, Debug)]
+pub struct NodeApi {
+    /// This member.
+    pub member: Member,
+}
+
+fn report(raw: &v1::ReplicaReport) -> Result<ReplicaReport, Status> {
+    let lacking: Result<BTreeSet<_>, _> =
+        raw.lacking.iter().map(|id| convert::replica_id(id)).collect();
+    Ok(ReplicaReport {
+        replica: convert::replica_ref(raw.replica.as_ref())?,
+        table_epoch: Epoch(raw.table_epoch),
+        durable: Lsn(raw.durable_lsn),
+        primary_in: raw.is_primary.then_some(Epoch(raw.epoch)),
+        lacking: lacking?,
+        lacking_ms: raw.lacking_ms,
+    })
+}
+
+type UpdateStream = Pin<Box<dyn Stream<Item = Result<v1::AssignmentUpdate, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl NodeService for NodeApi {
+    async fn register(
+        &self,
+        request: Request<v1::RegisterRequest>,
+    ) -> Result<Response<v1::RegisterResponse>, Status> {
+        let registration = convert::registration(request.get_ref())?;
+        let node = registration.node;
+        self.member.accepted(Command::RegisterNode(registration)).await?;
+        let cluster = self.member.read(sbk_engine::authority::State::cluster);
+        tracing::info!(%node, process = request.get_ref().incarnation, "node registered");
+        let cluster = cluster.map(|id| convert::bytes(id.0)).unwrap_or_default();
+        Ok(Response::new(v1::RegisterResponse { cluster }))
+    }
+
+    async fn heartbeat(
+        &self,
+        request: Request<v1::HeartbeatRequest>,
+    ) -> Result<Response<v1::HeartbeatResponse>, Status> {
+        self.member.require_leader()?;
+        let request = request.into_inner();
+        let node = convert::node_id(&request.node)?;
+        let process = request.incarnation;
+        let known = self.member.read(|state| state.nodes().get(&node).map(|r| r.process));
+        let term = self.member.raft.metrics().borrow().current_term;
+        if known != Some(process) {
+            return Ok(Response::new(v1::HeartbeatResponse { register: true, term }));
+        }
+        let reports = request.replicas.iter().map(report).collect::<Result<Vec<_>, _>>()?;
+        self.member.leading().heartbeats.insert(node, request);
+        self.member.observe(DetectorEvent::Heartbeat { node, process, reports });
+        Ok(Response::new(v1::HeartbeatResponse { register: false, term }))
+    }
+
+    type WatchAssignmentsStream = UpdateStream;
+
+    async fn watch_assignments(
+        &self,
+        request: Request<v1::WatchAssignmentsRequest>,
+    ) -> Result<Response<UpdateStream>, Status> {
+        self.member.linearizable().await?;
+        let request = request.into_inner();
+        let node = convert::node_id(&request.node)?;
+        let (updates, stream) = mpsc::channel(WATCH_QUEUE);
+        let member = self.member.clone();
+        tokio::spawn(async move {
+            push(&member, &updates).await;
+            if updates.is_closed() && member.leads() {
+                watch_gone(&member, node, request.incarnation).await;
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
+    }
+
+    async fn propose_isr(
+        &self,
+        request: Request<v1::ProposeIsrRequest>,
+    ) -> Result<Response<v1::ProposeIsrResponse>, Status> {
+        let raw = request.into_inner();
+        let volume = convert::volume_id(&raw.volume)?;
+        let command = Command::ProposeIsr {
+            volume,
+            expect_epoch: Epoch(raw.expect_epoch),
+            primary: convert::replica_ref(raw.primary.as_ref())?,
+            change: convert::change(raw.change.as_ref())?,
+        };
+        let (config, why) = match self.member.command(command).await? {
+            Ok(Accepted::Configured(config)) => (Some(config), String::new()),
+            Ok(_) => (self.config(volume), String::new()),
+            Err(Refusal::StaleEpoch { config, .. }) => (Some(*config), String::new()),
+            Err(refusal) => (self.config(volume), refusal.to_string()),
+        };
+        let config = config.as_ref().map(convert::config);
+        Ok(Response::new(v1::ProposeIsrResponse { config, refused: why }))
+    }
+
+    async fn confirm_replica(
+        &self,
+        request: Request<v1::ConfirmReplicaRequest>,
+    ) -> Result<Response<v1::ConfirmReplicaResponse>, Status> {
+        let raw = request.into_inner();
+        let command = Command::ConfirmReplica {
+            node: convert::node_id(&raw.node)?,
+            process: raw.incarnation,
+            volume: convert::volume_id(&raw.volume)?,
+            replica: convert::replica_ref(raw.replica.as_ref())?,
+        };
+        self.member.accepted(command).await?;
+        Ok(Response::new(v1::ConfirmReplicaResponse {}))
+    }
+
+    async fn confirm_delete(
+        &self,
+        request: Request<v1::ConfirmDeleteRequest>,
+    ) -> Result<Response<v1::ConfirmDeleteResponse>, Status> {
+        let raw = request.into_inner();
+        let command = Command::ConfirmDelete {
+            node: convert::node_id(&raw.node)?,
+            process: raw.incarnation,
+            volume: convert::volume_id(&raw.volume)?,
+            replica: convert::replica_id(&raw.replica)?,
+        };
+        match self.member.command(command).await? {
+            Ok(_) => Ok(Response::new(v1::ConfirmDeleteResponse {})),
+            Err(refusal) => Err(refused(&refusal)),
+        }
+    }
+}
+
+impl NodeApi {
+    fn config(&self, volume: VolumeId) -> Option<Config> {
+        self.member.read(|state| state.config(volume))
+    }
+}
+
+/// Sends the catalogue, then what changes in it, until the watcher goes or the leadership does.
+async fn push(member: &Member, updates: &mpsc::Sender<Result<v1::AssignmentUpdate, Status>>) {
+    let mut changes = member.machine.changes();
+    let mut metrics = member.raft.metrics();
+    let mut sent: Option<u64> = None;
+    let mut known: BTreeSet<VolumeId> = BTreeSet::new();
+    loop {
+        changes.borrow_and_update();
+        let update = member.read(|state| next_update(state, sent, &mut known));
+        if let Some(update) = update {
+            sent = Some(update.revision);
+            if updates.send(Ok(update)).await.is_err() {
+                return;
+            }
+        }
+        tokio::select! {
+            changed = changes.changed() => if changed.is_err() { return },
+            changed = metrics.changed() => if changed.is_err() || !member.leads() { return },
+            () = updates.closed() => return,
+        }
+    }
+}
+
+fn next_update(
+    state: &sbk_engine::authority::State,
+    sent: Option<u64>,
+    known: &mut BTreeSet<VolumeId>,
+) -> Option<v1::AssignmentUpdate> {
+    let revision = state.revision();
+    if sent == Some(revision) {
+        return None;
+    }
+    let volumes = state.catalogue_since(sent.unwrap_or(0));
+    known.extend(volumes.iter().map(|volume| volume.id));
+    let gone: Vec<_> = known.iter().copied().filter(|id| state.is_gone(*id)).collect();
+    known.retain(|id| !gone.contains(id));
+    Some(v1::AssignmentUpdate {
+        revision,
+        snapshot: sent.is_none(),
+        volumes: volumes.iter().map(convert::assignment).collect(),
+        gone: gone.into_iter().map(|id| convert::bytes(id.0)).collect(),
+    })
+}
+
+/// A watcher's stream broke. If its machine says that nobody listens any more, the process is gone;
+/// silence is left to the heartbeats.
+async fn watch_gone(member: &Member, node: NodeId, process: u64) {
+    let addr =
+        member.read(|state| state.nodes().get(&node).map(|r| (r.process, r.addrs.grpc.clone())));
+    let Some((_, addr)) = addr.filter(|(current, _)| *current == process) else { return };
+    match tokio::net::TcpStream::connect(&addr).await {
+        Ok(_) => tracing::info!(%node, "its stream closed, but it still listens"),
+        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+            tracing::info!(%node, process, "its process is gone");
+            member.observe(DetectorEvent::Killed { node, process });
+        }
+        Err(error) => tracing::info!(%node, %error, "its stream closed"),
+    }
+}
