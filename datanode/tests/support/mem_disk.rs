@@ -1,0 +1,413 @@
+//! A store in memory that keeps what a crash keeps: what a batch, a checkpoint or a blocking
+//! operation made durable. It outlives its node, as a disk does.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::{Arc, Mutex, MutexGuard};
+
+use bytes::{Bytes, BytesMut};
+use sbk_datanode::transport::{ReadEntries, WireEntry};
+use sbk_datanode::volume::disk::{
+    Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, VerifyPlan, Work,
+};
+use sbk_engine::recovery::FailureKind;
+use sbk_engine::replication::io::{Kept, Opened};
+use sbk_engine::replication::log::{BlockRange, EntryKind, LogState};
+use sbk_engine::replication::message::{Incomplete, RecoveryId};
+use sbk_engine::types::{
+    BLOCK_SIZE, BootId, Incarnation, Lba, Lsn, REGION_BLOCKS, ReplicaId, ReplicaRef, VolumeId,
+};
+
+const BLOCK: usize = BLOCK_SIZE as usize;
+
+/// What is on the disk.
+#[derive(Debug)]
+pub(crate) struct Platter {
+    kept: Kept,
+    log: BTreeMap<Lsn, WireEntry>,
+    pub(crate) durable: Lsn,
+    committed: Lsn,
+    checkpoint: Lsn,
+    retained: Lsn,
+    /// As of the checkpoint.
+    state: LogState,
+    image: BTreeMap<u64, Bytes>,
+    regions: BTreeMap<u64, Lsn>,
+    /// Entries that stay in the log below the checkpoint.
+    pub(crate) retain: u64,
+    /// Entries above the checkpoint at which the log is full.
+    pub(crate) limit: u64,
+    /// The next batches fail.
+    pub(crate) failing: bool,
+    /// Checkpoints are held back.
+    pub(crate) no_checkpoints: bool,
+}
+
+/// A disk that can be opened again and again.
+#[derive(Clone, Debug)]
+pub(crate) struct MemStore {
+    pub(crate) volume: VolumeId,
+    pub(crate) replica: ReplicaId,
+    /// Starts of the process and openings within it.
+    opened: Arc<Mutex<Incarnation>>,
+    pub(crate) platter: Arc<Mutex<Platter>>,
+}
+
+impl MemStore {
+    pub(crate) fn create(volume: VolumeId, replica: ReplicaId, blocks: u64) -> Self {
+        let platter = Platter {
+            kept: Kept::default(),
+            log: BTreeMap::new(),
+            durable: Lsn(0),
+            committed: Lsn(0),
+            checkpoint: Lsn(0),
+            retained: Lsn(1),
+            state: LogState::new(blocks),
+            image: BTreeMap::new(),
+            regions: BTreeMap::new(),
+            retain: u64::MAX,
+            limit: u64::MAX,
+            failing: false,
+            no_checkpoints: false,
+        };
+        let platter = Arc::new(Mutex::new(platter));
+        Self { volume, replica, opened: Arc::default(), platter }
+    }
+
+    /// The process starts anew. Returns the incarnation of its first opening.
+    pub(crate) fn process_starts(&self) -> Incarnation {
+        let mut opened = self.opened.lock().unwrap();
+        *opened = Incarnation { process: opened.process + 1, open: 0 };
+        Incarnation { open: 1, ..*opened }
+    }
+
+    pub(crate) fn disk(&self) -> MutexGuard<'_, Platter> {
+        self.platter.lock().unwrap()
+    }
+
+    /// The committed image, as the extents hold it.
+    pub(crate) fn image(&self) -> BTreeMap<u64, Bytes> {
+        let mut image = self.disk().image.clone();
+        image.retain(|_, block| block.iter().any(|byte| *byte != 0));
+        image
+    }
+}
+
+impl OpenDisk for MemStore {
+    type Disk = MemDisk;
+
+    fn open(&self) -> Result<(MemDisk, Opened), DiskError> {
+        let incarnation = {
+            let mut opened = self.opened.lock().unwrap();
+            opened.open += 1;
+            *opened
+        };
+        let disk = self.disk();
+        let mut state = disk.state.clone();
+        let above = disk.log.range(disk.checkpoint.next()..);
+        let (committed, uncommitted): (Vec<_>, Vec<_>) =
+            above.map(|(_, entry)| entry.header).partition(|h| h.lsn <= disk.committed);
+        committed.iter().for_each(|header| state.apply(header));
+        let opened = Opened {
+            volume: self.volume,
+            me: ReplicaRef { id: self.replica, incarnation },
+            boot: BootId(uuid::Uuid::from_u128(1)),
+            kept: disk.kept.clone(),
+            durable: disk.durable,
+            committed: disk.committed,
+            checkpoint: disk.checkpoint,
+            retained: disk.retained,
+            state,
+            uncommitted,
+        };
+        let mem = MemDisk {
+            end: disk.durable,
+            committed: disk.committed,
+            pending: Vec::new(),
+            batch_out: false,
+            checkpoint_out: false,
+            pins: BTreeMap::new(),
+            lane: BTreeSet::new(),
+            platter: Arc::clone(&self.platter),
+        };
+        Ok((mem, opened))
+    }
+}
+
+#[derive(Debug)]
+pub(crate) struct MemDisk {
+    platter: Arc<Mutex<Platter>>,
+    end: Lsn,
+    committed: Lsn,
+    /// Appended, not in a batch that is done.
+    pending: Vec<WireEntry>,
+    batch_out: bool,
+    checkpoint_out: bool,
+    pins: BTreeMap<RecoveryId, Lsn>,
+    /// Blocks that the WAL lane changed since the wipe.
+    lane: BTreeSet<u64>,
+}
+
+pub(crate) struct Batch(Arc<Mutex<Platter>>, Vec<WireEntry>, Lsn);
+
+impl Work for Batch {
+    type Outcome = Result<Lsn, DiskError>;
+
+    fn run(self) -> Self::Outcome {
+        let mut disk = self.0.lock().unwrap();
+        if disk.failing {
+            return Err(DiskError { doing: "sync the WAL", source: "it is made to fail".into() });
+        }
+        for entry in self.1 {
+            let lsn = entry.header.lsn;
+            assert_eq!(lsn, disk.durable.next());
+            disk.durable = lsn;
+            disk.log.insert(lsn, entry);
+        }
+        disk.committed = disk.committed.max(self.2.min(disk.durable));
+        Ok(disk.durable)
+    }
+}
+
+pub(crate) struct Checkpoint(Arc<Mutex<Platter>>, Lsn, Lsn);
+
+impl Work for Checkpoint {
+    type Outcome = (Lsn, Lsn);
+
+    fn run(self) -> Self::Outcome {
+        let Self(platter, to, pin) = self;
+        let disk = &mut *platter.lock().unwrap();
+        for (lsn, entry) in disk.log.range(disk.checkpoint.next()..=to) {
+            disk.state.apply(&entry.header);
+            let Some(range) = entry.header.kind.range() else { continue };
+            for (index, lba) in (range.lba.0..range.end()).enumerate() {
+                disk.regions.insert(lba / REGION_BLOCKS, *lsn);
+                if entry.payload.is_empty() {
+                    disk.image.remove(&lba);
+                } else {
+                    let block = entry.payload.slice(index * BLOCK..(index + 1) * BLOCK);
+                    disk.image.insert(lba, block);
+                }
+            }
+        }
+        disk.checkpoint = to;
+        disk.committed = disk.committed.max(to);
+        let keep = Lsn(to.0.saturating_sub(disk.retain)).next().min(pin);
+        disk.retained = disk.retained.max(keep);
+        disk.log = disk.log.split_off(&disk.retained);
+        (disk.checkpoint, disk.retained)
+    }
+}
+
+impl MemDisk {
+    fn disk(&self) -> MutexGuard<'_, Platter> {
+        self.platter.lock().unwrap()
+    }
+
+    fn newest(&self, range: BlockRange) -> Bytes {
+        let disk = self.disk();
+        let mut out = BytesMut::zeroed(range.blocks as usize * BLOCK);
+        let mut put = |lba: u64, block: &[u8]| {
+            if (range.lba.0..range.end()).contains(&lba) {
+                let at = (lba - range.lba.0) as usize * BLOCK;
+                out[at..at + BLOCK].copy_from_slice(block);
+            }
+        };
+        for (lba, block) in disk.image.range(range.lba.0..range.end()) {
+            put(*lba, block);
+        }
+        let logged = disk.log.range(disk.checkpoint.next()..).map(|(_, entry)| entry);
+        let pending = self.pending.iter().filter(|e| e.header.lsn > disk.durable);
+        for entry in logged.chain(pending) {
+            let Some(changed) = entry.header.kind.range() else { continue };
+            for (index, lba) in (changed.lba.0..changed.end()).enumerate() {
+                let zeros = [0; BLOCK];
+                let block = entry.payload.chunks(BLOCK).nth(index).unwrap_or(&zeros);
+                put(lba, block);
+            }
+        }
+        out.freeze()
+    }
+}
+
+impl Disk for MemDisk {
+    type Batch = Batch;
+    type Checkpoint = Checkpoint;
+
+    fn persist(&mut self, kept: &Kept) -> Result<(), DiskError> {
+        self.disk().kept = kept.clone();
+        Ok(())
+    }
+
+    fn cut(&mut self, end: Lsn, kept: &Kept) -> Result<(), DiskError> {
+        assert!(!self.batch_out && !self.checkpoint_out, "a cut runs alone");
+        self.pending.retain(|entry| entry.header.lsn <= end);
+        self.end = end;
+        let mut disk = self.disk();
+        disk.log.split_off(&end.next());
+        disk.durable = disk.durable.min(end);
+        disk.kept = kept.clone();
+        Ok(())
+    }
+
+    fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError> {
+        assert!(!self.batch_out && !self.checkpoint_out, "a wipe runs alone");
+        self.pending.clear();
+        self.lane.clear();
+        (self.end, self.committed) = (mark.base, mark.base);
+        let mut disk = self.disk();
+        disk.kept = kept.clone();
+        disk.log.clear();
+        disk.image.clear();
+        disk.regions.clear();
+        disk.state = state.clone();
+        (disk.durable, disk.committed, disk.checkpoint) = (mark.base, mark.base, mark.base);
+        disk.retained = mark.base.next();
+        Ok(())
+    }
+
+    fn finish_rebuild(&mut self, _session: RecoveryId, kept: &Kept) -> Result<(), DiskError> {
+        self.persist(kept)
+    }
+
+    fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), DiskError> {
+        for index in 0..data.len() / BLOCK {
+            let lba = lba.0 + index as u64;
+            if !self.lane.contains(&lba) {
+                let block = data.slice(index * BLOCK..(index + 1) * BLOCK);
+                self.disk().image.insert(lba, block);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_regions(&mut self, first: u64, lsns: &[Lsn]) -> Result<(), DiskError> {
+        for (index, lsn) in lsns.iter().enumerate() {
+            let mut disk = self.disk();
+            let known = disk.regions.entry(first + index as u64).or_default();
+            *known = (*known).max(*lsn);
+        }
+        Ok(())
+    }
+
+    fn append(&mut self, entries: Vec<WireEntry>) -> Result<(), DiskError> {
+        for entry in entries {
+            assert_eq!(entry.header.lsn, self.end.next());
+            self.end = entry.header.lsn;
+            if let Some(range) = entry.header.kind.range() {
+                self.lane.extend(range.lba.0..range.end());
+            }
+            self.pending.push(entry);
+        }
+        Ok(())
+    }
+
+    fn take_batch(&mut self) -> Option<Batch> {
+        if self.batch_out || self.pending.is_empty() {
+            return None;
+        }
+        self.batch_out = true;
+        Some(Batch(Arc::clone(&self.platter), self.pending.clone(), self.committed))
+    }
+
+    fn batch_done(&mut self, outcome: Result<Lsn, DiskError>) -> Result<Lsn, DiskError> {
+        self.batch_out = false;
+        let durable = outcome?;
+        self.pending.retain(|entry| entry.header.lsn > durable);
+        Ok(durable)
+    }
+
+    fn committed(&mut self, lsn: Lsn) {
+        self.committed = lsn;
+    }
+
+    fn take_checkpoint(&mut self, _urgent: bool) -> Option<Checkpoint> {
+        let (to, from) = {
+            let disk = self.disk();
+            if disk.no_checkpoints {
+                return None;
+            }
+            (self.committed.min(disk.durable), disk.checkpoint)
+        };
+        if self.checkpoint_out || to <= from {
+            return None;
+        }
+        self.checkpoint_out = true;
+        let pin = self.pins.values().min().copied().unwrap_or(Lsn(u64::MAX));
+        Some(Checkpoint(Arc::clone(&self.platter), to, pin))
+    }
+
+    fn checkpoint_done(&mut self, outcome: (Lsn, Lsn)) -> Result<(Lsn, Lsn), DiskError> {
+        self.checkpoint_out = false;
+        Ok(outcome)
+    }
+
+    fn wal_full(&self) -> bool {
+        let disk = self.disk();
+        self.end.0 - disk.checkpoint.0 >= disk.limit
+    }
+
+    fn pin(&mut self, session: RecoveryId, from: Lsn) {
+        self.pins.insert(session, from);
+    }
+
+    fn unpin(&mut self, session: RecoveryId) {
+        self.pins.remove(&session);
+    }
+
+    fn read(&self, range: BlockRange) -> ReadPlan {
+        let data = self.newest(range);
+        ReadPlan::new(move || Ok(data))
+    }
+
+    fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, FailureKind> {
+        let disk = self.disk();
+        if first < disk.retained || last > disk.durable {
+            return Err(FailureKind::WalRecycled);
+        }
+        let entries: Vec<_> =
+            disk.log.range(first..=last).map(|(_, entry)| entry.clone()).collect();
+        Ok(Box::new(Reader(entries.into_iter())))
+    }
+
+    fn allocated_regions(&self) -> Vec<u64> {
+        let disk = self.disk();
+        let logged = disk.log.values().chain(&self.pending);
+        let written = logged.filter(|e| matches!(e.header.kind, EntryKind::Write { .. }));
+        let mut regions: BTreeSet<u64> = disk.image.keys().map(|lba| lba / REGION_BLOCKS).collect();
+        for range in written.filter_map(|entry| entry.header.kind.range()) {
+            regions.extend((range.lba.0..range.end()).map(|lba| lba / REGION_BLOCKS));
+        }
+        regions.into_iter().collect()
+    }
+
+    fn region_table(&self) -> Vec<Lsn> {
+        let disk = self.disk();
+        let last = disk.regions.keys().last().map_or(0, |region| region + 1);
+        (0..last).map(|region| disk.regions.get(&region).copied().unwrap_or_default()).collect()
+    }
+
+    fn verify(&self, _first: u64, _regions: u64) -> VerifyPlan {
+        let mut digests: Vec<RegionDigest> = Vec::new();
+        Box::new(move || digests.pop().map(Ok))
+    }
+
+    fn close(self) -> Result<(), DiskError> {
+        Ok(())
+    }
+}
+
+#[derive(Debug)]
+struct Reader(std::vec::IntoIter<WireEntry>);
+
+impl ReadEntries for Reader {
+    fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<WireEntry>, FailureKind> {
+        let mut taken = Vec::new();
+        let mut length = 0;
+        while taken.len() < entries && (taken.is_empty() || length < bytes) {
+            let Some(entry) = self.0.next() else { break };
+            length += entry.payload.len();
+            taken.push(entry);
+        }
+        Ok(taken)
+    }
+}
