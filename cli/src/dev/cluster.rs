@@ -15,7 +15,7 @@ use crate::args::VolumeSpec;
 use crate::cluster_file::{ClusterFile, DatanodeEntry, DirLock, MasterEntry, VolumeEntry};
 use crate::commands::volume::{create_request, look_at};
 use crate::progress::Progress;
-use crate::view::id_text;
+use crate::view::{VolumeView, id_text};
 use crate::wait::{self, Look};
 use crate::workload::nbd::NbdClient;
 
@@ -340,6 +340,12 @@ impl DevCluster {
         self.options.volumes.push(spec);
         self.write_file().await?;
         Ok(info)
+    }
+
+    /// The datanode that has the primary of a volume now.
+    pub async fn primary_of(&self, volume: &str) -> anyhow::Result<Option<DatanodeEntry>> {
+        let view = VolumeView::of(&self.client().get_volume(volume).await?);
+        Ok(self.file.datanodes.iter().find(|d| Some(&d.id) == view.primary.as_ref()).cloned())
     }
 
     /// Stops everything in order and waits for it. The masters go first: otherwise they would see

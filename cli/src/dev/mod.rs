@@ -7,6 +7,7 @@ use anyhow::Context as _;
 use tokio::signal::unix::{Signal, SignalKind, signal};
 
 use crate::args::{DevArgs, Global, VolumeSpec};
+use crate::cluster_file::DatanodeEntry;
 use crate::commands::dev_dir;
 use crate::error::Usage;
 use crate::output::Output;
@@ -46,7 +47,12 @@ pub async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
         () = signals.stop() => return Ok(()),
     };
     let output = Output::new(global.output);
-    output.show(cluster.file(), |_| welcome(&cluster, started.elapsed()))?;
+    let took = started.elapsed();
+    let primary = match cluster.file().volumes.first() {
+        Some(volume) => cluster.primary_of(&volume.name).await?,
+        None => None,
+    };
+    output.show(cluster.file(), |_| welcome(&cluster, took, primary.as_ref()))?;
     let result = watch(&mut cluster, &mut signals, args.restart).await;
     output.note("Stopping.")?;
     cluster.stop().await.and(result)
@@ -138,7 +144,7 @@ impl Signals {
 }
 
 /// What people see when the cluster serves.
-fn welcome(cluster: &DevCluster, took: Duration) -> String {
+fn welcome(cluster: &DevCluster, took: Duration, primary: Option<&DatanodeEntry>) -> String {
     let (file, dir) = (cluster.file(), cluster.dir().display());
     let mut text = format!("The cluster serves, {:.1} s after its start.\n\n", took.as_secs_f64());
     for m in &file.masters {
@@ -155,20 +161,19 @@ fn welcome(cluster: &DevCluster, took: Duration) -> String {
         text += &format!("  volume {}    {}\n", v.name, v.nbd_uri);
     }
     text += &format!("\nData and logs are in {dir}, addresses and pids in {dir}/cluster.json.\n");
-    if let Some(v) = file.volumes.first() {
-        let (name, uri) = (&v.name, &v.nbd_uri);
+    if let (Some(v), Some(primary)) = (file.volumes.first(), primary) {
+        let (name, uri, pid) = (&v.name, &v.nbd_uri, primary.pid);
         text += &format!(
             "\nTry, in another terminal:\n\
              \x20 nbdinfo {uri}\n\
              \x20 nbdcopy SOME.img {uri}\n\
-             \x20 fio --name=t --ioengine=nbd --uri={uri} --rw=randwrite --bs=4k --iodepth=16 \\\n\
-             \x20     --size=256m --verify=crc32c --time_based --runtime=30\n\
+             \x20 fio --name=t --ioengine=nbd --uri={uri} --rw=randwrite --bs=4k \\\n\
+             \x20     --iodepth=16 --size=256m --verify=crc32c --loops=100\n\
              \x20 sbkctl volume show {name} --dir {dir}\n\
              While fio runs, kill the primary and watch fio go on:\n\
-             \x20 kill -9 $(sbkctl volume show {name} --dir {dir} -o json | jq -r .primary | \\\n\
-             \x20     xargs -I ID jq '.datanodes[] | select(.id==\"ID\") | .pid' {dir}/cluster.json)\n\
+             \x20 kill -9 {pid}\n\
              \x20 sbkctl volume explain {name} --dir {dir}\n\
-             and bring it back:\n\
+             and bring the node back:\n\
              \x20 kill -HUP {}\n",
             std::process::id()
         );

@@ -16,7 +16,7 @@ pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
         output.note(&format!("\nRun {run} of {}, {}", args.runs, taken.expected.words()))?;
         let start = taken.trace.first().map_or(0, |d| d.at);
         for decision in &taken.trace {
-            output.note(&explain::line(decision, start))?;
+            output.note(&explain::line(decision, start, &taken.names))?;
         }
         if taken.trace.is_empty() {
             output.note("  nothing had to be decided")?;

@@ -8,7 +8,7 @@ use anyhow::{Context as _, bail};
 use serde::Serialize;
 
 use super::bench::{ANSWER, Bench, Verified, WHOLE};
-use crate::commands::explain::Decision;
+use crate::commands::explain::{self, Decision, Names};
 use crate::view::VolumeView;
 use crate::wait::{self, Look};
 use crate::workload::load::{Load, LoadStats};
@@ -45,6 +45,9 @@ pub struct Taken {
     pub fault: Option<String>,
     /// What was decided meanwhile.
     pub trace: Vec<Decision>,
+    /// What the replicas in it are called for people.
+    #[serde(skip)]
+    pub names: Names,
 }
 
 impl Route {
@@ -111,7 +114,8 @@ pub async fn take(bench: &mut Bench, route: Route, seconds: Duration) -> anyhow:
         bench.decisions().await?.into_iter().filter(|d| d.at > since).collect();
     let observed = observed(&trace, &replica);
     let fault = fault(route, &observed, (&before, &after), &load, &verified);
-    Ok(Taken { expected: route, observed, node, load, verified, fault, trace })
+    let names = explain::names(&bench.info().await?);
+    Ok(Taken { expected: route, observed, node, load, verified, fault, trace, names })
 }
 
 /// How long a replica is away.
