@@ -1,0 +1,383 @@
+//! A log in segment files, and how it grows.
+
+use std::collections::VecDeque;
+use std::ops::Range;
+use std::sync::{Arc, OnceLock};
+
+use bytes::Bytes;
+
+use crate::error::LogError;
+use crate::frame::{FRAME_HEADER, Frame, MAX_BODY, Marks, SECTOR, frame_len};
+use crate::segment::{HEADER_BYTES, Header, Owner, Segment, io_error, write_zeros};
+use crate::storage::{RawFile, Storage, write_all};
+
+/// A place in a segment is remembered every so many bytes, for reads that start in its middle.
+const MARK_BYTES: u64 = 256 << 10;
+
+/// How a log is kept.
+#[derive(Clone, Copy, Debug)]
+pub struct LogOptions {
+    /// Size of a segment file. A record that is larger gets a segment of its own size.
+    pub segment_bytes: u64,
+    /// Most bytes of one append; at least one record goes with each.
+    pub batch_bytes: u64,
+}
+
+/// A record to append.
+#[derive(Clone, Debug)]
+pub struct Record<'a> {
+    /// The first part of the body, copied.
+    pub meta: &'a [u8],
+    /// The rest of the body, not copied.
+    pub payload: Bytes,
+    /// CRC-32C of both.
+    pub crc: u32,
+}
+
+impl Record<'_> {
+    fn frame_len(&self) -> u64 {
+        frame_len(self.meta.len() + self.payload.len())
+    }
+}
+
+/// Frames on their way into an append.
+struct Packed {
+    /// Where the next part of `heads` starts.
+    head: usize,
+    heads: Vec<u8>,
+    parts: Vec<(Range<usize>, Bytes)>,
+    /// Where the next frame goes in the segment.
+    end: u64,
+}
+
+/// Where a record's frame is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Place {
+    /// The segment's sequence number.
+    pub segment: u64,
+    /// The offset of its body.
+    pub body: u64,
+}
+
+/// A place with its segment.
+#[derive(Clone, Debug)]
+pub struct Located {
+    /// The segment.
+    pub segment: Arc<Segment>,
+    /// The offset of the record's body in it.
+    pub body: u64,
+}
+
+#[derive(Debug)]
+pub(crate) struct Piece {
+    pub(crate) segment: Arc<Segment>,
+    /// The end of its frames.
+    pub(crate) end: u64,
+    /// `(index, offset)` of some frames, ascending.
+    pub(crate) marks: Vec<(u64, u64)>,
+}
+
+impl Piece {
+    /// Remembers where a frame is, now and then.
+    pub(crate) fn mark(&mut self, index: u64, offset: u64) {
+        if self.marks.last().is_none_or(|(_, at)| offset - at >= MARK_BYTES) {
+            self.marks.push((index, offset));
+        }
+    }
+}
+
+/// See the crate's documentation. Owned by one task; its I/O is packed into [`Append`]s and
+/// [`Housekeeping`](Log::housekeeping) that may run elsewhere.
+#[derive(Debug)]
+pub struct Log {
+    pub(crate) storage: Arc<dyn Storage>,
+    pub(crate) dir: String,
+    pub(crate) owner: Owner,
+    pub(crate) options: LogOptions,
+    /// Oldest first; the last one grows.
+    pub(crate) pieces: VecDeque<Piece>,
+    /// Files that wait to become segments.
+    pub(crate) spares: Vec<String>,
+    pub(crate) next_spare: u64,
+    pub(crate) next_sequence: u64,
+    /// Checksum of the last frame.
+    pub(crate) chain: u32,
+    pub(crate) next_index: u64,
+    pub(crate) in_flight: bool,
+    /// Segments that the log let go and whose files are still there.
+    pub(crate) released: Vec<Piece>,
+    /// Files that are no part of the log.
+    pub(crate) garbage: Vec<String>,
+    pub(crate) housekeeping_in_flight: bool,
+    pub(crate) failed: bool,
+}
+
+/// A write to the log: one vectored write and one sync.
+#[derive(Debug)]
+pub struct Append {
+    segment: Arc<Segment>,
+    fresh: Option<Fresh>,
+    offset: u64,
+    heads: Vec<u8>,
+    parts: Vec<(Range<usize>, Bytes)>,
+    last: u64,
+}
+
+/// A segment file that has to be made first.
+#[derive(Debug)]
+struct Fresh {
+    dir: String,
+    spare: Option<String>,
+    bytes: u64,
+}
+
+/// What came of an [`Append`].
+#[derive(Debug)]
+pub struct Appended {
+    result: Result<(), LogError>,
+    last: u64,
+}
+
+impl Log {
+    /// A log without records in the empty directory `dir`, whose first record will be `first`.
+    pub fn create(
+        storage: Arc<dyn Storage>,
+        dir: &str,
+        owner: Owner,
+        options: LogOptions,
+        first: u64,
+    ) -> Self {
+        Self {
+            storage,
+            dir: dir.to_owned(),
+            owner,
+            options,
+            pieces: VecDeque::new(),
+            spares: Vec::new(),
+            next_spare: 1,
+            next_sequence: 1,
+            chain: 0,
+            next_index: first,
+            in_flight: false,
+            released: Vec::new(),
+            garbage: Vec::new(),
+            housekeeping_in_flight: false,
+            failed: false,
+        }
+    }
+
+    /// The index of the next record.
+    pub fn next_index(&self) -> u64 {
+        self.next_index
+    }
+
+    /// The oldest index that the segments hold, or [`Log::next_index`].
+    pub fn first_index(&self) -> u64 {
+        self.pieces.front().map_or(self.next_index, |p| p.segment.first())
+    }
+
+    /// The segments, oldest first: the first and last index, and the bytes written to each.
+    pub fn segments(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
+        let next_first =
+            self.pieces.iter().skip(1).map(|p| p.segment.first()).chain([self.next_index]);
+        self.pieces.iter().zip(next_first).map(|(p, next)| (p.segment.first(), next - 1, p.end))
+    }
+
+    /// The place with its segment, or `None` if the segment was released.
+    pub fn locate(&self, place: Place) -> Option<Located> {
+        let at = self.pieces.partition_point(|p| p.segment.sequence() < place.segment);
+        let piece = self.pieces.get(at).filter(|p| p.segment.sequence() == place.segment)?;
+        Some(Located { segment: Arc::clone(&piece.segment), body: place.body })
+    }
+
+    /// Packs records into an append: as many from the front of `records` as one write takes, at
+    /// least one. Returns it with the place of each record that went in. They get the next
+    /// indexes.
+    ///
+    /// # Panics
+    /// If an append is in flight, if `records` is empty, or if a body is larger than 64 MiB.
+    pub fn plan_append<'a>(
+        &mut self,
+        records: impl IntoIterator<Item = Record<'a>>,
+        marks: Marks,
+    ) -> Result<(Append, Vec<Place>), LogError> {
+        self.check()?;
+        assert!(!self.in_flight, "one append at a time");
+        let mut records = records.into_iter().peekable();
+        let first = records.peek().expect("an append has records").frame_len();
+        let fresh = self.room(first);
+        let piece = self.pieces.back().expect("room was made");
+        let (start, segment) = (piece.end, Arc::clone(&piece.segment));
+        let limit = self.options.segment_bytes.min(start + self.options.batch_bytes);
+        let mut heads = Vec::new();
+        if fresh.is_some() {
+            let (header, crc) = segment.header.encode(&self.owner);
+            heads = header;
+            self.chain = crc;
+        }
+        let offset = if fresh.is_some() { 0 } else { start };
+        let mut packed = Packed { head: 0, heads, parts: Vec::new(), end: start };
+        let mut places = Vec::new();
+        let mut next = records.next();
+        while let Some(record) = next {
+            let end = packed.end + record.frame_len();
+            next = records.next_if(|after| end + after.frame_len() <= limit);
+            // The last frame takes the padding to the sector's end.
+            let end = if next.is_none() { end.next_multiple_of(SECTOR) } else { end };
+            let body = packed.end + FRAME_HEADER as u64;
+            places.push(Place { segment: segment.sequence(), body });
+            self.pack(&mut packed, &segment, record, end, marks);
+        }
+        self.pieces.back_mut().expect("room was made").end = packed.end;
+        self.in_flight = true;
+        let Packed { heads, parts, .. } = packed;
+        Ok((Append { segment, fresh, offset, heads, parts, last: self.next_index - 1 }, places))
+    }
+
+    /// Adds a frame that ends at `end`.
+    fn pack(
+        &mut self,
+        packed: &mut Packed,
+        segment: &Segment,
+        record: Record<'_>,
+        end: u64,
+        marks: Marks,
+    ) {
+        let body = record.meta.len() + record.payload.len();
+        assert!(body <= MAX_BODY, "a record of {body} bytes");
+        let piece = self.pieces.back_mut().expect("room was made");
+        piece.mark(self.next_index, packed.end);
+        let frame = Frame {
+            crc: 0,
+            prev: self.chain,
+            body_crc: record.crc,
+            // Both are below twice the limit on bodies.
+            body_len: body as u32,
+            total: (end - packed.end) as u32,
+            segment: segment.sequence(),
+            index: self.next_index,
+            marks,
+        };
+        self.chain = frame.encode(&self.owner, &mut packed.heads);
+        packed.heads.extend_from_slice(record.meta);
+        packed.parts.push((packed.head..packed.heads.len(), record.payload));
+        packed.head = packed.heads.len();
+        // The padding goes in front of the next frame's header, or last.
+        let padding = (end - packed.end) as usize - FRAME_HEADER - body;
+        packed.heads.resize(packed.head + padding, 0);
+        if padding > 0 {
+            packed.parts.push((packed.head..packed.heads.len(), Bytes::new()));
+            packed.head = packed.heads.len();
+        }
+        self.next_index += 1;
+        packed.end = end;
+    }
+
+    /// Sees to it that the last piece has room for a frame. Returns how to make its file if it is
+    /// new.
+    fn room(&mut self, frame: u64) -> Option<Fresh> {
+        if let Some(piece) = self.pieces.back()
+            && piece.end + frame <= self.options.segment_bytes
+        {
+            return None;
+        }
+        let previous = self.pieces.back().map_or(0, |p| p.segment.sequence());
+        self.push_segment(previous);
+        let bytes = self.options.segment_bytes.max(HEADER_BYTES + frame + SECTOR);
+        Some(Fresh { dir: self.dir.clone(), spare: self.spares.pop(), bytes })
+    }
+
+    pub(crate) fn push_segment(&mut self, previous: u64) {
+        let header = Header { sequence: self.next_sequence, previous, first: self.next_index };
+        self.next_sequence += 1;
+        let segment = Segment {
+            storage: Arc::clone(&self.storage),
+            path: segment_path(&self.dir, header.sequence),
+            owner: self.owner,
+            header,
+            file: OnceLock::new(),
+        };
+        let segment = Arc::new(segment);
+        self.pieces.push_back(Piece { segment, end: HEADER_BYTES, marks: Vec::new() });
+    }
+
+    /// Takes an append's outcome back. Returns the last durable index.
+    pub fn append_done(&mut self, done: Appended) -> Result<u64, LogError> {
+        self.in_flight = false;
+        match done.result {
+            Ok(()) => Ok(done.last),
+            Err(error) => {
+                self.failed = true;
+                Err(error)
+            }
+        }
+    }
+
+    pub(crate) fn check(&self) -> Result<(), LogError> {
+        if self.failed { Err(LogError::Failed) } else { Ok(()) }
+    }
+}
+
+impl Append {
+    /// Bytes that it writes.
+    pub fn bytes(&self) -> u64 {
+        self.heads.len() as u64 + self.parts.iter().map(|(_, p)| p.len() as u64).sum::<u64>()
+    }
+
+    /// Writes and syncs. Blocks.
+    pub fn run(self) -> Appended {
+        Appended { result: self.write(), last: self.last }
+    }
+
+    fn write(&self) -> Result<(), LogError> {
+        let segment = &*self.segment;
+        if let Some(fresh) = &self.fresh {
+            let file = fresh.make(segment)?;
+            assert!(segment.file.set(file).is_ok(), "a segment's file is made once");
+        }
+        let mut bufs: Vec<&[u8]> = Vec::with_capacity(2 * self.parts.len());
+        for (head, payload) in &self.parts {
+            bufs.push(&self.heads[head.clone()]);
+            bufs.push(payload);
+        }
+        let file = &**segment.file();
+        write_all(file, &bufs, self.offset).map_err(|e| segment.error("write", e))?;
+        file.sync().map_err(|e| segment.error("sync", e))
+    }
+}
+
+impl Fresh {
+    /// A file with the segment's name, durable, whose header is not of this segment yet.
+    fn make(&self, segment: &Segment) -> Result<Arc<dyn RawFile>, LogError> {
+        let storage = &*segment.storage;
+        let path = &segment.path;
+        match &self.spare {
+            Some(spare) => {
+                storage.rename(spare, path).map_err(|e| io_error(storage, spare, "rename", e))?
+            }
+            None => make_zeroed(storage, path, self.bytes)?,
+        }
+        storage.sync_dir(&self.dir).map_err(|e| io_error(storage, &self.dir, "sync", e))?;
+        storage.open(path).map_err(|e| io_error(storage, path, "open", e))
+    }
+}
+
+/// Makes a file of `bytes` written zeros, synced; the caller syncs the directory.
+pub(crate) fn make_zeroed(storage: &dyn Storage, path: &str, bytes: u64) -> Result<(), LogError> {
+    let file = storage.create(path).map_err(|e| io_error(storage, path, "create", e))?;
+    file.reserve(bytes).map_err(|e| io_error(storage, path, "reserve space for", e))?;
+    write_zeros(&*file, 0, bytes).map_err(|e| io_error(storage, path, "write", e))?;
+    file.sync().map_err(|e| io_error(storage, path, "sync", e))
+}
+
+pub(crate) fn segment_path(dir: &str, sequence: u64) -> String {
+    format!("{dir}/{sequence:016x}.seg")
+}
+
+pub(crate) fn spare_path(dir: &str, number: u64) -> String {
+    format!("{dir}/{number:016x}.spare")
+}
+
+#[cfg(test)]
+#[path = "log_tests.rs"]
+mod tests;
