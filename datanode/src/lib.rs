@@ -1,7 +1,12 @@
 //! The sbk datanode: store, volume tasks, replication transport, frontends.
 
+mod args;
 pub mod catalogue;
 pub mod entry;
 pub mod link;
+pub mod node;
+pub mod ops;
 pub mod transport;
 pub mod volume;
+
+pub use args::{Args, LogFormat, Settings, SettingsError};

@@ -1,0 +1,258 @@
+//! The command line of a datanode, and what it comes to with the environment and a file.
+
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+
+use clap::{Parser, ValueEnum};
+use serde::Deserialize;
+
+/// How logs are written.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum LogFormat {
+    /// For people.
+    Text,
+    /// One JSON object a line.
+    Json,
+}
+
+/// A datanode of sbk: it holds replicas, replicates them, and serves volumes over NBD.
+#[derive(Clone, Debug, Default, Parser)]
+#[command(
+    name = "sbk-datanode",
+    version,
+    after_help = "Example:\n  sbk-datanode --data-dir /var/lib/sbk --masters \
+                  10.0.0.1:7101,10.0.0.2:7101,10.0.0.3:7101 \\\n      --listen 10.0.0.11:7301 \
+                  --http 127.0.0.1:7401 --nbd 127.0.0.1:10809\n\nEvery option may also stand in a \
+                  TOML file given with --config, as in `data_dir = \"/var/lib/sbk\"`; options go \
+                  before the environment, the environment before the file."
+)]
+pub struct Args {
+    /// Where the node's identity and its replicas are kept.
+    #[arg(long, env = "SBK_DATA_DIR", value_name = "DIR")]
+    pub data_dir: Option<PathBuf>,
+    /// The masters: HOST:PORT,...
+    #[arg(long, env = "SBK_MASTERS", value_name = "LIST", value_delimiter = ',')]
+    pub masters: Option<Vec<String>>,
+    /// gRPC: other datanodes [default: 127.0.0.1:7301]
+    #[arg(long, env = "SBK_LISTEN", value_name = "HOST:PORT")]
+    pub listen: Option<SocketAddr>,
+    /// HTTP, read-only: status, trace, metrics [default: 127.0.0.1:7401]
+    #[arg(long, env = "SBK_HTTP", value_name = "HOST:PORT")]
+    pub http: Option<SocketAddr>,
+    /// NBD: clients [default: 127.0.0.1:10809]
+    #[arg(long, env = "SBK_NBD", value_name = "HOST:PORT")]
+    pub nbd: Option<SocketAddr>,
+    /// The zone that the node is in; replicas of a volume are spread over zones if asked for.
+    #[arg(long, env = "SBK_ZONE", value_name = "NAME")]
+    pub zone: Option<String>,
+    /// Bytes of WAL that each replica keeps for others that come back, beyond what it needs itself
+    /// (256MiB, 1GiB, or plain bytes) [default: 256MiB]
+    #[arg(long, env = "SBK_WAL_RETAIN", value_name = "BYTES", value_parser = parse_bytes)]
+    pub wal_retain: Option<u64>,
+    /// Bytes that replicas may take [default: the size of the data directory's file system]
+    #[arg(long, env = "SBK_CAPACITY", value_name = "BYTES", value_parser = parse_bytes)]
+    pub capacity: Option<u64>,
+    /// How logs are written [default: text on a terminal, else json]
+    #[arg(long, env = "SBK_LOG_FORMAT", value_enum)]
+    pub log_format: Option<LogFormat>,
+    /// A TOML file with options.
+    #[arg(long, env = "SBK_CONFIG", value_name = "FILE")]
+    pub config: Option<PathBuf>,
+}
+
+/// What may stand in the file.
+#[derive(Clone, Debug, Default, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct FileArgs {
+    data_dir: Option<PathBuf>,
+    masters: Option<Vec<String>>,
+    listen: Option<SocketAddr>,
+    http: Option<SocketAddr>,
+    nbd: Option<SocketAddr>,
+    zone: Option<String>,
+    wal_retain: Option<Amount>,
+    capacity: Option<Amount>,
+    log_format: Option<LogFormat>,
+}
+
+/// Bytes, as a number or with a unit.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Amount {
+    Bytes(u64),
+    Text(String),
+}
+
+/// Everything decided.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Settings {
+    /// Where the node's identity and its replicas are kept.
+    pub data_dir: PathBuf,
+    /// The masters, `host:port` each.
+    pub masters: Vec<String>,
+    /// gRPC.
+    pub listen: SocketAddr,
+    /// HTTP.
+    pub http: SocketAddr,
+    /// NBD.
+    pub nbd: SocketAddr,
+    /// The node's zone, empty for none.
+    pub zone: String,
+    /// Bytes of WAL that each replica keeps beyond what it needs itself.
+    pub wal_retain: u64,
+    /// Bytes that replicas may take; `None`: what the file system has.
+    pub capacity: Option<u64>,
+    /// How logs are written.
+    pub log_format: LogFormat,
+}
+
+/// What is wrong with the options.
+#[derive(Debug, thiserror::Error)]
+pub enum SettingsError {
+    /// One that has no default is missing.
+    #[error("{option} is missing; pass it, set {variable}, or write it into the --config file")]
+    Missing {
+        /// The option.
+        option: &'static str,
+        /// Its environment variable.
+        variable: &'static str,
+    },
+    /// The file can't be read.
+    #[error("can't read the configuration file {}: {source}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// Why.
+        source: std::io::Error,
+    },
+    /// The file is no such TOML.
+    #[error("the configuration file {} is wrong: {source}", path.display())]
+    Toml {
+        /// The file.
+        path: PathBuf,
+        /// Where and why.
+        source: Box<toml::de::Error>,
+    },
+    /// A value makes no sense.
+    #[error("{option}: {problem}")]
+    Value {
+        /// The option.
+        option: &'static str,
+        /// What is wrong.
+        problem: String,
+    },
+}
+
+impl Args {
+    /// Options and environment (which the parser has merged), then the file, then defaults.
+    pub fn settings(self) -> Result<Settings, SettingsError> {
+        let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
+        let missing = |option, variable| SettingsError::Missing { option, variable };
+        let data_dir = self.data_dir.or(file.data_dir);
+        let masters = self.masters.or(file.masters).unwrap_or_default();
+        if masters.is_empty() {
+            return Err(missing("--masters", "SBK_MASTERS"));
+        }
+        if let Some(addr) = masters.iter().find(|addr| !is_host_port(addr)) {
+            let problem = format!("'{addr}' is not HOST:PORT");
+            return Err(SettingsError::Value { option: "--masters", problem });
+        }
+        let bytes = |given: Option<u64>, in_file: Option<Amount>, option| match (given, in_file) {
+            (Some(bytes), _) | (None, Some(Amount::Bytes(bytes))) => Ok(Some(bytes)),
+            (None, Some(Amount::Text(text))) => parse_bytes(&text)
+                .map(Some)
+                .map_err(|problem| SettingsError::Value { option, problem }),
+            (None, None) => Ok(None),
+        };
+        Ok(Settings {
+            data_dir: data_dir.ok_or_else(|| missing("--data-dir", "SBK_DATA_DIR"))?,
+            masters,
+            listen: self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 7301).into()),
+            http: self.http.or(file.http).unwrap_or(([127, 0, 0, 1], 7401).into()),
+            nbd: self.nbd.or(file.nbd).unwrap_or(([127, 0, 0, 1], 10809).into()),
+            zone: self.zone.or(file.zone).unwrap_or_default(),
+            wal_retain: bytes(self.wal_retain, file.wal_retain, "wal_retain")?.unwrap_or(256 << 20),
+            capacity: bytes(self.capacity, file.capacity, "capacity")?,
+            log_format: self.log_format.or(file.log_format).unwrap_or_else(|| {
+                match std::io::IsTerminal::is_terminal(&std::io::stderr()) {
+                    true => LogFormat::Text,
+                    false => LogFormat::Json,
+                }
+            }),
+        })
+    }
+}
+
+fn read_file(path: &Path) -> Result<FileArgs, SettingsError> {
+    let text = std::fs::read_to_string(path)
+        .map_err(|source| SettingsError::Read { path: path.to_owned(), source })?;
+    toml::from_str(&text)
+        .map_err(|source| SettingsError::Toml { path: path.to_owned(), source: Box::new(source) })
+}
+
+fn is_host_port(addr: &str) -> bool {
+    addr.rsplit_once(':')
+        .is_some_and(|(host, port)| !host.is_empty() && port.parse::<u16>().is_ok())
+}
+
+/// Bytes from `1048576`, `1MiB`, `512KiB`, `2GiB` or `1TiB`.
+fn parse_bytes(text: &str) -> Result<u64, String> {
+    let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
+    let (number, unit) = text.split_at(digits);
+    let shift = match unit.trim() {
+        "" | "B" => 0,
+        "KiB" => 10,
+        "MiB" => 20,
+        "GiB" => 30,
+        "TiB" => 40,
+        _ => return Err(format!("'{text}' is not bytes; write 268435456 or 256MiB")),
+    };
+    let number: u64 =
+        number.parse().map_err(|_| format!("'{text}' is not bytes; write 268435456 or 256MiB"))?;
+    number.checked_mul(1 << shift).ok_or_else(|| format!("{text} is too much"))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn parse(args: &[&str]) -> Args {
+        Args::parse_from([&["sbk-datanode"], args].concat())
+    }
+
+    #[test]
+    fn options_go_before_the_file() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sbk.toml");
+        let text = "data_dir = \"/a\"\nmasters = [\"m:1\"]\nzone = \"x\"\nwal_retain = \"1MiB\"\n";
+        std::fs::write(&path, text).expect("written");
+        let config = path.to_str().expect("UTF-8");
+        let settings = parse(&["--config", config, "--zone", "y"]).settings().expect("is complete");
+        assert_eq!(settings.data_dir, PathBuf::from("/a"));
+        assert_eq!((settings.zone.as_str(), settings.wal_retain), ("y", 1 << 20));
+        assert_eq!(settings.masters, ["m:1"]);
+    }
+
+    #[test]
+    fn what_is_wrong_is_named() {
+        let text = |args: &[&str]| parse(args).settings().expect_err("is wrong").to_string();
+        assert!(text(&["--masters", "m:1"]).contains("--data-dir"));
+        assert!(text(&["--data-dir", "/a"]).contains("SBK_MASTERS"));
+        assert!(text(&["--data-dir", "/a", "--masters", "m"]).contains("'m'"));
+        assert!(text(&["--config", "/does/not/exist"]).contains("/does/not/exist"));
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("sbk.toml");
+        std::fs::write(&path, "dta_dir = \"/a\"").expect("written");
+        assert!(text(&["--config", path.to_str().expect("UTF-8")]).contains("dta_dir"));
+    }
+
+    #[test]
+    fn bytes_have_units() {
+        assert_eq!(parse_bytes("17"), Ok(17));
+        assert_eq!(parse_bytes("2GiB"), Ok(2 << 30));
+        for bad in ["", "MiB", "1MB", "-1", "99999999TiB"] {
+            assert!(parse_bytes(bad).is_err(), "{bad}");
+        }
+    }
+}

@@ -1,0 +1,428 @@
+//! The one owner of a node's set of replicas: starts, creates and removes them as the masters say.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sbk_engine::types::{Epoch, ReplicaId, ReplicaRef, VolumeId};
+use sbk_master_client::MasterClient;
+use sbk_proto::v1;
+use tokio::sync::{Notify, mpsc, watch};
+use tokio::task::{JoinHandle, JoinSet};
+use tokio_util::sync::CancellationToken;
+
+use super::masters::{self, Identity, Open};
+use super::report::Key;
+use super::storage::Storage;
+use super::{Findings, convert};
+use crate::catalogue::{Catalogue, Volume};
+use crate::volume::events::Control;
+use crate::volume::{Context, Registry, RunState, VolumeHandle, start};
+
+/// How long the first registration waits for stores that are being opened.
+const OPENING: Duration = Duration::from_secs(3);
+/// A confirmation or a removal that failed is tried again after this.
+const RETRY: Duration = Duration::from_secs(1);
+
+/// What a volume's own watcher or a piece of work tells the agent.
+#[derive(Debug)]
+pub(super) enum Notice {
+    /// Something important of a volume's status changed.
+    Changed(VolumeId),
+    /// The masters know that the replica was created.
+    Confirmed(VolumeId, ReplicaId),
+    /// The replica is removed and the masters know.
+    Removed(VolumeId, ReplicaId),
+    /// Work on the volume failed; what is to be done is looked at again.
+    Again(VolumeId),
+}
+
+/// A replica that runs here.
+struct Local {
+    handle: Arc<VolumeHandle>,
+    task: Option<JoinHandle<()>>,
+    /// The newest epoch handed to it.
+    told: Option<Epoch>,
+    confirming: bool,
+}
+
+/// The agent's state. Nobody else starts or ends volume tasks.
+pub(super) struct Agent<S: Storage> {
+    pub(super) storage: Arc<S>,
+    pub(super) identity: Identity,
+    pub(super) client: MasterClient,
+    pub(super) context: Arc<Context>,
+    pub(super) registry: Registry,
+    pub(super) catalogue: watch::Sender<Arc<Catalogue>>,
+    pub(super) open: watch::Sender<Option<Open>>,
+    pub(super) urgent: Arc<Notify>,
+    pub(super) findings: watch::Sender<Arc<Findings>>,
+    pub(super) stop: CancellationToken,
+    notices: mpsc::Sender<Notice>,
+    locals: BTreeMap<VolumeId, Local>,
+    /// Volumes with work under way that must end before more is begun.
+    busy: BTreeSet<VolumeId>,
+    /// Replicas of deleted volumes that are removed, and the masters know it.
+    removed: BTreeSet<(VolumeId, ReplicaId)>,
+    work: JoinSet<()>,
+    registering: bool,
+}
+
+impl<S: Storage> Agent<S> {
+    #[expect(clippy::too_many_arguments, reason = "the parts that one agent owns")]
+    pub(super) fn new(
+        storage: Arc<S>,
+        identity: Identity,
+        client: MasterClient,
+        context: Arc<Context>,
+        registry: Registry,
+        catalogue: watch::Sender<Arc<Catalogue>>,
+        open: watch::Sender<Option<Open>>,
+        urgent: Arc<Notify>,
+        findings: watch::Sender<Arc<Findings>>,
+        stop: CancellationToken,
+    ) -> (Self, mpsc::Receiver<Notice>) {
+        let (notices, noticed) = mpsc::channel(256);
+        let agent = Self {
+            storage,
+            identity,
+            client,
+            context,
+            registry,
+            catalogue,
+            open,
+            urgent,
+            findings,
+            stop,
+            notices,
+            locals: BTreeMap::new(),
+            busy: BTreeSet::new(),
+            removed: BTreeSet::new(),
+            work: JoinSet::new(),
+            registering: false,
+        };
+        (agent, noticed)
+    }
+
+    /// Runs until `stop` is cancelled; then every volume task has ended.
+    pub(super) async fn run(
+        mut self,
+        mut noticed: mpsc::Receiver<Notice>,
+        mut updates: mpsc::Receiver<v1::AssignmentUpdate>,
+    ) {
+        let opening = tokio::time::sleep(OPENING);
+        tokio::pin!(opening);
+        self.settle();
+        loop {
+            tokio::select! {
+                biased;
+                () = self.stop.cancelled() => break,
+                Some(notice) = noticed.recv() => self.notice(notice),
+                Some(update) = updates.recv() => self.update(update),
+                () = &mut opening, if !self.registering => {
+                    self.registering = true;
+                    self.settle();
+                }
+                Some(done) = self.work.join_next() => {
+                    done.expect("the agent's work does not panic");
+                }
+            }
+        }
+        self.work.shutdown().await;
+        for local in self.locals.into_values() {
+            if let Some(task) = local.task {
+                task.await.expect("a volume task does not panic");
+            }
+        }
+    }
+
+    /// Starts the task of a replica that is in the data directory.
+    pub(super) fn start(&mut self, volume: VolumeId, replica: ReplicaId) {
+        let opener = self.storage.opener(volume, replica);
+        let stop = self.stop.child_token();
+        let (handle, task) = start(Arc::clone(&self.context), opener, volume, replica, stop);
+        self.registry.insert(Arc::clone(&handle));
+        let (notices, mut status) = (self.notices.clone(), handle.status.clone());
+        // Ends with the volume task, which drops the sender.
+        tokio::spawn(async move {
+            let mut last = None;
+            loop {
+                let key = Key::of(&status.borrow_and_update());
+                if last.as_ref() != Some(&key) {
+                    last = Some(key);
+                    if notices.send(Notice::Changed(volume)).await.is_err() {
+                        return;
+                    }
+                }
+                if status.changed().await.is_err() {
+                    return;
+                }
+            }
+        });
+        let local = Local { handle, task: Some(task), told: None, confirming: false };
+        self.locals.insert(volume, local);
+    }
+
+    fn notice(&mut self, notice: Notice) {
+        match notice {
+            Notice::Changed(volume) => {
+                self.learn(volume);
+                self.look_at(volume);
+                self.settle();
+                self.urgent.notify_one();
+            }
+            Notice::Confirmed(volume, replica) => {
+                self.busy.remove(&volume);
+                if let Some(local) = self.locals.get_mut(&volume) {
+                    local.confirming = false;
+                }
+                tracing::info!(%volume, %replica, "the masters know the new replica");
+            }
+            Notice::Removed(volume, replica) => {
+                self.busy.remove(&volume);
+                self.removed.insert((volume, replica));
+                tracing::info!(%volume, %replica, "removed, and the masters know");
+                self.settle();
+            }
+            Notice::Again(volume) => {
+                self.busy.remove(&volume);
+                if let Some(local) = self.locals.get_mut(&volume) {
+                    local.confirming = false;
+                }
+                self.look_at(volume);
+            }
+        }
+    }
+
+    /// A replica may know a newer configuration than the masters have pushed.
+    fn learn(&self, volume: VolumeId) {
+        let Some(local) = self.locals.get(&volume) else { return };
+        let status = local.handle.status.borrow().clone();
+        let Some(config) = status.view.as_ref().and_then(|view| view.config.clone()) else {
+            return;
+        };
+        self.catalogue.send_if_modified(|catalogue| {
+            let Some(known) = catalogue.volumes.get(&volume) else { return false };
+            if known.config.as_ref().is_some_and(|known| known.epoch >= config.epoch) {
+                return false;
+            }
+            let mut changed = Catalogue::clone(catalogue);
+            let newer = Volume { config: Some(config), ..Volume::clone(known) };
+            changed.volumes.insert(volume, Arc::new(newer));
+            *catalogue = Arc::new(changed);
+            true
+        });
+    }
+
+    fn update(&mut self, update: v1::AssignmentUpdate) {
+        let current = self.catalogue.borrow().clone();
+        let changed = match convert::apply(&current, update) {
+            Ok(changed) => Arc::new(changed),
+            Err(error) => {
+                tracing::error!(%error, "a push of the masters was dropped");
+                return;
+            }
+        };
+        self.catalogue.send_replace(Arc::clone(&changed));
+        self.removed.retain(|(volume, _)| changed.volumes.contains_key(volume));
+        let volumes: BTreeSet<_> =
+            changed.volumes.keys().chain(self.locals.keys()).copied().collect();
+        for volume in volumes {
+            self.look_at(volume);
+        }
+        self.settle();
+    }
+
+    /// Brings what is here in line with what the masters say of a volume, one step at a time.
+    fn look_at(&mut self, id: VolumeId) {
+        let catalogue = self.catalogue.borrow().clone();
+        let Some(volume) = catalogue.volumes.get(&id) else { return };
+        let me = self.identity.node;
+        let mine = volume.replicas.iter().find(|(_, replica)| replica.node == me);
+        if volume.deleted {
+            if let Some((replica, _)) = mine {
+                self.remove(id, *replica);
+            }
+            return;
+        }
+        if let Some(local) = self.locals.get_mut(&id)
+            && let Some(config) = &volume.config
+            && local.told < Some(config.epoch)
+        {
+            match local.handle.control.try_send(Control::Assignment(config.clone())) {
+                Ok(()) => local.told = Some(config.epoch),
+                Err(error) => {
+                    tracing::warn!(volume = %id, %error, "a configuration waits for its volume");
+                    self.again(id);
+                }
+            }
+        }
+        let Some((replica, listed)) = mine else { return };
+        if listed.confirmed {
+            return;
+        }
+        match self.locals.get(&id) {
+            None => self.create(id, *replica, volume.blocks),
+            Some(local) if local.handle.replica == *replica => self.confirm(id, *replica),
+            // Another replica of the volume is here: that is reported, and nothing overwritten.
+            Some(_) => {}
+        }
+    }
+
+    fn create(&mut self, volume: VolumeId, replica: ReplicaId, blocks: u64) {
+        if self.busy.contains(&volume) {
+            return;
+        }
+        let storage = Arc::clone(&self.storage);
+        match tokio::task::block_in_place(|| storage.create(volume, replica, blocks)) {
+            Ok(()) => {
+                tracing::info!(%volume, %replica, blocks, "created a replica");
+                self.start(volume, replica);
+            }
+            Err(error) => {
+                tracing::error!(%volume, %replica, %error, "a replica can't be created");
+                self.again(volume);
+            }
+        }
+    }
+
+    /// Looks at a volume again after a pause.
+    fn again(&mut self, volume: VolumeId) {
+        self.busy.insert(volume);
+        let notices = self.notices.clone();
+        self.work.spawn(async move {
+            tokio::time::sleep(RETRY).await;
+            // The node may be stopping.
+            let _stopping = notices.send(Notice::Again(volume)).await;
+        });
+    }
+
+    /// Tells the masters of a new replica once it is open.
+    fn confirm(&mut self, volume: VolumeId, replica: ReplicaId) {
+        let Some(local) = self.locals.get_mut(&volume) else { return };
+        let open = local.handle.status.borrow().open_as();
+        let Some((incarnation, _)) = open.filter(|_| !local.confirming) else { return };
+        local.confirming = true;
+        let (client, identity) = (self.client.clone(), self.identity.clone());
+        let notices = self.notices.clone();
+        self.work.spawn(async move {
+            let run = ReplicaRef { id: replica, incarnation };
+            let notice = match masters::confirm_created(client, identity, volume, run).await {
+                Ok(()) => Notice::Confirmed(volume, replica),
+                Err(error) => {
+                    tracing::warn!(%volume, %replica, %error, "a create is not confirmed yet");
+                    tokio::time::sleep(RETRY).await;
+                    Notice::Again(volume)
+                }
+            };
+            // The node may be stopping.
+            let _stopping = notices.send(notice).await;
+        });
+    }
+
+    /// Ends and removes the replica of a deleted volume, and tells the masters.
+    fn remove(&mut self, volume: VolumeId, replica: ReplicaId) {
+        if self.busy.contains(&volume) || self.removed.contains(&(volume, replica)) {
+            return;
+        }
+        if self.locals.get(&volume).is_some_and(|local| local.handle.replica != replica) {
+            // The order names another replica than the one that is here.
+            return;
+        }
+        self.busy.insert(volume);
+        let local = self.locals.remove(&volume);
+        let registry = self.registry.clone();
+        let (client, identity) = (self.client.clone(), self.identity.clone());
+        let (storage, notices) = (Arc::clone(&self.storage), self.notices.clone());
+        self.work.spawn(async move {
+            if let Some(mut local) = local {
+                // A task that has ended by itself takes no order.
+                let _ended = local.handle.control.send(Control::Deleted).await;
+                if let Some(task) = local.task.take() {
+                    task.await.expect("a volume task does not panic");
+                }
+                registry.remove(volume);
+            }
+            let removed =
+                tokio::task::spawn_blocking(move || storage.remove(volume, replica)).await;
+            let removed = removed.expect("removing does not panic");
+            let told = match removed {
+                Ok(()) => masters::confirm_deleted(client, identity, volume, replica)
+                    .await
+                    .map_err(|error| error.to_string()),
+                Err(error) => Err(error.to_string()),
+            };
+            let notice = match told {
+                Ok(()) => Notice::Removed(volume, replica),
+                Err(error) => {
+                    tracing::warn!(%volume, %replica, %error, "a removal is tried again");
+                    tokio::time::sleep(RETRY).await;
+                    Notice::Again(volume)
+                }
+            };
+            // The node may be stopping.
+            let _stopping = notices.send(notice).await;
+        });
+    }
+
+    /// Publishes which replicas are open, and what is not as it should be.
+    fn settle(&mut self) {
+        let statuses: Vec<_> =
+            self.locals.values().map(|local| local.handle.status.borrow().clone()).collect();
+        if !self.registering {
+            self.registering = statuses.iter().all(|status| status.run != RunState::Opening);
+        }
+        if self.registering {
+            let open: Open = statuses
+                .iter()
+                .filter_map(|status| {
+                    let (incarnation, complete) = status.open_as()?;
+                    let replica = ReplicaRef { id: status.replica, incarnation };
+                    Some((status.volume, replica, complete))
+                })
+                .collect();
+            self.open.send_if_modified(|known| {
+                let changed = known.as_ref() != Some(&open);
+                if changed {
+                    *known = Some(open);
+                }
+                changed
+            });
+        }
+        let findings = self.find();
+        self.findings.send_if_modified(|known| {
+            let changed = **known != findings;
+            if changed {
+                findings.log_new(known);
+                *known = Arc::new(findings);
+            }
+            changed
+        });
+    }
+
+    fn find(&self) -> Findings {
+        let catalogue = self.catalogue.borrow().clone();
+        let mut findings = Findings::default();
+        if !catalogue.heard {
+            return findings;
+        }
+        for (id, volume) in &catalogue.volumes {
+            let here = self.locals.get(id).map(|local| local.handle.replica);
+            for (replica, listed) in &volume.replicas {
+                let mine = listed.node == self.identity.node && listed.confirmed;
+                if mine && !volume.deleted && here != Some(*replica) {
+                    findings.missing.insert((*id, *replica));
+                }
+            }
+        }
+        for (id, local) in &self.locals {
+            let replica = local.handle.replica;
+            let known =
+                catalogue.volumes.get(id).is_some_and(|v| v.replicas.contains_key(&replica));
+            if !known {
+                findings.unknown.insert((*id, replica));
+            }
+        }
+        findings
+    }
+}

@@ -1,0 +1,252 @@
+//! The node's conversations with the masters: registration, heartbeats, pushes, proposals.
+//!
+//! None of them is needed by a volume that runs. Each goes on trying for as long as the node
+//! lives.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sbk_engine::replication::io::{IsrChange, Proposal};
+use sbk_engine::types::{Incarnation, ReplicaRef, VolumeId};
+use sbk_master_client::{MasterClient, MasterError};
+use sbk_proto::v1;
+use sbk_proto::v1::propose_isr_request::Change;
+use tokio::sync::{Notify, Semaphore, mpsc, watch};
+
+use super::report;
+use crate::transport::convert::{config_in, id_bytes, replica_ref_out};
+use crate::volume::events::Control;
+use crate::volume::{ProposalOrder, Registry};
+
+/// Between heartbeats, unless something important changed.
+const HEARTBEAT: Duration = Duration::from_millis(500);
+/// How long one heartbeat may take; the next one is more worth than a late one.
+const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(2);
+/// How long a proposal is tried; then its outcome is unknown, and the primary asks again.
+const PROPOSAL_DEADLINE: Duration = Duration::from_secs(5);
+/// Proposals under way at a time.
+const PROPOSALS: usize = 16;
+/// Pause after a refusal that only time may mend.
+const PAUSE: Duration = Duration::from_secs(1);
+
+/// Who the node is and where it is reached: what no registration of this process changes.
+#[derive(Clone, Debug)]
+pub(super) struct Identity {
+    pub(super) node: sbk_engine::types::NodeId,
+    pub(super) process: u64,
+    pub(super) boot: sbk_engine::types::BootId,
+    pub(super) addr: String,
+    pub(super) http_addr: String,
+    pub(super) nbd_addr: String,
+    pub(super) zone: String,
+    pub(super) capacity: u64,
+}
+
+/// The replicas that are open: volume, replica in its incarnation, complete.
+pub(super) type Open = Vec<(VolumeId, ReplicaRef, bool)>;
+
+/// Registers the node, and again whenever its open replicas change or the leader forgot it.
+/// `registered` tells that the masters know this process.
+pub(super) async fn register(
+    client: MasterClient,
+    identity: Identity,
+    mut open: watch::Receiver<Option<Open>>,
+    forgotten: Arc<Notify>,
+    registered: watch::Sender<bool>,
+) {
+    let mut revision = 0;
+    loop {
+        let Some(replicas) = open.borrow_and_update().clone() else {
+            if open.changed().await.is_err() {
+                return;
+            }
+            continue;
+        };
+        revision += 1;
+        let request = registration(&identity, revision, &replicas);
+        loop {
+            match client.register(request.clone()).await {
+                Ok(_) => break,
+                Err(error) if error.is_transient() => {
+                    tracing::debug!(%error, "the registration is tried again");
+                }
+                Err(error) => {
+                    tracing::error!(%error, "the masters refuse this node");
+                    tokio::time::sleep(PAUSE).await;
+                }
+            }
+            if open.has_changed().unwrap_or(false) {
+                break;
+            }
+        }
+        if !open.has_changed().unwrap_or(false) {
+            tracing::info!(revision, replicas = replicas.len(), "registered with the masters");
+            registered.send_replace(true);
+            tokio::select! {
+                changed = open.changed() => if changed.is_err() { return },
+                () = forgotten.notified() => {}
+            }
+        }
+    }
+}
+
+fn registration(identity: &Identity, revision: u64, open: &Open) -> v1::RegisterRequest {
+    v1::RegisterRequest {
+        node: id_bytes(identity.node.0),
+        incarnation: identity.process,
+        revision,
+        boot_id: id_bytes(identity.boot.0),
+        addr: identity.addr.clone(),
+        http_addr: identity.http_addr.clone(),
+        nbd_addr: identity.nbd_addr.clone(),
+        zone: identity.zone.clone(),
+        capacity_bytes: identity.capacity,
+        replicas: open
+            .iter()
+            .map(|(volume, replica, complete)| v1::RegisteredReplica {
+                replica: Some(replica_ref_out(*replica)),
+                volume: id_bytes(volume.0),
+                complete: *complete,
+            })
+            .collect(),
+    }
+}
+
+/// Sends heartbeats, every half second and at once when `urgent` says so.
+pub(super) async fn heartbeat(
+    client: MasterClient,
+    identity: Identity,
+    volumes: Registry,
+    space: watch::Receiver<(u64, u64)>,
+    urgent: Arc<Notify>,
+    forgotten: Arc<Notify>,
+) {
+    let client = client.with_deadline(HEARTBEAT_DEADLINE);
+    loop {
+        let (free_bytes, used_bytes) = *space.borrow();
+        let request = v1::HeartbeatRequest {
+            node: id_bytes(identity.node.0),
+            incarnation: identity.process,
+            free_bytes,
+            used_bytes,
+            replicas: volumes
+                .all()
+                .iter()
+                .filter_map(|handle| report::report(&handle.status.borrow()))
+                .collect(),
+        };
+        match client.heartbeat(request).await {
+            Ok(answer) if answer.register => forgotten.notify_one(),
+            Ok(_) => {}
+            Err(error) => tracing::debug!(%error, "a heartbeat was not answered"),
+        }
+        // Changes come in bursts; the next one waits a little for the others.
+        let _urgent = tokio::time::timeout(HEARTBEAT, urgent.notified()).await;
+    }
+}
+
+/// Hands the masters' pushes to `updates`, as they come.
+pub(super) async fn watch_assignments(
+    client: MasterClient,
+    identity: Identity,
+    updates: mpsc::Sender<v1::AssignmentUpdate>,
+) {
+    let node = id_bytes(identity.node.0);
+    let request = v1::WatchAssignmentsRequest { node, incarnation: identity.process };
+    let mut watch = client.assignments(request);
+    loop {
+        match watch.next().await {
+            Ok(update) => {
+                if updates.send(update).await.is_err() {
+                    return;
+                }
+            }
+            Err(error) => {
+                tracing::warn!(%error, "the masters push nothing to this node");
+                tokio::time::sleep(PAUSE).await;
+            }
+        }
+    }
+}
+
+/// Takes the volumes' proposals to the masters and their answers back.
+pub(super) async fn propose(client: MasterClient, mut orders: mpsc::Receiver<ProposalOrder>) {
+    let client = client.with_deadline(PROPOSAL_DEADLINE);
+    let room = Arc::new(Semaphore::new(PROPOSALS));
+    while let Some(order) = orders.recv().await {
+        let Ok(permit) = Arc::clone(&room).acquire_owned().await else { return };
+        let client = client.clone();
+        tokio::spawn(async move {
+            let ProposalOrder { proposal, answers } = order;
+            let answer = ask(&client, &proposal).await;
+            // The volume may have stopped.
+            let _stopped = answers.send(answer).await;
+            drop(permit);
+        });
+    }
+}
+
+async fn ask(client: &MasterClient, proposal: &Proposal) -> Control {
+    let change = match &proposal.change {
+        IsrChange::Leave { replica } => Change::Leave(id_bytes(replica.0)),
+        IsrChange::Join { replica } => Change::Join(replica_ref_out(*replica)),
+        IsrChange::Burn => Change::Burn(true),
+    };
+    let request = v1::ProposeIsrRequest {
+        volume: id_bytes(proposal.volume.0),
+        expect_epoch: proposal.epoch.0,
+        primary: Some(replica_ref_out(proposal.primary)),
+        change: Some(change),
+    };
+    let config = match client.propose_isr(request).await {
+        Ok(answer) => {
+            if !answer.refused.is_empty() {
+                let (volume, why) = (proposal.volume, &answer.refused);
+                tracing::info!(%volume, epoch = %proposal.epoch, %why, "a proposal was refused");
+            }
+            answer.config.map(config_in).transpose().unwrap_or_else(|error| {
+                tracing::warn!(%error, "an answer of the masters was dropped");
+                None
+            })
+        }
+        Err(error) => {
+            let volume = proposal.volume;
+            tracing::warn!(%volume, epoch = %proposal.epoch, %error, "a proposal has no outcome");
+            None
+        }
+    };
+    let incarnation: Incarnation = proposal.primary.incarnation;
+    Control::Answered { incarnation, proposal: proposal.id, config }
+}
+
+/// Tells that a replica was created, until the masters know it.
+pub(super) async fn confirm_created(
+    client: MasterClient,
+    identity: Identity,
+    volume: VolumeId,
+    replica: ReplicaRef,
+) -> Result<(), MasterError> {
+    let request = v1::ConfirmReplicaRequest {
+        node: id_bytes(identity.node.0),
+        incarnation: identity.process,
+        volume: id_bytes(volume.0),
+        replica: Some(replica_ref_out(replica)),
+    };
+    client.confirm_replica(request).await.map(drop)
+}
+
+/// Tells that a replica is gone.
+pub(super) async fn confirm_deleted(
+    client: MasterClient,
+    identity: Identity,
+    volume: VolumeId,
+    replica: sbk_engine::types::ReplicaId,
+) -> Result<(), MasterError> {
+    let request = v1::ConfirmDeleteRequest {
+        node: id_bytes(identity.node.0),
+        incarnation: identity.process,
+        volume: id_bytes(volume.0),
+        replica: id_bytes(replica.0),
+    };
+    client.confirm_delete(request).await.map(drop)
+}

@@ -1,0 +1,83 @@
+//! What a node tells the masters of its replicas.
+
+use sbk_engine::replication::view::{RoleView, View};
+use sbk_proto::v1;
+
+use crate::transport::convert::{id_bytes, replica_ref_out};
+use crate::volume::{RunState, VolumeStatus};
+
+/// How a replica is, in a word and a sentence.
+pub fn mode(status: &VolumeStatus) -> (&'static str, String) {
+    let view = match (&status.run, &status.view) {
+        (RunState::Running, Some(view)) => view,
+        (RunState::Running | RunState::Opening, _) => return ("idle", "it is being opened".into()),
+        (RunState::Failed { reason, .. }, _) => {
+            return ("degraded", format!("its store failed and is opened again: {reason}"));
+        }
+        (RunState::Retired { reason }, _) => {
+            return ("degraded", format!("its store failed too often: {reason}"));
+        }
+        (RunState::Ended, _) => return ("idle", "it has stopped".into()),
+    };
+    match view.role {
+        RoleView::Idle => ("idle", "no primary has spoken to it and it is none".into()),
+        RoleView::Primary if view.serving => ("healthy", view.reason.clone()),
+        RoleView::Primary => ("degraded", view.reason.clone()),
+        RoleView::Stopped | RoleView::Deleted => ("idle", view.reason.clone()),
+        RoleView::Follower if view.incomplete.is_some() => {
+            ("recovering", "it is being rebuilt".into())
+        }
+        RoleView::Follower if is_in_sync(view) => ("healthy", String::new()),
+        RoleView::Follower => ("recovering", "it is not in sync".into()),
+    }
+}
+
+fn is_in_sync(view: &View) -> bool {
+    view.config.as_ref().is_some_and(|config| config.isr.contains(&view.me.id))
+}
+
+/// A replica's part of a heartbeat; `None` while its store isn't open.
+pub(super) fn report(status: &VolumeStatus) -> Option<v1::ReplicaReport> {
+    let view = status.view.as_ref()?;
+    let (mode, reason) = mode(status);
+    let is_primary = view.role == RoleView::Primary;
+    Some(v1::ReplicaReport {
+        volume: id_bytes(status.volume.0),
+        replica: Some(replica_ref_out(view.me)),
+        table_epoch: view.table_epoch.map_or(0, |epoch| epoch.0),
+        durable_lsn: view.durable.0,
+        committed_lsn: view.committed.0,
+        mode: mode.to_owned(),
+        reason,
+        is_primary,
+        epoch: if is_primary { view.epoch.0 } else { 0 },
+        serving: view.serving,
+        lacking: view.lacking.iter().map(|replica| id_bytes(replica.0)).collect(),
+        lacking_ms: view.lacking_ms,
+    })
+}
+
+/// What must be told at once when it changes.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Key {
+    run: std::mem::Discriminant<RunState>,
+    open: Option<(sbk_engine::types::Incarnation, bool)>,
+    role: Option<RoleView>,
+    serving: bool,
+    epoch: Option<sbk_engine::types::Epoch>,
+    lacking: Vec<sbk_engine::types::ReplicaId>,
+}
+
+impl Key {
+    pub(super) fn of(status: &VolumeStatus) -> Self {
+        let view = status.view.as_ref();
+        Self {
+            run: std::mem::discriminant(&status.run),
+            open: status.open_as(),
+            role: view.map(|view| view.role),
+            serving: view.is_some_and(|view| view.serving),
+            epoch: view.and_then(|view| view.config.as_ref()).map(|config| config.epoch),
+            lacking: view.map(|view| view.lacking.clone()).unwrap_or_default(),
+        }
+    }
+}

@@ -1,0 +1,126 @@
+//! What is wrong on this node, in words, and what to do about it.
+
+use axum::Json;
+use axum::extract::State;
+use sbk_engine::replication::view::{RoleView, View};
+use serde::Serialize;
+use serde_json::{Value, json};
+
+use crate::node::Node;
+use crate::volume::{RunState, VolumeStatus};
+
+/// One thing that is not as it should be.
+#[derive(Debug, PartialEq, Eq, Serialize)]
+struct Complaint {
+    /// About what: a volume, or the node.
+    about: String,
+    /// What is wrong, and why.
+    what: String,
+    /// What a person can do.
+    advice: String,
+}
+
+fn complaint(about: impl ToString, what: impl Into<String>, advice: &str) -> Complaint {
+    Complaint { about: about.to_string(), what: what.into(), advice: advice.to_owned() }
+}
+
+pub(super) async fn show(State(node): State<Node>) -> Json<Value> {
+    let mut complaints = of_node(&node);
+    for handle in node.volumes.all() {
+        let status = handle.status.borrow().clone();
+        complaints.extend(of_volume(&status));
+    }
+    Json(json!({"well": complaints.is_empty(), "complaints": complaints}))
+}
+
+fn of_node(node: &Node) -> Vec<Complaint> {
+    let mut complaints = Vec::new();
+    if !*node.registered.borrow() {
+        complaints.push(complaint(
+            "node",
+            "the masters don't know this process",
+            "volumes that run go on; check that the masters run (`sbkctl cluster status`) and that \
+             --masters names them",
+        ));
+    }
+    let findings = node.findings.borrow().clone();
+    for (volume, replica) in &findings.missing {
+        complaints.push(complaint(
+            volume,
+            format!("replica {replica} was confirmed here but is not in the data directory"),
+            "if the right disk is not mounted, stop the datanode, mount it and start again; \
+             otherwise the replica is lost and another node's copy serves",
+        ));
+    }
+    for (volume, replica) in &findings.unknown {
+        complaints.push(complaint(
+            volume,
+            format!("replica {replica} is in the data directory but unknown to the masters"),
+            "it is kept and not served; if the node belongs to another cluster, check --masters",
+        ));
+    }
+    complaints
+}
+
+fn of_volume(status: &VolumeStatus) -> Vec<Complaint> {
+    let volume = status.volume;
+    let view = match (&status.run, &status.view) {
+        (RunState::Running, Some(view)) => view,
+        (RunState::Failed { reason, failures }, _) => {
+            let what = format!("its store failed {failures} times: {reason}");
+            return vec![complaint(volume, what, "check the disk; it is opened again by itself")];
+        }
+        (RunState::Retired { reason }, _) => {
+            let what = format!("its store failed too often and is not used any more: {reason}");
+            let advice = "check the disk (`dmesg`, free space), then restart the datanode";
+            return vec![complaint(volume, what, advice)];
+        }
+        (RunState::Running | RunState::Opening | RunState::Ended, _) => return Vec::new(),
+    };
+    let mut complaints = Vec::new();
+    if status.wal_full {
+        complaints.push(complaint(
+            volume,
+            "its WAL is full: clients wait for a checkpoint",
+            "if it stays so, the disk is too slow for the load or a recovery holds the WAL; see \
+             /projection",
+        ));
+    }
+    if view.incomplete.is_some() {
+        let what = "its image is incomplete: a rebuild is unfinished";
+        complaints.push(complaint(
+            volume,
+            what,
+            "it goes on once its primary runs; see /projection",
+        ));
+    }
+    match view.role {
+        RoleView::Primary => complaints.extend(of_primary(status, view)),
+        RoleView::Idle => complaints.push(complaint(
+            volume,
+            "no primary has spoken to this replica since it was opened",
+            "wait a moment; if it stays so, see `sbkctl volume show` for the primary",
+        )),
+        RoleView::Follower | RoleView::Stopped | RoleView::Deleted => {}
+    }
+    complaints
+}
+
+fn of_primary(status: &VolumeStatus, view: &View) -> Vec<Complaint> {
+    let mut complaints = Vec::new();
+    if !view.serving {
+        let advice = "see which replica is lacking in /projection and bring its node back";
+        complaints.push(complaint(status.volume, format!("not served: {}", view.reason), advice));
+    }
+    for (replica, peer) in &view.peers {
+        if !peer.in_sync {
+            let what = format!(
+                "replica {replica} at {} is not in sync, {} entries behind",
+                peer.addr, peer.lag
+            );
+            let advice = "if its node is down, start it; it is brought back by itself";
+            complaints.push(complaint(status.volume, what, advice));
+        }
+    }
+    complaints
+}

@@ -1,0 +1,106 @@
+//! Prometheus metrics, gathered when they are asked for.
+
+use axum::extract::State;
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse, Response};
+use prometheus_client::encoding::text::encode;
+use prometheus_client::metrics::counter::Counter;
+use prometheus_client::metrics::family::Family;
+use prometheus_client::metrics::gauge::Gauge;
+use prometheus_client::registry::Registry;
+
+use crate::node::Node;
+use crate::volume::{RunState, VolumeStatus};
+
+type Labels = Vec<(&'static str, String)>;
+type Gauges = Family<Labels, Gauge>;
+type Counters = Family<Labels, Counter>;
+
+pub(super) async fn show(State(node): State<Node>) -> Response {
+    let mut text = String::new();
+    match encode(&mut text, &gather(&node)) {
+        Ok(()) => {
+            let kind = "application/openmetrics-text; version=1.0.0; charset=utf-8";
+            ([(header::CONTENT_TYPE, kind)], text).into_response()
+        }
+        Err(error) => (StatusCode::INTERNAL_SERVER_ERROR, error.to_string()).into_response(),
+    }
+}
+
+fn gather(node: &Node) -> Registry {
+    let mut registry = Registry::with_prefix("sbk_datanode");
+    let mut gauge = |name: &str, help: &str, value: u64| {
+        let gauge = Gauge::<i64>::default();
+        gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
+        registry.register(name, help, gauge);
+    };
+    let (free, used) = *node.space.borrow();
+    gauge("free_bytes", "Bytes free for replicas", free);
+    gauge("used_bytes", "Bytes that replicas use", used);
+    gauge("registered", "1 if the masters know this process", (*node.registered.borrow()).into());
+    let named = [
+        ("events", "Inputs of the engine"),
+        ("ignored", "Inputs that changed nothing, by reason"),
+        ("outputs", "Outputs of the engine"),
+    ]
+    .map(|(name, help)| {
+        let family = Counters::default();
+        registry.register(name, help, family.clone());
+        family
+    });
+    let per_volume = VOLUME_GAUGES.map(|(name, help, _)| {
+        let family = Gauges::default();
+        registry.register(name, help, family.clone());
+        family
+    });
+    let lag = Gauges::default();
+    registry.register("peer_lag_entries", "Entries that another replica lacks", lag.clone());
+    for handle in node.volumes.all() {
+        let status = handle.status.borrow().clone();
+        let volume = vec![("volume", handle.volume.to_string())];
+        for ((_, _, value), family) in VOLUME_GAUGES.iter().zip(&per_volume) {
+            set(family, &volume, value(&status));
+        }
+        for (replica, peer) in status.view.iter().flat_map(|view| &view.peers) {
+            let labels = [volume.clone(), vec![("replica", replica.to_string())]].concat();
+            set(&lag, &labels, peer.lag);
+        }
+        for ((kind, name), count) in handle.counters.named() {
+            let family = match kind {
+                "event" => &named[0],
+                "ignored" => &named[1],
+                _ => &named[2],
+            };
+            let labels = [volume.clone(), vec![("name", name.to_owned())]].concat();
+            family.get_or_create(&labels).inc_by(count);
+        }
+    }
+    registry
+}
+
+fn set(family: &Gauges, labels: &Labels, value: u64) {
+    family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
+}
+
+type Value = fn(&VolumeStatus) -> u64;
+
+const VOLUME_GAUGES: [(&str, &str, Value); 12] = [
+    ("running", "1 if the replica's store is open", |s| (s.run == RunState::Running).into()),
+    ("serving", "1 on a primary that answers", |s| {
+        s.view.as_ref().is_some_and(|v| v.serving).into()
+    }),
+    ("incomplete", "1 while a rebuild is unfinished", |s| {
+        s.view.as_ref().is_some_and(|v| v.incomplete.is_some()).into()
+    }),
+    ("epoch", "Epoch that the replica acts in", |s| s.view.as_ref().map_or(0, |v| v.epoch.0)),
+    ("end_lsn", "H: last LSN logged", |s| s.view.as_ref().map_or(0, |v| v.end.0)),
+    ("durable_lsn", "R: last LSN synced", |s| s.view.as_ref().map_or(0, |v| v.durable.0)),
+    ("committed_lsn", "Last LSN committed", |s| s.view.as_ref().map_or(0, |v| v.committed.0)),
+    ("checkpoint_lsn", "Last LSN in the extents", |s| {
+        s.view.as_ref().map_or(0, |v| v.checkpoint.0)
+    }),
+    ("retained_lsn", "S: oldest LSN in the WAL", |s| s.view.as_ref().map_or(0, |v| v.retained.0)),
+    ("wal_full", "1 while clients wait for room in the WAL", |s| s.wal_full.into()),
+    ("links", "Frontend streams", |s| s.links as u64),
+    ("held_bytes", "Payload bytes of requests under way", |s| s.held_bytes),
+];
