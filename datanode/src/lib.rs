@@ -3,6 +3,7 @@
 mod args;
 pub mod catalogue;
 pub mod entry;
+pub mod frontend;
 pub mod link;
 pub mod node;
 pub mod ops;

@@ -1,0 +1,238 @@
+//! `BlockService`: a link with gRPC in between. Conversions, and the primary's end.
+
+use std::pin::Pin;
+
+use bytes::Bytes;
+use futures::Stream;
+use sbk_engine::replication::io::StreamEnd;
+use sbk_engine::types::{AttachGeneration, Epoch, LossGeneration, MAX_REQUEST_BYTES, SessionId};
+use sbk_proto::v1;
+use sbk_proto::v1::block_service_server::BlockService;
+use tokio::sync::mpsc;
+use tokio_stream::wrappers::ReceiverStream;
+use tonic::{Request, Response, Status, Streaming};
+
+use super::connect;
+use crate::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink};
+use crate::transport::convert;
+use crate::volume::{Registry, open_link};
+
+const REPLIES: usize = 256;
+const READ: u32 = 1;
+const WRITE: u32 = 2;
+const TRIM: u32 = 3;
+const ZERO: u32 = 4;
+const FLUSH: u32 = 5;
+const DETACH: u32 = 6;
+
+pub(super) fn open_out(open: &OpenLink) -> connect::Request {
+    let body = v1::block_request::Body::Open(v1::OpenStream {
+        volume: convert::id_bytes(open.volume.0),
+        session: convert::id_bytes(open.session.0),
+        create: open.create,
+        loss_generation: open.loss_generation.map(|g| g.0),
+        primary: Some(convert::replica_ref_out(open.primary)),
+    });
+    v1::BlockRequest { body: Some(body) }
+}
+
+fn open_in(open: v1::OpenStream) -> Result<OpenLink, Status> {
+    let bad = |e: convert::Malformed| Status::invalid_argument(e.to_string());
+    let primary = open.primary.ok_or_else(|| Status::invalid_argument("no primary is named"))?;
+    Ok(OpenLink {
+        volume: convert::volume_id(&open.volume).map_err(bad)?,
+        session: convert::session_id(&open.session).map_err(bad)?,
+        create: open.create,
+        loss_generation: open.loss_generation.map(LossGeneration),
+        primary: convert::replica_ref_in(primary).map_err(bad)?,
+    })
+}
+
+pub(super) fn request_out(request: IoRequest) -> connect::Request {
+    let (op, offset, length, payload) = match request.op {
+        IoOp::Read { offset, length } => (READ, offset, length, Bytes::new()),
+        IoOp::Write { offset, data } => (WRITE, offset, data.len() as u64, data),
+        IoOp::Trim { offset, length } => (TRIM, offset, length, Bytes::new()),
+        IoOp::Zero { offset, length } => (ZERO, offset, length, Bytes::new()),
+        IoOp::Flush => (FLUSH, 0, 0, Bytes::new()),
+        IoOp::Detach => (DETACH, 0, 0, Bytes::new()),
+    };
+    let io = v1::IoRequest {
+        sequence: request.sequence,
+        low: request.low,
+        epoch: request.epoch.0,
+        attach: request.attach.0,
+        op,
+        offset,
+        length,
+        payload,
+    };
+    v1::BlockRequest { body: Some(v1::block_request::Body::Io(io)) }
+}
+
+/// Checks lengths before anything is allocated for them.
+fn request_in(io: v1::IoRequest) -> Result<IoRequest, Status> {
+    let v1::IoRequest { offset, length, .. } = io;
+    let fits = |length: u64| {
+        if length <= MAX_REQUEST_BYTES {
+            Ok(())
+        } else {
+            Err(Status::invalid_argument(format!(
+                "{length} bytes are more than a request may carry"
+            )))
+        }
+    };
+    let op = match io.op {
+        READ => {
+            fits(length)?;
+            IoOp::Read { offset, length }
+        }
+        WRITE => {
+            fits(io.payload.len() as u64)?;
+            IoOp::Write { offset, data: io.payload }
+        }
+        TRIM => IoOp::Trim { offset, length },
+        ZERO => IoOp::Zero { offset, length },
+        FLUSH => IoOp::Flush,
+        DETACH => IoOp::Detach,
+        other => return Err(Status::invalid_argument(format!("operation {other} is unknown"))),
+    };
+    Ok(IoRequest {
+        sequence: io.sequence,
+        low: io.low,
+        epoch: Epoch(io.epoch),
+        attach: AttachGeneration(io.attach),
+        op,
+    })
+}
+
+fn event_out(event: LinkEvent) -> v1::BlockReply {
+    use v1::block_reply::Body;
+    let body = match event {
+        LinkEvent::Opened { epoch, attach, loss_generation } => Body::Opened(v1::StreamOpened {
+            epoch: epoch.0,
+            attach: attach.0,
+            loss_generation: loss_generation.0,
+        }),
+        LinkEvent::Ended { reason, config } => Body::Ended(v1::StreamEnded {
+            reason: convert::stream_end_out(reason),
+            config: config.as_ref().map(convert::config_out),
+        }),
+        LinkEvent::Reply { sequence, outcome, data } => {
+            let (outcome, message) = match outcome {
+                LinkOutcome::Done => (0, String::new()),
+                LinkOutcome::Invalid(why) => (1, why),
+                LinkOutcome::Failed(why) => (2, why),
+            };
+            Body::Io(v1::IoReply { sequence, outcome, message, payload: data })
+        }
+    };
+    v1::BlockReply { body: Some(body) }
+}
+
+/// An answer; `None` for one that makes no sense, which ends the link.
+pub(super) fn event_in(reply: v1::BlockReply) -> Option<LinkEvent> {
+    use v1::block_reply::Body;
+    match reply.body? {
+        Body::Opened(opened) => Some(LinkEvent::Opened {
+            epoch: Epoch(opened.epoch),
+            attach: AttachGeneration(opened.attach),
+            loss_generation: LossGeneration(opened.loss_generation),
+        }),
+        Body::Ended(ended) => {
+            let reason = stream_end_in(ended.reason)?;
+            let config = ended.config.and_then(|config| convert::config_in(config).ok());
+            Some(LinkEvent::Ended { reason, config })
+        }
+        Body::Io(io) => {
+            let outcome = match io.outcome {
+                0 => LinkOutcome::Done,
+                1 => LinkOutcome::Invalid(io.message),
+                2 => LinkOutcome::Failed(io.message),
+                _ => return None,
+            };
+            Some(LinkEvent::Reply { sequence: io.sequence, outcome, data: io.payload })
+        }
+    }
+}
+
+fn stream_end_in(number: u32) -> Option<StreamEnd> {
+    let all = [
+        StreamEnd::NotPrimary,
+        StreamEnd::Replaced,
+        StreamEnd::SessionLost,
+        StreamEnd::AttachLost,
+        StreamEnd::TooManySessions,
+        StreamEnd::Deleted,
+    ];
+    all.into_iter().find(|reason| convert::stream_end_out(reason.clone()) == number)
+}
+
+/// The primary's end.
+#[derive(Clone, Debug)]
+pub struct BlockApi {
+    pub(super) registry: Registry,
+}
+
+type Replies = Pin<Box<dyn Stream<Item = Result<v1::BlockReply, Status>> + Send>>;
+
+#[tonic::async_trait]
+impl BlockService for BlockApi {
+    type StreamStream = Replies;
+
+    async fn stream(
+        &self,
+        request: Request<Streaming<v1::BlockRequest>>,
+    ) -> Result<Response<Replies>, Status> {
+        let mut incoming = request.into_inner();
+        let first = incoming.message().await?.and_then(|message| message.body);
+        let Some(v1::block_request::Body::Open(open)) = first else {
+            return Err(Status::invalid_argument("a stream begins with its opening"));
+        };
+        let open = open_in(open)?;
+        let volume = open.volume;
+        let handle = self
+            .registry
+            .get(volume)
+            .filter(|handle| handle.replica == open.primary.id)
+            .ok_or_else(|| {
+            Status::not_found(format!("no such replica of volume {volume} is here"))
+        })?;
+        let link = open_link(&handle, open)
+            .await
+            .ok_or_else(|| Status::unavailable(format!("volume {volume} is not open here")))?;
+        let Link { requests, mut events } = link;
+        let (replies, outgoing) = mpsc::channel(REPLIES);
+        let refusals = replies.clone();
+        tokio::spawn(async move {
+            while let Ok(Some(message)) = incoming.message().await {
+                let Some(v1::block_request::Body::Io(io)) = message.body else { return };
+                match request_in(io) {
+                    Ok(request) => {
+                        if requests.send(request).await.is_err() {
+                            return;
+                        }
+                    }
+                    Err(status) => {
+                        // Dropping the requests ends the stream at the volume task.
+                        let _ = refusals.send(Err(status)).await;
+                        return;
+                    }
+                }
+            }
+        });
+        tokio::spawn(async move {
+            while let Some(event) = events.recv().await {
+                if replies.send(Ok(event_out(event))).await.is_err() {
+                    return;
+                }
+            }
+        });
+        Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+/// Frontend sessions are named by the frontend that opens them.
+pub(super) fn fresh_session() -> SessionId {
+    SessionId(uuid::Uuid::new_v4())
+}

@@ -1,0 +1,78 @@
+//! Frontends: how clients reach a volume, on any datanode.
+//!
+//! A [`Session`](session) keeps one volume's place for all clients of this node: it holds what is
+//! in flight and sends it again when another primary takes over. What it decides is the engine's
+//! [`Forwarder`](sbk_engine::forward::Forwarder).
+
+mod block;
+mod connect;
+pub mod nbd;
+mod session;
+
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex, PoisonError};
+
+use sbk_engine::types::{NodeId, VolumeId};
+
+pub use block::BlockApi;
+pub use session::{ClientHandle, Reply};
+
+use crate::catalogue::CatalogueWatch;
+use crate::transport::Channels;
+use crate::volume::Registry;
+use connect::Connector;
+use session::SessionHandle;
+
+/// All frontends of one node. Clones share them.
+#[derive(Clone, Debug)]
+pub struct Frontends {
+    inner: Arc<Inner>,
+}
+
+#[derive(Debug)]
+struct Inner {
+    catalogue: CatalogueWatch,
+    connector: Connector,
+    sessions: Mutex<BTreeMap<VolumeId, SessionHandle>>,
+}
+
+impl Frontends {
+    /// Frontends of `node`, whose replicas are in `registry`.
+    pub fn new(
+        catalogue: CatalogueWatch,
+        registry: Registry,
+        channels: Arc<Channels>,
+        node: NodeId,
+    ) -> Self {
+        let connector = Connector { registry, channels, node };
+        let sessions = Mutex::new(BTreeMap::new());
+        Self { inner: Arc::new(Inner { catalogue, connector, sessions }) }
+    }
+
+    /// What this node knows of all volumes.
+    pub fn catalogue(&self) -> CatalogueWatch {
+        self.inner.catalogue.clone()
+    }
+
+    /// Attaches a client to a volume. The session lives as long as any of its clients.
+    pub fn attach(&self, volume: VolumeId) -> ClientHandle {
+        let mut sessions = self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(client) = sessions.get(&volume).and_then(SessionHandle::attach) {
+            return client;
+        }
+        sessions.retain(|_, session| !session.is_closed());
+        let session = SessionHandle::start(
+            volume,
+            self.inner.catalogue.clone(),
+            self.inner.connector.clone(),
+        );
+        let client = session.attach().expect("a session that was just started takes clients");
+        sessions.insert(volume, session);
+        client
+    }
+
+    /// The service that other nodes' frontends reach this node's primaries by.
+    pub fn block_service(&self) -> BlockApi {
+        BlockApi { registry: self.inner.connector.registry.clone() }
+    }
+}

@@ -1,0 +1,47 @@
+//! Names of exports.
+
+use sbk_engine::types::{BLOCK_SIZE, VolumeId};
+
+use crate::catalogue::{Catalogue, Volume};
+
+/// A volume as an export.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Export {
+    pub(super) volume: VolumeId,
+    /// NAME@UUID: a client that connects again by it never reaches another volume of that name.
+    pub(super) name: String,
+    pub(super) bytes: u64,
+}
+
+fn export(volume: &Volume) -> Export {
+    Export {
+        volume: volume.id,
+        name: format!("{}@{}", volume.name, volume.id),
+        bytes: volume.blocks * BLOCK_SIZE,
+    }
+}
+
+/// The export that a client means by NAME or NAME@UUID. An empty name means the only volume.
+pub(super) fn find(catalogue: &Catalogue, name: &str) -> Option<Export> {
+    let live = || catalogue.volumes.values().filter(|volume| !volume.deleted);
+    if name.is_empty() {
+        let mut all = live();
+        return match (all.next(), all.next()) {
+            (Some(only), None) => Some(export(only)),
+            _ => None,
+        };
+    }
+    let found = match name.split_once('@') {
+        None => catalogue.by_name(name).map(AsRef::as_ref),
+        Some((name, id)) => {
+            let id: VolumeId = id.parse().ok()?;
+            catalogue.volumes.get(&id).map(AsRef::as_ref).filter(|v| v.name == name && !v.deleted)
+        }
+    };
+    found.map(export)
+}
+
+/// Names to list.
+pub(super) fn names(catalogue: &Catalogue) -> Vec<String> {
+    catalogue.volumes.values().filter(|v| !v.deleted).map(|v| v.name.clone()).collect()
+}

@@ -1,0 +1,425 @@
+//! One volume's frontend session on this node, shared by all its clients.
+
+use std::collections::{BTreeMap, VecDeque};
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::Bytes;
+use sbk_engine::forward::{
+    Answer, ByteRange, ClientId, Forwarder, Input, LinkId, Op, Output, Params, RequestId,
+};
+use sbk_engine::replication::io::Outcome;
+use sbk_engine::types::VolumeId;
+use tokio::sync::{OwnedSemaphorePermit, mpsc};
+
+use super::block::fresh_session;
+use super::connect::Connector;
+use crate::catalogue::CatalogueWatch;
+use crate::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink};
+use crate::volume::clock;
+
+/// Requests that wait for the session's task.
+const QUEUE: usize = 256;
+/// Links that are being made; the forwarder tries one at a time.
+const CONNECTING: usize = 16;
+
+/// A request's answer.
+#[derive(Debug)]
+pub struct Reply {
+    /// The client's own name for the request.
+    pub cookie: u64,
+    /// How it ended.
+    pub answer: Answer,
+    /// A read's data.
+    pub data: Bytes,
+    /// What the client reserved for the request; freed when the reply is dropped.
+    pub permit: Option<OwnedSemaphorePermit>,
+}
+
+/// What a client asks.
+#[derive(Debug)]
+struct Submit {
+    client: ClientId,
+    cookie: u64,
+    op: IoOp,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+#[derive(Debug)]
+enum Order {
+    Attach(ClientId, mpsc::UnboundedSender<Reply>),
+    Detach(ClientId),
+    Submit(Submit),
+}
+
+/// The way to a session's task.
+#[derive(Debug)]
+pub(super) struct SessionHandle {
+    orders: mpsc::WeakSender<Order>,
+    attaching: mpsc::UnboundedSender<(ClientId, mpsc::UnboundedSender<Reply>)>,
+    clients: Arc<AtomicU64>,
+}
+
+/// One client of a session. Dropping it detaches.
+#[derive(Debug)]
+pub struct ClientHandle {
+    id: ClientId,
+    orders: mpsc::Sender<Order>,
+    /// Answers, in the order in which they came. What is in it is bounded by what the client
+    /// reserved for its requests.
+    pub replies: mpsc::UnboundedReceiver<Reply>,
+}
+
+/// The sending half of a [`ClientHandle`].
+#[derive(Clone, Debug)]
+pub struct Submitter {
+    id: ClientId,
+    orders: mpsc::Sender<Order>,
+}
+
+impl ClientHandle {
+    /// A way to submit requests while another task takes the answers.
+    pub fn submitter(&self) -> Submitter {
+        Submitter { id: self.id, orders: self.orders.clone() }
+    }
+}
+
+impl Drop for ClientHandle {
+    fn drop(&mut self) {
+        let (orders, id) = (self.orders.clone(), self.id);
+        if let Err(mpsc::error::TrySendError::Full(order)) = orders.try_send(Order::Detach(id)) {
+            tokio::spawn(async move { orders.send(order).await });
+        }
+    }
+}
+
+impl Submitter {
+    /// Hands a request over. Waits while the session can't take more; `false` if it has ended.
+    pub async fn submit(
+        &self,
+        cookie: u64,
+        op: IoOp,
+        permit: Option<OwnedSemaphorePermit>,
+    ) -> bool {
+        let submit = Submit { client: self.id, cookie, op, permit };
+        self.orders.send(Order::Submit(submit)).await.is_ok()
+    }
+}
+
+impl SessionHandle {
+    pub(super) fn start(volume: VolumeId, catalogue: CatalogueWatch, connector: Connector) -> Self {
+        let (orders, queue) = mpsc::channel(QUEUE);
+        let (attaching, arrivals) = mpsc::unbounded_channel();
+        let weak = orders.downgrade();
+        let task = Task::new(volume, catalogue, connector);
+        tokio::spawn(task.run(queue, arrivals, orders));
+        Self { orders: weak, attaching, clients: Arc::default() }
+    }
+
+    pub(super) fn is_closed(&self) -> bool {
+        self.attaching.is_closed()
+    }
+
+    /// Adds a client. `None` if the session has ended.
+    pub(super) fn attach(&self) -> Option<ClientHandle> {
+        let orders = self.orders.upgrade()?;
+        let id = ClientId(self.clients.fetch_add(1, Ordering::Relaxed) + 1);
+        let (sender, replies) = mpsc::unbounded_channel();
+        self.attaching.send((id, sender)).ok()?;
+        Some(ClientHandle { id, orders, replies })
+    }
+}
+
+struct Held {
+    client: ClientId,
+    cookie: u64,
+    op: IoOp,
+    permit: Option<OwnedSemaphorePermit>,
+}
+
+struct Task {
+    volume: VolumeId,
+    forwarder: Forwarder,
+    catalogue: CatalogueWatch,
+    connector: Connector,
+    clients: BTreeMap<ClientId, mpsc::UnboundedSender<Reply>>,
+    held: BTreeMap<RequestId, Held>,
+    next_request: u64,
+    link: Option<(LinkId, Link)>,
+    /// The link that is being made; another that comes is an abandoned attempt's.
+    opening: Option<LinkId>,
+    outbox: VecDeque<IoRequest>,
+    made: mpsc::Sender<(LinkId, Option<Link>)>,
+    made_in: mpsc::Receiver<(LinkId, Option<Link>)>,
+    /// The data of the reply that is being handled.
+    data: Bytes,
+    closed: bool,
+}
+
+fn shape(op: &IoOp) -> Op {
+    let range = |offset: u64, length: u64| ByteRange { offset, length };
+    match op {
+        IoOp::Read { offset, length } => Op::Read(range(*offset, *length)),
+        IoOp::Write { offset, data } => Op::Write(range(*offset, data.len() as u64)),
+        IoOp::Trim { offset, length } => Op::Trim(range(*offset, *length)),
+        IoOp::Zero { offset, length } => Op::Zero(range(*offset, *length)),
+        IoOp::Flush | IoOp::Detach => Op::Flush,
+    }
+}
+
+impl Task {
+    fn new(volume: VolumeId, catalogue: CatalogueWatch, connector: Connector) -> Self {
+        let (made, made_in) = mpsc::channel(CONNECTING);
+        Self {
+            volume,
+            forwarder: Forwarder::new(volume, Params::default()),
+            catalogue,
+            connector,
+            clients: BTreeMap::new(),
+            held: BTreeMap::new(),
+            next_request: 0,
+            link: None,
+            opening: None,
+            outbox: VecDeque::new(),
+            made,
+            made_in,
+            data: Bytes::new(),
+            closed: false,
+        }
+    }
+
+    async fn run(
+        mut self,
+        mut orders: mpsc::Receiver<Order>,
+        mut arrivals: mpsc::UnboundedReceiver<(ClientId, mpsc::UnboundedSender<Reply>)>,
+        keep: mpsc::Sender<Order>,
+    ) {
+        // Held until the first client came; afterwards the clients' own senders keep it open.
+        let mut keep = Some(keep);
+        self.look_up();
+        while !self.closed {
+            let due = self.forwarder.next_deadline();
+            let wait = due.map_or(std::time::Duration::from_secs(3600), clock::until);
+            let accepts = self.forwarder.can_accept();
+            let sending = !self.outbox.is_empty();
+            tokio::select! {
+                biased;
+                Some((client, replies)) = arrivals.recv() => {
+                    self.order(Order::Attach(client, replies));
+                    drop(keep.take());
+                }
+                turn = turn(&mut self.link, sending) => self.turn(turn),
+                Some((link, made)) = self.made_in.recv() => self.made(link, made),
+                changed = self.catalogue.changed() => match changed {
+                    Ok(()) => self.look_up(),
+                    Err(_) => return,
+                },
+                order = orders.recv(), if accepts => match order {
+                    Some(order) => self.order(order),
+                    None => {
+                        arrivals.close();
+                        self.step(Input::Close);
+                        if self.clients.is_empty() && self.forwarder.is_idle() && self.link.is_none() {
+                            return;
+                        }
+                        self.finish().await;
+                        return;
+                    }
+                },
+                () = tokio::time::sleep(wait) => self.step(Input::Tick),
+            }
+        }
+    }
+
+    /// No client is left: sees the session to its end, for as long as its link lives.
+    async fn finish(&mut self) {
+        let patience = tokio::time::sleep(std::time::Duration::from_secs(10));
+        tokio::pin!(patience);
+        while !self.closed {
+            let sending = !self.outbox.is_empty();
+            tokio::select! {
+                biased;
+                () = &mut patience => return,
+                turn = turn(&mut self.link, sending) => self.turn(turn),
+                Some((link, made)) = self.made_in.recv() => self.made(link, made),
+            }
+        }
+    }
+
+    fn look_up(&mut self) {
+        let catalogue = self.catalogue.borrow_and_update().clone();
+        let Some(volume) = catalogue.volumes.get(&self.volume) else {
+            if catalogue.heard {
+                self.step(Input::Deleted);
+            }
+            return;
+        };
+        if volume.deleted {
+            self.step(Input::Deleted);
+        } else if let Some(config) = volume.config.clone() {
+            self.step(Input::Config(config));
+        }
+    }
+
+    fn order(&mut self, order: Order) {
+        match order {
+            Order::Attach(client, replies) => {
+                self.clients.insert(client, replies);
+                self.step(Input::Attached(client));
+            }
+            Order::Detach(client) => {
+                self.clients.remove(&client);
+                self.step(Input::Detached(client));
+                self.held.retain(|_, held| held.client != client);
+            }
+            Order::Submit(submit) => {
+                self.next_request += 1;
+                let request = RequestId(self.next_request);
+                let Submit { client, cookie, op, permit } = submit;
+                let shape = shape(&op);
+                self.held.insert(request, Held { client, cookie, op, permit });
+                self.step(Input::Submit { client, request, op: shape });
+            }
+        }
+    }
+
+    fn turn(&mut self, turn: Turn) {
+        let (link, event) = match turn {
+            Turn::Room => return self.flush_outbox(),
+            Turn::Event(link, event) => (link, event),
+        };
+        match event {
+            None => {
+                self.link = None;
+                self.outbox.clear();
+                self.step(Input::LinkLost(link));
+            }
+            Some(LinkEvent::Opened { epoch, attach, loss_generation }) => {
+                self.step(Input::LinkOpened { link, epoch, attach, loss_generation });
+            }
+            Some(LinkEvent::Ended { reason, config }) => {
+                self.link = None;
+                self.outbox.clear();
+                self.step(Input::LinkEnded { link, reason, config });
+            }
+            Some(LinkEvent::Reply { sequence, outcome, data }) => {
+                let outcome = match outcome {
+                    LinkOutcome::Done => Outcome::Done,
+                    LinkOutcome::Invalid(why) => Outcome::Invalid(why),
+                    LinkOutcome::Failed(why) => Outcome::Failed(why),
+                };
+                self.data = data;
+                self.step(Input::Reply { link, sequence, outcome });
+                self.data = Bytes::new();
+            }
+        }
+    }
+
+    fn made(&mut self, link: LinkId, made: Option<Link>) {
+        if self.opening != Some(link) {
+            return;
+        }
+        self.opening = None;
+        match made {
+            Some(new) => self.link = Some((link, new)),
+            None => self.step(Input::LinkLost(link)),
+        }
+    }
+
+    fn step(&mut self, input: Input) {
+        let mut inputs = VecDeque::from([input]);
+        while let Some(input) = inputs.pop_front() {
+            let (_, outputs) = self.forwarder.step(clock::now(), input);
+            for output in outputs {
+                inputs.extend(self.execute(output));
+            }
+        }
+        self.flush_outbox();
+    }
+
+    fn execute(&mut self, output: Output) -> Option<Input> {
+        match output {
+            Output::NeedSession => return Some(Input::Session(fresh_session())),
+            Output::Open { link, node, addr, primary, session, create, loss_generation } => {
+                let open =
+                    OpenLink { volume: self.volume, session, create, loss_generation, primary };
+                self.opening = Some(link);
+                let (connector, made) = (self.connector.clone(), self.made.clone());
+                tokio::spawn(async move {
+                    let new = connector.open(node, &addr, open).await;
+                    let _ = made.send((link, new)).await;
+                });
+            }
+            Output::CloseLink(link) => {
+                if self.link.as_ref().is_some_and(|(current, _)| *current == link) {
+                    self.link = None;
+                }
+                if self.opening == Some(link) {
+                    self.opening = None;
+                }
+                self.outbox.clear();
+            }
+            Output::Send { request, sequence, low, epoch, attach, .. } => {
+                if let Some(held) = self.held.get(&request) {
+                    // The payload is shared, not copied: it may have to be sent again.
+                    let op = held.op.clone();
+                    self.outbox.push_back(IoRequest { sequence, low, epoch, attach, op });
+                }
+            }
+            Output::SendDetach { sequence, low, epoch, attach, .. } => {
+                let op = IoOp::Detach;
+                self.outbox.push_back(IoRequest { sequence, low, epoch, attach, op });
+            }
+            Output::Answer { request, answer } => self.answer(request, answer),
+            Output::Closed => self.closed = true,
+        }
+        None
+    }
+
+    fn answer(&mut self, request: RequestId, answer: Answer) {
+        let Some(held) = self.held.remove(&request) else { return };
+        let read = matches!(held.op, IoOp::Read { .. }) && answer == Answer::Done;
+        let data = if read { std::mem::take(&mut self.data) } else { Bytes::new() };
+        if let Some(replies) = self.clients.get(&held.client) {
+            // A client that went is told of by its detaching.
+            let _ = replies.send(Reply { cookie: held.cookie, answer, data, permit: held.permit });
+        }
+    }
+
+    fn flush_outbox(&mut self) {
+        let Some((_, link)) = &self.link else { return };
+        while let Some(request) = self.outbox.pop_front() {
+            match link.requests.try_send(request) {
+                Ok(()) => {}
+                Err(mpsc::error::TrySendError::Full(request)) => {
+                    self.outbox.push_front(request);
+                    return;
+                }
+                // The link's end tells.
+                Err(mpsc::error::TrySendError::Closed(_)) => return,
+            }
+        }
+    }
+}
+
+/// What a link has to say.
+enum Turn {
+    /// It takes another request.
+    Room,
+    /// An event, or its end.
+    Event(LinkId, Option<LinkEvent>),
+}
+
+/// The link's next turn; waits for ever without a link.
+async fn turn(link: &mut Option<(LinkId, Link)>, sending: bool) -> Turn {
+    let Some((id, link)) = link else { return std::future::pending().await };
+    tokio::select! {
+        biased;
+        event = link.events.recv() => Turn::Event(*id, event),
+        room = link.requests.reserve(), if sending => match room {
+            Ok(_) => Turn::Room,
+            // The far end is gone, with what it had to say.
+            Err(_) => Turn::Event(*id, None),
+        },
+    }
+}
