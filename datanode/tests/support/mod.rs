@@ -2,6 +2,8 @@
 //! its own so that it can be killed whole; disks in memory that outlive it; and the masters' part
 //! played by the test.
 
+#![allow(dead_code, reason = "each test binary uses its own part")]
+
 pub(crate) mod mem_disk;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -10,6 +12,8 @@ use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use bytes::Bytes;
+use sbk_datanode::catalogue::{self, Catalogue};
+use sbk_datanode::frontend::Frontends;
 use sbk_datanode::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink};
 use sbk_datanode::transport::{Channels, ReplicationService};
 use sbk_datanode::volume::events::Control;
@@ -22,6 +26,7 @@ use sbk_engine::types::{
     AttachGeneration, Config, Epoch, Incarnation, LossGeneration, NodeId, Placement, ReplicaId,
     ReplicaRef, SessionId, VolumeId,
 };
+use sbk_proto::v1::block_service_server::BlockServiceServer;
 use sbk_proto::v1::replication_server::ReplicationServer;
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -54,7 +59,11 @@ impl Node {
         let incarnation = store.process_starts();
         let registry = Registry::default();
         let channels = Arc::new(Channels::default());
-        let context = Arc::new(Context { channels, proposals, params: Params::default() });
+        let context = Arc::new(Context {
+            channels: Arc::clone(&channels),
+            proposals,
+            params: Params::default(),
+        });
         let (volume, id) = (store.volume, store.replica);
         let stop = CancellationToken::new();
         let handle = {
@@ -62,13 +71,21 @@ impl Node {
             start(context, store.clone(), volume, id, stop).0
         };
         registry.insert(Arc::clone(&handle));
+        let (_, nobody) = tokio::sync::watch::channel(Arc::default());
+        let frontends = Frontends::new(nobody, registry.clone(), channels, NodeId(id.0));
+        let block = BlockServiceServer::new(frontends.block_service())
+            .max_decoding_message_size(40 << 20)
+            .max_encoding_message_size(40 << 20);
         let service = ReplicationServer::new(ReplicationService::new(registry))
             .max_decoding_message_size(40 << 20)
             .max_encoding_message_size(40 << 20);
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(addr).await.expect("the port is free");
             let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
-            let server = tonic::transport::Server::builder().tcp_nodelay(true).add_service(service);
+            let server = tonic::transport::Server::builder()
+                .tcp_nodelay(true)
+                .add_service(block)
+                .add_service(service);
             tokio::spawn(server.serve_with_incoming(incoming));
         });
         Self { runtime: Some(runtime), handle, incarnation }
@@ -156,6 +173,29 @@ impl Cluster {
 
     pub(crate) fn primary(&self) -> ReplicaId {
         self.config.lock().unwrap().primary.id
+    }
+
+    /// What a datanode without a replica would know of the volume, under the name `vol`.
+    pub(crate) fn catalogue(&self) -> Catalogue {
+        let config = self.config.lock().unwrap().clone();
+        let replicas = config.replicas.iter().map(|(id, placement)| {
+            let Placement { node, addr } = placement.clone();
+            (*id, catalogue::Replica { node, addr, confirmed: true })
+        });
+        let volume = catalogue::Volume {
+            id: config.volume,
+            name: "vol".to_owned(),
+            blocks: config.blocks,
+            replicas: replicas.collect(),
+            config: Some(config.clone()),
+            deleted: false,
+        };
+        Catalogue { volumes: BTreeMap::from([(config.volume, Arc::new(volume))]), heard: true }
+    }
+
+    /// The runtime that plays the masters and the clients.
+    pub(crate) fn runtime(&self) -> &tokio::runtime::Runtime {
+        &self.runtime
     }
 
     /// Waits until a replica's status is as wanted.
