@@ -27,15 +27,25 @@ pub mod workload;
 
 use args::{Cli, Command};
 use commands::Context;
+use dev::part::Part;
+use tracing_subscriber::EnvFilter;
 
 /// Runs the command line; the process's exit code.
 pub fn main() -> ExitCode {
     let run = || {
         dev::child::die_with_parent()?;
-        let cli = Cli::parse();
+        let part = Part::from_args(std::env::args_os());
         let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-        // On this thread, which lives as long as the process: children are tied to it.
-        runtime.context("starting the runtime")?.block_on(run(cli))
+        let runtime = runtime.context("starting the runtime")?;
+        match part {
+            Some(part) => runtime.block_on(part.run()),
+            None => {
+                let cli = Cli::parse();
+                log_to_stderr();
+                // On this thread, which lives as long as the process: children are tied to it.
+                runtime.block_on(run(cli))
+            }
+        }
     };
     match run() {
         Ok(()) => ExitCode::SUCCESS,
@@ -44,6 +54,12 @@ pub fn main() -> ExitCode {
             ExitCode::from(error::exit_code(&e))
         }
     }
+}
+
+/// What goes wrong on the side of what was asked for.
+fn log_to_stderr() {
+    let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
+    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {

@@ -1,9 +1,8 @@
 //! `sbkctl cluster status | members`.
 
-use sbk_master_client::MasterError;
-
 use super::Context;
 use crate::args::ClusterCommand;
+use crate::error::NoQuorum;
 use crate::view::{ClusterView, master_table};
 
 /// Runs the command. What is known is shown even if there is no quorum; the exit code tells.
@@ -18,11 +17,10 @@ pub async fn run(context: &Context, command: ClusterCommand) -> anyhow::Result<(
     if view.has_quorum {
         return Ok(());
     }
-    let reachable = view.members.iter().filter(|m| m.reachable).count();
-    Err(MasterError::NoQuorum {
-        detail: format!("{reachable} of {} masters are reachable", view.members.len()),
-        waited: std::time::Duration::ZERO,
-        outcome_unknown: false,
-    }
+    Err(NoQuorum(
+        "the masters have no quorum or no leader: nothing can be created or failed over, what \
+         serves goes on; start the missing masters"
+            .into(),
+    )
     .into())
 }

@@ -14,6 +14,7 @@ use crate::output::Output;
 
 pub(crate) mod child;
 pub mod cluster;
+pub(crate) mod part;
 pub mod plan;
 mod ports;
 
