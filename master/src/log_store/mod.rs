@@ -1,6 +1,6 @@
 //! The Raft log and the vote, durable.
 //!
-//! Every operation is one record in an append-only [journal](journal): a truncation does not
+//! Every operation is one record in an append-only [journal]: a truncation does not
 //! overwrite, it is written behind what it undoes. So a crash can only lose the newest records,
 //! never tear an old one, and replaying the journal gives the log as it was.
 //!

@@ -1,7 +1,7 @@
 //! The applied state: openraft's state machine around the engine's authority.
 //!
-//! The state lives in memory. What a restart starts from is the newest of the [cache](cache) in
-//! sled and the [snapshot](snapshot) that can be trusted; openraft then applies the rest of the
+//! The state lives in memory. What a restart starts from is the newest of the [cache] in
+//! sled and the [snapshot] that can be trusted; openraft then applies the rest of the
 //! log again.
 
 mod cache;
