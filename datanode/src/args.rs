@@ -43,6 +43,10 @@ pub struct Args {
     /// NBD: clients [default: 127.0.0.1:10809]
     #[arg(long, env = "SBK_NBD", value_name = "HOST:PORT")]
     pub nbd: Option<SocketAddr>,
+    /// The name or address by which others reach this node, where the listeners are on all
+    /// addresses.
+    #[arg(long, env = "SBK_ADVERTISE", value_name = "HOST")]
+    pub advertise: Option<String>,
     /// The zone that the node is in; replicas of a volume are spread over zones if asked for.
     #[arg(long, env = "SBK_ZONE", value_name = "NAME")]
     pub zone: Option<String>,
@@ -70,6 +74,7 @@ struct FileArgs {
     listen: Option<SocketAddr>,
     http: Option<SocketAddr>,
     nbd: Option<SocketAddr>,
+    advertise: Option<String>,
     zone: Option<String>,
     wal_retain: Option<Amount>,
     capacity: Option<Amount>,
@@ -97,6 +102,8 @@ pub struct Settings {
     pub http: SocketAddr,
     /// NBD.
     pub nbd: SocketAddr,
+    /// The name or address by which others reach this node.
+    pub advertise: Option<String>,
     /// The node's zone, empty for none.
     pub zone: String,
     /// Bytes of WAL that each replica keeps beyond what it needs itself.
@@ -171,6 +178,7 @@ impl Args {
             listen: self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 7301).into()),
             http: self.http.or(file.http).unwrap_or(([127, 0, 0, 1], 7401).into()),
             nbd: self.nbd.or(file.nbd).unwrap_or(([127, 0, 0, 1], 10809).into()),
+            advertise: self.advertise.or(file.advertise),
             zone: self.zone.or(file.zone).unwrap_or_default(),
             wal_retain: bytes(self.wal_retain, file.wal_retain, "wal_retain")?.unwrap_or(256 << 20),
             capacity: bytes(self.capacity, file.capacity, "capacity")?,

@@ -7,7 +7,9 @@ pub mod frontend;
 pub mod link;
 pub mod node;
 pub mod ops;
+mod run;
 pub mod transport;
 pub mod volume;
 
 pub use args::{Args, LogFormat, Settings, SettingsError};
+pub use run::{Listeners, serve};

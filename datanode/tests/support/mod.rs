@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "each test binary uses its own part")]
 
+pub(crate) mod masters;
+pub(crate) mod mem_dir;
 pub(crate) mod mem_disk;
 
 use std::collections::{BTreeMap, BTreeSet};

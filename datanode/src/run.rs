@@ -1,0 +1,165 @@
+//! A datanode's life: listeners, data directory, volumes, frontends, drain.
+
+use std::future::Future;
+use std::net::SocketAddr;
+use std::time::Duration;
+
+use anyhow::{Context as _, bail};
+use sbk_engine::replication::Params;
+use sbk_proto::v1::replication_server::ReplicationServer;
+use tokio::net::TcpListener;
+use tokio_stream::wrappers::TcpListenerStream;
+use tokio_util::sync::CancellationToken;
+use tonic::transport::Server;
+
+use crate::args::Settings;
+use crate::node::{Node, NodeConfig, Storage};
+use crate::ops;
+use crate::transport::{CONNECTION_WINDOW, MAX_MESSAGE_BYTES, ReplicationService, STREAM_WINDOW};
+
+/// How long the servers may take to end once nothing uses them.
+const DRAIN: Duration = Duration::from_secs(2);
+
+/// The sockets of a datanode. Bound before anything is touched on disk, so that a port in use
+/// changes nothing.
+#[derive(Debug)]
+pub struct Listeners {
+    /// gRPC.
+    pub grpc: TcpListener,
+    /// HTTP.
+    pub http: TcpListener,
+    /// NBD.
+    pub nbd: TcpListener,
+}
+
+impl Listeners {
+    /// Binds what the settings name.
+    ///
+    /// # Errors
+    /// If an address is in use or not this machine's.
+    pub async fn bind(settings: &Settings) -> anyhow::Result<Self> {
+        Ok(Self {
+            grpc: bind(settings.listen, "--listen").await?,
+            http: bind(settings.http, "--http").await?,
+            nbd: bind(settings.nbd, "--nbd").await?,
+        })
+    }
+}
+
+async fn bind(addr: SocketAddr, flag: &str) -> anyhow::Result<TcpListener> {
+    let listener = TcpListener::bind(addr).await;
+    listener.with_context(|| {
+        format!("can't listen on {addr}; is it in use? Choose another with {flag}")
+    })
+}
+
+/// How others reach a listener: its own address, or `advertise` where it listens on all.
+fn reached_at(listener: &TcpListener, advertise: Option<&str>) -> anyhow::Result<String> {
+    let addr = listener.local_addr()?;
+    match advertise {
+        Some(host) if host.contains(':') => Ok(format!("[{host}]:{}", addr.port())),
+        Some(host) => Ok(format!("{host}:{}", addr.port())),
+        None if addr.ip().is_unspecified() => bail!(
+            "{addr} is every address of this machine; say with --advertise HOST by which one \
+             others reach it"
+        ),
+        None => Ok(addr.to_string()),
+    }
+}
+
+/// Runs a datanode on an open data directory until `shutdown` resolves, then drains.
+///
+/// # Errors
+/// If the directory can't be read or a server ends by itself.
+pub async fn serve<S: Storage>(
+    storage: S,
+    settings: Settings,
+    listeners: Listeners,
+    shutdown: impl Future<Output = ()> + Send,
+) -> anyhow::Result<()> {
+    let advertise = settings.advertise.as_deref();
+    let config = NodeConfig {
+        addr: reached_at(&listeners.grpc, advertise)?,
+        http_addr: reached_at(&listeners.http, advertise)?,
+        nbd_addr: reached_at(&listeners.nbd, advertise)?,
+        masters: settings.masters,
+        zone: settings.zone,
+        capacity: settings.capacity,
+        params: Params::default(),
+    };
+    for addr in [&listeners.grpc, &listeners.http, &listeners.nbd].map(TcpListener::local_addr) {
+        let addr = addr?;
+        if !addr.ip().is_loopback() {
+            tracing::warn!(%addr, "listens beyond this machine without TLS: trust the network");
+        }
+    }
+    let (addr, http_addr) = (config.addr.clone(), config.http_addr.clone());
+    let volumes_stop = CancellationToken::new();
+    let servers_stop = CancellationToken::new();
+    let started = Node::start(storage, config, volumes_stop.clone()).await;
+    let (node, tasks) = started.context("read the data directory")?;
+    tracing::info!(node = %node.id, process = node.process, addr, http = http_addr, "serving");
+    let mut grpc = tokio::spawn(serve_grpc(node.clone(), listeners.grpc, servers_stop.clone()));
+    let mut pages = tokio::spawn(serve_http(node, listeners.http, servers_stop.clone()));
+    let ended = tokio::select! {
+        () = shutdown => Ok(()),
+        ended = &mut grpc => ended.map_err(anyhow::Error::from).and_then(|r| r).context("gRPC ended"),
+        ended = &mut pages => ended.map_err(anyhow::Error::from).and_then(|r| r).context("HTTP ended"),
+    };
+    tracing::info!("stopping");
+    // The volumes first: what is durable is marked so, and peers see the streams end.
+    volumes_stop.cancel();
+    tasks.stopped().await;
+    servers_stop.cancel();
+    let drain = async {
+        if !grpc.is_finished() {
+            grpc.await.ok();
+        }
+        if !pages.is_finished() {
+            pages.await.ok();
+        }
+    };
+    // A peer that keeps its connection is cut off.
+    let _cut_off = tokio::time::timeout(DRAIN, drain).await;
+    tracing::info!("stopped");
+    ended
+}
+
+async fn serve_grpc(
+    node: Node,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    let (reporter, health) = tonic_health::server::health_reporter();
+    let replication = ReplicationServer::new(ReplicationService::new(node.volumes))
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    reporter.set_serving::<ReplicationServer<ReplicationService>>().await;
+    let reflection = tonic_reflection::server::Builder::configure()
+        .register_encoded_file_descriptor_set(sbk_proto::DESCRIPTORS)
+        .build_v1()
+        .context("describe the services")?;
+    Server::builder()
+        .tcp_nodelay(true)
+        .http2_keepalive_interval(Some(Duration::from_secs(2)))
+        .http2_keepalive_timeout(Some(Duration::from_secs(3)))
+        .initial_stream_window_size(STREAM_WINDOW)
+        .initial_connection_window_size(CONNECTION_WINDOW)
+        .add_service(health)
+        .add_service(reflection)
+        .add_service(replication)
+        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
+        .await
+        .context("serve gRPC")
+}
+
+async fn serve_http(
+    node: Node,
+    listener: TcpListener,
+    stop: CancellationToken,
+) -> anyhow::Result<()> {
+    axum::serve(listener, ops::router(node))
+        .with_graceful_shutdown(async move { stop.cancelled().await })
+        .await
+        .context("serve HTTP")
+}
