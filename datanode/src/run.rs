@@ -2,10 +2,12 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sbk_engine::replication::Params;
+use sbk_proto::v1::block_service_server::BlockServiceServer;
 use sbk_proto::v1::replication_server::ReplicationServer;
 use tokio::net::TcpListener;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -13,6 +15,7 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 
 use crate::args::Settings;
+use crate::frontend::{BlockApi, Frontends, nbd};
 use crate::node::{Node, NodeConfig, Storage};
 use crate::ops;
 use crate::transport::{CONNECTION_WINDOW, MAX_MESSAGE_BYTES, ReplicationService, STREAM_WINDOW};
@@ -99,7 +102,16 @@ pub async fn serve<S: Storage>(
     let started = Node::start(storage, config, volumes_stop.clone()).await;
     let (node, tasks) = started.context("read the data directory")?;
     tracing::info!(node = %node.id, process = node.process, addr, http = http_addr, "serving");
-    let mut grpc = tokio::spawn(serve_grpc(node.clone(), listeners.grpc, servers_stop.clone()));
+    let frontends = Frontends::new(
+        node.catalogue.clone(),
+        node.volumes.clone(),
+        Arc::clone(&node.channels),
+        node.id,
+    );
+    let nbd_stop = CancellationToken::new();
+    let nbd = tokio::spawn(nbd::serve(frontends.clone(), listeners.nbd, nbd_stop.clone()));
+    let stop = servers_stop.clone();
+    let mut grpc = tokio::spawn(serve_grpc(node.clone(), frontends, listeners.grpc, stop));
     let mut pages = tokio::spawn(serve_http(node, listeners.http, servers_stop.clone()));
     let ended = tokio::select! {
         () = shutdown => Ok(()),
@@ -107,7 +119,11 @@ pub async fn serve<S: Storage>(
         ended = &mut pages => ended.map_err(anyhow::Error::from).and_then(|r| r).context("HTTP ended"),
     };
     tracing::info!("stopping");
-    // The volumes first: what is durable is marked so, and peers see the streams end.
+    // Clients first, then the volumes: what is durable is marked so, and peers see streams end.
+    nbd_stop.cancel();
+    if tokio::time::timeout(DRAIN, nbd).await.is_err() {
+        tracing::warn!("NBD clients with requests under way are cut off");
+    }
     volumes_stop.cancel();
     tasks.stopped().await;
     servers_stop.cancel();
@@ -127,6 +143,7 @@ pub async fn serve<S: Storage>(
 
 async fn serve_grpc(
     node: Node,
+    frontends: Frontends,
     listener: TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
@@ -134,7 +151,11 @@ async fn serve_grpc(
     let replication = ReplicationServer::new(ReplicationService::new(node.volumes))
         .max_decoding_message_size(MAX_MESSAGE_BYTES)
         .max_encoding_message_size(MAX_MESSAGE_BYTES);
+    let blocks = BlockServiceServer::new(frontends.block_service())
+        .max_decoding_message_size(MAX_MESSAGE_BYTES)
+        .max_encoding_message_size(MAX_MESSAGE_BYTES);
     reporter.set_serving::<ReplicationServer<ReplicationService>>().await;
+    reporter.set_serving::<BlockServiceServer<BlockApi>>().await;
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(sbk_proto::DESCRIPTORS)
         .build_v1()
@@ -148,6 +169,7 @@ async fn serve_grpc(
         .add_service(health)
         .add_service(reflection)
         .add_service(replication)
+        .add_service(blocks)
         .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
         .await
         .context("serve gRPC")
