@@ -42,6 +42,9 @@ pub struct Args {
     /// Every member of the quorum, the same list for each: ID=HOST:PORT,...
     #[arg(long, env = "SBK_CLUSTER", value_name = "LIST", value_parser = parse_cluster)]
     pub cluster: Cluster,
+    /// Log entries after which a snapshot is made and the log is cut.
+    #[arg(long, hide = true, default_value_t = 5000, value_parser = clap::value_parser!(u64).range(5..))]
+    pub snapshot_after: u64,
     /// How logs are written.
     #[arg(long, env = "SBK_LOG_FORMAT", value_enum, default_value = "text")]
     pub log_format: LogFormat,

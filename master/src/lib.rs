@@ -2,13 +2,15 @@
 
 mod args;
 mod convert;
+mod data_dir;
+mod gate;
 mod http;
 pub mod log_store;
-pub mod member;
-pub mod network;
+mod member;
+mod network;
 pub mod raft;
 mod run;
-pub mod services;
+mod services;
 pub mod state_machine;
 
 pub use args::{Args, Cluster, LogFormat};

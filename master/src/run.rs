@@ -1,21 +1,17 @@
 //! A master's life: lock the directory, open log and state, start Raft, serve, drain.
 
 use std::collections::BTreeMap;
-use std::fs::{self, File};
 use std::future::Future;
-use std::io::Write;
-use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context, bail};
+use openraft::error::{InitializeError, RaftError};
 use openraft::{BasicNode, Config, SnapshotPolicy};
-use rustix::fs::{FlockOperation, flock};
 use sbk_engine::authority::{ClusterId, Command};
 use sbk_proto::v1::control_server::ControlServer;
 use sbk_proto::v1::node_service_server::NodeServiceServer;
 use sbk_proto::v1::raft_server::RaftServer;
-use serde::{Deserialize, Serialize};
 use tokio::net::TcpListener;
 use tokio::sync::watch;
 use tokio_stream::wrappers::TcpListenerStream;
@@ -23,24 +19,14 @@ use tonic::transport::Server;
 use uuid::Uuid;
 
 use crate::args::Args;
+use crate::data_dir::DataDir;
 use crate::http;
 use crate::log_store::LogStore;
 use crate::member::Member;
-use crate::network::{MAX_MESSAGE, Network};
+use crate::network::{Heard, Identity, MAX_MESSAGE, Network, Pool};
 use crate::raft::Raft;
 use crate::services::{ControlService, NodeApi, RaftService};
-use crate::state_machine::{Answer, Proposal, StateMachine};
-
-/// Whose data directory this is. Written before anything else in it.
-#[derive(Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Identity {
-    format: u32,
-    member: u64,
-    cluster: String,
-    instance: Uuid,
-}
-
-const FORMAT: u32 = 1;
+use crate::state_machine::{Proposal, StateMachine};
 
 /// Runs a member until `shutdown` resolves, then drains.
 ///
@@ -57,20 +43,25 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
     }
     let listener = bind(args.listen, "--listen").await?;
     let http_listener = bind(args.http, "--http").await?;
-    let _lock = lock(&args.data_dir)?;
-    let (identity, fresh) = identity(&args)?;
-    let log = LogStore::open(&args.data_dir, fresh).context("open the Raft log")?;
-    if fresh {
-        // From here on missing files are a loss and not a beginning.
-        write_durably(&args.data_dir, "begun", b"")?;
-    }
-    let machine = StateMachine::open(&args.data_dir, &log).context("open the applied state")?;
-    let network = Network::new(args.cluster.name(), &args.cluster.0)?;
+    let mut dir = DataDir::open(&args.data_dir, args.id, &args.cluster.name())?;
+    let log = LogStore::open(&dir.log(), dir.is_fresh()).context("open the Raft log")?;
+    dir.settle()?;
+    let machine = StateMachine::open(dir.path(), &log).context("open the applied state")?;
+    let identity = Identity {
+        cluster: args.cluster.name(),
+        member: args.id,
+        instance: dir.instance(),
+        peers: Arc::new(args.cluster.0.clone()),
+        state: machine.clone(),
+        heard: Heard::default(),
+    };
+    let network = Network { identity: identity.clone(), pool: Pool::default() };
     let pristine = log.is_pristine();
-    let raft = Raft::new(args.id, raft_config()?, network, log, machine.clone())
+    let raft = Raft::new(args.id, raft_config(&args)?, network, log, machine.clone())
         .await
         .context("start Raft")?;
-    let member = Member::new(args.id, args.cluster.0.clone(), raft.clone(), machine.clone());
+    let (member, reads) = Member::new(&identity, raft.clone());
+    tokio::spawn(reads);
     if pristine {
         initialize(&raft, &args).await?;
     }
@@ -78,8 +69,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
     let (stop, stopped) = watch::channel(false);
     let leader = tokio::spawn(member.clone().lead());
     let bootstrap = tokio::spawn(bootstrap(member.clone(), identity.instance));
-    let mut grpc =
-        tokio::spawn(serve(member.clone(), args.cluster.name(), listener, stopped.clone()));
+    let calls = RaftService { raft: raft.clone(), identity };
+    let mut grpc = tokio::spawn(serve(member.clone(), calls, listener, stopped.clone()));
     let mut pages = tokio::spawn(serve_http(member.clone(), http_listener, stopped));
     tracing::info!(listen = %args.listen, http = %args.http, "serving");
     let ended: anyhow::Result<()> = tokio::select! {
@@ -111,80 +102,16 @@ async fn bind(addr: std::net::SocketAddr, flag: &str) -> anyhow::Result<TcpListe
     })
 }
 
-/// One process on one directory, for as long as the returned file lives.
-fn lock(dir: &Path) -> anyhow::Result<File> {
-    fs::create_dir_all(dir).with_context(|| format!("make {}", dir.display()))?;
-    let path = dir.join("lock");
-    let file = File::options().create(true).truncate(false).write(true).open(&path)?;
-    flock(&file, FlockOperation::NonBlockingLockExclusive).with_context(|| {
-        format!("another process uses {}; stop it or give another --data-dir", dir.display())
-    })?;
-    Ok(file)
-}
-
-/// Reads or makes the directory's identity. The second value says that it was made now.
-fn identity(args: &Args) -> anyhow::Result<(Identity, bool)> {
-    let path = args.data_dir.join("member.json");
-    let cluster = args.cluster.name();
-    if path.exists() {
-        let text = fs::read(&path).with_context(|| format!("read {}", path.display()))?;
-        let found: Identity = serde_json::from_slice(&text).with_context(|| {
-            format!("{} is damaged; this member's data can't be trusted", path.display())
-        })?;
-        if found.format != FORMAT {
-            bail!("{} has format {}, this program knows {FORMAT}", path.display(), found.format);
-        }
-        if found.member != args.id {
-            bail!(
-                "{} belongs to member {}, not {}; give each member its own --data-dir",
-                args.data_dir.display(),
-                found.member,
-                args.id
-            );
-        }
-        if found.cluster != cluster {
-            bail!(
-                "{} belongs to the cluster {}, not {cluster}; give the --cluster that it was made with",
-                args.data_dir.display(),
-                found.cluster
-            );
-        }
-        // Raft's files may be missing only if the first start ended before they were made.
-        let begun = args.data_dir.join("begun").exists();
-        return Ok((found, !begun));
-    }
-    let others = fs::read_dir(&args.data_dir)?.flatten().any(|entry| entry.file_name() != "lock");
-    if others {
-        bail!(
-            "{} is not empty and has no member.json: it is not a master's directory. Give an empty one",
-            args.data_dir.display()
-        );
-    }
-    let made = Identity { format: FORMAT, member: args.id, cluster, instance: Uuid::new_v4() };
-    write_durably(&args.data_dir, "member.json", &serde_json::to_vec_pretty(&made)?)?;
-    Ok((made, true))
-}
-
-fn write_durably(dir: &Path, name: &str, bytes: &[u8]) -> anyhow::Result<()> {
-    let temporary = dir.join(format!("{name}.tmp"));
-    let mut file = File::create(&temporary)?;
-    file.write_all(bytes)?;
-    file.sync_all()?;
-    fs::rename(&temporary, dir.join(name))?;
-    File::open(dir)?.sync_all()?;
-    Ok(())
-}
-
-fn raft_config() -> anyhow::Result<Arc<Config>> {
+fn raft_config(args: &Args) -> anyhow::Result<Arc<Config>> {
     let config = Config {
         cluster_name: "sbk".to_owned(),
         heartbeat_interval: 250,
         election_timeout_min: 1000,
         election_timeout_max: 2000,
-        install_snapshot_timeout: 5000,
-        snapshot_policy: SnapshotPolicy::LogsSinceLast(5000),
-        max_in_snapshot_log_to_keep: 1000,
-        snapshot_max_chunk_size: 1 << 20,
+        install_snapshot_timeout: 60_000,
+        snapshot_policy: SnapshotPolicy::LogsSinceLast(args.snapshot_after),
+        replication_lag_threshold: args.snapshot_after.saturating_mul(2),
+        max_in_snapshot_log_to_keep: args.snapshot_after / 5,
         ..Config::default()
     };
     Ok(Arc::new(config.validate().context("Raft's times")?))
@@ -194,44 +121,57 @@ fn raft_config() -> anyhow::Result<Arc<Config>> {
 async fn initialize(raft: &Raft, args: &Args) -> anyhow::Result<()> {
     let members: BTreeMap<_, _> =
         args.cluster.0.iter().map(|(id, addr)| (*id, BasicNode::new(addr.clone()))).collect();
-    use openraft::error::{InitializeError, RaftError};
     match raft.initialize(members).await {
         Ok(()) | Err(RaftError::APIError(InitializeError::NotAllowed(_))) => Ok(()),
         Err(error) => Err(error).context("initialize the quorum"),
     }
 }
 
-/// Has this member's directory recorded, once there is a leader, and the cluster named. Returns
-/// only if the quorum knows this member by another directory.
+/// On the leader: has the cluster named, and every member's data directory recorded as it is first
+/// heard. On any member: returns, with an error, only if the quorum knows this member by another
+/// directory, or if Raft ended.
 async fn bootstrap(member: Member, instance: Uuid) -> anyhow::Result<()> {
     let mut metrics = member.raft.metrics();
     let mut changes = member.machine.changes();
     loop {
-        let standing = member.machine.read().instances.get(&member.id).copied();
-        if standing.is_some_and(|known| known != instance) {
+        let standing = member.machine.read().instances.clone();
+        if let Some(known) = standing.get(&member.id).filter(|known| **known != instance) {
             bail!(
-                "the quorum knows member {} by another data directory: its vote and log are lost. \
-                 Never give a member's id to a new directory",
+                "the quorum knows member {} by another data directory ({known}, not {instance}): \
+                 its vote and log are lost. Never give a member's id to a new directory",
                 member.id
             );
         }
         if member.leads() {
             if member.read(|state| state.cluster()).is_none() {
                 let cluster = ClusterId(Uuid::new_v4());
-                // Without an answer it is tried again with the next change.
-                let _ = member.command(Command::BootstrapCluster { cluster }).await;
+                record(&member, Proposal::Authority(Command::BootstrapCluster { cluster })).await;
             }
-            if standing.is_none() {
-                let proposal = Proposal::Member { member: member.id, instance };
-                if let Ok(Answer::Member(known)) = member.commit(proposal).await {
-                    tracing::info!(member = member.id, %known, "recorded");
+            let others = member.heard().into_iter().map(|(id, (instance, _))| (id, instance));
+            for (id, instance) in others.chain([(member.id, instance)]) {
+                if !standing.contains_key(&id) {
+                    record(&member, Proposal::Member { member: id, instance }).await;
                 }
             }
         }
         tokio::select! {
-            changed = metrics.changed() => changed?,
+            changed = metrics.changed() => changed.map_err(|_| raft_ended(&member))?,
             changed = changes.changed() => changed?,
         }
+    }
+}
+
+/// Without an answer it is tried again with the next change.
+async fn record(member: &Member, proposal: Proposal) {
+    if let Err(error) = member.commit(proposal).await {
+        tracing::debug!(%error, "not recorded yet");
+    }
+}
+
+fn raft_ended(member: &Member) -> anyhow::Error {
+    match &member.raft.metrics().borrow().running_state {
+        Ok(()) => anyhow::anyhow!("Raft ended"),
+        Err(error) => anyhow::anyhow!("Raft ended: {error}"),
     }
 }
 
@@ -242,7 +182,7 @@ async fn until(mut stopped: watch::Receiver<bool>) {
 
 async fn serve(
     member: Member,
-    cluster: String,
+    calls: RaftService,
     listener: TcpListener,
     stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
@@ -251,7 +191,7 @@ async fn serve(
     let reflection = tonic_reflection::server::Builder::configure()
         .register_encoded_file_descriptor_set(sbk_proto::DESCRIPTORS)
         .build_v1()?;
-    let raft = RaftServer::new(RaftService { member: member.clone(), cluster })
+    let raft = RaftServer::new(calls)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
     Server::builder()

@@ -290,6 +290,7 @@ impl MasterClient {
         }
         let detail = format!("{addr}: {}", describe(&status));
         if let Some(word) = metadata(&status, CAUSE_METADATA) {
+            attempts.outcome_unknown |= word == cause::OUTCOME_UNKNOWN;
             let leader = metadata(&status, LEADER_METADATA).filter(|leader| leader != addr);
             if let Some(leader) = leader {
                 self.pool.set_leader(&leader);
@@ -299,7 +300,6 @@ impl MasterClient {
                 return Ok(attempts.redirects <= REDIRECTS_AT_ONCE);
             }
             self.pool.not_leader(addr);
-            attempts.outcome_unknown |= word == cause::OUTCOME_UNKNOWN;
             attempts.last = Some(match word.as_str() {
                 cause::OUTCOME_UNKNOWN | cause::BUSY => Failure::Silent(detail),
                 _ => Failure::NoQuorum(detail),

@@ -1,9 +1,10 @@
 //! What operators and tools ask.
 
 use std::collections::BTreeSet;
+use std::time::Duration;
 
 use sbk_engine::authority::placement::{check_request, place};
-use sbk_engine::authority::{Accepted, Command, Refusal, VolumeRequest};
+use sbk_engine::authority::{Accepted, Command, Refusal, State, VolumeRequest};
 use sbk_engine::types::{NodeId, ReplicaId, VolumeId};
 use sbk_proto::v1;
 use sbk_proto::v1::control_server::Control;
@@ -12,16 +13,21 @@ use uuid::Uuid;
 
 use super::info::Source;
 use crate::convert;
-use crate::member::{Member, now, refused};
+use crate::gate::refused;
+use crate::member::{Member, now};
 
 /// How much of a node's capacity volumes may claim, in percent. Volumes are sparse.
 const OVERCOMMIT_PERCENT: u32 = 200;
 
+/// A member that was heard within this time is called reachable. Between elections a follower
+/// hears only the leader.
+const RECENT: Duration = Duration::from_secs(2);
+
 /// `Control`.
 #[derive(Clone, Debug)]
-pub struct ControlService {
+pub(crate) struct ControlService {
     /// This member.
-    pub member: Member,
+    pub(crate) member: Member,
 }
 
 impl ControlService {
@@ -40,6 +46,16 @@ impl ControlService {
         found.ok_or_else(|| no_such_volume(name_or_id))
     }
 
+    /// A volume that waits for its removal is found too: the answer to its delete may be lost.
+    fn find_to_delete(&self, name_or_id: &str) -> Result<VolumeId, Status> {
+        let waiting = |state: &State| {
+            let mut waiting = state.tombstones().values();
+            let id = name_or_id.parse().ok();
+            waiting.find(|t| Some(t.id) == id || t.spec.name == name_or_id).map(|t| t.id)
+        };
+        self.find(name_or_id).or_else(|none| self.member.read(waiting).ok_or(none))
+    }
+
     fn alive(&self) -> BTreeSet<NodeId> {
         self.look(|source| {
             let nodes = source.state.nodes().keys().copied();
@@ -49,13 +65,8 @@ impl ControlService {
 }
 
 fn no_such_volume(name_or_id: &str) -> Status {
-    let mut status = Status::not_found(format!(
-        "there is no volume '{name_or_id}'; `sbkctl volume list` shows those that there are"
-    ));
-    if let Ok(word) = "no-such-volume".parse() {
-        status.metadata_mut().insert(sbk_master_client::REFUSAL_METADATA, word);
-    }
-    status
+    let refusal = Refusal::NoSuchVolume { volume: name_or_id.to_owned() };
+    refused(&refusal)
 }
 
 #[tonic::async_trait]
@@ -76,12 +87,14 @@ impl Control for ControlService {
             min_in_sync: (raw.min_in_sync > 0).then_some(raw.min_in_sync),
             zone_spread: raw.zone_spread,
         };
-        // The same create again, its answer lost: placing it anew might find less room.
-        if let Some(info) = self.describe(volume).filter(|info| info.name == wanted.name) {
-            return Ok(Response::new(info));
-        }
         let refuse = |refusal: Refusal| refused(&refusal);
         let spec = check_request(&wanted).map_err(refuse)?;
+        // The same create again, its answer lost: placing it anew might find less room.
+        let stands = |state: &State| state.volumes().get(&volume).is_some_and(|v| v.spec == spec);
+        if self.member.read(stands) {
+            let info = self.describe(volume).ok_or_else(|| no_such_volume(&volume.to_string()))?;
+            return Ok(Response::new(info));
+        }
         let fresh: Vec<_> = (0..spec.replicas).map(|_| ReplicaId(Uuid::new_v4())).collect();
         let alive = self.alive();
         let placement = self
@@ -128,7 +141,7 @@ impl Control for ControlService {
     ) -> Result<Response<v1::DeleteVolumeResponse>, Status> {
         self.member.linearizable().await?;
         let name = request.into_inner().name_or_id;
-        let volume = self.find(&name)?;
+        let volume = self.find_to_delete(&name)?;
         match self.member.accepted(Command::DeleteVolume { volume }).await? {
             Accepted::Deleted(id) => {
                 Ok(Response::new(v1::DeleteVolumeResponse { id: convert::bytes(id.0) }))
@@ -161,6 +174,7 @@ impl Control for ControlService {
 pub(crate) fn status(member: &Member, has_quorum: bool) -> v1::ClusterStatusResponse {
     let metrics = member.raft.metrics().borrow().clone();
     let matched = metrics.replication.as_ref();
+    let heard = member.heard();
     let members = member.peers.iter().map(|(id, addr)| {
         let index = matched.and_then(|m| m.get(id)).copied().flatten().map(|log| log.index);
         v1::MasterInfo {
@@ -169,7 +183,7 @@ pub(crate) fn status(member: &Member, has_quorum: bool) -> v1::ClusterStatusResp
             leader: metrics.current_leader == Some(*id),
             voter: metrics.membership_config.membership().voter_ids().any(|voter| voter == *id),
             matched_index: index.unwrap_or(0),
-            reachable: *id == member.id || index.is_some(),
+            reachable: *id == member.id || heard.get(id).is_some_and(|(_, ago)| *ago < RECENT),
         }
     });
     let members = members.collect();

@@ -5,7 +5,7 @@ mod info;
 mod node;
 mod raft;
 
-pub use control::ControlService;
+pub(crate) use control::ControlService;
 pub(crate) use control::status;
-pub use node::NodeApi;
-pub use raft::RaftService;
+pub(crate) use node::NodeApi;
+pub(crate) use raft::RaftService;

@@ -2,6 +2,7 @@
 
 use std::collections::BTreeSet;
 use std::pin::Pin;
+use std::time::Duration;
 
 use futures::Stream;
 use sbk_engine::authority::detector::{DetectorEvent, ReplicaReport};
@@ -14,16 +15,21 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
 
 use crate::convert;
-use crate::member::{Member, refused};
+use crate::gate::refused;
+use crate::member::Member;
 
 /// Updates that wait for a slow watcher. It gets all that changed meanwhile in one.
 const WATCH_QUEUE: usize = 4;
 
+/// How long a machine may take to answer whether anybody listens; it is a matter of one round
+/// trip.
+const CONNECT: Duration = Duration::from_secs(2);
+
 /// `NodeService`.
 #[derive(Clone, Debug)]
-pub struct NodeApi {
+pub(crate) struct NodeApi {
     /// This member.
-    pub member: Member,
+    pub(crate) member: Member,
 }
 
 fn report(raw: &v1::ReplicaReport) -> Result<ReplicaReport, Status> {
@@ -206,7 +212,11 @@ async fn watch_gone(member: &Member, node: NodeId, process: u64) {
     let addr =
         member.read(|state| state.nodes().get(&node).map(|r| (r.process, r.addrs.grpc.clone())));
     let Some((_, addr)) = addr.filter(|(current, _)| *current == process) else { return };
-    match tokio::net::TcpStream::connect(&addr).await {
+    let attempt = tokio::time::timeout(CONNECT, tokio::net::TcpStream::connect(&addr));
+    let Ok(connected) = attempt.await else {
+        return tracing::info!(%node, "its stream closed, and its machine is silent");
+    };
+    match connected {
         Ok(_) => tracing::info!(%node, "its stream closed, but it still listens"),
         Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
             tracing::info!(%node, process, "its process is gone");
