@@ -8,7 +8,7 @@ use crate::transport::WireEntry;
 
 /// Payload bytes kept. Entries that are not durable yet are kept whatever they weigh: nothing else
 /// could be sent to the replicas while the local sync is under way.
-const MAX_BYTES: usize = 64 << 20;
+const MAX_BYTES: usize = 32 << 20;
 /// Entries kept.
 const MAX_ENTRIES: usize = 16 << 10;
 

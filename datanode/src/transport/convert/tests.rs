@@ -6,6 +6,12 @@ use proptest::collection::{btree_map, btree_set, vec};
 use proptest::option;
 use proptest::prelude::*;
 
+use sbk_engine::replication::log::{
+    EntryHeader, EntryKind, LogState, Origin, RequestTag, SessionLog,
+};
+use sbk_engine::replication::message::{Append, Facts, ToPrimary, ToReplica};
+use sbk_engine::types::{AttachGeneration, Lba, Millis};
+
 use super::*;
 
 fn an_id() -> impl Strategy<Value = Uuid> {

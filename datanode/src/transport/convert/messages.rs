@@ -1,0 +1,205 @@
+//! Questions and answers between replicas.
+
+use sbk_engine::recovery::FailureKind;
+use sbk_engine::replication::message::{Append, Facts, Lineage, RecoveryId, ToPrimary, ToReplica};
+use sbk_engine::types::{Epoch, LossGeneration, Lsn, Millis};
+use sbk_proto::v1;
+use sbk_proto::v1::replication_message::Body;
+
+use super::entry::{WireEntry, entry_in, entry_out};
+use super::{
+    Decoded, bad, config_in, config_out, failure_in, failure_out, incomplete_in, incomplete_out,
+    lineage_in, lineage_out, need, recovery_in, recovery_out, table_in, table_out,
+};
+
+/// A message to a replica, with the entries of an append beside it. `BeginRebuild` has no place
+/// here: it goes over `Recover`.
+///
+/// # Panics
+/// On a `BeginRebuild`, and if an append's headers are not those of `entries`.
+pub fn to_replica_out(
+    lineage: Lineage,
+    message: &ToReplica,
+    entries: &[WireEntry],
+) -> v1::ReplicationMessage {
+    let body = match message {
+        ToReplica::Probe { request } => Body::Probe(*request),
+        ToReplica::Fence { request, config } => {
+            Body::Fence(v1::Fence { request: *request, config: Some(config_out(config)) })
+        }
+        ToReplica::Cut { request, end, table } => {
+            Body::Cut(v1::Cut { request: *request, end: end.0, table: table_out(table) })
+        }
+        ToReplica::Append(append) => {
+            assert!(
+                append.entries.iter().eq(entries.iter().map(|entry| &entry.header)),
+                "the payloads of an append are those of its entries"
+            );
+            Body::Append(v1::Append {
+                since: append.since.0,
+                first: append.first.0,
+                committed: append.committed.0,
+                stamp: append.stamp.map(|stamp| stamp.0),
+                prev: append.prev.0,
+                entries: entries.iter().map(entry_out).collect(),
+            })
+        }
+        ToReplica::Close { session, through } => Body::Close(close_out(*session, *through)),
+        ToReplica::BeginRebuild { .. } => panic!("a rebuild begins on the base lane"),
+    };
+    v1::ReplicationMessage { lineage: Some(lineage_out(lineage)), body: Some(body) }
+}
+
+/// What came from a primary: its lineage, the message, and an append's entries.
+pub fn to_replica_in(
+    message: v1::ReplicationMessage,
+) -> Decoded<(Lineage, ToReplica, Vec<WireEntry>)> {
+    let lineage = lineage_in(message.lineage)?;
+    let mut payloads = Vec::new();
+    let message = match need(message.body, "body")? {
+        Body::Probe(request) => ToReplica::Probe { request },
+        Body::Fence(fence) => ToReplica::Fence {
+            request: fence.request,
+            config: config_in(need(fence.config, "config")?)?,
+        },
+        Body::Cut(cut) => {
+            ToReplica::Cut { request: cut.request, end: Lsn(cut.end), table: table_in(cut.table)? }
+        }
+        Body::Append(append) => {
+            payloads = append.entries.into_iter().map(entry_in).collect::<Result<_, _>>()?;
+            ToReplica::Append(Append {
+                since: Epoch(append.since),
+                first: Lsn(append.first),
+                committed: Lsn(append.committed),
+                stamp: append.stamp.map(Millis),
+                prev: Lsn(append.prev),
+                entries: payloads.iter().map(|entry| entry.header).collect(),
+            })
+        }
+        Body::Close(close) => close_in(close)?,
+        Body::Alive(_)
+        | Body::Facts(_)
+        | Body::CutDone(_)
+        | Body::Ack(_)
+        | Body::GapEnd(_)
+        | Body::Closed(_)
+        | Body::SessionFailed(_)
+        | Body::Refused(_) => return bad("an answer where a question was expected"),
+    };
+    Ok((lineage, message, payloads))
+}
+
+pub(super) fn close_out(session: RecoveryId, through: Lsn) -> v1::CloseSession {
+    v1::CloseSession { session: Some(recovery_out(session)), through: through.0 }
+}
+
+pub(super) fn close_in(close: v1::CloseSession) -> Decoded<ToReplica> {
+    let session = recovery_in(close.session)?;
+    Ok(ToReplica::Close { session, through: Lsn(close.through) })
+}
+
+/// A message to the primary. `RebuildStarted` has no place here: it goes over `Recover`.
+///
+/// # Panics
+/// On a `RebuildStarted`.
+pub fn to_primary_out(lineage: Lineage, message: &ToPrimary) -> v1::ReplicationMessage {
+    let body = match message {
+        ToPrimary::Alive { request } => Body::Alive(*request),
+        ToPrimary::Facts { request, facts } => Body::Facts(facts_out(*request, facts)),
+        ToPrimary::CutDone { request, durable } => {
+            Body::CutDone(v1::CutDone { request: *request, durable: durable.0 })
+        }
+        ToPrimary::Ack { durable, recorded, promised } => Body::Ack(v1::Ack {
+            durable: durable.0,
+            recorded: recorded.map(|epoch| epoch.0),
+            promised: promised.map(|stamp| stamp.0),
+        }),
+        ToPrimary::Gap { end } => Body::GapEnd(end.0),
+        ToPrimary::Closed { session, achieved } => Body::Closed(closed_out(*session, *achieved)),
+        ToPrimary::SessionFailed { session, cause } => {
+            Body::SessionFailed(session_failed_out(*session, *cause))
+        }
+        ToPrimary::Refused { config } => {
+            Body::Refused(v1::Refused { config: config.as_ref().map(config_out) })
+        }
+        ToPrimary::RebuildStarted { .. } => panic!("a rebuild starts on the base lane"),
+    };
+    v1::ReplicationMessage { lineage: Some(lineage_out(lineage)), body: Some(body) }
+}
+
+/// What came from a replica.
+pub fn to_primary_in(message: v1::ReplicationMessage) -> Decoded<(Lineage, ToPrimary)> {
+    let lineage = lineage_in(message.lineage)?;
+    let message = match need(message.body, "body")? {
+        Body::Alive(request) => ToPrimary::Alive { request },
+        Body::Facts(facts) => {
+            let (request, facts) = facts_in(facts)?;
+            ToPrimary::Facts { request, facts }
+        }
+        Body::CutDone(done) => {
+            ToPrimary::CutDone { request: done.request, durable: Lsn(done.durable) }
+        }
+        Body::Ack(ack) => ToPrimary::Ack {
+            durable: Lsn(ack.durable),
+            recorded: ack.recorded.map(Epoch),
+            promised: ack.promised.map(Millis),
+        },
+        Body::GapEnd(end) => ToPrimary::Gap { end: Lsn(end) },
+        Body::Closed(closed) => closed_in(closed)?,
+        Body::SessionFailed(failed) => session_failed_in(failed)?,
+        Body::Refused(refused) => refused_in(refused)?,
+        Body::Probe(_) | Body::Fence(_) | Body::Cut(_) | Body::Append(_) | Body::Close(_) => {
+            return bad("a question where an answer was expected");
+        }
+    };
+    Ok((lineage, message))
+}
+
+pub(super) fn closed_out(session: RecoveryId, achieved: Lsn) -> v1::Closed {
+    v1::Closed { session: Some(recovery_out(session)), achieved: achieved.0 }
+}
+
+pub(super) fn closed_in(closed: v1::Closed) -> Decoded<ToPrimary> {
+    let session = recovery_in(closed.session)?;
+    Ok(ToPrimary::Closed { session, achieved: Lsn(closed.achieved) })
+}
+
+pub(super) fn session_failed_out(session: RecoveryId, cause: FailureKind) -> v1::SessionFailed {
+    v1::SessionFailed { session: Some(recovery_out(session)), kind: failure_out(cause) }
+}
+
+pub(super) fn session_failed_in(failed: v1::SessionFailed) -> Decoded<ToPrimary> {
+    let session = recovery_in(failed.session)?;
+    Ok(ToPrimary::SessionFailed { session, cause: failure_in(failed.kind)? })
+}
+
+pub(super) fn refused_in(refused: v1::Refused) -> Decoded<ToPrimary> {
+    Ok(ToPrimary::Refused { config: refused.config.map(config_in).transpose()? })
+}
+
+fn facts_out(request: u64, facts: &Facts) -> v1::Facts {
+    v1::Facts {
+        request,
+        table: table_out(&facts.table),
+        durable: facts.durable.0,
+        committed: facts.committed.0,
+        checkpoint: facts.checkpoint.0,
+        incomplete: facts.incomplete.map(incomplete_out),
+        loss_generation: facts.loss_generation.0,
+    }
+}
+
+fn facts_in(facts: v1::Facts) -> Decoded<(u64, Facts)> {
+    let told = Facts {
+        table: table_in(facts.table)?,
+        durable: Lsn(facts.durable),
+        committed: Lsn(facts.committed),
+        checkpoint: Lsn(facts.checkpoint),
+        incomplete: facts.incomplete.map(incomplete_in).transpose()?,
+        loss_generation: LossGeneration(facts.loss_generation),
+    };
+    if told.committed > told.durable || told.checkpoint > told.committed {
+        return bad(format!("facts with committed {} of {}", told.committed, told.durable));
+    }
+    Ok((facts.request, told))
+}
