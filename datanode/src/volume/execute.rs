@@ -152,23 +152,52 @@ impl<D: Disk> Running<D> {
         }
     }
 
-    /// Puts the entries after `append.prev` up to `last` on the feed: from memory as far as they
-    /// are all there, else they are read from the WAL when their turn comes.
+    /// Puts the entries after `append.prev` up to `last` on the feed: those that are in memory
+    /// from there, those below are read from the WAL when their turn comes.
     fn send_entries(&mut self, addr: String, lineage: Lineage, append: Append, last: Lsn) {
         let first = append.prev.next();
-        let replica = lineage.to.id;
-        let Some(entries) = self.tail.range(first, last) else {
-            match self.disk.read_log(first, last) {
-                Ok(read) => {
-                    let item = FeedItem::Entries { lineage, append, last, read };
-                    if !self.outgoing.feed(&addr, &lineage, item) {
-                        self.blocked(replica);
-                    }
+        match self.tail.start() {
+            Some(start) if first < start && start <= last => {
+                let below = start.prev();
+                if !self.send_from_log(&addr, lineage, append.clone(), below) {
+                    return;
                 }
-                Err(cause) => self.inbox.push_back(Input::FeedFailed { replica, cause }),
+                // One promise is asked for once.
+                let append = Append { prev: below, stamp: None, ..append };
+                self.send_from_memory(&addr, lineage, append, last);
             }
-            return;
-        };
+            Some(start) if start <= first => {
+                self.send_from_memory(&addr, lineage, append, last);
+            }
+            Some(_) | None => {
+                self.send_from_log(&addr, lineage, append, last);
+            }
+        }
+    }
+
+    /// Returns whether the entries are on the feed.
+    fn send_from_log(&mut self, addr: &str, lineage: Lineage, append: Append, last: Lsn) -> bool {
+        let replica = lineage.to.id;
+        match self.disk.read_log(append.prev.next(), last) {
+            Ok(read) => {
+                let item = FeedItem::Entries { lineage, append, last, read };
+                let sent = self.outgoing.feed(addr, &lineage, item);
+                if !sent {
+                    self.blocked(replica);
+                }
+                sent
+            }
+            Err(cause) => {
+                self.inbox.push_back(Input::FeedFailed { replica, cause });
+                false
+            }
+        }
+    }
+
+    fn send_from_memory(&mut self, addr: &str, lineage: Lineage, append: Append, last: Lsn) {
+        let replica = lineage.to.id;
+        let entries = self.tail.range(append.prev.next(), last);
+        let entries = entries.expect("the engine sends only what it logged");
         let mut messages: Vec<Vec<WireEntry>> = Vec::new();
         let mut bytes = 0;
         for entry in entries {
@@ -189,7 +218,7 @@ impl<D: Disk> Running<D> {
             let message = Append { entries: headers, ..append.clone() };
             let message = ToReplica::Append(message);
             let item = FeedItem::Message { lineage, message, entries };
-            if !self.outgoing.feed(&addr, &lineage, item) {
+            if !self.outgoing.feed(addr, &lineage, item) {
                 self.blocked(replica);
                 return;
             }

@@ -18,6 +18,15 @@ impl<D: Disk> Running<D> {
                 if on_feed && (self.disk.wal_full() || !self.stalled.is_empty()) {
                     return self.stall(lineage, message, entries, answers).await;
                 }
+                if matches!(
+                    message,
+                    ToReplica::Fence { .. }
+                        | ToReplica::Cut { .. }
+                        | ToReplica::BeginRebuild { .. }
+                ) {
+                    // A feed begins anew after it; what waits is of the old one.
+                    self.stalled.clear();
+                }
                 self.hear_primary(lineage, message, entries, answers).await
             }
             PeerEvent::FromReplica { lineage, message } => {

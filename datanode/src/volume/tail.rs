@@ -52,6 +52,11 @@ impl Tail {
         Some(self.entries.range(index(first)..=index(last)))
     }
 
+    /// The first entry's LSN. Everything below it is durable.
+    pub(super) fn start(&self) -> Option<Lsn> {
+        self.entries.front().map(|entry| entry.header.lsn)
+    }
+
     /// The last entry's LSN.
     pub(super) fn end(&self) -> Option<Lsn> {
         self.entries.back().map(|entry| entry.header.lsn)
