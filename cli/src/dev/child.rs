@@ -5,6 +5,7 @@ use std::io::{Read, Seek, SeekFrom};
 use std::os::unix::process::CommandExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context, bail};
 use rustix::process::{Pid, Signal, getppid, kill_process, set_parent_process_death_signal};
@@ -33,6 +34,7 @@ pub(super) struct Process {
     pub(super) recipe: Recipe,
     child: std::process::Child,
     ended: Option<ExitStatus>,
+    started: Instant,
 }
 
 /// To be called first thing in every process: a child of a development cluster dies with the
@@ -69,7 +71,7 @@ impl Recipe {
         let child = command
             .spawn()
             .with_context(|| format!("starting {} ({})", self.name, self.exe.display()))?;
-        Ok(Process { recipe: self.clone(), child, ended: None })
+        Ok(Process { recipe: self.clone(), child, ended: None, started: Instant::now() })
     }
 
     /// The end of its log.
@@ -89,6 +91,11 @@ impl Recipe {
 impl Process {
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// For how long it has been there, or how long ago it was started if it has ended.
+    pub(super) fn age(&self) -> Duration {
+        self.started.elapsed()
     }
 
     /// How it ended, if it did. The same every time it is asked.
@@ -141,8 +148,6 @@ pub(crate) fn signal_foreign(pid: u32, data_dir: &Path, signal: Signal) -> anyho
 
 #[cfg(test)]
 mod tests {
-    use std::time::Duration;
-
     use super::*;
     use crate::wait::{self, Look};
 

@@ -291,11 +291,12 @@ impl DevCluster {
         ended
     }
 
-    /// Starts every process again that has ended; how many. `cluster.json` then has the new pids.
-    pub async fn start_ended(&mut self) -> anyhow::Result<usize> {
+    /// Starts every process again that has ended, unless it was started less than `rest` ago; how
+    /// many. `cluster.json` then has the new pids.
+    pub async fn start_ended(&mut self, rest: Duration) -> anyhow::Result<usize> {
         let mut started = 0;
         for process in self.masters.iter_mut().chain(&mut self.datanodes) {
-            if process.ended().is_some() {
+            if process.ended().is_some() && process.age() >= rest {
                 *process = process.recipe.start()?;
                 started += 1;
             }

@@ -24,6 +24,9 @@ use plan::Wanted;
 /// How often it is looked whether a process has ended.
 const LOOK: Duration = Duration::from_millis(100);
 
+/// The least time between two starts of a process that is started again by itself.
+const REST: Duration = Duration::from_secs(1);
+
 /// Runs the command until it is told to stop. To be called on a thread that lives as long as the
 /// process, as its children do not outlive it.
 pub async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
@@ -81,20 +84,21 @@ async fn watch(
     let mut reported = BTreeSet::new();
     let mut look = tokio::time::interval(LOOK);
     loop {
+        // One that ends as soon as it is started must not be started without a pause.
         let again = tokio::select! {
             told = signals.next() => match told {
                 Told::Stop => return Ok(()),
-                Told::StartAgain => true,
+                Told::StartAgain => Some(Duration::ZERO),
             },
-            _ = look.tick() => restart,
+            _ = look.tick() => restart.then_some(REST),
         };
         for (name, pid, how) in cluster.ended() {
             if reported.insert(pid) {
                 eprintln!("{name} (pid {pid}) ended: {how}");
             }
         }
-        if again {
-            let started = cluster.start_ended().await?;
+        if let Some(rest) = again {
+            let started = cluster.start_ended(rest).await?;
             if started > 0 {
                 eprintln!("{started} processes started again; the new pids are in cluster.json");
             }

@@ -5,7 +5,7 @@ use anyhow::bail;
 use super::replica_return::{Report, take_all, taken_table};
 use super::routes::Route;
 use crate::args::{DrillArgs, Global};
-use crate::commands::explain;
+use crate::commands::explain::Teller;
 use crate::output::Output;
 
 /// Runs the command.
@@ -15,8 +15,9 @@ pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
     let (runs, result) = take_all(global, &args, &all, |run, taken| {
         output.note(&format!("\nRun {run} of {}, {}", args.runs, taken.expected.words()))?;
         let start = taken.trace.first().map_or(0, |d| d.at);
-        for decision in &taken.trace {
-            output.note(&explain::line(decision, start, &taken.names))?;
+        let mut teller = Teller::new(start, taken.names.clone());
+        for line in taken.trace.iter().filter_map(|d| teller.tell(d)) {
+            output.note(&line)?;
         }
         if taken.trace.is_empty() {
             output.note("  nothing had to be decided")?;

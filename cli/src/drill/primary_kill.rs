@@ -128,7 +128,8 @@ pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
     Ok(())
 }
 
-async fn once(bench: &mut Bench, number: u32, args: &DrillArgs) -> anyhow::Result<Run> {
+/// Kills the primary once; see the module.
+pub async fn once(bench: &mut Bench, number: u32, args: &DrillArgs) -> anyhow::Result<Run> {
     let before = bench.whole().await?;
     let Some(killed) = before.primary.clone() else { bail!("the volume has no primary") };
     let client = bench.connect(&killed).await?;

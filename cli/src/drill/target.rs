@@ -103,7 +103,7 @@ impl Target {
     /// Starts the datanode again that had the process `killed`.
     pub async fn bring_back(&mut self, node: &str, killed: u32) -> anyhow::Result<()> {
         match self {
-            Target::Own { cluster, .. } => cluster.start_ended().await.map(drop),
+            Target::Own { cluster, .. } => cluster.start_ended(Duration::ZERO).await.map(drop),
             Target::Running { dir } => {
                 cluster_file::signal_dev(dir, Signal::HUP)?;
                 let dir = dir.clone();
