@@ -6,7 +6,7 @@ use super::IgnoredReason::{
     Duplicate, Malformed, NotExpected, OldSession, StaleEndpoint, StaleEpoch, StaleTransport,
     UnknownEpoch, UnknownSession,
 };
-use super::replica::{Facts, Reach, ReplicaState, Stage, Work};
+use super::replica::{Facts, Job, Reach, ReplicaState, Session, Stage, Work};
 use super::{Event, IgnoredReason, TransportEpoch, VolumeState};
 use crate::replication::message::RecoveryId;
 use crate::types::{Epoch, ReplicaId};
@@ -41,9 +41,17 @@ pub(super) fn admit(state: &VolumeState, event: &Event) -> Result<(), IgnoredRea
         }
         Event::DurableAck { epoch, replica, lsn } => {
             let known = in_tenure(state, *epoch, *replica)?;
-            // It names no run, so while nothing is under way it could be an older run's, and the
-            // next decision rests on R. What is under way was decided already.
-            unless(known.work == Work::Undecided, NotExpected)?;
+            match known.work {
+                Work::Session(Session { job: Job::CatchUp { .. }, .. })
+                | Work::Fencing { .. }
+                | Work::Healthy => {}
+                // It names no run, so while nothing is under way it could be an older run's, and
+                // the next decision rests on R. In a rebuild the image is torn until the close,
+                // and an end of the log says nothing of what the replica holds.
+                Work::Undecided | Work::Session(Session { job: Job::Rebuild, .. }) => {
+                    return Err(NotExpected);
+                }
+            }
             let r = known.recovery.facts.and_then(|facts| facts.r).ok_or(NotExpected)?;
             unless(*lsn <= r, Duplicate)
         }

@@ -26,9 +26,10 @@ pub enum IgnoredReason {
     StaleEndpoint,
     /// The replica was met in a newer run since.
     StaleTransport,
-    /// About a session of this replica that is over or was called off.
+    /// About a session that is not the one running with this replica: it is over, was called off,
+    /// or is another replica's.
     OldSession,
-    /// About a session that this replica never had.
+    /// About a session that was never given out.
     UnknownSession,
     /// An answer to a question that is not open.
     NotExpected,
