@@ -16,6 +16,6 @@ if [ "${1:-}" != quick ]; then
     # More seeds of the simulated cluster, in a build that runs them in seconds. The last seeds
     # are derived from the commit, so that every change is tried with others.
     start=$((16#$(git rev-parse --short=6 HEAD 2>/dev/null || echo 0)))
-    SEEDS=0..1000 step cargo test -p sbk-engine --release --locked --test cluster -- --nocapture
-    SEEDS=$start..$((start + 500)) step cargo test -p sbk-engine --release --locked --test cluster -- --nocapture
+    SEEDS=0..1000 step cargo test -p sbk-engine --release --locked --test cluster everything -- --nocapture
+    SEEDS=$start..$((start + 500)) step cargo test -p sbk-engine --release --locked --test cluster everything -- --nocapture
 fi

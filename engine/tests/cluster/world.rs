@@ -21,7 +21,8 @@ use crate::history::History;
 use crate::masters::{Masters, Report};
 use crate::rng::Rng;
 
-const BLOCKS: u64 = 12;
+/// Few, so that requests meet on the same block.
+const BLOCKS: u64 = 5;
 
 /// Which faults occur, in percent of messages or at all.
 #[derive(Clone, Copy, Debug)]
@@ -176,8 +177,10 @@ struct Node {
     /// Deaf and still until resumed; what comes meanwhile waits.
     paused: bool,
     waiting: Vec<Event>,
-    /// Cut off from the other nodes, the clients and the masters.
+    /// Cut off from the other nodes and the masters.
     apart: bool,
+    /// Cut off from the clients too.
+    unseen: bool,
     syncing: bool,
     timer: u64,
     /// Values of client writes and results of reads that the driver holds.
@@ -220,6 +223,7 @@ impl World {
             paused: false,
             waiting: Vec::new(),
             apart: false,
+            unseen: false,
             syncing: false,
             timer: 0,
             values: BTreeMap::new(),
@@ -287,7 +291,7 @@ impl World {
 
     /// Between a client and a node: in order, or not at all.
     fn stream_send(&mut self, stream: StreamId, up: bool, node: usize, event: Event) {
-        if self.nodes[node].apart {
+        if self.nodes[node].unseen {
             return;
         }
         let earliest = self.now + self.delay();
@@ -334,6 +338,7 @@ impl World {
         self.healed = true;
         for index in 0..self.nodes.len() {
             self.nodes[index].apart = false;
+            self.nodes[index].unseen = false;
             if self.nodes[index].paused {
                 self.after(0, Event::Resume { node: index });
             }
@@ -492,7 +497,9 @@ impl World {
                     self.handle(event);
                 }
             }
-            Event::Mend => self.nodes.iter_mut().for_each(|node| node.apart = false),
+            Event::Mend => self.nodes.iter_mut().for_each(|node| {
+                (node.apart, node.unseen) = (false, false);
+            }),
             Event::Beat => self.beat(),
         }
     }
@@ -805,7 +812,7 @@ impl World {
     fn connect(&mut self, number: usize) {
         let id = self.masters.config.primary.id;
         // Sometimes to one that only believes to be it.
-        let id = if self.rng.chance(10) { self.nodes[self.rng.below(3) as usize].id } else { id };
+        let id = if self.rng.chance(30) { self.nodes[self.rng.below(3) as usize].id } else { id };
         let node = self.index(id);
         self.next_stream += 1;
         let stream = StreamId(self.next_stream);
@@ -892,6 +899,8 @@ impl World {
             let node = self.rng.below(3) as usize;
             if self.rng.chance(50) {
                 self.nodes[node].apart = true;
+                // A primary that only its clients reach is the one that could serve stale reads.
+                self.nodes[node].unseen = self.rng.chance(40);
                 let delay = self.rng.below(5_000);
                 self.after(delay, Event::Mend);
             } else if self.nodes[node].replica.is_some() {
