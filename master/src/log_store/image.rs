@@ -1,4 +1,4 @@
-//! What the journal's records add up to.
+//! What the records add up to.
 
 use std::collections::BTreeMap;
 
@@ -7,36 +7,40 @@ use serde::{Deserialize, Serialize};
 
 use crate::raft::{Entry, MemberId};
 
-/// One record of the journal: one operation on the log. In JSON, so that an operator can read a
-/// segment with `strings`.
+/// One record: one operation on the log. In JSON, so that an operator can read a segment with
+/// `strings`.
 #[derive(Debug, Serialize, Deserialize)]
 pub(crate) enum Record {
-    /// The member voted, or leads, in this term.
-    Vote(Vote<MemberId>),
-    /// Applied up to here. A hint: what it saves is replay, not safety.
-    Committed(Option<LogId<MemberId>>),
     /// One entry, right behind the last one.
     Append(Entry),
     /// Entries from this index on never happened.
     Truncate(u64),
+    /// Applied up to here. A hint: what it saves is replay, not safety.
+    Committed(Option<LogId<MemberId>>),
+}
+
+/// What must be replaced as a whole: it lies beside the records, in two slots.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub(crate) struct Hard {
+    /// The member voted, or leads, in this term.
+    pub(crate) vote: Option<Vote<MemberId>>,
     /// Entries up to this one are in a snapshot.
-    Purge(LogId<MemberId>),
-    /// Heads every segment but the first: all that must outlive the older segments.
-    Head {
-        vote: Option<Vote<MemberId>>,
-        committed: Option<LogId<MemberId>>,
-        purged: Option<LogId<MemberId>>,
-    },
+    pub(crate) purged: Option<LogId<MemberId>>,
+    /// The first record that is needed: nothing before it says anything of an entry that is not
+    /// purged.
+    pub(crate) from: u64,
+    /// Every record up to this one was durable when this was written.
+    pub(crate) durable: u64,
 }
 
 /// Why records don't add up to a log.
 #[derive(Debug, thiserror::Error)]
 pub enum ReplayError {
     /// Bytes that are no record.
-    #[error("a journal record can't be read: {0}. Was it written by a newer version?")]
+    #[error("a record can't be read: {0}. Was it written by a newer version?")]
     Unreadable(#[from] serde_json::Error),
     /// An entry that leaves a hole.
-    #[error("journal entry {found} follows entry {last}: a record is missing")]
+    #[error("entry {found} follows entry {last}: a record is missing")]
     Hole {
         /// The last index before.
         last: u64,
@@ -44,7 +48,7 @@ pub enum ReplayError {
         found: u64,
     },
     /// The first entry does not follow what was purged.
-    #[error("the log starts at {first} but was purged up to {purged:?}: a segment is missing")]
+    #[error("the log starts at {first} but was purged up to {purged:?}: a record is missing")]
     Start {
         /// First index held.
         first: u64,
@@ -67,7 +71,6 @@ impl Image {
     /// Takes one record in.
     pub(crate) fn apply(&mut self, record: Record) -> Result<(), ReplayError> {
         match record {
-            Record::Vote(vote) => self.vote = Some(vote),
             Record::Committed(committed) => self.committed = committed,
             Record::Append(entry) => {
                 let found = entry.log_id.index;
@@ -79,19 +82,12 @@ impl Image {
                 self.entries.insert(found, entry);
             }
             Record::Truncate(since) => drop(self.entries.split_off(&since)),
-            Record::Purge(upto) => self.purge(upto),
-            Record::Head { vote, committed, purged } => {
-                self.vote = vote;
-                self.committed = committed;
-                if let Some(purged) = purged {
-                    self.purge(purged);
-                }
-            }
         }
         Ok(())
     }
 
-    fn purge(&mut self, upto: LogId<MemberId>) {
+    /// Forgets entries up to `upto`.
+    pub(crate) fn purge(&mut self, upto: LogId<MemberId>) {
         self.entries = self.entries.split_off(&(upto.index + 1));
         self.purged = self.purged.max(Some(upto));
     }

@@ -1,415 +1,274 @@
-//! An append-only journal of checksummed records in segment files.
-//!
-//! The journal knows nothing of Raft: it keeps byte records in order, tells them all at opening,
-//! and drops its oldest segments when asked to. A record counts once [`Journal::sync`] returned.
+//! The records and the hard state on the disk.
 //!
 //! ```text
-//! segment = header | frame ...              file name: journal-<first sequence, 16 hex>.log
-//! header  = "SBKJRNL1" | first u64 | crc32c u32 | 0 u32          (crc over the 16 bytes before)
-//! frame   = length u32 | crc32c u32 | sequence u64 | synced u64 | payload | 0.. to 8 bytes
+//! wal/      records, in the segments of sbk-wal
+//! hard.sbk  the vote, and where the needed records begin, in two slots
 //! ```
-//! Integers are little-endian; a frame's checksum covers everything in it but itself.
-//!
-//! A crash may leave any part of what was not synced: opening cuts the newest segment at its
-//! first bad frame. That is right only if nothing synced lies behind the cut, so every frame
-//! also tells the last sequence that was synced when it was written: a good frame behind the
-//! cut that says "what you cut was synced" proves damage, and the journal refuses to open.
+//! A truncation is a record like any other, written behind what it undoes: a crash can only lose
+//! the newest records, never tear an old one.
 
-use std::fs::{self, File, OpenOptions};
-use std::io;
-use std::os::unix::fs::FileExt;
-use std::path::{Path, PathBuf};
+use std::collections::BTreeMap;
+use std::sync::Arc;
 
-const MAGIC: &[u8; 8] = b"SBKJRNL1";
-const HEADER: usize = 24;
-const FRAME: usize = 24;
-/// Most bytes of one record.
-pub(crate) const MAX_RECORD: usize = 64 << 20;
+use bytes::Bytes;
+use sbk_wal::{Expect, Log, LogError, LogOptions, Marks, Owner, SlotError, Slots, Storage, crc32c};
+
+use super::image::{Hard, Image, Record, ReplayError};
+
+const DIR: &str = "wal";
+const SLOTS: &str = "hard.sbk";
+const MAGIC: [u8; 8] = *b"SBKRAFT1";
+const VERSION: u32 = 1;
+const SLOT_BYTES: usize = 4096;
+/// An entry's frame passes this only if it is a registration with very many replicas; it gets a
+/// segment of its own size then.
+pub(crate) const OPTIONS: LogOptions = LogOptions { segment_bytes: 4 << 20, batch_bytes: 1 << 20 };
 
 /// Why the journal can't be opened or written.
 #[derive(Debug, thiserror::Error)]
 pub enum JournalError {
-    /// The operating system said no.
-    #[error("{action} {path}: {source}")]
-    Io {
-        /// What was tried.
-        action: &'static str,
-        /// On which file.
-        path: PathBuf,
-        /// The failure.
-        source: io::Error,
-    },
-    /// Synced data is damaged.
+    /// The records.
+    #[error("the Raft log: {0}")]
+    Log(#[from] LogError),
+    /// The vote.
+    #[error("the vote: {0}")]
+    Hard(#[from] SlotError),
+    /// What was read makes no sense.
+    #[error("the Raft log: {0}")]
+    Replay(#[from] ReplayError),
+    /// The directory can't be used.
+    #[error("make the Raft log's directory: {0}")]
+    Directory(#[source] std::io::Error),
+    /// The files of a member that took part are gone.
     #[error(
-        "the journal is damaged at byte {offset} of {path}: {what}. The member's vote and log \
-         can't be trusted any more; remove this member from the cluster and add a new one"
+        "{path} is missing: this member's vote and log are lost. Never start it again under its \
+         id; remove it from the cluster and add a member with a new id"
     )]
-    Damaged {
-        /// The segment.
-        path: PathBuf,
-        /// Where in it.
-        offset: u64,
-        /// What is wrong.
-        what: String,
+    Missing {
+        /// What is missing.
+        path: std::path::PathBuf,
     },
-    /// A record over the limit.
-    #[error("a record of {size} bytes is over the journal's limit of {MAX_RECORD}")]
-    TooLarge {
-        /// Its size.
-        size: usize,
-    },
-    /// An earlier write or sync failed. What reached the disk is unknown, so nothing more may be
+    /// An earlier operation failed. What reached the disk is unknown, so nothing more may be
     /// acknowledged by this process.
-    #[error("the journal failed earlier and is closed")]
-    Failed,
+    #[error("the Raft log failed earlier and is closed")]
+    Closed,
 }
 
-fn io_error<'a>(
-    action: &'static str,
-    path: &'a Path,
-) -> impl FnOnce(io::Error) -> JournalError + 'a {
-    move |source| JournalError::Io { action, path: path.to_owned(), source }
+/// What a record means to the journal.
+#[derive(Clone, Copy, Debug)]
+pub(crate) enum Note {
+    /// It holds the entry of this index.
+    Entry(u64),
+    /// It undoes the entries from this index on.
+    Truncate(u64),
+    /// Nothing that must be kept.
+    Hint,
 }
 
-/// One segment file.
-#[derive(Debug)]
-struct Segment {
-    first: u64,
-    path: PathBuf,
+impl Record {
+    pub(crate) fn note(&self) -> Note {
+        match self {
+            Record::Append(entry) => Note::Entry(entry.log_id.index),
+            Record::Truncate(since) => Note::Truncate(*since),
+            Record::Committed(_) => Note::Hint,
+        }
+    }
+
+    pub(crate) fn encode(&self) -> Bytes {
+        // Plain data with string keys: serializing it can't fail.
+        serde_json::to_vec(self).expect("a record is serializable").into()
+    }
 }
 
-/// See the module's documentation. One owner writes.
+/// See the module's documentation. One owner; everything here blocks.
 #[derive(Debug)]
 pub(crate) struct Journal {
-    dir: PathBuf,
-    /// Oldest first; the last one is written.
-    segments: Vec<Segment>,
-    file: File,
-    end: u64,
-    next: u64,
-    synced: u64,
+    log: Log,
+    slots: Slots,
+    hard: Hard,
+    /// The record of each entry that is not purged. It ascends with the entry's index: an entry
+    /// that was truncated and appended again has the later record.
+    positions: BTreeMap<u64, u64>,
+    durable: u64,
     failed: bool,
 }
 
-/// A record as told at opening.
-#[derive(Debug, PartialEq, Eq)]
-pub(crate) struct Stored {
-    pub(crate) segment: u64,
-    pub(crate) payload: Vec<u8>,
+fn owner() -> Owner {
+    Owner::new(*b"sbk master's log", *b"raft entries v01")
 }
 
 impl Journal {
-    /// Opens the journal in `dir`, which exists, and returns every record in order. `fresh` says
-    /// that there may be none yet: then an empty one is made. Otherwise a journal that is gone,
-    /// or whose only segment can't be read, is damage and not a beginning.
-    pub(crate) fn open(dir: &Path, fresh: bool) -> Result<(Self, Vec<Stored>), JournalError> {
-        let mut segments = list(dir)?;
-        let mut records = Vec::new();
-        let mut next = segments.first().map_or(1, |s| s.first);
-        let mut end = 0;
-        let mut index = 0;
-        while index < segments.len() {
-            let newest = index + 1 == segments.len();
-            let segment = &segments[index];
-            if segment.first != next {
-                return Err(JournalError::Damaged {
-                    path: segment.path.clone(),
-                    offset: 0,
-                    what: format!("record {next} is expected next; a segment is missing"),
-                });
+    /// Opens the journal in `storage`, and tells what its records add up to. `fresh` says that
+    /// there may be none yet: otherwise one that is gone is a loss and not a beginning.
+    pub(crate) fn open(
+        storage: &Arc<dyn Storage>,
+        options: LogOptions,
+        fresh: bool,
+    ) -> Result<(Self, Image), JournalError> {
+        let exists = storage.list("").map_err(JournalError::Directory)?;
+        let begun = exists.iter().any(|name| name == SLOTS);
+        if !begun && !fresh {
+            return Err(JournalError::Missing { path: storage.describe(SLOTS) });
+        }
+        storage.create_dir(DIR).map_err(JournalError::Directory)?;
+        let (slots, hard) = match begun.then(|| open_slots(storage)) {
+            Some(Ok(opened)) => opened,
+            // A first start that ended before the file was whole: nothing was promised yet.
+            Some(Err(JournalError::Hard(SlotError::Damaged { .. }))) if fresh => {
+                make_slots(storage)?
             }
-            let bytes = fs::read(&segment.path).map_err(io_error("read", &segment.path))?;
-            let Some(good) = read_segment(segment, &bytes, newest, &mut next, &mut records)? else {
-                // A crash while the segment was being made: nothing in it was ever promised.
-                fs::remove_file(&segment.path).map_err(io_error("remove", &segment.path))?;
-                sync_dir(dir)?;
-                segments.pop();
-                if let Some(last) = segments.last() {
-                    end = fs::metadata(&last.path).map_err(io_error("stat", &last.path))?.len();
+            Some(Err(error)) => return Err(error),
+            None => make_slots(storage)?,
+        };
+        let mut image = Image { vote: hard.vote, ..Image::default() };
+        let mut positions = BTreeMap::new();
+        let mut replay = Ok(());
+        let expect = Expect { from: hard.from, durable: hard.durable, cut: None };
+        let mut visit = |record: &sbk_wal::ReadRecord, _| {
+            let outcome = take(&mut image, &mut positions, record.index, &record.body);
+            outcome.map_err(|error| {
+                let text = error.to_string();
+                replay = Err(error);
+                text
+            })
+        };
+        let storage = Arc::clone(storage);
+        let opened = Log::open(storage, DIR, owner(), options, expect, &mut visit);
+        replay?;
+        let (log, opened) = opened?;
+        for note in opened.notes {
+            tracing::warn!(note, "the Raft log");
+        }
+        if let Some(purged) = hard.purged {
+            image.purge(purged);
+            positions = positions.split_off(&(purged.index + 1));
+        }
+        image.check()?;
+        let durable = opened.end;
+        Ok((Self { log, slots, hard, positions, durable, failed: false }, image))
+    }
+
+    /// Appends records durably.
+    pub(crate) fn append(&mut self, records: &[(Note, Bytes)]) -> Result<(), JournalError> {
+        self.guarded(|journal| {
+            let mut rest = records;
+            while !rest.is_empty() {
+                let first = journal.log.next_index();
+                let marks = Marks { durable: journal.durable, committed: 0 };
+                let bodies = rest.iter().map(|(_, body)| sbk_wal::Record {
+                    meta: &[],
+                    payload: body.clone(),
+                    crc: crc32c(body),
+                });
+                let (append, places) = journal.log.plan_append(bodies, marks)?;
+                journal.durable = journal.log.append_done(append.run())?;
+                let (written, left) = rest.split_at(places.len());
+                for (index, (note, _)) in (first..).zip(written) {
+                    place(&mut journal.positions, index, *note);
                 }
-                break;
-            };
-            end = good;
-            index += 1;
-        }
-        let Some(newest) = segments.last() else {
-            if !fresh {
-                return Err(JournalError::Damaged {
-                    path: dir.to_owned(),
-                    offset: 0,
-                    what: "there is no readable segment".into(),
-                });
+                rest = left;
             }
-            let (segment, file) = create_segment(dir, 1, &[])?;
-            let journal = Self {
-                dir: dir.to_owned(),
-                segments: vec![segment],
-                file,
-                end: HEADER as u64,
-                next: 1,
-                synced: 0,
-                failed: false,
-            };
-            return Ok((journal, records));
-        };
-        let file = OpenOptions::new()
-            .read(true)
-            .write(true)
-            .open(&newest.path)
-            .map_err(io_error("open", &newest.path))?;
-        // What follows the last good frame is the rest of a crash. Cut it, so that it can't be
-        // taken for records once more have been written. What was read but perhaps never synced
-        // is synced now, before anybody acts on it.
-        file.set_len(end).map_err(io_error("truncate", &newest.path))?;
-        file.sync_all().map_err(io_error("sync", &newest.path))?;
-        let journal = Self {
-            dir: dir.to_owned(),
-            segments,
-            file,
-            end,
-            next,
-            synced: next - 1,
-            failed: false,
-        };
-        Ok((journal, records))
-    }
-
-    /// The first sequence of the segment that is written: its identity.
-    pub(crate) fn segment(&self) -> u64 {
-        self.newest().first
-    }
-
-    /// Bytes in the segment that is written.
-    pub(crate) fn segment_bytes(&self) -> u64 {
-        self.end
-    }
-
-    /// The identities of the segments, oldest first.
-    pub(crate) fn segments(&self) -> impl Iterator<Item = u64> + '_ {
-        self.segments.iter().map(|s| s.first)
-    }
-
-    fn newest(&self) -> &Segment {
-        // Holds from `open` on: a segment is made before an older one goes.
-        self.segments.last().expect("a journal has a segment")
-    }
-
-    /// Writes records. They count only after the next [`sync`](Self::sync).
-    pub(crate) fn append(&mut self, payloads: &[Vec<u8>]) -> Result<(), JournalError> {
-        if self.failed {
-            return Err(JournalError::Failed);
-        }
-        let mut bytes = Vec::new();
-        let mut next = self.next;
-        for payload in payloads {
-            put_frame(&mut bytes, next, self.synced, payload)?;
-            next += 1;
-        }
-        let written = self.file.write_all_at(&bytes, self.end);
-        self.checked("write", written)?;
-        self.end += bytes.len() as u64;
-        self.next = next;
-        Ok(())
-    }
-
-    /// Makes everything appended durable.
-    pub(crate) fn sync(&mut self) -> Result<(), JournalError> {
-        if self.failed {
-            return Err(JournalError::Failed);
-        }
-        let synced = self.file.sync_data();
-        self.checked("sync", synced)?;
-        self.synced = self.next - 1;
-        Ok(())
-    }
-
-    /// After a failed write or fsync the kernel may have dropped dirty pages and report success
-    /// the next time, so the first failure closes the journal for good.
-    fn checked(
-        &mut self,
-        action: &'static str,
-        result: io::Result<()>,
-    ) -> Result<(), JournalError> {
-        result.map_err(|source| {
-            self.failed = true;
-            JournalError::Io { action, path: self.newest().path.clone(), source }
+            Ok(())
         })
     }
 
-    /// Starts a new segment whose first record is `head`, durably. Everything appended before is
-    /// synced first, so that only the newest segment can have a torn end.
-    pub(crate) fn rotate(&mut self, head: &[u8]) -> Result<(), JournalError> {
-        self.sync()?;
-        let mut frames = Vec::new();
-        put_frame(&mut frames, self.next, self.synced, head)?;
-        let made = create_segment(&self.dir, self.next, &frames);
-        let (segment, file) = made.inspect_err(|_| self.failed = true)?;
-        self.segments.push(segment);
-        self.file = file;
-        self.end = (HEADER + frames.len()) as u64;
-        self.synced = self.next;
-        self.next += 1;
-        Ok(())
+    /// Replaces the vote durably.
+    pub(crate) fn vote(&mut self, vote: crate::raft::Vote) -> Result<(), JournalError> {
+        self.guarded(|journal| {
+            journal.hard.vote = Some(vote);
+            journal.write_hard()
+        })
     }
 
-    /// Removes the oldest segment. The newest stays.
-    pub(crate) fn drop_oldest(&mut self) -> Result<(), JournalError> {
-        assert!(self.segments.len() > 1, "the segment that is written can't be dropped");
-        let oldest = self.segments.remove(0);
-        fs::remove_file(&oldest.path).map_err(io_error("remove", &oldest.path))?;
-        sync_dir(&self.dir)
+    /// Notes durably that entries up to `upto` are not needed any more, and only then lets the
+    /// segments go that held nothing else.
+    pub(crate) fn purge(&mut self, upto: crate::raft::LogId) -> Result<(), JournalError> {
+        self.guarded(|journal| {
+            journal.positions = journal.positions.split_off(&(upto.index + 1));
+            let first = journal.positions.first_key_value().map(|(_, record)| *record);
+            journal.hard.from = first.unwrap_or_else(|| journal.log.next_index());
+            journal.hard.purged = journal.hard.purged.max(Some(upto));
+            journal.write_hard()?;
+            let needed = journal.hard.from;
+            while journal.log.segments().next().is_some_and(|(_, last, _)| last < needed)
+                && journal.log.release_oldest()
+            {}
+            Ok(())
+        })
     }
-}
 
-fn list(dir: &Path) -> Result<Vec<Segment>, JournalError> {
-    let mut segments = Vec::new();
-    for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
-        let path = entry.map_err(io_error("list", dir))?.path();
-        let first = path
-            .file_name()
-            .and_then(|name| name.to_str())
-            .and_then(|name| name.strip_prefix("journal-")?.strip_suffix(".log"))
-            .and_then(|hex| u64::from_str_radix(hex, 16).ok());
-        if let Some(first) = first {
-            segments.push(Segment { first, path });
+    /// File work that nobody waits for: makes segments ahead, removes those that were let go.
+    pub(crate) fn housekeep(&mut self) -> Result<(), JournalError> {
+        if self.failed {
+            return Ok(());
         }
+        self.guarded(|journal| {
+            if let Some(work) = journal.log.housekeeping() {
+                journal.log.housekeeping_done(work.run())?;
+            }
+            Ok(())
+        })
     }
-    segments.sort_by_key(|s| s.first);
-    Ok(segments)
-}
 
-/// Makes a segment with `frames` in it, durable with its name before this returns.
-fn create_segment(dir: &Path, first: u64, frames: &[u8]) -> Result<(Segment, File), JournalError> {
-    let path = dir.join(format!("journal-{first:016x}.log"));
-    let mut bytes = Vec::with_capacity(HEADER + frames.len());
-    bytes.extend_from_slice(MAGIC);
-    bytes.extend_from_slice(&first.to_le_bytes());
-    bytes.extend_from_slice(&crc(&[&bytes]).to_le_bytes());
-    bytes.extend_from_slice(&[0; 4]);
-    bytes.extend_from_slice(frames);
-    let file = OpenOptions::new()
-        .read(true)
-        .write(true)
-        .create_new(true)
-        .open(&path)
-        .map_err(io_error("create", &path))?;
-    file.write_all_at(&bytes, 0).map_err(io_error("write", &path))?;
-    file.sync_all().map_err(io_error("sync", &path))?;
-    sync_dir(dir)?;
-    Ok((Segment { first, path }, file))
-}
-
-fn sync_dir(dir: &Path) -> Result<(), JournalError> {
-    File::open(dir).and_then(|d| d.sync_all()).map_err(io_error("sync", dir))
-}
-
-fn crc(parts: &[&[u8]]) -> u32 {
-    let mut digest = crc_fast::Digest::new(crc_fast::CrcAlgorithm::Crc32Iscsi);
-    for part in parts {
-        digest.update(part);
+    fn write_hard(&mut self) -> Result<(), JournalError> {
+        self.hard.durable = self.durable;
+        Ok(self.slots.write(&encode_hard(&self.hard))?)
     }
-    // The algorithm's result has 32 bits.
-    digest.finalize() as u32
-}
 
-fn put_frame(
-    out: &mut Vec<u8>,
-    sequence: u64,
-    synced: u64,
-    payload: &[u8],
-) -> Result<(), JournalError> {
-    if payload.len() > MAX_RECORD {
-        return Err(JournalError::TooLarge { size: payload.len() });
-    }
-    let length = (payload.len() as u32).to_le_bytes();
-    let (sequence, synced) = (sequence.to_le_bytes(), synced.to_le_bytes());
-    out.extend_from_slice(&length);
-    out.extend_from_slice(&crc(&[&length, &sequence, &synced, payload]).to_le_bytes());
-    out.extend_from_slice(&sequence);
-    out.extend_from_slice(&synced);
-    out.extend_from_slice(payload);
-    out.resize(out.len().next_multiple_of(8), 0);
-    Ok(())
-}
-
-struct Frame<'a> {
-    sequence: u64,
-    synced: u64,
-    payload: &'a [u8],
-    size: usize,
-}
-
-/// The frame at the start of `bytes`, if there is a good one.
-fn get_frame(bytes: &[u8]) -> Option<Frame<'_>> {
-    let head: &[u8; FRAME] = bytes.get(..FRAME)?.try_into().ok()?;
-    let length = u32::from_le_bytes(head[0..4].try_into().ok()?) as usize;
-    let stored = u32::from_le_bytes(head[4..8].try_into().ok()?);
-    if length > MAX_RECORD {
-        return None;
-    }
-    let payload = bytes.get(FRAME..FRAME + length)?;
-    if crc(&[&head[0..4], &head[8..FRAME], payload]) != stored {
-        return None;
-    }
-    Some(Frame {
-        sequence: u64::from_le_bytes(head[8..16].try_into().ok()?),
-        synced: u64::from_le_bytes(head[16..24].try_into().ok()?),
-        payload,
-        size: (FRAME + length).next_multiple_of(8),
-    })
-}
-
-/// Whether a good frame in `bytes` proves that record `sequence` was synced. Frames are aligned
-/// to 8 bytes, so looking there finds them all.
-fn proves_synced(bytes: &[u8], sequence: u64) -> bool {
-    (0..bytes.len().saturating_sub(FRAME - 1)).step_by(8).any(|at| {
-        let rest = &bytes[at..];
-        // The cheap test first: the checksum of every offset would be slow.
-        let told = u64::from_le_bytes(rest[16..24].try_into().unwrap_or_default());
-        told >= sequence && get_frame(rest).is_some_and(|f| f.sequence > f.synced)
-    })
-}
-
-/// Reads a segment's frames into `records`. Returns the end of the last good one, or `None` if
-/// it is the newest segment and was never finished.
-fn read_segment(
-    segment: &Segment,
-    bytes: &[u8],
-    newest: bool,
-    next: &mut u64,
-    records: &mut Vec<Stored>,
-) -> Result<Option<u64>, JournalError> {
-    let damaged = |offset: usize, what: &str| JournalError::Damaged {
-        path: segment.path.clone(),
-        offset: offset as u64,
-        what: what.to_owned(),
-    };
-    let header_is_good = bytes.len() >= HEADER
-        && &bytes[..8] == MAGIC
-        && bytes[8..16] == segment.first.to_le_bytes()
-        && bytes[16..20] == crc(&[&bytes[..16]]).to_le_bytes();
-    if !header_is_good {
-        let body = bytes.get(HEADER..).unwrap_or_default();
-        if newest && !proves_synced(body, segment.first) {
-            return Ok(None);
+    /// After a failed write or sync the kernel may have dropped what was dirty and report success
+    /// the next time, so the first failure closes the journal for good.
+    fn guarded(
+        &mut self,
+        work: impl FnOnce(&mut Self) -> Result<(), JournalError>,
+    ) -> Result<(), JournalError> {
+        if self.failed {
+            return Err(JournalError::Closed);
         }
-        return Err(damaged(0, "bad segment header"));
+        work(self).inspect_err(|_| self.failed = true)
     }
-    let mut at = HEADER;
-    while at < bytes.len() {
-        let Some(frame) = get_frame(&bytes[at..]).filter(|f| f.sequence == *next) else {
-            if !newest {
-                return Err(damaged(at, "bad record in a finished segment"));
-            }
-            if proves_synced(&bytes[at..], *next) {
-                return Err(damaged(at, "bad record before good ones"));
-            }
-            break;
-        };
-        records.push(Stored { segment: segment.first, payload: frame.payload.to_vec() });
-        *next += 1;
-        at += frame.size;
+}
+
+fn take(
+    image: &mut Image,
+    positions: &mut BTreeMap<u64, u64>,
+    index: u64,
+    body: &[u8],
+) -> Result<(), ReplayError> {
+    let record: Record = serde_json::from_slice(body)?;
+    place(positions, index, record.note());
+    image.apply(record)
+}
+
+fn place(positions: &mut BTreeMap<u64, u64>, record: u64, note: Note) {
+    match note {
+        Note::Entry(index) => {
+            positions.insert(index, record);
+        }
+        Note::Truncate(since) => drop(positions.split_off(&since)),
+        Note::Hint => {}
     }
-    // The padding of the last frame may lie beyond a cut file's end.
-    Ok(Some(at as u64))
+}
+
+fn encode_hard(hard: &Hard) -> Vec<u8> {
+    // A handful of numbers: serializing it can't fail.
+    serde_json::to_vec(hard).expect("the hard state is serializable")
+}
+
+fn make_slots(storage: &Arc<dyn Storage>) -> Result<(Slots, Hard), JournalError> {
+    let hard = Hard { from: 1, ..Hard::default() };
+    let record = encode_hard(&hard);
+    let storage = Arc::clone(storage);
+    let root = Arc::clone(&storage);
+    if storage.list("").map_err(JournalError::Directory)?.iter().any(|name| name == SLOTS) {
+        storage.remove(SLOTS).map_err(JournalError::Directory)?;
+    }
+    let slots = Slots::create(storage, SLOTS, MAGIC, VERSION, SLOT_BYTES, &record)?;
+    root.sync_dir("").map_err(JournalError::Directory)?;
+    Ok((slots, hard))
+}
+
+fn open_slots(storage: &Arc<dyn Storage>) -> Result<(Slots, Hard), JournalError> {
+    let (slots, record) = Slots::open(Arc::clone(storage), SLOTS, MAGIC, VERSION, SLOT_BYTES)?;
+    let hard = serde_json::from_slice(&record).map_err(ReplayError::from)?;
+    Ok((slots, hard))
 }

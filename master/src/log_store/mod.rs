@@ -7,13 +7,14 @@
 //! The vote is durable before [`save_vote`](RaftLogStorage::save_vote) returns, entries before
 //! their callback is called, a purge before the files it makes needless are removed.
 
+#[cfg(test)]
+mod crash_tests;
 mod image;
 mod journal;
 #[cfg(test)]
 mod tests;
 mod writer;
 
-use std::collections::BTreeMap;
 use std::fmt::Debug;
 use std::ops::{Bound, RangeBounds};
 use std::path::Path;
@@ -30,19 +31,17 @@ pub use image::ReplayError;
 use image::{Image, Record};
 use journal::Journal;
 pub use journal::JournalError;
-use writer::{Done, Effect, HardState, Operation, Writer};
+use sbk_wal::{Files, LogOptions, Storage};
+use writer::{Done, Operation, Work, Writer};
 
 type Fault = StorageError<MemberId>;
 
 /// Why the log can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The files can't be read, or are damaged.
+    /// The files can't be read, are damaged, or make no sense.
     #[error(transparent)]
     Journal(#[from] JournalError),
-    /// The files can be read and make no sense.
-    #[error(transparent)]
-    Replay(#[from] ReplayError),
     /// The writing thread can't be started.
     #[error("can't start the journal's thread: {0}")]
     Thread(#[source] std::io::Error),
@@ -55,28 +54,19 @@ pub struct LogStore {
     writer: Arc<Writer>,
 }
 
-fn encode(record: &Record) -> Vec<u8> {
-    // Plain data with string keys: serializing it can't fail.
-    serde_json::to_vec(record).expect("a record is serializable")
-}
-
 impl LogStore {
     /// Opens the log in `dir`, which exists, with `fresh` allowing that there is none yet.
     pub fn open(dir: &Path, fresh: bool) -> Result<Self, OpenError> {
-        let (journal, records) = Journal::open(dir, fresh)?;
-        let mut image = Image::default();
-        let mut newest_index = BTreeMap::new();
-        for stored in records {
-            let record = serde_json::from_slice(&stored.payload).map_err(ReplayError::from)?;
-            if let Record::Append(entry) = &record {
-                let newest: &mut u64 = newest_index.entry(stored.segment).or_default();
-                *newest = entry.log_id.index.max(*newest);
-            }
-            image.apply(record)?;
-        }
-        image.check()?;
-        let hard = HardState { vote: image.vote, committed: image.committed, purged: image.purged };
-        let writer = Writer::start(journal, hard, newest_index).map_err(OpenError::Thread)?;
+        Self::open_in(Arc::new(Files::new(dir)), journal::OPTIONS, fresh)
+    }
+
+    fn open_in(
+        storage: Arc<dyn Storage>,
+        options: LogOptions,
+        fresh: bool,
+    ) -> Result<Self, OpenError> {
+        let (journal, image) = Journal::open(&storage, options, fresh)?;
+        let writer = Writer::start(journal).map_err(OpenError::Thread)?;
         Ok(Self { image: Arc::new(Mutex::new(image)), writer: Arc::new(writer) })
     }
 
@@ -101,16 +91,11 @@ impl LogStore {
         image.vote.is_none() && image.last().is_none()
     }
 
-    /// Writes one record and waits until it is durable.
-    async fn write_through(
-        &self,
-        record: &Record,
-        effect: Effect,
-    ) -> Result<(), Arc<JournalError>> {
+    /// Hands work over and waits until it is durable.
+    async fn write_through(&self, work: Work) -> Result<(), Arc<JournalError>> {
         let (reply, durable) = oneshot::channel();
-        let records = vec![encode(record)];
-        self.writer.submit(Operation { records, effect, done: Done::Reply(reply) }).await?;
-        durable.await.unwrap_or_else(|_| Err(Arc::new(JournalError::Failed)))
+        self.writer.submit(Operation { work, done: Done::Reply(reply) }).await?;
+        durable.await.unwrap_or_else(|_| Err(Arc::new(JournalError::Closed)))
     }
 }
 
@@ -154,7 +139,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_vote(&mut self, vote: &Vote<MemberId>) -> Result<(), Fault> {
-        self.write_through(&Record::Vote(*vote), Effect::Vote(*vote))
+        self.write_through(Work::Vote(*vote))
             .await
             .map_err(|e| StorageIOError::write_vote(AnyError::new(&*e)))?;
         self.image().vote = Some(*vote);
@@ -166,11 +151,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn save_committed(&mut self, committed: Option<LogId<MemberId>>) -> Result<(), Fault> {
-        let records = vec![encode(&Record::Committed(committed))];
-        let effect = Effect::Committed(committed);
         // Not synced: losing it costs replay only.
+        let work = Work::Hint(Record::Committed(committed).encode());
         self.writer
-            .submit(Operation { records, effect, done: Done::Nobody })
+            .submit(Operation { work, done: Done::Nobody })
             .await
             .map_err(|e| StorageIOError::write(AnyError::new(&*e)))?;
         self.image().committed = committed;
@@ -191,18 +175,15 @@ impl RaftLogStorage<TypeConfig> for LogStore {
         I::IntoIter: OptionalSend,
     {
         let mut records = Vec::new();
-        let mut last = 0;
         {
             let mut image = self.image();
             for entry in entries {
-                last = entry.log_id.index;
                 let record = Record::Append(entry);
-                records.push(encode(&record));
+                records.push((record.note(), record.encode()));
                 image.apply(record).map_err(|e| StorageIOError::write_logs(AnyError::new(&e)))?;
             }
         }
-        let operation =
-            Operation { records, effect: Effect::Append(last), done: Done::Flushed(callback) };
+        let operation = Operation { work: Work::Records(records), done: Done::Flushed(callback) };
         self.writer
             .submit(operation)
             .await
@@ -211,7 +192,8 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn truncate(&mut self, log_id: LogId<MemberId>) -> Result<(), Fault> {
-        self.write_through(&Record::Truncate(log_id.index), Effect::Truncate)
+        let record = Record::Truncate(log_id.index);
+        self.write_through(Work::Records(vec![(record.note(), record.encode())]))
             .await
             .map_err(|e| StorageIOError::write_logs(AnyError::new(&*e)))?;
         drop(self.image().entries.split_off(&log_id.index));
@@ -219,12 +201,10 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId<MemberId>) -> Result<(), Fault> {
-        self.write_through(&Record::Purge(log_id), Effect::Purge(log_id))
+        self.write_through(Work::Purge(log_id))
             .await
             .map_err(|e| StorageIOError::write_logs(AnyError::new(&*e)))?;
-        self.image()
-            .apply(Record::Purge(log_id))
-            .map_err(|e| StorageIOError::write_logs(AnyError::new(&e)))?;
+        self.image().purge(log_id);
         Ok(())
     }
 }

@@ -1,5 +1,4 @@
-//! openraft's own suite over the log store and the state machine, and what it leaves out: restarts
-//! and torn ends.
+//! openraft's own suite over the log store and the state machine, and restarts.
 
 use openraft::StorageError;
 use openraft::storage::{RaftLogReader, RaftLogStorage};
@@ -41,28 +40,19 @@ async fn a_vote_outlives_a_restart() {
     assert!(log.try_get_log_entries(0..10).await.expect("reads").is_empty());
 }
 
-#[tokio::test]
-async fn a_torn_end_is_cut_and_an_earlier_record_stands() {
-    let dir = TempDir::new().expect("a temporary directory");
-    {
-        let mut log = LogStore::open(dir.path(), true).expect("opens");
-        log.save_vote(&Vote::new(1, 1)).await.expect("saves");
-    }
-    let segment = std::fs::read_dir(dir.path())
-        .expect("lists")
-        .flatten()
-        .map(|entry| entry.path())
-        .find(|path| path.extension().is_some_and(|e| e == "log"))
-        .expect("a segment");
-    let mut bytes = std::fs::read(&segment).expect("reads");
-    bytes.extend_from_slice(&[0x5a; 40]);
-    std::fs::write(&segment, &bytes).expect("writes");
-    let mut log = LogStore::open(dir.path(), false).expect("opens with a torn end");
-    assert_eq!(log.read_vote().await.expect("reads"), Some(Vote::new(1, 1)));
-}
-
 #[test]
 fn a_lost_journal_is_not_a_new_one() {
     let dir = TempDir::new().expect("a temporary directory");
     assert!(LogStore::open(dir.path(), false).is_err());
+}
+
+#[tokio::test]
+async fn a_vote_that_is_gone_is_not_forgotten_silently() {
+    let dir = TempDir::new().expect("a temporary directory");
+    let mut log = LogStore::open(dir.path(), true).expect("opens");
+    log.save_vote(&Vote::new(7, 2)).await.expect("saves");
+    drop(log);
+    std::fs::remove_file(dir.path().join("hard.sbk")).expect("removes");
+    let error = LogStore::open(dir.path(), false).expect_err("the vote is gone");
+    assert!(error.to_string().contains("hard.sbk"), "{error}");
 }

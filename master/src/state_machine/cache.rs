@@ -9,6 +9,7 @@
 use std::fs;
 use std::path::Path;
 
+use sbk_wal::crc32c;
 use serde::{Deserialize, Serialize};
 
 use super::machine::Applied;
@@ -44,10 +45,6 @@ pub(crate) struct Cache {
     db: sled::Db,
 }
 
-fn crc(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
-}
-
 impl Cache {
     /// Opens the database in `dir`; one that does not open is removed and made anew.
     pub(crate) fn open(dir: &Path) -> Result<Self, CacheError> {
@@ -67,7 +64,7 @@ impl Cache {
     pub(crate) fn load(&self) -> Option<Applied> {
         let bytes = self.db.get(KEY).ok()??;
         let kept: Kept = serde_json::from_slice(&bytes).ok()?;
-        if crc(kept.body.as_bytes()) != kept.crc {
+        if crc32c(kept.body.as_bytes()) != kept.crc {
             return None;
         }
         serde_json::from_str(&kept.body).ok()
@@ -76,7 +73,7 @@ impl Cache {
     /// Keeps the state. sled writes it out some time later.
     pub(crate) fn save(&self, applied: &Applied) -> Result<(), CacheError> {
         let body = serde_json::to_string(applied)?;
-        let kept = Kept { crc: crc(body.as_bytes()), body };
+        let kept = Kept { crc: crc32c(body.as_bytes()), body };
         self.db.insert(KEY, serde_json::to_vec(&kept)?)?;
         Ok(())
     }

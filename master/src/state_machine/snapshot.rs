@@ -11,6 +11,8 @@ use std::fs::{self, File};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
+use sbk_wal::crc32c;
+
 use crate::raft::SnapshotMeta;
 
 const MAGIC: &[u8; 8] = b"SBKSNAP1";
@@ -59,10 +61,6 @@ fn io_error<'a>(
     move |source| SnapshotError::Io { action, path: path.to_owned(), source }
 }
 
-fn crc(bytes: &[u8]) -> u32 {
-    crc_fast::checksum(crc_fast::CrcAlgorithm::Crc32Iscsi, bytes) as u32
-}
-
 fn index_of(meta: &SnapshotMeta) -> u64 {
     meta.last_log_id.map_or(0, |id| id.index)
 }
@@ -80,7 +78,7 @@ pub(crate) fn save(dir: &Path, meta: &SnapshotMeta, data: &[u8]) -> Result<(), S
     bytes.extend_from_slice(&(data.len() as u64).to_le_bytes());
     bytes.extend_from_slice(&json);
     bytes.extend_from_slice(data);
-    bytes.extend_from_slice(&crc(&bytes).to_le_bytes());
+    bytes.extend_from_slice(&crc32c(&bytes).to_le_bytes());
     let mut file = File::create(&temporary).map_err(io_error("create", &temporary))?;
     file.write_all(&bytes).map_err(io_error("write", &temporary))?;
     file.sync_all().map_err(io_error("sync", &temporary))?;
@@ -147,7 +145,7 @@ fn load(path: &Path) -> Result<Loaded, SnapshotError> {
 fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let (body, sum) = bytes.split_last_chunk::<4>()?;
     let head: &[u8; HEADER] = body.get(..HEADER)?.try_into().ok()?;
-    if &head[..8] != MAGIC || crc(body) != u32::from_le_bytes(*sum) {
+    if &head[..8] != MAGIC || crc32c(body) != u32::from_le_bytes(*sum) {
         return None;
     }
     let meta = u32::from_le_bytes(head[8..12].try_into().ok()?) as usize;
