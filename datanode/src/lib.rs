@@ -8,6 +8,7 @@ pub mod link;
 pub mod node;
 pub mod ops;
 mod run;
+pub mod store;
 pub mod transport;
 pub mod volume;
 

@@ -109,6 +109,7 @@ pub struct Log {
     /// Files that are no part of the log.
     pub(crate) garbage: Vec<String>,
     pub(crate) housekeeping_in_flight: bool,
+    pub(crate) housekeeping_failed: bool,
     pub(crate) failed: bool,
 }
 
@@ -162,6 +163,7 @@ impl Log {
             released: Vec::new(),
             garbage: Vec::new(),
             housekeeping_in_flight: false,
+            housekeeping_failed: false,
             failed: false,
         }
     }

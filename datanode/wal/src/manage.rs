@@ -36,12 +36,14 @@ impl Log {
         }
         let piece = self.pieces.pop_front().expect("there are two");
         self.released.push(piece);
+        self.housekeeping_failed = false;
         true
     }
 
     /// Whether there is file work to do.
     pub fn wants_housekeeping(&self) -> bool {
         !self.housekeeping_in_flight
+            && !self.housekeeping_failed
             && !self.failed
             && (!self.released.is_empty() || self.spares.len() < SPARES)
     }
@@ -63,10 +65,12 @@ impl Log {
         })
     }
 
-    /// Takes its outcome back.
+    /// Takes its outcome back. The log goes on after a failure: a file that was left over is
+    /// dealt with at the next opening, and a spare that is missing is made when it is needed. More
+    /// is tried only once another segment was released.
     pub fn housekeeping_done(&mut self, done: Housekept) -> Result<(), LogError> {
         self.housekeeping_in_flight = false;
-        let made = done.0.inspect_err(|_| self.failed = true)?;
+        let made = done.0.inspect_err(|_| self.housekeeping_failed = true)?;
         self.spares.extend(made);
         Ok(())
     }

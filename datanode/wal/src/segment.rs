@@ -10,6 +10,7 @@
 
 use std::fmt;
 use std::io;
+use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
 use crate::bytes_io::{Get, Put};
@@ -160,6 +161,11 @@ impl Segment {
     /// The index of its first record.
     pub fn first(&self) -> u64 {
         self.header.first
+    }
+
+    /// Where it is, for messages.
+    pub fn describe(&self) -> PathBuf {
+        self.storage.describe(&self.path)
     }
 
     /// Fills `buf` from `offset`.

@@ -1,0 +1,142 @@
+//! Headers and log states as bytes.
+
+use bytes::Bytes;
+use sbk_engine::replication::log::{
+    EntryHeader, EntryKind, LogState, Origin, RequestTag, SessionLog,
+};
+use sbk_engine::types::{AttachGeneration, Epoch, Lba, Lsn, SessionId};
+use sbk_wal::{Get, Put};
+use uuid::Uuid;
+
+use crate::entry::{CANONICAL_HEADER, canonical};
+
+/// The header whose canonical form `bytes` starts with. `None` if it is none: a kind that is not
+/// known, or fields that no header has.
+pub(super) fn header(bytes: &[u8]) -> Option<EntryHeader> {
+    let bytes = bytes.get(..CANONICAL_HEADER)?;
+    let mut get = Get(bytes);
+    let epoch = Epoch(get.u64()?);
+    let lsn = Lsn(get.u64()?);
+    let kind = get.u32()?;
+    let blocks = get.u32()?;
+    let value = get.u64()?;
+    let session = get.array()?;
+    let sequence = get.u64()?;
+    let low = get.u64()?;
+    let subject = SessionId(Uuid::from_bytes(get.array()?));
+    let lba = Lba(value);
+    let kind = match kind {
+        1 => EntryKind::Write { lba, blocks },
+        2 => EntryKind::Trim { lba, blocks },
+        3 => EntryKind::Zero { lba, blocks },
+        4 => EntryKind::Attach { generation: AttachGeneration(value) },
+        5 => EntryKind::Close { session: subject },
+        6 => EntryKind::Resize { blocks: value },
+        _ => return None,
+    };
+    let session = SessionId(Uuid::from_bytes(session));
+    let origin =
+        (!session.0.is_nil()).then_some(Origin { tag: RequestTag { session, sequence }, low });
+    let header = EntryHeader { epoch, lsn, kind, origin };
+    (canonical(&header) == bytes).then_some(header)
+}
+
+/// The header and the payload of an entry's bytes in the log.
+pub(super) fn entry(body: &Bytes) -> Option<(EntryHeader, Bytes)> {
+    let header = header(body)?;
+    let payload = body.slice(CANONICAL_HEADER..);
+    (payload.len() as u64 == header.kind.payload_len()).then_some((header, payload))
+}
+
+/// A log state and the LSN that it is as of.
+pub(super) fn put_state(state: &LogState, upto: Lsn, out: &mut Put) {
+    out.u64(upto.0).u64(state.attach.0).u64(state.blocks).u32(state.sessions.len() as u32);
+    for (id, session) in &state.sessions {
+        out.bytes(id.0.as_bytes()).u64(session.low).u64(session.newest.0);
+        out.u32(session.logged.len() as u32);
+        for (sequence, lsn) in &session.logged {
+            out.u64(*sequence).u64(lsn.0);
+        }
+    }
+}
+
+/// The reverse of [`put_state`].
+pub(super) fn get_state(get: &mut Get<'_>) -> Option<(LogState, Lsn)> {
+    let upto = Lsn(get.u64()?);
+    let attach = AttachGeneration(get.u64()?);
+    let mut state = LogState::new(get.u64()?);
+    state.attach = attach;
+    for _ in 0..get.u32()? {
+        let id = SessionId(Uuid::from_bytes(get.array()?));
+        let mut session =
+            SessionLog { low: get.u64()?, newest: Lsn(get.u64()?), ..SessionLog::default() };
+        for _ in 0..get.u32()? {
+            session.logged.insert(get.u64()?, Lsn(get.u64()?));
+        }
+        state.sessions.insert(id, session);
+    }
+    Some((state, upto))
+}
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn kinds() -> impl Strategy<Value = EntryKind> {
+        let (lba, blocks) = (any::<u64>(), any::<u32>());
+        prop_oneof![
+            (lba, blocks).prop_map(|(l, blocks)| EntryKind::Write { lba: Lba(l), blocks }),
+            (lba, blocks).prop_map(|(l, blocks)| EntryKind::Trim { lba: Lba(l), blocks }),
+            (lba, blocks).prop_map(|(l, blocks)| EntryKind::Zero { lba: Lba(l), blocks }),
+            lba.prop_map(|g| EntryKind::Attach { generation: AttachGeneration(g) }),
+            (1..u128::MAX)
+                .prop_map(|id| EntryKind::Close { session: SessionId(Uuid::from_u128(id)) }),
+            lba.prop_map(|blocks| EntryKind::Resize { blocks }),
+        ]
+    }
+
+    fn origins() -> impl Strategy<Value = Option<Origin>> {
+        let origin = (1..u128::MAX, any::<u64>(), any::<u64>()).prop_map(|(id, sequence, low)| {
+            let session = SessionId(Uuid::from_u128(id));
+            Origin { tag: RequestTag { session, sequence }, low }
+        });
+        proptest::option::of(origin)
+    }
+
+    proptest! {
+        #[test]
+        fn a_header_comes_back_from_its_canonical_form(
+            epoch in any::<u64>(),
+            lsn in any::<u64>(),
+            kind in kinds(),
+            origin in origins(),
+        ) {
+            let it = EntryHeader { epoch: Epoch(epoch), lsn: Lsn(lsn), kind, origin };
+            prop_assert_eq!(header(&canonical(&it)), Some(it));
+        }
+
+        #[test]
+        fn no_bytes_make_it_panic(bytes in proptest::collection::vec(any::<u8>(), 0..200)) {
+            if let Some(it) = header(&bytes) {
+                prop_assert_eq!(&canonical(&it)[..], &bytes[..CANONICAL_HEADER]);
+            }
+            get_state(&mut Get(&bytes));
+        }
+    }
+
+    #[test]
+    fn a_state_comes_back() {
+        let mut state = LogState::new(77);
+        state.attach = AttachGeneration(5);
+        let mut session = SessionLog { low: 3, newest: Lsn(9), ..SessionLog::default() };
+        session.logged.insert(4, Lsn(8));
+        session.logged.insert(6, Lsn(9));
+        state.sessions.insert(SessionId(Uuid::from_u128(1)), session);
+        state.sessions.insert(SessionId(Uuid::from_u128(2)), SessionLog::default());
+        let mut put = Put::default();
+        put_state(&state, Lsn(9), &mut put);
+        assert_eq!(get_state(&mut Get(&put.0)), Some((state, Lsn(9))));
+    }
+}
