@@ -8,7 +8,9 @@ use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{BlockRange, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
-use sbk_engine::types::{BootId, Incarnation, Lba, Lsn};
+use sbk_engine::types::{
+    BootId, Incarnation, Lba, LossGeneration, Lsn, NodeId, ReplicaId, VolumeId,
+};
 use sbk_wal::Storage;
 
 use super::batch::{BatchResult, WalBatch};
@@ -16,8 +18,10 @@ use super::checkpoint::{CheckpointDone, CheckpointPlan};
 use super::core::{Pressure, Store};
 use super::error::{LogReadError, StoreError};
 use super::feed::LogReadPlan;
-use super::open::StoreOptions;
+use super::node::DataDir;
+use super::open::{CreateSpec, StoreOptions};
 use super::superblock::Identity;
+use crate::node::Storage as NodeStorage;
 use crate::transport::{ReadEntries, WireEntry};
 use crate::volume::disk::{Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, VerifyPlan, Work};
 
@@ -42,6 +46,64 @@ impl ReplicaFiles {
         options: StoreOptions,
     ) -> Self {
         Self { storage, identity, process, boot, options, opens: AtomicU64::new(0) }
+    }
+}
+
+/// A node's replicas in its data directory.
+#[derive(Debug)]
+pub struct Replicas {
+    dir: DataDir,
+    options: StoreOptions,
+}
+
+impl Replicas {
+    /// Those in `dir`, each kept as `options` say.
+    pub fn new(dir: DataDir, options: StoreOptions) -> Self {
+        Self { dir, options }
+    }
+}
+
+impl NodeStorage for Replicas {
+    type Opener = ReplicaFiles;
+
+    fn node(&self) -> NodeId {
+        self.dir.node()
+    }
+
+    fn process(&self) -> u64 {
+        self.dir.process()
+    }
+
+    fn boot(&self) -> BootId {
+        self.dir.boot()
+    }
+
+    fn replicas(&self) -> Result<Vec<(VolumeId, ReplicaId)>, DiskError> {
+        let found = self.dir.replicas().map_err(disk_error("list the replicas"))?;
+        Ok(found.into_iter().map(|i| (i.volume, i.replica)).collect())
+    }
+
+    fn opener(&self, volume: VolumeId, replica: ReplicaId) -> ReplicaFiles {
+        let identity = Identity { volume, replica };
+        let storage = self.dir.storage(&identity);
+        let (process, boot) = (self.dir.process(), self.dir.boot());
+        ReplicaFiles::new(storage, identity, process, boot, self.options.clone())
+    }
+
+    fn create(&self, volume: VolumeId, replica: ReplicaId, blocks: u64) -> Result<(), DiskError> {
+        let identity = Identity { volume, replica };
+        // A replica that never reconciled did so under no loss generation.
+        let spec = CreateSpec { identity, blocks, loss_generation: LossGeneration(0) };
+        self.dir.create(&spec, &self.options).map_err(disk_error("make a replica"))
+    }
+
+    fn remove(&self, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError> {
+        let identity = Identity { volume, replica };
+        self.dir.remove(&identity).map_err(disk_error("remove a replica"))
+    }
+
+    fn space(&self) -> Result<(u64, u64), DiskError> {
+        self.dir.space().map_err(disk_error("look at the free space"))
     }
 }
 

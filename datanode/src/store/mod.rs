@@ -36,7 +36,7 @@ pub use self::batch::{BatchResult, WalBatch};
 pub use self::checkpoint::{CheckpointDone, CheckpointPlan};
 pub use self::core::{Pressure, Store};
 pub use self::digest::{Digest, DigestPlan};
-pub use self::disk::{ReplicaFiles, StoreCheckpoint};
+pub use self::disk::{ReplicaFiles, Replicas, StoreCheckpoint};
 pub use self::error::{LogReadError, ReadError, StoreError};
 pub use self::feed::{LogEntry, LogReadPlan};
 pub use self::node::{DataDir, NodeError};
