@@ -10,9 +10,9 @@ use sbk_engine::replication::Params;
 use sbk_proto::v1::block_service_server::BlockServiceServer;
 use sbk_proto::v1::replication_server::ReplicationServer;
 use tokio::net::TcpListener;
-use tokio_stream::wrappers::TcpListenerStream;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 
 use crate::args::Settings;
 use crate::frontend::{BlockApi, Frontends, nbd};
@@ -160,8 +160,9 @@ async fn serve_grpc(
         .register_encoded_file_descriptor_set(sbk_proto::DESCRIPTORS)
         .build_v1()
         .context("describe the services")?;
+    // The builder's own setting is ignored where the listener is given.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(3)))
         .initial_stream_window_size(STREAM_WINDOW)
@@ -170,7 +171,7 @@ async fn serve_grpc(
         .add_service(reflection)
         .add_service(replication)
         .add_service(blocks)
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), stop.cancelled())
+        .serve_with_incoming_shutdown(incoming, stop.cancelled())
         .await
         .context("serve gRPC")
 }

@@ -83,7 +83,8 @@ impl Node {
             .max_encoding_message_size(40 << 20);
         runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(addr).await.expect("the port is free");
-            let incoming = tokio_stream::wrappers::TcpListenerStream::new(listener);
+            let incoming =
+                tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
             let server = tonic::transport::Server::builder()
                 .tcp_nodelay(true)
                 .add_service(block)
