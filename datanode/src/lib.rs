@@ -13,4 +13,4 @@ pub mod transport;
 pub mod volume;
 
 pub use args::{Args, LogFormat, Settings, SettingsError};
-pub use run::{Listeners, serve};
+pub use run::{Listeners, run, serve};

@@ -14,10 +14,11 @@ use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
-use crate::args::Settings;
+use crate::args::{Args, Settings};
 use crate::frontend::{BlockApi, Frontends, nbd};
 use crate::node::{Node, NodeConfig, Storage};
 use crate::ops;
+use crate::store::{DataDir, Replicas, StoreOptions};
 use crate::transport::{CONNECTION_WINDOW, MAX_MESSAGE_BYTES, ReplicationService, STREAM_WINDOW};
 
 /// How long the servers may take to end once nothing uses them.
@@ -68,6 +69,21 @@ fn reached_at(listener: &TcpListener, advertise: Option<&str>) -> anyhow::Result
         ),
         None => Ok(addr.to_string()),
     }
+}
+
+/// Runs a datanode until `shutdown` resolves, then drains.
+///
+/// # Errors
+/// Options that are missing or wrong, an address in use, a data directory that another process
+/// has, that is damaged or foreign.
+pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
+    let settings = args.settings()?;
+    let listeners = Listeners::bind(&settings).await?;
+    let options = StoreOptions { wal_retain_bytes: settings.wal_retain, ..StoreOptions::default() };
+    let path = settings.data_dir.clone();
+    let opened = tokio::task::block_in_place(|| DataDir::open(&path));
+    let dir = opened.with_context(|| format!("open the data directory {}", path.display()))?;
+    serve(Replicas::new(dir, options), settings, listeners, shutdown).await
 }
 
 /// Runs a datanode on an open data directory until `shutdown` resolves, then drains.
