@@ -15,6 +15,8 @@ use tracing_subscriber::EnvFilter;
 pub(crate) enum Part {
     /// `sbk-master`.
     Master(sbk_master::Args),
+    /// `sbk-datanode`.
+    Datanode(Box<sbk_datanode::Args>),
 }
 
 impl Part {
@@ -23,6 +25,10 @@ impl Part {
         let mut args = args.skip(1);
         match args.next()?.to_str()? {
             "master" => Some(Self::Master(sbk_master::Args::parse_from(named("sbk-master", args)))),
+            "datanode" => {
+                let args = sbk_datanode::Args::parse_from(named("sbk-datanode", args));
+                Some(Self::Datanode(Box::new(args)))
+            }
             _ => None,
         }
     }
@@ -47,6 +53,7 @@ impl Part {
         };
         match self {
             Part::Master(args) => sbk_master::run(args, shutdown).await,
+            Part::Datanode(args) => sbk_datanode::run(*args, shutdown).await,
         }
     }
 }
