@@ -54,6 +54,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
         peers: Arc::new(args.cluster.0.clone()),
         state: machine.clone(),
         heard: Heard::default(),
+        expelled: watch::Sender::new(None),
     };
     let network = Network { identity: identity.clone(), pool: Pool::default() };
     let pristine = log.is_pristine();
@@ -68,7 +69,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
 
     let (stop, stopped) = watch::channel(false);
     let leader = tokio::spawn(member.clone().lead());
-    let bootstrap = tokio::spawn(bootstrap(member.clone(), identity.instance));
+    let expelled = identity.expelled.subscribe();
+    let bootstrap = tokio::spawn(bootstrap(member.clone(), identity.instance, expelled));
     let calls = RaftService { raft: raft.clone(), identity };
     let mut grpc = tokio::spawn(serve(member.clone(), calls, listener, stopped.clone()));
     let mut pages = tokio::spawn(serve_http(member.clone(), http_listener, stopped));
@@ -130,7 +132,11 @@ async fn initialize(raft: &Raft, args: &Args) -> anyhow::Result<()> {
 /// On the leader: has the cluster named, and every member's data directory recorded as it is first
 /// heard. On any member: returns, with an error, only if the quorum knows this member by another
 /// directory, or if Raft ended.
-async fn bootstrap(member: Member, instance: Uuid) -> anyhow::Result<()> {
+async fn bootstrap(
+    member: Member,
+    instance: Uuid,
+    mut expelled: watch::Receiver<Option<String>>,
+) -> anyhow::Result<()> {
     let mut metrics = member.raft.metrics();
     let mut changes = member.machine.changes();
     loop {
@@ -157,6 +163,12 @@ async fn bootstrap(member: Member, instance: Uuid) -> anyhow::Result<()> {
         tokio::select! {
             changed = metrics.changed() => changed.map_err(|_| raft_ended(&member))?,
             changed = changes.changed() => changed?,
+            changed = expelled.changed() => {
+                changed?;
+                if let Some(why) = &*expelled.borrow_and_update() {
+                    bail!("the other members do not take this one: {why}");
+                }
+            }
         }
     }
 }

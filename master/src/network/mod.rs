@@ -24,14 +24,17 @@ use openraft::raft::{
     SnapshotResponse, VoteRequest, VoteResponse,
 };
 use openraft::{BasicNode, OptionalSend};
+use sbk_master_client::REFUSAL_METADATA;
 use sbk_proto::v1::raft_client::RaftClient;
 use sbk_proto::v1::{RaftMessage, SnapshotChunk};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
+use tokio::sync::watch;
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uuid::Uuid;
 
+use crate::gate::tag;
 use crate::raft::{MemberId, Snapshot, SnapshotMeta, TypeConfig, Vote};
 use crate::state_machine::StateMachine;
 pub(crate) use pool::Pool;
@@ -46,6 +49,33 @@ const BACKOFF: Duration = Duration::from_millis(250);
 
 /// The members that were heard, with the data directory that each speaks for, and when.
 pub(crate) type Heard = Arc<Mutex<BTreeMap<MemberId, (Uuid, Instant)>>>;
+
+/// The word of the refusal of a member that comes with another data directory than before.
+const LOST_DIRECTORY: &str = "lost-directory";
+
+/// Why a message is not taken.
+#[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
+pub(crate) enum NotAdmitted {
+    /// Of another cluster, or of none.
+    #[error("{0}")]
+    Foreign(String),
+    /// A member without its votes and its log.
+    #[error(
+        "member {member} took part with data directory {known} before and now comes with {given}: \
+         its vote and log are lost. Never give a member's id to a new directory"
+    )]
+    LostDirectory { member: MemberId, known: Uuid, given: Uuid },
+}
+
+impl From<NotAdmitted> for Status {
+    fn from(error: NotAdmitted) -> Self {
+        let mut status = Status::failed_precondition(error.to_string());
+        if let NotAdmitted::LostDirectory { .. } = error {
+            tag(&mut status, REFUSAL_METADATA, LOST_DIRECTORY);
+        }
+        status
+    }
+}
 
 /// Who this member is, to the others.
 #[derive(Clone, Debug)]
@@ -62,41 +92,54 @@ pub(crate) struct Identity {
     pub(crate) state: StateMachine,
     /// Who spoke to this member, or answered it.
     pub(crate) heard: Heard,
+    /// Set once another member says that this one lost its directory, and that it is on record.
+    pub(crate) expelled: watch::Sender<Option<String>>,
 }
 
 impl Identity {
     /// Whether a message may be taken.
     ///
     /// # Errors
-    /// Says what does not fit, for people.
+    /// Says what does not fit.
     pub(crate) fn admits(
         &self,
         cluster: &str,
         member: MemberId,
         instance: &[u8],
-    ) -> Result<(), String> {
+    ) -> Result<(), NotAdmitted> {
         if cluster != self.cluster {
-            return Err(format!(
-                "the message is for cluster {cluster:?}, this member is of {:?}: check --cluster",
+            return Err(NotAdmitted::Foreign(format!(
+                "the message is for cluster {cluster:?}, this member is of {:?}: give every \
+                 member the same --cluster",
                 self.cluster
-            ));
+            )));
         }
         if !self.peers.contains_key(&member) {
-            return Err(format!("{member} is no member of cluster {cluster:?}"));
+            return Err(NotAdmitted::Foreign(format!("{member} is no member of {cluster:?}")));
         }
-        let instance = Uuid::from_slice(instance)
-            .map_err(|_| format!("member {member} does not name its data directory"))?;
+        let given = Uuid::from_slice(instance).map_err(|_| {
+            NotAdmitted::Foreign(format!("member {member} does not name its data directory"))
+        })?;
         let known = self.state.read().instances.get(&member).copied();
-        if let Some(known) = known.filter(|known| *known != instance) {
-            return Err(format!(
-                "member {member} took part with data directory {known} before and now comes with \
-                 {instance}: it lost its votes and its log. Never give a member's id to a new \
-                 directory"
-            ));
+        if let Some(known) = known.filter(|known| *known != given) {
+            return Err(NotAdmitted::LostDirectory { member, known, given });
         }
         let mut heard = self.heard.lock().unwrap_or_else(PoisonError::into_inner);
-        heard.insert(member, (instance, Instant::now()));
+        heard.insert(member, (given, Instant::now()));
         Ok(())
+    }
+
+    /// A member that can't be reached, or won't take this member's messages: tried again after a
+    /// pause. Nothing here calls for trying again at once.
+    fn unreachable(&self, status: &Status) -> Unreachable {
+        if status.code() == Code::FailedPrecondition {
+            tracing::warn!(why = status.message(), "a member refuses this member's messages");
+            let word = status.metadata().get(REFUSAL_METADATA);
+            if word.is_some_and(|word| word == LOST_DIRECTORY) {
+                self.expelled.send_replace(Some(status.message().to_owned()));
+            }
+        }
+        Unreachable::new(status)
     }
 
     /// A message from this member.
@@ -179,7 +222,7 @@ impl Peer {
         };
         let answer = match tokio::time::timeout(ttl, send).await {
             Ok(Ok(answer)) => answer.into_inner(),
-            Ok(Err(status)) => return Err(unreachable(&status).into()),
+            Ok(Err(status)) => return Err(self.identity.unreachable(&status).into()),
             Err(_) => return Err(RPCError::Timeout(self.timeout(call, ttl))),
         };
         self.check(&answer)?;
@@ -192,11 +235,12 @@ impl Peer {
         let admitted = if answer.member == self.target {
             self.identity.admits(&answer.cluster, answer.member, &answer.instance)
         } else {
-            Err(format!("member {} answers at the address of {}", answer.member, self.target))
+            let (found, target) = (answer.member, self.target);
+            Err(NotAdmitted::Foreign(format!("member {found} answers at the address of {target}")))
         };
         admitted.map_err(|why| {
-            tracing::warn!(member = self.target, why, "a member's answer was not taken");
-            Unreachable::new(&io::Error::other(why))
+            tracing::warn!(member = self.target, %why, "a member's answer was not taken");
+            Unreachable::new(&why)
         })
     }
 
@@ -235,15 +279,6 @@ impl Peer {
         }
         Ok(chunks)
     }
-}
-
-/// A member that can't be reached, or won't take this member's messages: tried again after a
-/// pause. Nothing here calls for trying again at once.
-fn unreachable(status: &Status) -> Unreachable {
-    if status.code() == Code::FailedPrecondition {
-        tracing::warn!(why = status.message(), "a member refuses this member's messages");
-    }
-    Unreachable::new(status)
 }
 
 impl RaftNetwork<TypeConfig> for Peer {
@@ -294,7 +329,7 @@ impl RaftNetwork<TypeConfig> for Peer {
             closed = cancel => return Err(closed.into()),
             sent = tokio::time::timeout(option.hard_ttl(), send) => match sent {
                 Ok(Ok(answer)) => answer.into_inner(),
-                Ok(Err(status)) => return Err(unreachable(&status).into()),
+                Ok(Err(status)) => return Err(self.identity.unreachable(&status).into()),
                 Err(_) => return Err(Timeout {
                     action: RPCTypes::InstallSnapshot,
                     id: self.identity.member,

@@ -175,6 +175,7 @@ pub(crate) fn status(member: &Member, has_quorum: bool) -> v1::ClusterStatusResp
     let metrics = member.raft.metrics().borrow().clone();
     let matched = metrics.replication.as_ref();
     let heard = member.heard();
+    let instances = member.machine.read().instances.clone();
     let members = member.peers.iter().map(|(id, addr)| {
         let index = matched.and_then(|m| m.get(id)).copied().flatten().map(|log| log.index);
         v1::MasterInfo {
@@ -183,6 +184,7 @@ pub(crate) fn status(member: &Member, has_quorum: bool) -> v1::ClusterStatusResp
             leader: metrics.current_leader == Some(*id),
             voter: metrics.membership_config.membership().voter_ids().any(|voter| voter == *id),
             matched_index: index.unwrap_or(0),
+            known: instances.contains_key(id),
             reachable: *id == member.id || heard.get(id).is_some_and(|(_, ago)| *ago < RECENT),
         }
     });

@@ -23,9 +23,7 @@ pub(crate) struct RaftService {
 
 impl RaftService {
     fn admit(&self, message: &RaftMessage) -> Result<(), Status> {
-        self.identity
-            .admits(&message.cluster, message.member, &message.instance)
-            .map_err(Status::failed_precondition)
+        Ok(self.identity.admits(&message.cluster, message.member, &message.instance)?)
     }
 
     fn read<T: DeserializeOwned>(&self, message: &RaftMessage) -> Result<T, Status> {
@@ -67,9 +65,7 @@ impl RaftApi for RaftService {
         let mut chunks = request.into_inner();
         let cut = || Status::aborted("the snapshot's stream ended early");
         let first = chunks.message().await?.ok_or_else(cut)?;
-        self.identity
-            .admits(&first.cluster, first.member, &first.instance)
-            .map_err(Status::failed_precondition)?;
+        self.identity.admits(&first.cluster, first.member, &first.instance)?;
         let head: SnapshotHead = parse(&first.head)?;
         if head.bytes > MAX_SNAPSHOT {
             return Err(Status::resource_exhausted(format!(
