@@ -137,12 +137,17 @@ impl Bench {
 
     /// Starts the load and waits until it runs well: a failure in the first moment would prove
     /// nothing.
-    pub async fn start_load(&mut self, client: &NbdClient) -> anyhow::Result<Load> {
+    pub async fn start_load(
+        &mut self,
+        client: &NbdClient,
+        pace: Option<u64>,
+    ) -> anyhow::Result<Load> {
         self.loads += 1;
         let options = LoadOptions {
             blocks: USED_BLOCKS,
             depth: self.depth,
             seed: self.loads,
+            pace,
             ..LoadOptions::default()
         };
         let load = Load::start(client.clone(), Arc::clone(&self.history), options)?;

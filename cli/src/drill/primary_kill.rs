@@ -133,7 +133,7 @@ pub async fn once(bench: &mut Bench, number: u32, args: &DrillArgs) -> anyhow::R
     let before = bench.whole().await?;
     let Some(killed) = before.primary.clone() else { bail!("the volume has no primary") };
     let client = bench.connect(&killed).await?;
-    let load = bench.start_load(&client).await?;
+    let load = bench.start_load(&client, None).await?;
     let pid = bench.target.kill(&killed).await?;
     bench.load_goes_on(&load, args.seconds).await?;
     let started = Instant::now();

@@ -14,7 +14,9 @@ use crate::wait::{self, Look};
 use crate::workload::load::{Load, LoadStats};
 
 /// WAL that the datanodes of a routes cluster retain: little, so that a long absence is soon long.
-pub const SMALL_WAL: u64 = 16 << 20;
+pub const SMALL_WAL: u64 = 32 << 20;
+/// Bytes a second of the load: so slow that what a short absence misses is far less than that.
+const GENTLE: u64 = 2 << 20;
 
 /// How a replica comes to be in sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -100,7 +102,7 @@ pub async fn take(bench: &mut Bench, route: Route, seconds: Duration) -> anyhow:
     let replica = bench.replica_on(&node).await?;
     let since = bench.decisions().await?.iter().map(|d| d.at).max().unwrap_or(0);
     let client = bench.connect(&node).await?;
-    let load = bench.start_load(&client).await?;
+    let load = bench.start_load(&client, Some(GENTLE)).await?;
     match route {
         Route::Healthy => bench.load_goes_on(&load, seconds).await?,
         Route::CatchUp => absence(bench, &load, &node, seconds, Absence::Short).await?,
@@ -137,9 +139,13 @@ async fn absence(
     let pid = bench.target.kill(node).await?;
     let without = |view: &VolumeView| view.serving && !view.isr.iter().any(|n| n == node);
     bench.wait_for("the replica to leave the in-sync set", without).await?;
-    bench.load_goes_on(load, seconds).await?;
-    if absence == Absence::BeyondLog {
-        log_moves_on(bench, load).await?;
+    match absence {
+        Absence::Short => bench.load_goes_on(load, Duration::ZERO).await?,
+        Absence::BeyondLog => {
+            load.set_pace(None);
+            bench.load_goes_on(load, seconds).await?;
+            log_moves_on(bench, load).await?;
+        }
     }
     bench.target.bring_back(node, pid).await?;
     bench.whole().await.map(drop)

@@ -32,11 +32,13 @@ pub struct LoadOptions {
     pub most_blocks: u64,
     /// Seed of the choice of blocks.
     pub seed: u64,
+    /// Bytes a second that are read and written at most; may be changed while the load runs.
+    pub pace: Option<u64>,
 }
 
 impl Default for LoadOptions {
     fn default() -> Self {
-        Self { blocks: 4096, depth: 16, read_percent: 20, most_blocks: 8, seed: 1 }
+        Self { blocks: 4096, depth: 16, read_percent: 20, most_blocks: 8, seed: 1, pace: None }
     }
 }
 
@@ -55,8 +57,6 @@ pub struct LoadStats {
     pub first_error: Option<String>,
     /// The longest time that one request took, in milliseconds.
     pub longest_request_ms: u64,
-    /// The longest time in which nothing at all was answered, in milliseconds.
-    pub longest_silence_ms: u64,
 }
 
 #[derive(Debug)]
@@ -70,7 +70,9 @@ struct Shared {
 #[derive(Debug)]
 struct Meter {
     stats: LoadStats,
-    last_answer: Instant,
+    pace: Option<u64>,
+    /// When the next request may be sent, under the pace.
+    next: Instant,
 }
 
 /// A load that runs.
@@ -98,7 +100,8 @@ impl Load {
                 client.size()
             );
         }
-        let meter = Meter { stats: LoadStats::default(), last_answer: Instant::now() };
+        let (now, pace) = (Instant::now(), options.pace);
+        let meter = Meter { stats: LoadStats::default(), pace, next: now };
         let shared = Arc::new(Shared { client, history, options, meter: Mutex::new(meter) });
         let (stop, stopped) = watch::channel(false);
         let mut workers = JoinSet::new();
@@ -111,6 +114,11 @@ impl Load {
     /// What happened so far.
     pub fn stats(&self) -> LoadStats {
         self.shared.meter().stats.clone()
+    }
+
+    /// Goes on at another pace.
+    pub fn set_pace(&self, pace: Option<u64>) {
+        self.shared.meter().pace = pace;
     }
 
     /// Sends no more, and waits until everything in flight is answered.
@@ -147,6 +155,8 @@ impl Shared {
         while !*stopped.borrow() && self.history.operations() < MAX_OPERATIONS {
             let count = 1 + noise.below(self.options.most_blocks);
             let first = noise.below(self.options.blocks - count + 1);
+            let turn = self.meter().turn(count * BLOCK as u64);
+            tokio::time::sleep_until(turn.into()).await;
             let sent = Instant::now();
             let result = if noise.below(100) < self.options.read_percent {
                 self.read(first, count).await.map(|()| 0)
@@ -183,13 +193,19 @@ impl Shared {
 }
 
 impl Meter {
+    /// When a request of so many bytes may be sent.
+    fn turn(&mut self, bytes: u64) -> Instant {
+        let at = self.next.max(Instant::now());
+        let lasts = self.pace.map_or(0.0, |pace| bytes as f64 / pace.max(1) as f64);
+        self.next = at + Duration::from_secs_f64(lasts);
+        at
+    }
+
     fn note(&mut self, sent: Instant, result: anyhow::Result<u64>) {
         let stats = &mut self.stats;
         let now = Instant::now();
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
         stats.longest_request_ms = stats.longest_request_ms.max(millis(now - sent));
-        stats.longest_silence_ms = stats.longest_silence_ms.max(millis(now - self.last_answer));
-        self.last_answer = now;
         match result {
             Ok(0) => stats.reads += 1,
             Ok(bytes) => {

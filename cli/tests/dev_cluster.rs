@@ -1,0 +1,99 @@
+//! A whole cluster of real processes, through the same doors that `sbkctl dev` and the drills use.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sbk_cli::args::{DrillArgs, VolumeSpec};
+use sbk_cli::cluster_file::{ClusterFile, is_running};
+use sbk_cli::dev::cluster::{DevCluster, Options};
+use sbk_cli::drill::bench::Bench;
+use sbk_cli::drill::primary_kill;
+use sbk_cli::drill::routes::{self, Route, SMALL_WAL};
+use sbk_cli::drill::target::Target;
+use sbk_cli::workload::history::History;
+use sbk_cli::workload::load::{Load, LoadOptions, read_back};
+use sbk_cli::workload::nbd::NbdClient;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+fn options(dir: &TempDir) -> Options {
+    let mut options = Options::new(dir.path().to_owned()).expect("options");
+    options.exe = env!("CARGO_BIN_EXE_sbkctl").into();
+    options.limit = LIMIT;
+    options
+}
+
+async fn bench(wal_retain: Option<u64>) -> Bench {
+    let dir = tempfile::tempdir().expect("dir");
+    let options = Options { wal_retain, ..options(&dir) };
+    let cluster = DevCluster::start(options).await.expect("the cluster starts");
+    Bench::open(Target::Own { cluster: Box::new(cluster), dir }, 8).await.expect("a volume")
+}
+
+#[tokio::test]
+async fn the_same_directory_finds_everything_again() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut first = options(&dir);
+    first.volumes.push(VolumeSpec { name: "v".into(), size: 64 << 20 });
+    let cluster = DevCluster::start(first.clone()).await.expect("starts");
+    let file = ClusterFile::read(dir.path()).expect("is written");
+    assert_eq!((file.masters.len(), file.datanodes.len()), (3, 3));
+    assert!(is_running(dir.path()));
+    let second = DevCluster::start(first.clone()).await.expect_err("is in use");
+    assert!(second.to_string().contains("runs in"), "{second:#}");
+
+    let history = Arc::new(History::new(Uuid::new_v4()));
+    let client = NbdClient::connect(&file.datanodes[0].nbd, "v").await.expect("connects");
+    let options = LoadOptions { blocks: 512, depth: 8, ..LoadOptions::default() };
+    let load = Load::start(client.clone(), Arc::clone(&history), options).expect("a load");
+    sbk_cli::wait::until("writes", LIMIT, async || {
+        let stats = load.stats();
+        assert_eq!(stats.first_error, None);
+        Ok(if stats.writes > 200 {
+            sbk_cli::wait::Look::Done(())
+        } else {
+            sbk_cli::wait::Look::NotYet(format!("{stats:?}"))
+        })
+    })
+    .await
+    .expect("writes");
+    load.stop(LIMIT).await.expect("stops");
+    client.disconnect().await;
+    cluster.stop().await.expect("stops");
+    assert!(ClusterFile::read(dir.path()).is_err(), "nothing serves any more");
+    assert!(!is_running(dir.path()));
+
+    let cluster = DevCluster::start(first).await.expect("starts again");
+    let again = cluster.file().clone();
+    let places = |file: &ClusterFile| {
+        let place = |d: &sbk_cli::cluster_file::DatanodeEntry| (d.id.clone(), d.listen.clone());
+        file.datanodes.iter().map(place).collect::<Vec<_>>()
+    };
+    assert_eq!(places(&again), places(&file));
+    let client = NbdClient::connect(&again.datanodes[1].nbd, "v").await.expect("connects");
+    read_back(&client, &history, 512, |_| ()).await.expect("reads");
+    assert_eq!(history.check(), []);
+    cluster.stop().await.expect("stops");
+}
+
+#[tokio::test]
+async fn a_killed_primary_costs_a_pause_and_nothing_else() {
+    let mut bench = bench(None).await;
+    let args = DrillArgs { runs: 1, seconds: Duration::from_secs(1), depth: 8, keep: false };
+    let run = primary_kill::once(&mut bench, 1, &args).await.expect("runs");
+    assert_eq!(run.fault, None, "{run:?}");
+    assert_ne!(run.killed, run.primary);
+    bench.close(false).await.expect("closes");
+}
+
+#[tokio::test]
+async fn each_route_is_taken() {
+    let mut bench = bench(Some(SMALL_WAL)).await;
+    for route in [Route::Healthy, Route::CatchUp, Route::Rebuild] {
+        let taken = routes::take(&mut bench, route, Duration::from_secs(1)).await.expect("runs");
+        assert_eq!(taken.fault, None, "{taken:?}");
+    }
+    bench.close(false).await.expect("closes");
+}
