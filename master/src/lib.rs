@@ -13,5 +13,5 @@ mod run;
 mod services;
 pub mod state_machine;
 
-pub use args::{Args, Cluster, LogFormat};
+pub use args::{Args, Cluster, ClusterError, LogFormat, Settings, SettingsError};
 pub use run::run;

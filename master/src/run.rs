@@ -14,11 +14,11 @@ use sbk_proto::v1::node_service_server::NodeServiceServer;
 use sbk_proto::v1::raft_server::RaftServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
-use tokio_stream::wrappers::TcpListenerStream;
 use tonic::transport::Server;
+use tonic::transport::server::TcpIncoming;
 use uuid::Uuid;
 
-use crate::args::Args;
+use crate::args::{Args, Settings};
 use crate::data_dir::DataDir;
 use crate::http;
 use crate::log_store::LogStore;
@@ -34,10 +34,8 @@ use crate::state_machine::{Proposal, StateMachine};
 /// A directory that is locked, foreign or damaged, an address in use, a member that is not in its
 /// own `--cluster`.
 pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
-    let Some(own) = args.cluster.0.get(&args.id) else {
-        bail!("--id {} is not in --cluster {}; add it there", args.id, args.cluster.name());
-    };
-    tracing::info!(member = args.id, addr = own, "starting");
+    let args = args.settings()?;
+    tracing::info!(member = args.id, cluster = args.cluster.name(), "starting");
     if !args.listen.ip().is_loopback() {
         tracing::warn!(listen = %args.listen, "listens beyond this machine without TLS: trust the network");
     }
@@ -104,7 +102,7 @@ async fn bind(addr: std::net::SocketAddr, flag: &str) -> anyhow::Result<TcpListe
     })
 }
 
-fn raft_config(args: &Args) -> anyhow::Result<Arc<Config>> {
+fn raft_config(args: &Settings) -> anyhow::Result<Arc<Config>> {
     let config = Config {
         cluster_name: "sbk".to_owned(),
         heartbeat_interval: 250,
@@ -120,7 +118,7 @@ fn raft_config(args: &Args) -> anyhow::Result<Arc<Config>> {
 }
 
 /// Every member begins with the same list; whichever is first makes the others follow.
-async fn initialize(raft: &Raft, args: &Args) -> anyhow::Result<()> {
+async fn initialize(raft: &Raft, args: &Settings) -> anyhow::Result<()> {
     let members: BTreeMap<_, _> =
         args.cluster.0.iter().map(|(id, addr)| (*id, BasicNode::new(addr.clone()))).collect();
     match raft.initialize(members).await {
@@ -206,8 +204,9 @@ async fn serve(
     let raft = RaftServer::new(calls)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
+    // The builder's own setting is ignored where the listener is given.
+    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
     Server::builder()
-        .tcp_nodelay(true)
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
         .add_service(health_service)
@@ -215,7 +214,7 @@ async fn serve(
         .add_service(raft)
         .add_service(ControlServer::new(ControlService { member: member.clone() }))
         .add_service(NodeServiceServer::new(NodeApi { member }))
-        .serve_with_incoming_shutdown(TcpListenerStream::new(listener), until(stopped))
+        .serve_with_incoming_shutdown(incoming, until(stopped))
         .await?;
     Ok(())
 }

@@ -1,5 +1,7 @@
 //! The read-only HTTP side of a master.
 
+mod metrics;
+
 use axum::extract::State;
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -17,7 +19,7 @@ pub(crate) fn router(member: Member) -> Router {
         .route("/status", get(show))
         .route("/healthz", get(|| async { "ok\n" }))
         .route("/readyz", get(ready))
-        .route("/metrics", get(metrics))
+        .route("/metrics", get(metrics::show))
         .method_not_allowed_fallback(read_only)
         .fallback(not_found)
         .with_state(member)
@@ -28,7 +30,7 @@ async fn map() -> Json<Value> {
         "what": "an sbk master; everything here is read-only",
         "/status": "the quorum and the volumes as this member sees them",
         "/healthz": "200 while the process runs",
-        "/readyz": "200 while this member reaches a leader with a quorum",
+        "/readyz": "200 while this member knows a leader",
         "/metrics": "Prometheus",
         "changes": "sbkctl --masters HOST:PORT volume|node|cluster ...",
     }))
@@ -40,7 +42,12 @@ async fn show(State(member): State<Member>) -> Json<Value> {
     let members: Vec<_> = status
         .members
         .iter()
-        .map(|m| json!({"id": m.id, "addr": m.addr, "leader": m.leader, "voter": m.voter}))
+        .map(|m| {
+            json!({
+                "id": m.id, "addr": m.addr, "leader": m.leader, "voter": m.voter,
+                "matched_index": m.matched_index, "reachable": m.reachable,
+            })
+        })
         .collect();
     Json(json!({
         "id": status.id, "term": status.term, "leader": status.leader,
@@ -52,39 +59,12 @@ async fn show(State(member): State<Member>) -> Json<Value> {
 }
 
 async fn ready(State(member): State<Member>) -> Response {
+    // A leader that lost its majority is none.
     let leader = member.raft.metrics().borrow().current_leader;
-    match leader {
+    match leader.filter(|leader| *leader != member.id || member.leads()) {
         Some(id) => format!("ready, leader {id}\n").into_response(),
         None => (StatusCode::SERVICE_UNAVAILABLE, "no leader is known\n").into_response(),
     }
-}
-
-async fn metrics(State(member): State<Member>) -> String {
-    let metrics = member.raft.metrics().borrow().clone();
-    let (volumes, nodes, revision) =
-        member.read(|s| (s.volumes().len(), s.nodes().len(), s.revision()));
-    let gauges = [
-        ("sbk_master_term", "Raft term", metrics.current_term),
-        (
-            "sbk_master_leads",
-            "1 on the leader",
-            u64::from(metrics.current_leader == Some(member.id)),
-        ),
-        ("sbk_master_last_log_index", "last entry in the log", metrics.last_log_index.unwrap_or(0)),
-        (
-            "sbk_master_applied_index",
-            "last entry applied",
-            metrics.last_applied.map_or(0, |l| l.index),
-        ),
-        ("sbk_master_volumes", "volumes", volumes as u64),
-        ("sbk_master_nodes", "registered nodes", nodes as u64),
-        ("sbk_master_catalogue_revision", "changes of the catalogue", revision),
-    ];
-    gauges
-        .map(|(name, help, value)| {
-            format!("# HELP {name} {help}\n# TYPE {name} gauge\n{name} {value}\n")
-        })
-        .concat()
 }
 
 async fn read_only() -> Response {
@@ -92,6 +72,10 @@ async fn read_only() -> Response {
     (StatusCode::NOT_IMPLEMENTED, what).into_response()
 }
 
-async fn not_found() -> Response {
+/// A verb that would change something is told so, whatever the path.
+async fn not_found(method: axum::http::Method) -> Response {
+    if !method.is_safe() {
+        return read_only().await;
+    }
     (StatusCode::NOT_FOUND, "no such page; GET / lists them\n").into_response()
 }

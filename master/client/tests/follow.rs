@@ -1,0 +1,244 @@
+//! How the client finds the leader, and what it makes of answers. The masters are scripts.
+
+use std::pin::Pin;
+use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use sbk_master_client::{
+    CAUSE_METADATA, LEADER_METADATA, MasterClient, MasterError, REFUSAL_METADATA, cause,
+};
+use sbk_proto::v1::node_service_server::{NodeService, NodeServiceServer};
+use sbk_proto::v1::*;
+use tokio::net::TcpListener;
+use tokio::runtime::Runtime;
+use tokio_stream::{Stream, wrappers::TcpListenerStream};
+use tonic::{Request, Response, Status};
+
+type Script = dyn Fn() -> Result<HeartbeatResponse, Status> + Send + Sync;
+
+/// A master that answers heartbeats as its script says.
+struct Master {
+    addr: String,
+    calls: Arc<AtomicU32>,
+    script: Arc<Mutex<Arc<Script>>>,
+    /// Its own, so that its connections end with it.
+    runtime: Option<Runtime>,
+}
+
+impl Drop for Master {
+    fn drop(&mut self) {
+        if let Some(runtime) = self.runtime.take() {
+            runtime.shutdown_background();
+        }
+    }
+}
+
+struct Service {
+    calls: Arc<AtomicU32>,
+    script: Arc<Mutex<Arc<Script>>>,
+}
+
+#[tonic::async_trait]
+impl NodeService for Service {
+    async fn heartbeat(
+        &self,
+        _: Request<HeartbeatRequest>,
+    ) -> Result<Response<HeartbeatResponse>, Status> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let script = Arc::clone(&self.script.lock().expect("no test panics with it"));
+        script().map(Response::new)
+    }
+
+    async fn register(
+        &self,
+        _: Request<RegisterRequest>,
+    ) -> Result<Response<RegisterResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    type WatchAssignmentsStream =
+        Pin<Box<dyn Stream<Item = Result<AssignmentUpdate, Status>> + Send>>;
+
+    async fn watch_assignments(
+        &self,
+        _: Request<WatchAssignmentsRequest>,
+    ) -> Result<Response<Self::WatchAssignmentsStream>, Status> {
+        self.calls.fetch_add(1, Ordering::Relaxed);
+        let script = Arc::clone(&self.script.lock().expect("no test panics with it"));
+        let revision = script()?.term;
+        let update = AssignmentUpdate { revision, snapshot: true, ..Default::default() };
+        // One update, then the stream ends, as it does when a leader stops leading.
+        Ok(Response::new(Box::pin(tokio_stream::iter([Ok(update)]))))
+    }
+
+    async fn propose_isr(
+        &self,
+        _: Request<ProposeIsrRequest>,
+    ) -> Result<Response<ProposeIsrResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn confirm_replica(
+        &self,
+        _: Request<ConfirmReplicaRequest>,
+    ) -> Result<Response<ConfirmReplicaResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+
+    async fn confirm_delete(
+        &self,
+        _: Request<ConfirmDeleteRequest>,
+    ) -> Result<Response<ConfirmDeleteResponse>, Status> {
+        Err(Status::unimplemented("not in the script"))
+    }
+}
+
+impl Master {
+    async fn start(
+        script: impl Fn() -> Result<HeartbeatResponse, Status> + Send + Sync + 'static,
+    ) -> Self {
+        let runtime = tokio::runtime::Builder::new_multi_thread()
+            .worker_threads(1)
+            .enable_all()
+            .build()
+            .expect("a runtime");
+        let bound = runtime.spawn(TcpListener::bind("127.0.0.1:0")).await;
+        let listener = bound.expect("ends").expect("binds");
+        let addr = listener.local_addr().expect("has an address").to_string();
+        let calls = Arc::new(AtomicU32::new(0));
+        let script: Arc<Mutex<Arc<Script>>> = Arc::new(Mutex::new(Arc::new(script)));
+        let service = Service { calls: Arc::clone(&calls), script: Arc::clone(&script) };
+        let server = tonic::transport::Server::builder()
+            .add_service(NodeServiceServer::new(service))
+            .serve_with_incoming(TcpListenerStream::new(listener));
+        runtime.spawn(async move { server.await.expect("serves") });
+        Self { addr, calls, script, runtime: Some(runtime) }
+    }
+
+    fn say(&self, script: impl Fn() -> Result<HeartbeatResponse, Status> + Send + Sync + 'static) {
+        *self.script.lock().expect("no test panics with it") = Arc::new(script);
+    }
+
+    fn calls(&self) -> u32 {
+        self.calls.load(Ordering::Relaxed)
+    }
+}
+
+fn leads(term: u64) -> impl Fn() -> Result<HeartbeatResponse, Status> + Send + Sync {
+    move || Ok(HeartbeatResponse { register: false, term })
+}
+
+fn unavailable(
+    word: &'static str,
+    leader: Option<String>,
+) -> impl Fn() -> Result<HeartbeatResponse, Status> + Send + Sync {
+    move || {
+        let mut status = Status::unavailable("scripted");
+        status.metadata_mut().insert(CAUSE_METADATA, word.parse().expect("ASCII"));
+        if let Some(leader) = &leader {
+            status.metadata_mut().insert(LEADER_METADATA, leader.parse().expect("ASCII"));
+        }
+        Err(status)
+    }
+}
+
+fn client(masters: &[&Master], deadline: Duration) -> MasterClient {
+    let addrs = masters.iter().map(|master| master.addr.clone()).collect();
+    MasterClient::new(addrs).with_deadline(deadline)
+}
+
+const LONG: Duration = Duration::from_secs(60);
+const SHORT: Duration = Duration::from_millis(300);
+
+#[tokio::test]
+async fn the_named_leader_is_asked_at_once_and_kept() {
+    let leader = Master::start(leads(7)).await;
+    let follower = Master::start(unavailable(cause::NOT_LEADER, Some(leader.addr.clone()))).await;
+    let client = client(&[&follower, &leader], LONG);
+    for _ in 0..3 {
+        assert_eq!(client.heartbeat(HeartbeatRequest::default()).await.expect("answers").term, 7);
+    }
+    assert_eq!((follower.calls(), leader.calls()), (1, 3));
+    assert_eq!(client.leader(), Some(leader.addr.clone()));
+    // The leader moves: the client follows what the old one says.
+    follower.say(leads(8));
+    leader.say(unavailable(cause::NOT_LEADER, Some(follower.addr.clone())));
+    assert_eq!(client.heartbeat(HeartbeatRequest::default()).await.expect("answers").term, 8);
+}
+
+#[tokio::test]
+async fn a_dead_leader_is_left_for_the_next_master() {
+    let first = Master::start(leads(1)).await;
+    let second = Master::start(leads(2)).await;
+    let client = client(&[&first, &second], LONG);
+    assert_eq!(client.heartbeat(HeartbeatRequest::default()).await.expect("answers").term, 1);
+    drop(first);
+    assert_eq!(client.heartbeat(HeartbeatRequest::default()).await.expect("answers").term, 2);
+}
+
+#[tokio::test]
+async fn a_refusal_is_final() {
+    let master = Master::start(|| {
+        let mut status = Status::failed_precondition("there is one");
+        status.metadata_mut().insert(REFUSAL_METADATA, "name-taken".parse().expect("ASCII"));
+        Err(status)
+    })
+    .await;
+    let client = client(&[&master], LONG);
+    let error = client.heartbeat(HeartbeatRequest::default()).await.expect_err("refused");
+    assert_eq!((error.refusal(), error.exit_code()), (Some("name-taken"), 1));
+    assert_eq!(master.calls(), 1);
+}
+
+#[tokio::test]
+async fn no_leader_no_quorum_and_silence_are_told_apart() {
+    let request = HeartbeatRequest::default;
+    let a = Master::start(leads(1)).await;
+    let b = Master::start(leads(1)).await;
+    let client = client(&[&a, &b], SHORT);
+    // Each names the other: the client must neither spin nor wait for ever.
+    a.say(unavailable(cause::NOT_LEADER, Some(b.addr.clone())));
+    b.say(unavailable(cause::NOT_LEADER, Some(a.addr.clone())));
+    let error = client.heartbeat(request()).await.expect_err("nobody leads");
+    assert!(matches!(error, MasterError::NoQuorum { outcome_unknown: false, .. }), "{error:?}");
+    assert!(a.calls() + b.calls() < 40, "it spins: {} calls", a.calls() + b.calls());
+
+    a.say(unavailable(cause::NO_QUORUM, None));
+    b.say(unavailable(cause::NOT_LEADER, None));
+    let error = client.heartbeat(request()).await.expect_err("no quorum");
+    assert_eq!(error.exit_code(), 3, "{error:?}");
+
+    a.say(unavailable(cause::OUTCOME_UNKNOWN, None));
+    b.say(unavailable(cause::OUTCOME_UNKNOWN, None));
+    let error = client.heartbeat(request()).await.expect_err("unknown");
+    assert_eq!(error.exit_code(), 4, "{error:?}");
+
+    drop((a, b));
+    let error = client.heartbeat(request()).await.expect_err("nobody is there");
+    assert!(matches!(error, MasterError::Unreachable { .. }), "{error:?}");
+    assert_eq!(error.exit_code(), 3);
+}
+
+#[tokio::test]
+async fn what_the_user_got_wrong_is_told_at_once() {
+    let none = MasterClient::new(Vec::new());
+    let error = none.heartbeat(HeartbeatRequest::default()).await.expect_err("no address");
+    assert_eq!(error.exit_code(), 2, "{error:?}");
+    let bad = MasterClient::new(vec!["not an address".into()]);
+    let error = bad.heartbeat(HeartbeatRequest::default()).await.expect_err("bad address");
+    assert!(matches!(error, MasterError::BadAddress { .. }), "{error:?}");
+}
+
+#[tokio::test]
+async fn a_watch_is_opened_again_at_the_new_leader() {
+    let first = Master::start(leads(1)).await;
+    let second = Master::start(leads(2)).await;
+    let client = client(&[&first, &second], LONG);
+    let mut watch = client.assignments(WatchAssignmentsRequest::default());
+    assert_eq!(watch.next().await.expect("an update").revision, 1);
+    first.say(unavailable(cause::NOT_LEADER, Some(second.addr.clone())));
+    let update = watch.next().await.expect("an update");
+    assert!(update.snapshot);
+    assert_eq!(update.revision, 2);
+}
