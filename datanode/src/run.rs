@@ -79,7 +79,7 @@ fn reached_at(listener: &TcpListener, advertise: Option<&str>) -> anyhow::Result
 pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
     let settings = args.settings()?;
     let listeners = Listeners::bind(&settings).await?;
-    let options = StoreOptions { wal_retain_bytes: settings.wal_retain, ..StoreOptions::default() };
+    let options = StoreOptions::retaining(settings.wal_retain);
     let path = settings.data_dir.clone();
     let opened = tokio::task::block_in_place(|| DataDir::open(&path));
     let dir = opened.with_context(|| format!("open the data directory {}", path.display()))?;

@@ -319,8 +319,10 @@ impl Store {
                 .map(|(_, last, bytes)| (last, bytes))
                 .collect();
             let total: u64 = spent.iter().map(|(_, bytes)| bytes).sum();
-            let Some(&(last, _)) = spent.first() else { return };
-            if total <= self.options.wal_retain_bytes {
+            let Some(&(last, oldest)) = spent.first() else { return };
+            // What stays is at least what is to be retained: a replica that was away for less than
+            // that catches up.
+            if total - oldest < self.options.wal_retain_bytes {
                 return;
             }
             let pinned = self.pins.values().any(|from| from.0 <= last);

@@ -77,6 +77,15 @@ impl Default for StoreOptions {
 }
 
 impl StoreOptions {
+    /// The defaults for a WAL that keeps `wal_retain_bytes` for others. It goes by the segment, so
+    /// one that keeps little is made of smaller ones (a record that is larger gets its own).
+    pub fn retaining(wal_retain_bytes: u64) -> Self {
+        let default = Self::default();
+        let smaller = (wal_retain_bytes / 4).next_multiple_of(1 << 20).max(1 << 20);
+        let wal_segment_bytes = default.wal_segment_bytes.min(smaller);
+        Self { wal_retain_bytes, wal_segment_bytes, ..default }
+    }
+
     fn log(&self) -> LogOptions {
         LogOptions { segment_bytes: self.wal_segment_bytes, batch_bytes: self.batch_bytes }
     }
