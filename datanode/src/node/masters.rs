@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use futures::FutureExt;
 use sbk_engine::replication::io::{IsrChange, Proposal};
 use sbk_engine::types::{Incarnation, ReplicaRef, VolumeId};
 use sbk_master_client::{MasterClient, MasterError};
@@ -82,6 +83,8 @@ pub(super) async fn register(
         if !open.has_changed().unwrap_or(false) {
             tracing::info!(revision, replicas = replicas.len(), "registered with the masters");
             registered.send_replace(true);
+            // Heartbeats that were answered before this one was known say nothing.
+            let _stale = forgotten.notified().now_or_never();
             tokio::select! {
                 changed = open.changed() => if changed.is_err() { return },
                 () = forgotten.notified() => {}

@@ -24,6 +24,8 @@ use super::superblock::Identity;
 
 const LOCK: &str = "lock";
 const NODE: &str = "node";
+/// The identity while it is being made.
+const NEW_NODE: &str = "node.new";
 const NODE_MAGIC: [u8; 8] = *b"SBKNODE\0";
 const VERSION: u32 = 1;
 const SLOT: usize = 4096;
@@ -62,6 +64,17 @@ pub enum NodeError {
         /// The directory.
         path: PathBuf,
     },
+    /// It holds something else.
+    #[error(
+        "{path} is not a datanode's directory: it has no file `node` but holds '{found}'; give \
+         --data-dir a new or empty directory"
+    )]
+    Foreign {
+        /// The directory.
+        path: PathBuf,
+        /// Something that is in it.
+        found: String,
+    },
     /// The identity can't be read or written.
     #[error(transparent)]
     Identity(#[from] SlotError),
@@ -96,6 +109,7 @@ impl DataDir {
     /// Another process has it, its identity is missing or damaged, or the disk says no.
     pub fn open(path: &Path) -> Result<Self, NodeError> {
         fs::create_dir_all(path).map_err(failed("make", path))?;
+        Self::refuse_foreign(path)?;
         let lock = Self::lock(path)?;
         let replicas = path.join(REPLICAS);
         fs::create_dir_all(&replicas).map_err(failed("make", &replicas))?;
@@ -105,6 +119,23 @@ impl DataDir {
         sync_dir(path)?;
         dir.finish_removals()?;
         Ok(dir)
+    }
+
+    /// A directory without an identity is taken only if nothing of somebody else's is in it.
+    fn refuse_foreign(path: &Path) -> Result<(), NodeError> {
+        if path.join(NODE).exists() {
+            return Ok(());
+        }
+        for entry in fs::read_dir(path).map_err(failed("list", path))? {
+            let name = entry.map_err(failed("list", path))?.file_name();
+            // What a first start that was cut short leaves, and what a file system makes itself.
+            let ours = [LOCK, REPLICAS, NEW_NODE, "lost+found"].iter().any(|own| name == *own);
+            if !ours {
+                let found = name.to_string_lossy().into_owned();
+                return Err(NodeError::Foreign { path: path.to_owned(), found });
+            }
+        }
+        Ok(())
     }
 
     fn lock(path: &Path) -> Result<File, NodeError> {
@@ -145,7 +176,7 @@ impl DataDir {
             return Err(NodeError::NoIdentity { path: path.to_owned() });
         }
         // Made under another name, so that a crash leaves a whole identity or none.
-        let new = "node.new";
+        let new = NEW_NODE;
         match fs::remove_file(path.join(new)) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(failed("remove", &path.join(new))(e));
@@ -304,6 +335,16 @@ mod tests {
         let again = DataDir::open(&path).expect("open");
         assert_eq!((again.node(), again.process()), (node, 2));
         assert!(again.space().expect("space").0 > 0);
+    }
+
+    #[test]
+    fn a_directory_of_something_else_is_not_adopted() {
+        let dir = tempfile::tempdir().expect("a directory");
+        fs::write(dir.path().join("member.json"), "{}").expect("written");
+        let error = DataDir::open(dir.path()).expect_err("it is foreign");
+        assert!(matches!(error, NodeError::Foreign { .. }), "{error}");
+        assert!(error.to_string().contains("member.json"), "{error}");
+        assert!(!dir.path().join("lock").exists(), "nothing was changed");
     }
 
     #[test]
