@@ -55,6 +55,11 @@ impl NodeService for NodeApi {
     ) -> Result<Response<v1::RegisterResponse>, Status> {
         let registration = convert::registration(request.get_ref())?;
         let node = registration.node;
+        if self.member.read(sbk_engine::authority::State::cluster).is_none() {
+            // A node may come before the leader has named the cluster; the first name stands.
+            let cluster = sbk_engine::authority::ClusterId(uuid::Uuid::new_v4());
+            self.member.accepted(Command::BootstrapCluster { cluster }).await?;
+        }
         self.member.accepted(Command::RegisterNode(registration)).await?;
         let cluster = self.member.read(sbk_engine::authority::State::cluster);
         tracing::info!(%node, process = request.get_ref().incarnation, "node registered");
