@@ -54,7 +54,7 @@ pub struct MemberView {
     pub s: Option<u64>,
     /// H: the primary's head.
     pub h: Option<u64>,
-    /// How much it lacks.
+    /// How much it lacks, at least: entries of the log, told as 4 KiB each.
     pub lag_bytes: Option<u64>,
     /// Why it is in this mode, in words.
     pub reason: String,

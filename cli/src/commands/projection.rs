@@ -10,7 +10,7 @@ use tokio::task::JoinSet;
 use crate::http;
 use crate::view::{MemberView, SessionView, VolumeView, id_text};
 
-/// Bytes of one log entry's block, to tell a lag in bytes.
+/// Bytes of the smallest log entry: a lag is known in entries, and told as if all were so small.
 const BLOCK_BYTES: u64 = 4096;
 
 /// A volume by name or UUID, with the details of its members from the datanodes. A datanode that
@@ -86,9 +86,13 @@ fn merge(view: &mut VolumeView, info: &VolumeInfo, statuses: &BTreeMap<String, V
 
 fn merge_peer(member: &mut MemberView, peer: &Value) {
     let recovery = &peer["recovery"];
-    member.lag_bytes = peer["lag_bytes"]
-        .as_u64()
-        .or_else(|| peer["lag"].as_u64().map(|entries| entries.saturating_mul(BLOCK_BYTES)));
+    // Of a replica that it has not met in this run, the primary knows nothing; what the replica
+    // said last is nearer to the truth than "all is missing".
+    let entries = match (peer["acked"].as_u64(), member.r, member.h) {
+        (None, Some(r), Some(h)) => Some(h.saturating_sub(r)),
+        _ => peer["lag"].as_u64(),
+    };
+    member.lag_bytes = entries.map(|entries| entries.saturating_mul(BLOCK_BYTES));
     for (field, to) in [("mode", &mut member.mode), ("reason", &mut member.reason)] {
         if let Some(text) = recovery[field].as_str() {
             *to = text.to_owned();
@@ -155,6 +159,7 @@ mod tests {
         let mut view = VolumeView::of(&info);
         let peers = json!({id_text(&[12; 16]): {
             "lag": 3,
+            "acked": 17,
             "recovery": {
                 "mode": "recovering",
                 "reason": "catching up",
@@ -176,6 +181,16 @@ mod tests {
         assert_eq!((session.id.as_str(), session.kind.as_str()), ("4.2", "catch_up"));
         assert_eq!((session.target_lsn, session.achieved_lsn), (20, 12));
         assert_eq!(view.members[0].r, Some(20));
+    }
+
+    #[test]
+    fn a_replica_that_was_not_met_lacks_what_it_says() {
+        let info = info();
+        let mut view = VolumeView::of(&info);
+        let peers = json!({id_text(&[12; 16]): {"lag": 20, "acked": null, "recovery": {}}});
+        let primary = json!({"view": {"durable": 20, "end": 20, "retained": 4, "peers": peers}});
+        merge(&mut view, &info, &BTreeMap::from([(id_text(&[1; 16]), primary)]));
+        assert_eq!((view.members[1].r, view.members[1].lag_bytes), (Some(5), Some(15 * 4096)));
     }
 
     #[test]
