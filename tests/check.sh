@@ -16,6 +16,24 @@ if [ "${1:-}" != quick ]; then
     # More seeds of the simulated cluster, in a build that runs them in seconds. The last seeds
     # are derived from the commit, so that every change is tried with others.
     start=$((16#$(git rev-parse --short=6 HEAD 2>/dev/null || echo 0)))
-    SEEDS=0..1000 step cargo test -p sbk-engine --release --locked --test cluster everything -- --nocapture
-    SEEDS=$start..$((start + 500)) step cargo test -p sbk-engine --release --locked --test cluster everything -- --nocapture
+    sim() { step cargo run -p sbk-tests --release --locked --bin sim -- --threads "$(nproc)" "$@"; }
+    sim --seeds 0..2000 --regressions --marks
+    sim --seeds $start..$((start + 500))
+    # Every state of small worlds, as many of them as are documented.
+    step cargo run -p sbk-tests --release --locked --bin explore -- --threads "$(nproc)" \
+        --check docs/testing.md
+    # Each known bug that is put back must be noticed, where docs/testing.md says.
+    step cargo clippy -p sbk-tests --features bugs --all-targets --locked -- -D warnings
+    step cargo run -p sbk-tests --release --locked --features bugs --bin bites
+    # And the store, crashed at every I/O of other work.
+    SEEDS=$start..$((start + 20)) step cargo test -p sbk-store --release --locked --test store crash
+
+    # A filesystem and a database through the loss of primaries and masters. It mounts, so it needs
+    # root and the kernel's help.
+    if [ "$(id -u)" = 0 ] && [ -c /dev/fuse ] && [ -e /dev/loop-control ]; then
+        step cargo build --release --locked --bin sbkctl
+        step tests/real-data.sh
+    else
+        printf '\n== tests/real-data.sh SKIPPED: it needs root, /dev/fuse and loop devices\n'
+    fi
 fi

@@ -4,6 +4,8 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sbk_engine::authority::placement::check_request;
+use sbk_engine::authority::{self, VolumeRequest};
 
 use crate::output::Format;
 use crate::size::parse_size;
@@ -55,10 +57,10 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Volumes: create, list, show, delete, explain, verify
+    /// Volumes: create, list, show, delete, move, replace, explain, verify
     #[command(subcommand)]
     Volume(VolumeCommand),
-    /// Datanodes: list, show
+    /// Datanodes: list, show, drain, undrain, remove
     #[command(subcommand)]
     Node(NodeCommand),
     /// The quorum of masters: status, members
@@ -86,6 +88,23 @@ Examples:
 C1 healthy stays healthy, C2 a short gap catches up, C3 a long gap rebuilds: on real processes. C4 only
 a terminal close is success, C5 the order of facts does not change the outcome: on the engine itself.")]
     Calibrate(DrillArgs),
+    /// Take a recorded run through the engine again and compare every decision
+    #[command(after_help = "\
+Examples:
+  sbkctl volume explain db --save db.recording
+  sbkctl replay db.recording
+  sbkctl replay db.recording --export-case db.yaml
+
+A datanode also leaves recordings in `recordings/` in its data directory, when a store fails or an
+invariant is broken. Exit code 1 if something differs, or the file is no whole recording.")]
+    Replay {
+        /// The recording
+        file: PathBuf,
+        /// Also write what the recovery engine of each primary was told as conformance cases: to a
+        /// new file, or one file each in a directory that exists
+        #[arg(long, value_name = "PATH")]
+        export_case: Option<PathBuf>,
+    },
     /// Write a completion script for a shell to standard output
     #[command(after_help = "\
 Example:
@@ -123,20 +142,90 @@ Examples:
         #[arg(long)]
         yes: bool,
     },
+    /// Give up members that are gone for good, with the writes that only they held
+    #[command(after_help = "\
+Examples:
+  sbkctl volume recover db --accept-data-loss --node-off 3f2a --node-off 127.0.0.1:7303
+  sbkctl volume recover db --accept-data-loss --node-off 3f2a --yes -o json
+
+For a volume that waits for in-sync replicas which won't come back. Of the replicas that are left, the
+one that holds most goes on alone, and others are brought in sync with it. Every client that was
+attached gets I/O errors until it attaches again.
+
+Every replica of the volume that doesn't answer must be named. Refused while a named node is heard,
+or while an in-sync replica is left. Switch the nodes off first: a primary that still runs there goes
+on answering the clients that reach it.")]
+    Recover {
+        /// Name or UUID
+        volume: String,
+        /// Say that acknowledged writes may be lost
+        #[arg(long, required = true)]
+        accept_data_loss: bool,
+        /// A node that is off for good: its UUID, the beginning of it, or one of its addresses; may
+        /// be given more than once
+        #[arg(long = "node-off", value_name = "NODE")]
+        nodes_off: Vec<String>,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+    },
+    /// Replace a replica by another, as one whose disk is damaged: rebuilt and in sync before the old
+    /// one goes, if another node has room; else on its own node, when the others are enough
+    #[command(after_help = "\
+Examples:
+  sbkctl volume replace db --node 8dc3336d
+  sbkctl volume replace db --node 10.0.0.3:7301 --yes --no-wait
+
+The replica's data is removed, in the end.")]
+    Replace {
+        /// Name or UUID
+        volume: String,
+        /// The node whose replica is to go: its UUID, the beginning of it, or one of its addresses
+        #[arg(long)]
+        node: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Whether to wait
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Move a replica to another node: it is rebuilt there and joins, then the old one goes
+    #[command(after_help = "\
+Example:
+  sbkctl volume move db --from 8dc3336d --to 10.0.0.4:7301")]
+    Move {
+        /// Name or UUID
+        volume: String,
+        /// The node that holds the replica: its UUID, the beginning of it, or one of its addresses
+        #[arg(long, value_name = "NODE", requires = "to")]
+        from: String,
+        /// The node that is to hold it
+        #[arg(long, value_name = "NODE", requires = "from")]
+        to: String,
+        /// Whether to wait
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Tell what the replicas saw, what they decided and why, in order of time
     #[command(after_help = "\
 Examples:
   sbkctl volume explain db
   sbkctl volume explain db --follow -o json
+  sbkctl volume explain db --save db.recording
 
-Times are seconds on each node's own clock since boot; nodes on different machines have different
-ones.")]
+First the last failover as a story, with the seconds since the masters' decision; then every decision,
+with the seconds since the first. Clocks of different machines are compared as far as asking them
+allows: some milliseconds.")]
     Explain {
         /// Name or UUID
         volume: String,
         /// Go on telling until interrupted
         #[arg(long)]
         follow: bool,
+        /// Save what the replicas' engines were told and did to a new file, for `sbkctl replay`
+        #[arg(long, value_name = "FILE", conflicts_with = "follow")]
+        save: Option<PathBuf>,
     },
     /// Compare the replicas: checksums of every region of the committed image
     #[command(after_help = "\
@@ -171,7 +260,7 @@ pub struct CreateArgs {
     /// What "has it" means: synced to disk, or written to the log file
     #[arg(long, value_enum, default_value_t)]
     pub write_ack: WriteAck,
-    /// Fewest in-sync replicas with which the volume accepts writes
+    /// Fewest in-sync replicas with which the volume accepts writes; not with sync_quorum
     /// [default: 1 of 1 or 2 replicas, 2 of 3]
     #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..))]
     pub min_in_sync: Option<u32>,
@@ -186,6 +275,17 @@ pub struct CreateArgs {
     pub timeout: Duration,
 }
 
+/// Whether to wait until it is done.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct WaitArgs {
+    /// Return once the masters have recorded it
+    #[arg(long)]
+    pub no_wait: bool,
+    /// How long it may take, in seconds; it goes on if that was too short
+    #[arg(long, value_name = "SECONDS", default_value = "3600", value_parser = seconds)]
+    pub timeout: Duration,
+}
+
 /// When a write is committed.
 #[derive(Clone, Copy, Debug, Default, ValueEnum)]
 pub enum Durability {
@@ -193,7 +293,7 @@ pub enum Durability {
     #[default]
     #[value(name = "sync_all", alias = "sync-all")]
     SyncAll,
-    /// A majority of the replicas has it
+    /// A majority of the voters has it: a slow or dead minority costs nothing
     #[value(name = "sync_quorum", alias = "sync-quorum")]
     SyncQuorum,
     /// The primary has it
@@ -222,6 +322,41 @@ pub enum NodeCommand {
     Show {
         /// Its UUID, the beginning of it, or one of its addresses
         node: String,
+    },
+    /// Move all primaries and replicas away from a node, and place no more there
+    #[command(after_help = "\
+Example:
+  sbkctl node drain 127.0.0.1:7301
+
+It goes on when this command is interrupted, until `sbkctl node undrain`.")]
+    Drain {
+        /// Its UUID, the beginning of it, or one of its addresses
+        node: String,
+        /// Whether to wait
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
+    /// Let a drained node hold replicas again
+    #[command(after_help = "Example:\n  sbkctl node undrain 127.0.0.1:7301")]
+    Undrain {
+        /// Its UUID, the beginning of it, or one of its addresses
+        node: String,
+    },
+    /// Give up a node that is silent for good: its replicas are replaced at once, then it is forgotten
+    #[command(after_help = "\
+Example:
+  sbkctl node remove 8dc3336d --yes
+
+Should it come back, what it holds is kept and reported, and not used.")]
+    Remove {
+        /// Its UUID, the beginning of it, or one of its addresses
+        node: String,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// Whether to wait
+        #[command(flatten)]
+        wait: WaitArgs,
     },
 }
 
@@ -305,6 +440,78 @@ Examples:
   sbkctl drill replica-return
   sbkctl drill replica-return --runs 3 -o json")]
     ReplicaReturn(DrillArgs),
+    /// Let whatever can fail fail, for minutes or hours, by a schedule made from a seed
+    #[command(after_help = "\
+Examples:
+  sbkctl drill chaos                           5 minutes of another schedule each time
+  sbkctl drill chaos --minutes 60 --seed 7     the schedule of seed 7
+  sbkctl drill chaos --faults 20 -o json       so many faults, a summary for programs
+
+A cluster of its own: 3 masters, 4 datanodes, volumes with one, two and three replicas, clients that
+write and read all of them. Processes are killed, stopped and slowed down, one, several or all of them;
+as root, in network namespaces of the drill's own, there are also partitions, packet loss, slow links
+and a full disk. Every few faults all is healed: the volumes must become whole, every block's history
+must be linearizable with no acknowledged write lost, and the replicas must be equal. Exit code 1 if
+anything is wrong; logs, traces, metrics, histories and data are kept then.")]
+    Chaos(ChaosArgs),
+}
+
+/// `sbkctl drill chaos`
+#[derive(Clone, Debug, Args)]
+pub struct ChaosArgs {
+    /// For how long faults are caused, in minutes
+    #[arg(long, value_name = "M", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_080))]
+    pub minutes: u32,
+    /// End after so many faults, however long that takes
+    #[arg(long, value_name = "N", conflicts_with = "minutes", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
+    pub faults: Option<u64>,
+    /// The number that the schedule of faults is made from [default: another one each time, told]
+    #[arg(long, value_name = "S")]
+    pub seed: Option<u64>,
+    /// Where the processes run: each in a network namespace of its own, or all on 127.0.0.1, without
+    /// partitions and full disks
+    #[arg(long, value_enum, default_value_t)]
+    pub network: NetworkMode,
+    /// Requests in flight of each client; each volume has three
+    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
+    pub depth: u32,
+    /// Bytes a second that the clients of one volume read and write
+    #[arg(long, value_name = "SIZE", default_value = "2MiB", value_parser = parse_size)]
+    pub pace: u64,
+    /// How long all volumes may take to be whole once everything is healed, in seconds
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    pub converge: Duration,
+    /// Keep the directory of the cluster also when nothing is wrong
+    #[arg(long)]
+    pub keep: bool,
+}
+
+impl ChaosArgs {
+    /// What holds where nothing was said.
+    pub fn default_values() -> Self {
+        Self {
+            minutes: 5,
+            faults: None,
+            seed: None,
+            network: NetworkMode::Auto,
+            depth: 4,
+            pace: 2 << 20,
+            converge: Duration::from_secs(120),
+            keep: false,
+        }
+    }
+}
+
+/// Where the processes of a drill run.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
+pub enum NetworkMode {
+    /// In namespaces if they can be made here, else on 127.0.0.1
+    #[default]
+    Auto,
+    /// In namespaces, or not at all
+    Namespaces,
+    /// On 127.0.0.1
+    Loopback,
 }
 
 /// Options of every drill.
@@ -333,7 +540,19 @@ fn seconds(text: &str) -> Result<Duration, String> {
 fn volume_spec(text: &str) -> Result<VolumeSpec, String> {
     let (name, size) =
         text.split_once(':').ok_or_else(|| format!("'{text}' is not NAME:SIZE, as in db:10GiB"))?;
-    Ok(VolumeSpec { name: name.to_owned(), size: parse_size(size)? })
+    let spec = VolumeSpec { name: name.to_owned(), size: parse_size(size)? };
+    // What the masters would refuse is better known before a whole cluster was started for it.
+    let request = VolumeRequest {
+        name: spec.name.clone(),
+        size_bytes: spec.size,
+        replicas: 1,
+        durability: authority::Durability::SyncAll,
+        write_ack: authority::WriteAck::Durable,
+        min_in_sync: None,
+        zone_spread: false,
+    };
+    check_request(&request).map_err(|refusal| refusal.to_string())?;
+    Ok(spec)
 }
 
 #[cfg(test)]
@@ -357,6 +576,8 @@ mod tests {
         assert_eq!(spec, VolumeSpec { name: "db".into(), size: 1 << 30 });
         assert!(volume_spec("db").is_err());
         assert!(volume_spec("db:big").is_err());
+        assert!(volume_spec("DB:1GiB").is_err());
+        assert!(volume_spec("db:1000").is_err());
     }
 
     #[test]

@@ -18,12 +18,37 @@ const LIMIT: Duration = Duration::from_secs(5);
 /// # Errors
 /// If nobody answers within 5 s, the status is not 200, or the body is no such JSON.
 pub async fn get_json<T: DeserializeOwned>(addr: &str, path: &str) -> anyhow::Result<T> {
-    let body = timeout(LIMIT, get(addr, path))
+    let body = get_body(addr, path).await?;
+    serde_json::from_slice(&body).with_context(|| format!("the answer of http://{addr}{path}"))
+}
+
+/// Gets `path` (with its query) from `addr` (`host:port`) and reads the body as a text.
+///
+/// # Errors
+/// If nobody answers within 5 s, the status is not 200, or the body is no text.
+pub async fn get_text(addr: &str, path: &str) -> anyhow::Result<String> {
+    let body = get_body(addr, path).await?;
+    String::from_utf8(body).with_context(|| format!("the answer of http://{addr}{path}"))
+}
+
+async fn get_body(addr: &str, path: &str) -> anyhow::Result<Vec<u8>> {
+    timeout(LIMIT, get(addr, path))
         .await
         .map_err(|_| anyhow!("no answer within {} s", LIMIT.as_secs()))
         .and_then(|result| result)
-        .with_context(|| format!("asking http://{addr}{path}"))?;
-    serde_json::from_slice(&body).with_context(|| format!("the answer of http://{addr}{path}"))
+        .with_context(|| format!("asking http://{addr}{path}"))
+}
+
+/// Gets `path` from `addr` (`host:port`) as it is.
+///
+/// # Errors
+/// If nobody answers within `limit`, or the status is not 200.
+pub async fn get_bytes(addr: &str, path: &str, limit: Duration) -> anyhow::Result<Vec<u8>> {
+    timeout(limit, get(addr, path))
+        .await
+        .map_err(|_| anyhow!("no answer within {limit:?}"))
+        .and_then(|result| result)
+        .with_context(|| format!("asking http://{addr}{path}"))
 }
 
 async fn get(addr: &str, path: &str) -> anyhow::Result<Vec<u8>> {

@@ -28,6 +28,7 @@ pub mod workload;
 use args::{Cli, Command};
 use commands::Context;
 use dev::part::Part;
+use output::Output;
 use tracing_subscriber::EnvFilter;
 
 /// Runs the command line; the process's exit code.
@@ -50,7 +51,7 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("sbkctl: {e:#}");
+            eprintln!("sbkctl: {}", sbk_master_client::in_one_line(e.as_ref()));
             ExitCode::from(error::exit_code(&e))
         }
     }
@@ -76,6 +77,9 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sbkctl", &mut script);
             output::write_out(&String::from_utf8(script).context("writing the script")?)
+        }
+        Command::Replay { file, export_case } => {
+            commands::replay::run(Output::new(cli.global.output), &file, export_case.as_deref())
         }
         Command::Drill(command) => drill::run(&cli.global, command).await,
         Command::Demo(args) => drill::demo::run(&cli.global, args).await,

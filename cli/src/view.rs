@@ -25,6 +25,8 @@ pub struct VolumeView {
     pub write_ack: &'static str,
     /// The newest configuration's number; `null` before the first.
     pub epoch: Option<u64>,
+    /// How often acknowledged writes may have been lost.
+    pub loss_generation: u64,
     /// The node of the primary; `null` before the first epoch.
     pub primary: Option<String>,
     /// The nodes of the in-sync replicas.
@@ -102,6 +104,7 @@ impl VolumeView {
             durability: durability(info.durability()),
             write_ack: write_ack(info.write_ack()),
             epoch: info.config.as_ref().map(|c| c.epoch),
+            loss_generation: info.config.as_ref().map_or(0, |c| c.loss_generation),
             primary,
             isr,
             serving: info.serving,
@@ -115,6 +118,23 @@ impl VolumeView {
         self.serving
             && self.isr.len() == self.replicas as usize
             && self.members.len() == self.replicas as usize
+            && (!self.by_majority() || self.members.iter().all(|m| m.mode == "healthy"))
+    }
+
+    /// Whether a majority of the voters decides; the list of them says nothing of who holds what.
+    fn by_majority(&self) -> bool {
+        self.durability == "sync_quorum"
+    }
+
+    fn in_sync_words(&self) -> (&'static str, String) {
+        let (listed, wanted) = (self.isr.len(), self.replicas);
+        match self.by_majority() {
+            true => {
+                let majority = listed / 2 + 1;
+                ("voters", format!("{listed} of {wanted} replicas; {majority} are a majority"))
+            }
+            false => ("in sync", format!("{listed} of {wanted} replicas")),
+        }
     }
 
     /// For people: everything about it.
@@ -127,13 +147,15 @@ impl VolumeView {
             ("durability", format!("{}, acknowledged when {}", self.durability, self.write_ack)),
             ("epoch", self.epoch.map_or_else(none, |e| e.to_string())),
             ("primary", self.primary.clone().unwrap_or_else(none)),
-            ("in sync", format!("{} of {} replicas", self.isr.len(), self.replicas)),
+            self.in_sync_words(),
+            ("losses", self.loss_words()),
             ("serving", self.serving_words()),
         ]);
         let number = |n: Option<u64>| n.map_or_else(none, |n| n.to_string());
         let rows = self.members.iter().map(|m| {
             let role = match (self.primary.as_ref() == Some(&m.node), self.isr.contains(&m.node)) {
                 (true, _) => "primary",
+                (false, true) if self.by_majority() => "voter",
                 (false, true) => "in sync",
                 (false, false) => "out of sync",
             };
@@ -151,6 +173,13 @@ impl VolumeView {
         });
         let header = ["node", "role", "mode", "r", "s", "h", "lag", "session", "reason"];
         format!("{head}\n{}", table(&header, rows))
+    }
+
+    fn loss_words(&self) -> String {
+        match self.loss_generation {
+            0 => "none".to_owned(),
+            n => format!("{n}: acknowledged writes may have been lost {n} times"),
+        }
     }
 
     fn serving_words(&self) -> String {
@@ -240,6 +269,8 @@ pub struct NodeView {
     pub free_bytes: u64,
     /// Milliseconds since its last heartbeat.
     pub last_heartbeat_ms: u64,
+    /// `holds`, `drained` or `removed`: what becomes of its replicas.
+    pub duty: &'static str,
     /// What it holds.
     pub replicas: Vec<NodeReplicaView>,
 }
@@ -279,14 +310,23 @@ impl NodeView {
             used_bytes: info.used_bytes,
             free_bytes: info.free_bytes,
             last_heartbeat_ms: info.last_heartbeat_ms,
+            duty: match info.duty() {
+                v1::NodeDuty::Unspecified | v1::NodeDuty::Holds => "holds",
+                v1::NodeDuty::Drained => "drained",
+                v1::NodeDuty::Removed => "removed",
+            },
             replicas: replicas.collect(),
         }
     }
 
     fn state(&self) -> String {
-        match self.alive {
+        let state = match self.alive {
             true => "alive".to_owned(),
             false => format!("silent for {:.1} s", self.last_heartbeat_ms as f64 / 1000.0),
+        };
+        match self.duty {
+            "holds" => state,
+            duty => format!("{state}, {duty}"),
         }
     }
 

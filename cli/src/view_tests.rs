@@ -44,7 +44,7 @@ fn a_volume_has_the_documented_fields() {
         serde_json::json!({
             "name": "v", "id": id_text(&[9; 16]), "size_bytes": 1u64 << 30, "replicas": 2,
             "durability": "sync_all", "write_ack": "durable", "epoch": 3, "primary": node(1),
-            "isr": [node(1), node(2)], "serving": true, "reason": "",
+            "loss_generation": 0, "isr": [node(1), node(2)], "serving": true, "reason": "",
             "members": [member(1), member(2)],
         })
     );

@@ -41,6 +41,9 @@ async fn the_same_directory_finds_everything_again() {
     let file = ClusterFile::read(dir.path()).expect("is written");
     assert_eq!((file.masters.len(), file.datanodes.len()), (3, 3));
     assert!(is_running(dir.path()));
+    let primary = cluster.primary_of("v").await.expect("answers").expect("there is one");
+    let uri = &file.volumes[0].nbd_uri;
+    assert!(!uri.contains(&format!("{}/", primary.nbd)), "a kill of the primary would cut {uri}");
     let second = DevCluster::start(first.clone()).await.expect_err("is in use");
     assert!(second.to_string().contains("runs in"), "{second:#}");
 

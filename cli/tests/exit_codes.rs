@@ -36,6 +36,7 @@ fn wrong_usage_is_2() {
         (vec!["volume", "create", "v", "--size", "10G"], "ambiguous"),
         (vec!["volume", "create", "v"], "--size"),
         (vec!["volumes"], "volumes"),
+        (vec!["volume", "recover", "v", "--node-off", "n"], "--accept-data-loss"),
         (vec!["dev", "--masters", "2"], "1, 3 or 5"),
         (vec!["dev", "--masters", "h:1,h:2"], "number of masters"),
     ] {

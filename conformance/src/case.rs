@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 
+use sbk_engine::recording::Tenure;
 use sbk_engine::recovery::{Command, Event, Params, Verdict, VolumeState, step};
 use sbk_engine::types::{Millis, ReplicaId};
 use serde::de::DeserializeOwned;
@@ -22,6 +23,9 @@ pub struct Case {
     pub why: Option<String>,
     /// The engine's parameters.
     pub params: Params,
+    /// What the engine knows before the first step; `None`: nothing. For cases from a recording
+    /// that began in the middle.
+    pub state: Option<VolumeState>,
     /// In order.
     pub steps: Vec<Step>,
 }
@@ -100,6 +104,7 @@ struct RawCase {
     why: Option<String>,
     #[serde(default)]
     params: Params,
+    state: Option<serde_yaml_ng::Value>,
     steps: Vec<RawStep>,
 }
 
@@ -182,6 +187,11 @@ fn check(raw: RawCase) -> Result<Case, (usize, String)> {
     if times.min() == Some(0) {
         return Err((0, "every parameter is 1 or more".to_owned()));
     }
+    let state = raw.state.map(|state| understand_plain("the engine's state", state));
+    let state: Option<VolumeState> = state.transpose().map_err(|what| (0, what))?;
+    if state.as_ref().is_some_and(|state| *state.params() != raw.params) {
+        return Err((0, "`params` are not those in `state`".to_owned()));
+    }
     let mut now = Millis(0);
     let mut steps = Vec::new();
     for (index, step) in raw.steps.into_iter().enumerate() {
@@ -189,7 +199,7 @@ fn check(raw: RawCase) -> Result<Case, (usize, String)> {
         now = step.at;
         steps.push(step);
     }
-    Ok(Case { name: raw.case, why: raw.why, params: raw.params, steps })
+    Ok(Case { name: raw.case, why: raw.why, params: raw.params, state, steps })
 }
 
 fn check_step(raw: RawStep, before: Millis) -> Result<Step, String> {
@@ -233,6 +243,24 @@ fn understand<T: DeserializeOwned + Serialize>(
     let given = json(value)?;
     let shown = flow(&given);
     let given = names::expand(given).map_err(|error| format!("{shown}: {error}"))?;
+    read(what, &shown, given)
+}
+
+/// As [`understand`], for a value that stands as the engine itself writes it.
+fn understand_plain<T: DeserializeOwned + Serialize>(
+    what: &str,
+    value: serde_yaml_ng::Value,
+) -> Result<T, String> {
+    let given = json(value)?;
+    let shown = flow(&given);
+    read(what, &shown, given)
+}
+
+fn read<T: DeserializeOwned + Serialize>(
+    what: &str,
+    shown: &str,
+    given: Value,
+) -> Result<T, String> {
     let read: T = serde_json::from_value(given.clone())
         .map_err(|error| format!("{shown} is not {what}: {error}"))?;
     let back = serde_json::to_value(&read).map_err(|error| error.to_string())?;
@@ -279,12 +307,36 @@ impl Case {
             expected: None,
             view: BTreeMap::new(),
         });
-        Self { name: name.into(), why: None, params, steps: steps.collect() }.recorded()
+        let (name, steps) = (name.into(), steps.collect());
+        Self { name, why: None, params, state: None, steps }.recorded()
+    }
+
+    /// A primary's tenure in a recorded run as a case that expects what was done. One that began
+    /// within the recording begins at 0 ms and needs no state.
+    pub fn of_tenure(name: impl Into<String>, why: Option<String>, tenure: &Tenure) -> Self {
+        let begins = match (&tenure.state, tenure.steps.first()) {
+            (None, Some((at, ..))) => *at,
+            (Some(_), _) | (None, None) => Millis(0),
+        };
+        let steps = tenure.steps.iter().cloned().map(|(at, event, verdict, commands)| Step {
+            at: Millis(at.since(begins)),
+            note: None,
+            event,
+            expected: Some(Expected { verdict, commands }),
+            view: BTreeMap::new(),
+        });
+        let (params, state) = (tenure.params.clone(), tenure.state.clone());
+        Self { name: name.into(), why, params, state, steps: steps.collect() }
+    }
+
+    /// The engine before the first step.
+    pub(crate) fn start(&self) -> VolumeState {
+        self.state.clone().unwrap_or_else(|| VolumeState::new(self.params.clone()))
     }
 
     /// The same events with what the engine makes of them in place of what was expected.
     pub fn recorded(&self) -> Self {
-        let mut state = VolumeState::new(self.params.clone());
+        let mut state = self.start();
         let mut case = self.clone();
         for recorded in &mut case.steps {
             let (verdict, commands) = step(&mut state, recorded.at, recorded.event.clone());
@@ -318,6 +370,10 @@ impl Case {
         }
         if let Some(params) = self.changed_params() {
             line(format!("params: {}", flow(&params)));
+        }
+        if let Some(state) = &self.state {
+            let state = serde_json::to_value(state).expect("the engine's types are plain data");
+            line(format!("state: {}", flow(&state)));
         }
         line("steps:".to_owned());
         let mut now = Millis(0);

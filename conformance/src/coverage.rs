@@ -30,6 +30,7 @@ vocabulary!(EVENTS, event_word, Event {
     ProbeFailed => "probe_failed",
     RecoveryFacts => "recovery_facts",
     DurableAck => "durable_ack",
+    SessionDeferred => "session_deferred",
     SessionPrepared => "session_prepared",
     SessionStarted => "session_started",
     SessionProgress => "session_progress",
@@ -71,6 +72,7 @@ vocabulary!(FAILURES, failure_word, FailureKind {
     StartTimeout => "start_timeout",
     Invalidated => "invalidated",
     PinLost => "pin_lost",
+    Stalled => "stalled",
 });
 
 /// How often each event, command, ignored reason and failure kind occurred.

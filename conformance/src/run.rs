@@ -52,7 +52,7 @@ pub enum Mismatch {
 ///
 /// Panics if the engine finds its own state contradictory, which no input may bring about.
 pub fn run(case: &Case, coverage: &mut Coverage) -> Result<(), Box<Failure>> {
-    let mut state = VolumeState::new(case.params.clone());
+    let mut state = case.start();
     let mut seen = Coverage::default();
     for (index, expected) in case.steps.iter().enumerate() {
         let failed = |mismatch| {

@@ -4,7 +4,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
-use sbk_engine::types::{Config, NodeId, ReplicaId, VolumeId};
+use sbk_engine::types::{Config, NodeId, ReplicaId, VolumeId, Wish};
 use tokio::sync::watch;
 
 /// Every volume that the masters told of. Shared by value: a change makes a new one.
@@ -28,6 +28,10 @@ pub struct Volume {
     pub blocks: u64,
     /// Every replica, confirmed or not, and where it is.
     pub replicas: BTreeMap<ReplicaId, Replica>,
+    /// Replicas that left the list, and where they are: to be removed.
+    pub retired: BTreeMap<ReplicaId, NodeId>,
+    /// What the masters want of its primary.
+    pub wish: Wish,
     /// The newest configuration known, from the masters or from a replica; `None` before the first
     /// epoch.
     pub config: Option<Config>,

@@ -2,7 +2,6 @@
 
 mod args;
 pub mod catalogue;
-pub mod entry;
 pub mod frontend;
 pub mod link;
 pub mod node;

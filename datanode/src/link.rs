@@ -44,8 +44,9 @@ pub struct IoRequest {
     pub op: IoOp,
 }
 
-/// What a request asks for. Offsets and lengths are bytes, multiples of 512; lengths are at most
-/// [`MAX_REQUEST_BYTES`](sbk_engine::types::MAX_REQUEST_BYTES) for reads and writes.
+/// What a request asks for. Offsets and lengths are bytes, multiples of 512. The blocks that a read,
+/// a write, or a zero that is not of whole blocks touches are at most
+/// [`MAX_REQUEST_BYTES`](sbk_engine::types::MAX_REQUEST_BYTES); frontends send longer ones in parts.
 #[derive(Clone, Debug)]
 pub enum IoOp {
     /// The newest committed data.

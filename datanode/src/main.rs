@@ -1,10 +1,15 @@
 //! The `sbk-datanode` binary.
 
+use std::io::IsTerminal;
 use std::process::ExitCode;
 
 use clap::Parser;
 use sbk_datanode::{Args, LogFormat};
+use sbk_master_client::in_one_line;
 use tokio::signal::unix::{SignalKind, signal};
+
+// What ships holds no switch for a known bug, whichever features were asked for elsewhere.
+const _: () = assert!(!sbk_engine::bugs::PRESENT, "built with the feature `bugs`");
 
 #[tokio::main]
 async fn main() -> ExitCode {
@@ -12,7 +17,7 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // What an operator did needs no backtrace, whatever the environment says.
-            eprintln!("sbk-datanode: {error:#}");
+            eprintln!("sbk-datanode: {}", in_one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -23,7 +28,7 @@ async fn run(args: Args) -> anyhow::Result<()> {
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.clone().settings()?.log_format {
-        LogFormat::Text => logs.init(),
+        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => logs.json().init(),
     }
     let mut terminate = signal(SignalKind::terminate())?;

@@ -9,6 +9,7 @@ use anyhow::{Context as _, bail};
 use sbk_engine::replication::Params;
 use sbk_proto::v1::block_service_server::BlockServiceServer;
 use sbk_proto::v1::replication_server::ReplicationServer;
+use sbk_store::{DataDir, StoreOptions};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::transport::Server;
@@ -18,8 +19,11 @@ use crate::args::{Args, Settings};
 use crate::frontend::{BlockApi, Frontends, nbd};
 use crate::node::{Node, NodeConfig, Storage};
 use crate::ops;
-use crate::store::{DataDir, Replicas, StoreOptions};
-use crate::transport::{CONNECTION_WINDOW, MAX_MESSAGE_BYTES, ReplicationService, STREAM_WINDOW};
+use crate::store::Replicas;
+use crate::transport::{
+    CONNECTION_WINDOW, FRAME_BYTES, MAX_MESSAGE_BYTES, ReplicationService, STREAM_WINDOW,
+};
+use crate::volume::keep_at_panic;
 
 /// How long the servers may take to end once nothing uses them.
 const DRAIN: Duration = Duration::from_secs(2);
@@ -71,6 +75,26 @@ fn reached_at(listener: &TcpListener, advertise: Option<&str>) -> anyhow::Result
     }
 }
 
+/// Where recordings are kept in the data directory.
+const RECORDINGS: &str = "recordings";
+
+/// Descriptors that a datanode asks for: files of its replicas, connections of clients and nodes.
+const DESCRIPTORS: u64 = 64 << 10;
+
+/// Takes as many descriptors as the system lets a process have. Many systems give 1024 to one that
+/// does not ask, for the sake of programs that use `select`; clients that connect must not leave
+/// the replicas without a file.
+fn take_descriptors() {
+    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
+    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
+    let wanted = maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
+    if current.is_some_and(|current| current < wanted)
+        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
+    {
+        tracing::warn!(%error, "the limit of open files stays at {current:?}");
+    }
+}
+
 /// Runs a datanode until `shutdown` resolves, then drains.
 ///
 /// # Errors
@@ -78,6 +102,8 @@ fn reached_at(listener: &TcpListener, advertise: Option<&str>) -> anyhow::Result
 /// has, that is damaged or foreign.
 pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
     let settings = args.settings()?;
+    take_descriptors();
+    keep_at_panic();
     let listeners = Listeners::bind(&settings).await?;
     let options = StoreOptions::retaining(settings.wal_retain);
     let path = settings.data_dir.clone();
@@ -105,6 +131,7 @@ pub async fn serve<S: Storage>(
         zone: settings.zone,
         capacity: settings.capacity,
         params: Params::default(),
+        recordings: Some(settings.data_dir.join(RECORDINGS)),
     };
     for addr in [&listeners.grpc, &listeners.http, &listeners.nbd].map(TcpListener::local_addr) {
         let addr = addr?;
@@ -183,6 +210,7 @@ async fn serve_grpc(
         .http2_keepalive_timeout(Some(Duration::from_secs(3)))
         .initial_stream_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
+        .max_frame_size(FRAME_BYTES)
         .add_service(health)
         .add_service(reflection)
         .add_service(replication)

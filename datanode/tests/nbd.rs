@@ -2,53 +2,11 @@
 
 mod support;
 
-use std::io::{Read, Write};
-use std::net::{SocketAddr, TcpStream};
 use std::process::{Command, Output};
 use std::sync::Arc;
 
-use sbk_datanode::catalogue::Catalogue;
-use sbk_datanode::frontend::{Frontends, nbd};
-use sbk_datanode::transport::Channels;
-use sbk_datanode::volume::Registry;
-use sbk_engine::types::NodeId;
+use support::nbd::Server;
 use support::{BLOCKS, Cluster, replica};
-use tokio::sync::watch;
-use tokio_util::sync::CancellationToken;
-use uuid::Uuid;
-
-struct Server {
-    addr: SocketAddr,
-    catalogue: watch::Sender<Arc<Catalogue>>,
-    stop: CancellationToken,
-}
-
-impl Server {
-    fn start(cluster: &Cluster) -> Self {
-        let (catalogue, watched) = watch::channel(Arc::new(cluster.catalogue()));
-        let stop = CancellationToken::new();
-        let addr = cluster.runtime().block_on(async {
-            let node = NodeId(Uuid::from_u128(999));
-            let channels = Arc::new(Channels::default());
-            let frontends = Frontends::new(watched, Registry::default(), channels, node);
-            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
-            let addr = listener.local_addr().expect("bound");
-            tokio::spawn(nbd::serve(frontends, listener, stop.clone()));
-            addr
-        });
-        Self { addr, catalogue, stop }
-    }
-
-    fn uri(&self) -> String {
-        format!("nbd://{}/vol", self.addr)
-    }
-}
-
-impl Drop for Server {
-    fn drop(&mut self) {
-        self.stop.cancel();
-    }
-}
 
 /// Runs a client program; it must be installed.
 fn client(program: &str, args: &[&str]) -> Output {
@@ -153,30 +111,4 @@ fn a_copy_in_while_the_primary_dies_has_no_error_and_reads_back() {
     });
     succeeds("nbdcopy", &[&uri, copy.to_str().expect("a path")]);
     assert!(std::fs::read(&copy).expect("reads") == data, "what was copied in reads back");
-}
-
-#[test]
-fn garbage_and_half_requests_end_their_connection_and_nothing_else() {
-    let cluster = Cluster::start(1, 1);
-    let server = Server::start(&cluster);
-    for garbage in [&b"GET / HTTP/1.0\r\n\r\n"[..], &[0xff; 100], &[0, 0, 0, 3]] {
-        let mut stream = TcpStream::connect(server.addr).expect("connects");
-        let mut greeting = [0; 18];
-        stream.read_exact(&mut greeting).expect("greets");
-        // The server may close before it has all of it.
-        let _closed = stream.write_all(garbage);
-    }
-    // An option that claims 4 GiB.
-    let mut stream = TcpStream::connect(server.addr).expect("connects");
-    let mut greeting = [0; 18];
-    stream.read_exact(&mut greeting).expect("greets");
-    let mut option = 3u32.to_be_bytes().to_vec();
-    option.extend(b"IHAVEOPT");
-    option.extend(7u32.to_be_bytes());
-    option.extend(u32::MAX.to_be_bytes());
-    stream.write_all(&option).expect("writes");
-    let mut rest = Vec::new();
-    // A reset is an end too.
-    let _end = stream.read_to_end(&mut rest);
-    succeeds("nbdinfo", &["--size", &server.uri()]);
 }

@@ -46,6 +46,8 @@ fn volume(confirmed: bool, process: Option<u64>) -> v1::VolumeAssignment {
             since: process,
             isr: vec![id(2)],
             replicas: vec![placement],
+            durability: v1::Durability::SyncAll.into(),
+            write_ack: v1::WriteAck::Durable.into(),
             min_in_sync: 1,
             blocks: 256,
             loss_generation: 0,
@@ -135,6 +137,8 @@ async fn a_volume_is_created_served_and_deleted() {
     let (_, trace) = node.ask("GET", &format!("/trace?volume={}", Uuid::from_u128(1))).await;
     assert!(trace.contains("promoted"), "{trace}");
     assert_eq!(node.ask("GET", "/trace?volume=x").await.0, 400);
+    // Whose is not said, and of all volumes at once it would be too much.
+    assert_eq!(node.ask("GET", "/trace?format=recording").await.0, 400);
     let (_, metrics) = node.ask("GET", "/metrics").await;
     assert!(metrics.contains("sbk_datanode_serving{volume="), "{metrics}");
     let (_, diagnosis) = node.ask("GET", "/diagnose").await;

@@ -2,6 +2,8 @@
 
 mod support;
 
+use std::sync::Arc;
+
 use sbk_datanode::link::{IoOp, LinkOutcome};
 use sbk_datanode::volume::RunState;
 use sbk_engine::types::Lsn;
@@ -96,6 +98,43 @@ fn a_follower_that_missed_too_much_is_rebuilt() {
     assert!(trace.iter().any(|entry| entry.event.what == "rebuilt"), "{trace:?}");
 }
 
+/// A rebuild takes its time, and the set changes for reasons of others meanwhile: what was copied is
+/// not thrown away for it.
+#[test]
+fn a_rebuild_goes_on_through_a_new_epoch() {
+    let cluster = Cluster::start(3, 2);
+    let mut client = cluster.client();
+    for block in 0..300 {
+        client.write(block, block as u8 | 1);
+    }
+    cluster.kill(replica(3));
+    client.write(1, 2);
+    cluster.wait_in_sync(2);
+    cluster.stores.values().for_each(|store| store.disk().retain = 1);
+    for block in 200..600 {
+        client.write(block, block as u8 | 1);
+    }
+    let reads = Arc::clone(&cluster.stores[&cluster.primary()].reads);
+    let held = reads.write().unwrap();
+    cluster.boot(replica(3));
+    cluster.wait(replica(3), "the mark of a rebuild", |status| {
+        status.view.as_ref().is_some_and(|view| view.incomplete.is_some())
+    });
+    cluster.burn();
+    let epoch = cluster.config.lock().unwrap().epoch;
+    cluster.wait(replica(3), "the new epoch", |status| {
+        status.view.as_ref().is_some_and(|view| view.epoch == epoch)
+    });
+    drop(held);
+    cluster.wait_in_sync(3);
+    client.write(4000, 7);
+    assert_images_equal(&cluster, &[1, 2, 3]);
+    let nodes = cluster.nodes.lock().unwrap();
+    let trace = nodes[&replica(3)].handle.trace.after(0);
+    let begun = trace.iter().filter(|entry| entry.event.what == "rebuild-started").count();
+    assert_eq!(begun, 1, "{trace:?}");
+}
+
 #[test]
 fn a_dead_primary_is_replaced_and_its_client_goes_on() {
     let cluster = Cluster::start(3, 2);
@@ -145,4 +184,47 @@ fn a_full_log_holds_clients_back_and_lets_them_go_on() {
     }
     cluster.wait(replica(1), "commits", |status| committed(status) > Lsn(100));
     assert_images_equal(&cluster, &[1, 2]);
+}
+
+/// 1. Replica 3 is away for long; the set is {1, 2} and may not become smaller.
+/// 2. Replica 2 dies for good; a write is logged at 1 and can't commit.
+/// 3. Replica 3 comes back and has to be rebuilt. Nothing commits before it has joined: its base
+///    blocks must not wait for a commit.
+#[test]
+fn a_rebuild_ends_although_nothing_can_commit_before_it_did() {
+    let cluster = Cluster::start(3, 2);
+    let mut client = cluster.client();
+    for block in 0..300 {
+        client.write(block, block as u8 | 1);
+    }
+    cluster.kill(replica(3));
+    client.write(1, 2);
+    cluster.wait_in_sync(2);
+    cluster.stores.values().for_each(|store| store.disk().retain = 1);
+    for block in 200..600 {
+        client.write(block, block as u8 | 1);
+    }
+    let head = cluster.stores[&replica(1)].disk().durable;
+    cluster.wait(replica(1), "a checkpoint", |status| {
+        status.view.as_ref().is_some_and(|view| view.checkpoint >= head)
+    });
+    cluster.kill(replica(2));
+    std::thread::scope(|scope| {
+        let write = scope.spawn(|| client.write(250, 77));
+        cluster.wait(replica(1), "a write that is logged", |status| {
+            status.view.as_ref().is_some_and(|view| view.durable > head)
+        });
+        assert!(!write.is_finished(), "it can't commit yet");
+        cluster.boot(replica(3));
+        write.join().expect("it is committed in the end");
+    });
+    cluster.wait_in_sync(2);
+    let config = cluster.config.lock().unwrap().clone();
+    assert_eq!(config.isr, [replica(1), replica(3)].into(), "the dead one has left");
+    let mut client = cluster.client();
+    assert_eq!((client.read(250), client.read(0), client.read(599)), (77, 1, 599u64 as u8 | 1));
+    assert_images_equal(&cluster, &[1, 3]);
+    let nodes = cluster.nodes.lock().unwrap();
+    let trace = nodes[&replica(3)].handle.trace.after(0);
+    assert!(trace.iter().any(|entry| entry.event.what == "rebuilt"), "{trace:?}");
 }

@@ -9,11 +9,15 @@
 //! * [`recovery`]: how the primary of a volume brings its other replicas back.
 //! * [`replication`]: one replica's log: roles, fencing, commit, reconciliation, leases.
 //! * [`forward`]: how a frontend keeps its place across failovers.
+//! * [`recording`]: what a replica was told and did, kept so that the run can be taken again.
 //! * [`authority`]: the masters' replicated state, placement, failure detection, failover.
+//! * [`bugs`]: rules that tests can take out, to see that it is noticed.
 #![deny(clippy::wildcard_enum_match_arm)]
 
 pub mod authority;
+pub mod bugs;
 pub mod forward;
+pub mod recording;
 pub mod recovery;
 pub mod replication;
 pub mod types;

@@ -173,6 +173,59 @@ pub struct Placement {
     pub addr: String,
 }
 
+/// When a write counts as committed.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Durability {
+    /// Every in-sync replica has it.
+    #[default]
+    SyncAll,
+    /// A majority of the voters has it.
+    SyncQuorum,
+    /// The primary has it.
+    BestEffort,
+}
+
+impl fmt::Display for Durability {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::SyncAll => "sync_all",
+            Self::SyncQuorum => "sync_quorum",
+            Self::BestEffort => "best_effort",
+        })
+    }
+}
+
+/// When a replica counts as having a write.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum WriteAck {
+    /// In its log and synced to the disk.
+    #[default]
+    Durable,
+    /// In its log file, not synced.
+    Written,
+}
+
+impl fmt::Display for WriteAck {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Durable => "durable",
+            Self::Written => "written",
+        })
+    }
+}
+
+/// What the masters want of a volume's primary, beside its configuration. It is no authority: the
+/// primary proposes, and a compare-and-set on the epoch decides.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Wish {
+    /// An in-sync replica that is to be primary.
+    pub primary: Option<ReplicaId>,
+    /// Replicas that are to leave the in-sync set, and not to join it.
+    pub leave: BTreeSet<ReplicaId>,
+}
+
 /// One configuration of one volume, as the master quorum minted it. Within one volume the epoch
 /// determines every other field but `replicas[..].addr`, which follows a node that moved.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -191,10 +244,28 @@ pub struct Config {
     pub isr: BTreeSet<ReplicaId>,
     /// Every replica of the volume, in sync or not, whose create was confirmed.
     pub replicas: BTreeMap<ReplicaId, Placement>,
+    /// When a write counts as committed.
+    pub durability: Durability,
+    /// When a replica counts as having a write.
+    pub write_ack: WriteAck,
     /// Fewest in-sync replicas with which the volume commits, 1 or more.
     pub min_in_sync: u32,
     /// The volume's size in blocks.
     pub blocks: u64,
     /// The volume's loss generation.
     pub loss_generation: LossGeneration,
+}
+
+impl Config {
+    /// Whether the parts fit each other: the primary is in sync, every member of the in-sync set
+    /// is a replica with an address, the tenure began in or before the epoch, and something must be
+    /// in sync. One that is not must not be acted on: a member without an address would be counted
+    /// by nobody.
+    pub fn is_sound(&self) -> bool {
+        Epoch(1) <= self.since
+            && self.since <= self.epoch
+            && self.min_in_sync >= 1
+            && self.isr.contains(&self.primary.id)
+            && self.isr.iter().all(|member| self.replicas.contains_key(member))
+    }
 }

@@ -4,6 +4,7 @@ use std::collections::BTreeMap;
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::str::FromStr;
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
@@ -51,6 +52,10 @@ pub struct Args {
     /// How logs are written [default: text on a terminal, else json]
     #[arg(long, env = "SBK_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
+    /// Replace a replica whose node was silent, or did not have it open, for so long, in seconds
+    /// [default: 600]
+    #[arg(long, env = "SBK_REPLACE_AFTER", value_name = "SECONDS", value_parser = clap::value_parser!(u64).range(10..))]
+    pub replace_after: Option<u64>,
     /// Log entries after which a snapshot is made and the log is cut.
     #[arg(long, hide = true, value_parser = clap::value_parser!(u64).range(5..))]
     pub snapshot_after: Option<u64>,
@@ -69,6 +74,7 @@ struct FileArgs {
     http: Option<SocketAddr>,
     cluster: Option<String>,
     log_format: Option<LogFormat>,
+    replace_after: Option<u64>,
 }
 
 /// Everything decided.
@@ -86,6 +92,8 @@ pub struct Settings {
     pub cluster: Cluster,
     /// How logs are written.
     pub log_format: LogFormat,
+    /// When a replica that is away is replaced.
+    pub replace_after: Duration,
     /// Log entries after which a snapshot is made.
     pub snapshot_after: u64,
 }
@@ -208,6 +216,9 @@ impl Args {
                     false => LogFormat::Json,
                 }
             }),
+            replace_after: Duration::from_secs(
+                self.replace_after.or(file.replace_after).unwrap_or(600),
+            ),
             snapshot_after: self.snapshot_after.unwrap_or(5000),
         })
     }

@@ -2,7 +2,7 @@
 
 use bytes::Bytes;
 use sbk_engine::authority::{
-    Addrs, AssignedVolume, Durability, RegisteredReplica, Registration, WriteAck,
+    Addrs, AssignedVolume, Durability, Duty, RegisteredReplica, Registration, WriteAck,
 };
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{BootId, Config, Incarnation, NodeId, ReplicaId, ReplicaRef, VolumeId};
@@ -41,7 +41,7 @@ pub(crate) fn replica_ref(raw: Option<&v1::ReplicaRef>) -> Result<ReplicaRef, St
     Ok(ReplicaRef { id: replica_id(&raw.id)?, incarnation })
 }
 
-fn reference(replica: ReplicaRef) -> v1::ReplicaRef {
+pub(crate) fn reference(replica: ReplicaRef) -> v1::ReplicaRef {
     let Incarnation { process, open } = replica.incarnation;
     v1::ReplicaRef { id: bytes(replica.id.0), incarnation: Some(v1::Incarnation { process, open }) }
 }
@@ -65,6 +65,8 @@ pub(crate) fn config(config: &Config) -> v1::Config {
         min_in_sync: config.min_in_sync,
         blocks: config.blocks,
         loss_generation: config.loss_generation.0,
+        durability: durability(config.durability).into(),
+        write_ack: write_ack(config.write_ack).into(),
     }
 }
 
@@ -102,6 +104,7 @@ pub(crate) fn change(raw: Option<&v1::propose_isr_request::Change>) -> Result<Is
         Some(Change::Leave(id)) => Ok(IsrChange::Leave { replica: replica_id(id)? }),
         Some(Change::Join(replica)) => Ok(IsrChange::Join { replica: replica_ref(Some(replica))? }),
         Some(Change::Burn(_)) => Ok(IsrChange::Burn),
+        Some(Change::YieldTo(to)) => Ok(IsrChange::Yield { to: replica_ref(Some(to))? }),
         None => Err(Status::invalid_argument("the proposal names no change")),
     }
 }
@@ -138,6 +141,25 @@ pub(crate) fn write_ack_from(raw: i32) -> Result<WriteAck, Status> {
     }
 }
 
+pub(crate) fn duty(value: Option<Duty>) -> v1::NodeDuty {
+    match value {
+        None => v1::NodeDuty::Holds,
+        Some(Duty::Drained) => v1::NodeDuty::Drained,
+        Some(Duty::Removed) => v1::NodeDuty::Removed,
+    }
+}
+
+pub(crate) fn duty_from(raw: i32) -> Result<Option<Duty>, Status> {
+    match v1::NodeDuty::try_from(raw) {
+        Ok(v1::NodeDuty::Holds) => Ok(None),
+        Ok(v1::NodeDuty::Drained) => Ok(Some(Duty::Drained)),
+        Ok(v1::NodeDuty::Removed) => Ok(Some(Duty::Removed)),
+        Ok(v1::NodeDuty::Unspecified) | Err(_) => {
+            Err(Status::invalid_argument("unknown duty of a node"))
+        }
+    }
+}
+
 pub(crate) fn assignment(volume: &AssignedVolume) -> v1::VolumeAssignment {
     v1::VolumeAssignment {
         volume: bytes(volume.id.0),
@@ -158,5 +180,14 @@ pub(crate) fn assignment(volume: &AssignedVolume) -> v1::VolumeAssignment {
         durability: durability(volume.spec.durability).into(),
         write_ack: write_ack(volume.spec.write_ack).into(),
         deleted: volume.deleted.is_some(),
+        retired: volume
+            .retired
+            .iter()
+            .map(|(id, node)| v1::RetiredReplica { replica: bytes(id.0), node: bytes(node.0) })
+            .collect(),
+        wish: Some(v1::Wish {
+            primary: volume.wish.primary.map(|id| bytes(id.0)).unwrap_or_default(),
+            leave: volume.wish.leave.iter().map(|id| bytes(id.0)).collect(),
+        }),
     }
 }

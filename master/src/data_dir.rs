@@ -5,7 +5,8 @@
 //! D/identity.json   member, cluster, and the directory's own identity
 //! D/log/            the Raft log and the vote
 //! D/snapshots/      snapshots of the applied state
-//! D/applied.sled/   the applied state, a cache
+//! D/applied.sled/   the applied state, a cache that is left by a stop in order
+//! D/applied.seal    checksums of the cache's files: others than these are not opened
 //! ```
 
 use std::fs::{self, File, OpenOptions};
@@ -130,8 +131,12 @@ impl DataDir {
     /// [`ClusterSpec`](crate::args::ClusterSpec)'s text form); makes it if there is none.
     pub(crate) fn open(path: &Path, member: MemberId, cluster: &str) -> Result<Self, DataDirError> {
         fs::create_dir_all(path).map_err(io_error("make", path))?;
-        let lock = lock(path)?;
         let file = path.join("identity.json");
+        if !file.exists() {
+            // Before the lock's file is made in it.
+            check_is_ours(path)?;
+        }
+        let lock = lock(path)?;
         let identity = match fs::read(&file) {
             Ok(bytes) => Some(
                 serde_json::from_slice::<Identity>(&bytes)
@@ -249,7 +254,17 @@ fn check_is_ours(path: &Path) -> Result<(), DataDirError> {
     for entry in fs::read_dir(path).map_err(io_error("list", path))? {
         let name = entry.map_err(io_error("list", path))?.file_name();
         let name = name.to_string_lossy();
-        let ours = ["lock", "log", "identity.tmp", "snapshots", "applied.sled"];
+        let ours = [
+            "lock",
+            "log",
+            "identity.tmp",
+            "snapshots",
+            "applied.sled",
+            "applied.seal",
+            "applied.tmp",
+            // A file system of its own may be mounted there.
+            "lost+found",
+        ];
         if !ours.contains(&&*name) {
             return Err(DataDirError::Foreign { path: path.to_owned(), found: name.into_owned() });
         }

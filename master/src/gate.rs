@@ -5,10 +5,11 @@
 //! majority is looked at first.
 
 use std::future::Future;
-use std::time::Duration;
+use std::time::{Duration, SystemTime, UNIX_EPOCH};
 
 use openraft::error::{CheckIsLeaderError, ClientWriteError, RaftError};
 use openraft::{BasicNode, ServerState};
+use sbk_engine::authority::history::Note;
 use sbk_engine::authority::{Accepted, Command, Refusal};
 use sbk_master_client::{CAUSE_METADATA, LEADER_METADATA, REFUSAL_METADATA, cause};
 use tokio::sync::{mpsc, oneshot};
@@ -133,12 +134,15 @@ impl Gate {
         answer.await.unwrap_or(Err(stopping))
     }
 
-    /// Commits a command of the authority and returns what applying it said.
+    /// Commits a command of the authority and returns what applying it said. `reason` is kept for
+    /// people, with the time.
     pub(crate) async fn command(
         &self,
         command: Command,
+        reason: &str,
     ) -> Result<Result<Accepted, Refusal>, GateError> {
-        match self.propose(Proposal::Authority(command)).await? {
+        let note = Note { at_ms: unix_ms(), reason: reason.to_owned() };
+        match self.propose(Proposal::Explained { command, note }).await? {
             Answer::Authority(response) => Ok(*response),
             Answer::Member(_) => unreachable!("an authority command is answered by the authority"),
         }
@@ -163,6 +167,12 @@ impl Gate {
             Ok(Err(RaftError::Fatal(_))) => Err(GateError::Stopping { id }),
         }
     }
+}
+
+/// Milliseconds since 1970, for people only.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 fn leading(id: MemberId, metrics: &Metrics) -> Result<(), GateError> {

@@ -1,17 +1,34 @@
 //! The `sbk-master` binary.
 
+use std::io::IsTerminal;
+use std::process::ExitCode;
+
 use clap::Parser;
 use sbk_master::{Args, LogFormat};
+use sbk_master_client::in_one_line;
 use tokio::signal::unix::{SignalKind, signal};
 
+// What ships holds no switch for a known bug, whichever features were asked for elsewhere.
+const _: () = assert!(!sbk_engine::bugs::PRESENT, "built with the feature `bugs`");
+
 #[tokio::main]
-async fn main() -> anyhow::Result<()> {
-    let args = Args::parse();
+async fn main() -> ExitCode {
+    match run(Args::parse()).await {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            // What an operator did needs no backtrace, whatever the environment says.
+            eprintln!("sbk-master: {}", in_one_line(error.as_ref()));
+            ExitCode::FAILURE
+        }
+    }
+}
+
+async fn run(args: Args) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info,openraft=warn,sled=warn"));
     let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
     match args.clone().settings()?.log_format {
-        LogFormat::Text => logs.init(),
+        LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => logs.json().init(),
     }
     let mut terminate = signal(SignalKind::terminate())?;

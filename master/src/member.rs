@@ -6,8 +6,9 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sbk_engine::authority::detector::{Decision, Detector, DetectorEvent, DetectorParams};
+use sbk_engine::authority::moves::{self, Step};
 use sbk_engine::authority::{Accepted, Command, Refusal, State};
-use sbk_engine::types::{Millis, NodeId};
+use sbk_engine::types::{Millis, NodeId, ReplicaId};
 use sbk_proto::v1::HeartbeatRequest;
 use tonic::Status;
 use uuid::Uuid;
@@ -16,6 +17,12 @@ use crate::gate::{Gate, GateError, refused};
 use crate::network::{Heard, Identity};
 use crate::raft::{MemberId, Raft};
 use crate::state_machine::{Answer, Proposal, StateMachine};
+
+/// How much of a node's capacity volumes may claim, in percent. Volumes are sparse.
+pub(crate) const OVERCOMMIT_PERCENT: u32 = 200;
+
+/// How often it is looked at what is to be moved, at most.
+const MOVES: Duration = Duration::from_millis(100);
 
 /// The leader's memory: who was heard, and what was said last.
 #[derive(Debug)]
@@ -58,18 +65,33 @@ pub(crate) fn now() -> Millis {
     Millis(time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000)
 }
 
+fn command_of(step: Step) -> Command {
+    let overcommit_percent = OVERCOMMIT_PERCENT;
+    match step {
+        Step::Add { volume, node } => {
+            let replica = ReplicaId(Uuid::new_v4());
+            Command::AddReplica { volume, replica, node, overcommit_percent }
+        }
+        Step::Remove { volume, expect_epoch, replica } => {
+            Command::RemoveReplica { volume, expect_epoch, replica }
+        }
+        Step::Wish { volume, wish } => Command::SetWish { volume, wish },
+        Step::Forget { node } => Command::ForgetNode { node },
+    }
+}
+
 impl Member {
     /// A member around a started Raft, and the task that batches its reads, which ends with the
     /// last clone.
     pub(crate) fn new(
         identity: &Identity,
         raft: Raft,
+        replace_after: Duration,
     ) -> (Self, impl Future<Output = ()> + Send + use<>) {
-        let leading = Leading {
-            detector: Detector::new(DetectorParams::default()),
-            heartbeats: BTreeMap::new(),
-            leads: false,
-        };
+        let replace_ms = u64::try_from(replace_after.as_millis()).unwrap_or(u64::MAX / 2);
+        let params = DetectorParams { replace_ms, ..DetectorParams::default() };
+        let leading =
+            Leading { detector: Detector::new(params), heartbeats: BTreeMap::new(), leads: false };
         let (gate, reads) = Gate::new(identity.member, raft.clone());
         let member = Self {
             id: identity.member,
@@ -121,12 +143,21 @@ impl Member {
         &self,
         command: Command,
     ) -> Result<Result<Accepted, Refusal>, GateError> {
-        self.gate.command(command).await
+        self.gate.command(command, "").await
     }
 
     /// Commits a command; a refusal becomes a status.
     pub(crate) async fn accepted(&self, command: Command) -> Result<Accepted, Status> {
-        self.command(command).await?.map_err(|refusal| refused(&refusal))
+        self.accepted_because(command, "").await
+    }
+
+    /// As [`accepted`](Self::accepted), with a reason that is kept for people.
+    pub(crate) async fn accepted_because(
+        &self,
+        command: Command,
+        reason: &str,
+    ) -> Result<Accepted, Status> {
+        self.gate.command(command, reason).await?.map_err(|refusal| refused(&refusal))
     }
 
     /// Feeds the detector and proposes what it decides.
@@ -145,7 +176,7 @@ impl Member {
         let Decision { volume, expect_epoch, primary, isr, reason } = decision;
         tracing::info!(%volume, epoch = %expect_epoch, primary = %primary.id, %reason, "failover proposed");
         let command = Command::Failover { volume, expect_epoch, primary, isr };
-        match self.command(command).await {
+        match self.gate.command(command, &reason).await {
             Ok(Ok(_)) => tracing::info!(%volume, primary = %primary.id, "failover committed"),
             Ok(Err(refusal)) => tracing::info!(%volume, %refusal, "failover refused"),
             Err(error) => tracing::warn!(%volume, %error, "failover not committed"),
@@ -176,6 +207,43 @@ impl Member {
                 () = tokio::time::sleep(wait) => self.observe(DetectorEvent::Tick),
             }
         }
+    }
+
+    /// While this member leads: has replicas replaced, moved and dropped, a step at a time. Runs
+    /// until Raft stops.
+    pub(crate) async fn rearrange(self) {
+        let metrics = self.raft.metrics();
+        loop {
+            let taken = if self.leads() { self.take_steps().await } else { 0 };
+            // What is refused now may be taken later; what was taken shows in the state.
+            let pause = if taken > 0 { MOVES } else { MOVES * 5 };
+            tokio::time::sleep(pause).await;
+            if metrics.borrow().running_state.is_err() {
+                return;
+            }
+        }
+    }
+
+    /// Proposes every step that can be taken now. Returns how many were.
+    async fn take_steps(&self) -> usize {
+        let steps = {
+            let applied = self.machine.read();
+            let leading = self.leading();
+            moves::steps(&applied.authority, &leading.detector, now(), OVERCOMMIT_PERCENT)
+        };
+        let mut taken = 0;
+        for step in steps {
+            tracing::info!(?step, "a move is proposed");
+            match self.command(command_of(step)).await {
+                Ok(Ok(_)) => taken += 1,
+                Ok(Err(refusal)) => tracing::info!(%refusal, "a move was refused"),
+                Err(error) => {
+                    tracing::warn!(%error, "a move was not committed");
+                    break;
+                }
+            }
+        }
+        taken
     }
 
     /// Reads the authority's state.

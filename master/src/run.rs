@@ -59,7 +59,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
     let raft = Raft::new(args.id, raft_config(&args)?, network, log, machine.clone())
         .await
         .context("start Raft")?;
-    let (member, reads) = Member::new(&identity, raft.clone());
+    let (member, reads) = Member::new(&identity, raft.clone(), args.replace_after);
     tokio::spawn(reads);
     if pristine {
         initialize(&raft, &args).await?;
@@ -67,6 +67,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
 
     let (stop, stopped) = watch::channel(false);
     let leader = tokio::spawn(member.clone().lead());
+    let mover = tokio::spawn(member.clone().rearrange());
     let expelled = identity.expelled.subscribe();
     let bootstrap = tokio::spawn(bootstrap(member.clone(), identity.instance, expelled));
     let calls = RaftService { raft: raft.clone(), identity };
@@ -86,6 +87,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
     let _ = stop.send(true);
     raft.shutdown().await.ok();
     leader.abort();
+    mover.abort();
     let drain = async {
         if !grpc.is_finished() {
             grpc.await.ok();

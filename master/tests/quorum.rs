@@ -9,8 +9,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::Duration;
 
 use sbk_master_client::MasterError;
-use sbk_proto::v1::WatchAssignmentsRequest;
-use support::{PATIENCE, Quorum, create, eventually, names, node, register_nodes, volume};
+use sbk_proto::v1::{RegisterRequest, WatchAssignmentsRequest};
+use support::{
+    PATIENCE, Quorum, create, eventually, heartbeat, names, node, register_nodes, volume,
+};
 use tokio::sync::watch;
 
 /// Creates run all the time; members are killed in the middle of them and come back.
@@ -126,4 +128,47 @@ async fn without_a_majority_changes_fail_with_exit_code_3_and_come_back_with_it(
         quorum.launch(index);
     }
     assert!(names(&client).await.contains(&"before".to_owned()));
+}
+
+/// A new leader suspects nobody at first. What it places then must not land on a node that died
+/// with the leader before.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_new_leader_places_on_nodes_that_it_has_heard() {
+    let mut quorum = Quorum::start(&[]);
+    let client = quorum.client();
+    for n in 1..=4 {
+        client.register(node(n, 1)).await.expect("registers");
+    }
+    quorum.kill(quorum.leader().await);
+    // The first of them would be chosen if it were taken for alive.
+    for n in 2..=4 {
+        client.heartbeat(heartbeat(n)).await.expect("beats");
+    }
+    let info = client.create_volume(volume("v")).await.expect("creates");
+    let silent = node(1, 1).node;
+    assert!(info.members.iter().all(|member| member.node != silent), "{info:?}");
+    assert_eq!(info.members.len(), 3);
+}
+
+/// The kernel closes the sockets of a killed process one after the other: its streams may be gone
+/// while its listener still takes connections. That is not to cost a wait for heartbeats.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_process_whose_listener_goes_last_is_seen_gone() {
+    let mut quorum = Quorum::start(&[]);
+    let client = quorum.client();
+    let leader = quorum.leader().await;
+    let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = listener.local_addr().expect("an address").to_string();
+    client.register(RegisterRequest { addr, ..node(1, 1) }).await.expect("registers");
+    let request = WatchAssignmentsRequest { node: node(1, 1).node, incarnation: 1 };
+    let stream = client.watch_assignments(request).await.expect("watches");
+    drop(stream);
+    let (connection, _) = listener.accept().await.expect("the leader looks");
+    drop(listener);
+    drop(connection);
+    let leader = &*quorum.member(leader);
+    eventually("the leader to see it gone", || async {
+        leader.logged().contains("its process is gone").then_some(())
+    })
+    .await;
 }

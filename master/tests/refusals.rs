@@ -24,7 +24,17 @@ async fn a_directory_of_something_else_is_refused_and_left_alone() {
     std::fs::create_dir(&own).expect("makes it");
     std::fs::write(own.join("something"), b"of somebody else").expect("writes");
     refused(one(&own, &free_ports(2)), "no data directory of a master").await;
-    assert_eq!(std::fs::read_dir(&own).expect("lists").count(), 2, "only the lock file is added");
+    assert_eq!(std::fs::read_dir(&own).expect("lists").count(), 1, "nothing is added");
+}
+
+#[tokio::test]
+async fn a_fresh_file_system_is_not_something_else() {
+    let dir = tempfile::tempdir().expect("a directory");
+    std::fs::create_dir(dir.path().join("lost+found")).expect("makes it");
+    let ports = free_ports(2);
+    let _member = one(dir.path(), &ports);
+    let client = sbk_master_client::MasterClient::new(vec![format!("127.0.0.1:{}", ports[0])]);
+    client.list_volumes().await.expect("it serves");
 }
 
 #[tokio::test]

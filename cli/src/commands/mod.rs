@@ -6,12 +6,16 @@ use sbk_master_client::MasterClient;
 
 use crate::args::Global;
 use crate::cluster_file::{self, ClusterFile};
+use crate::error::Usage;
 use crate::output::Output;
 
 pub mod cluster;
 pub mod explain;
+pub mod moves;
 pub mod node;
 pub mod projection;
+pub mod recover;
+pub mod replay;
 pub mod verify;
 pub mod volume;
 
@@ -28,10 +32,11 @@ impl Context {
     /// Finds the cluster that the options mean.
     ///
     /// # Errors
-    /// If `--dir` names a directory in which no development cluster serves.
+    /// If `--dir` names a directory in which no development cluster serves, or an address is none.
     pub fn new(global: &Global) -> anyhow::Result<Self> {
         let environment = std::env::var("SBK_MASTERS").ok();
         let masters = masters(global, environment.as_deref(), &cluster_file::default_dir())?;
+        masters.iter().try_for_each(|addr| check_addr(addr))?;
         Ok(Self { masters: MasterClient::new(masters), output: Output::new(global.output) })
     }
 }
@@ -39,6 +44,21 @@ impl Context {
 /// The directory of the development cluster that the options mean.
 pub fn dev_dir(global: &Global) -> PathBuf {
     global.dir.clone().unwrap_or_else(cluster_file::default_dir)
+}
+
+/// Whether `addr` is host:port. Whether there is such a host is found out by asking it.
+fn check_addr(addr: &str) -> Result<(), Usage> {
+    let port = |(host, port): (&str, &str)| {
+        let is_host = !host.is_empty() && !host.contains(['/', '@', ' ']);
+        is_host && port.parse::<u16>().is_ok_and(|port| port > 0)
+    };
+    if addr.rsplit_once(':').is_some_and(port) {
+        return Ok(());
+    }
+    Err(Usage(format!(
+        "'{addr}' is not an address of a master; give host:port[,host:port...], as in \
+         127.0.0.1:7101, with --masters or in SBK_MASTERS"
+    )))
 }
 
 /// The masters' addresses: what was said explicitly comes before the environment, that before what
@@ -70,6 +90,17 @@ mod tests {
     use super::*;
     use crate::cluster_file::{DirLock, MasterEntry};
     use crate::output::Format;
+
+    #[test]
+    fn an_address_has_a_host_and_a_port() {
+        for right in ["127.0.0.1:7101", "[::1]:7101", "master-1.example.org:1", "localhost:65535"] {
+            assert!(check_addr(right).is_ok(), "{right}");
+        }
+        for wrong in ["", "h", ":1", "h:", "h:0", "h:65536", "h:x", "http://h:1", "u@h:1", "a b:1"]
+        {
+            assert!(check_addr(wrong).is_err(), "{wrong}");
+        }
+    }
 
     #[test]
     fn the_masters_are_found_in_order_of_precedence() {

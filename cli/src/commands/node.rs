@@ -1,4 +1,4 @@
-//! `sbkctl node list | show`.
+//! `sbkctl node list | show | drain | undrain | remove`.
 
 use anyhow::bail;
 
@@ -8,16 +8,28 @@ use crate::view::{NodeView, node_table};
 
 /// Runs the command.
 pub async fn run(context: &Context, command: NodeCommand) -> anyhow::Result<()> {
-    let nodes = context.masters.list_nodes().await?.nodes;
-    let views: Vec<NodeView> = nodes.iter().map(NodeView::of).collect();
+    let views = all(context).await?;
     match command {
+        NodeCommand::Drain { node, wait } => {
+            super::moves::drain(context, find(&views, &node)?, wait).await
+        }
+        NodeCommand::Undrain { node } => super::moves::undrain(context, find(&views, &node)?).await,
+        NodeCommand::Remove { node, yes, wait } => {
+            super::moves::remove(context, find(&views, &node)?, yes, wait).await
+        }
         NodeCommand::List => context.output.show(&views, |views| node_table(views)),
         NodeCommand::Show { node } => context.output.show(find(&views, &node)?, |n| n.detail()),
     }
 }
 
+/// Every node.
+pub(super) async fn all(context: &Context) -> anyhow::Result<Vec<NodeView>> {
+    let nodes = context.masters.list_nodes().await?.nodes;
+    Ok(nodes.iter().map(NodeView::of).collect())
+}
+
 /// The one node that `name` means: its UUID, the beginning of it, or one of its addresses.
-fn find<'a>(nodes: &'a [NodeView], name: &str) -> anyhow::Result<&'a NodeView> {
+pub(super) fn find<'a>(nodes: &'a [NodeView], name: &str) -> anyhow::Result<&'a NodeView> {
     let means = |n: &&NodeView| {
         n.addr == name
             || n.http_addr == name
@@ -25,6 +37,7 @@ fn find<'a>(nodes: &'a [NodeView], name: &str) -> anyhow::Result<&'a NodeView> {
             || (!name.is_empty() && n.id.starts_with(&name.to_ascii_lowercase()))
     };
     let found: Vec<&NodeView> = nodes.iter().filter(means).collect();
+    let name: String = name.chars().take(80).collect();
     match found.as_slice() {
         [one] => Ok(one),
         [] => bail!("no datanode is called '{name}'; `sbkctl node list` shows all"),

@@ -30,9 +30,19 @@ pub async fn run(context: &Context, command: VolumeCommand) -> anyhow::Result<()
             context.output.show(&view, VolumeView::detail)
         }
         VolumeCommand::Delete { volume, yes } => delete(context, &volume, yes).await,
-        VolumeCommand::Explain { volume, follow } => {
-            super::explain::run(context, &volume, follow).await
+        VolumeCommand::Recover { volume, accept_data_loss: _, nodes_off, yes } => {
+            super::recover::run(context, &volume, &nodes_off, yes).await
         }
+        VolumeCommand::Replace { volume, node, yes, wait } => {
+            super::moves::replace(context, &volume, &node, yes, wait).await
+        }
+        VolumeCommand::Move { volume, from, to, wait } => {
+            super::moves::move_replica(context, &volume, &from, &to, wait).await
+        }
+        VolumeCommand::Explain { volume, follow, save } => match save {
+            Some(path) => super::explain::save(context, &volume, &path).await,
+            None => super::explain::run(context, &volume, follow).await,
+        },
         VolumeCommand::Verify { volume, timeout } => {
             super::verify::run(context, &volume, timeout).await
         }
@@ -148,7 +158,9 @@ struct Deleted {
 async fn delete(context: &Context, volume: &str, yes: bool) -> anyhow::Result<()> {
     let info = context.masters.get_volume(volume).await?;
     if !yes {
-        confirm(&VolumeView::of(&info))?;
+        let view = VolumeView::of(&info);
+        let what = format!("This destroys volume {} ({}) with all its data.", view.name, view.id);
+        confirm(&view.name, "deleting it destroys its data", &what)?;
     }
     // By UUID: a volume that is created under the name meanwhile is another one.
     let response = context.masters.delete_volume(&id_text(&info.id)).await?;
@@ -158,23 +170,27 @@ async fn delete(context: &Context, volume: &str, yes: bool) -> anyhow::Result<()
     })
 }
 
-fn confirm(view: &VolumeView) -> anyhow::Result<()> {
+/// Asks on the terminal whether to go on; the answer is the volume's name. `risk` says why it is
+/// asked, `what` what will be done.
+///
+/// # Errors
+/// [`Usage`] without a terminal, or if it was not confirmed.
+pub(crate) fn confirm(name: &str, risk: &str, what: &str) -> anyhow::Result<()> {
+    ask(&format!("volume '{name}'"), name, risk, what)
+}
+
+/// As [`confirm`], of anything; the answer is to be `word`.
+pub(crate) fn ask(subject: &str, word: &str, risk: &str, what: &str) -> anyhow::Result<()> {
     if !std::io::stdin().is_terminal() {
-        return Err(Usage(format!(
-            "deleting volume '{}' destroys its data, and there is no terminal to ask; pass --yes",
-            view.name
-        ))
-        .into());
+        let why = format!("{subject}: {risk}, and there is no terminal to ask; pass --yes");
+        return Err(Usage(why).into());
     }
-    eprint!(
-        "This destroys volume {} ({}) with all its data. Type its name to go on: ",
-        view.name, view.id
-    );
+    eprint!("{what} Type {word} to go on: ");
     std::io::stderr().flush().context("asking")?;
     let mut answer = String::new();
     std::io::stdin().lock().read_line(&mut answer).context("reading the answer")?;
-    if answer.trim() != view.name {
-        bail!("not confirmed; volume '{}' is left as it is", view.name);
+    if answer.trim() != word {
+        bail!("not confirmed; {subject} is left as it is");
     }
     Ok(())
 }

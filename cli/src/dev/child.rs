@@ -20,6 +20,9 @@ const TAIL: u64 = 2048;
 pub(super) struct Recipe {
     /// For people, as in `datanode 2`.
     pub name: String,
+    /// A command that runs another one, such as `nsenter --net=FILE --`; empty for none. It must
+    /// not leave a process of its own between.
+    pub through: Vec<String>,
     /// This binary.
     pub exe: PathBuf,
     /// Its arguments.
@@ -57,7 +60,14 @@ impl Recipe {
         let log = OpenOptions::new().create(true).append(true).open(&self.log);
         let log = log.with_context(|| format!("opening {}", self.log.display()))?;
         let errors = log.try_clone().with_context(|| format!("opening {}", self.log.display()))?;
-        let mut command = Command::new(&self.exe);
+        let mut command = match self.through.split_first() {
+            None => Command::new(&self.exe),
+            Some((first, rest)) => {
+                let mut command = Command::new(first);
+                command.args(rest).arg(&self.exe);
+                command
+            }
+        };
         command.args(&self.args).stdin(Stdio::null()).stdout(log).stderr(errors);
         // What is meant for this command is not meant for the parts of its cluster.
         for (name, _) in std::env::vars_os().filter(|(n, _)| n.to_string_lossy().starts_with("SBK"))
@@ -154,6 +164,7 @@ mod tests {
     fn recipe(dir: &Path, script: &str) -> Recipe {
         Recipe {
             name: "a shell".into(),
+            through: Vec::new(),
             exe: "/bin/sh".into(),
             args: vec!["-c".into(), script.into(), dir.to_str().expect("utf-8").into()],
             log: dir.join("log"),
@@ -168,6 +179,16 @@ mod tests {
         let status = process.child.wait().expect("ends");
         assert_eq!(status.code(), Some(3));
         assert_eq!(recipe.log_tail(), "said\nfailed");
+    }
+
+    #[test]
+    fn a_process_may_be_started_through_another_command() {
+        let dir = tempfile::tempdir().expect("dir");
+        let through = ["/usr/bin/env".to_owned(), "GREETING=hello".to_owned()].into();
+        let recipe = Recipe { through, ..recipe(dir.path(), "echo $GREETING") };
+        let mut process = recipe.start().expect("starts");
+        assert!(process.child.wait().expect("ends").success());
+        assert_eq!(recipe.log_tail(), "hello");
     }
 
     #[test]

@@ -9,8 +9,8 @@ use sbk_master_client::MasterClient;
 use sbk_proto::v1::VolumeInfo;
 
 use super::child::{Process, Recipe};
-use super::plan::{DatanodePlan, MasterPlan, Plan, Wanted};
-use super::ports;
+use super::plan::{DatanodePlan, Host, Hosts, MasterPlan, Plan, Wanted};
+use super::ports::Reserved;
 use crate::args::VolumeSpec;
 use crate::cluster_file::{ClusterFile, DatanodeEntry, DirLock, MasterEntry, VolumeEntry};
 use crate::commands::volume::{create_request, look_at};
@@ -35,10 +35,15 @@ pub struct Options {
     pub exe: PathBuf,
     /// How many processes.
     pub wanted: Wanted,
+    /// Hosts of their own for the processes; they say how many there are. The cluster is not found
+    /// again then.
+    pub hosts: Option<Hosts>,
     /// The volumes to have, each with 3 replicas, or fewer on fewer datanodes.
     pub volumes: Vec<VolumeSpec>,
     /// `--wal-retain` of the datanodes.
     pub wal_retain: Option<u64>,
+    /// `--capacity` of the datanodes.
+    pub capacity: Option<u64>,
     /// How long it may take until it serves.
     pub limit: Duration,
 }
@@ -49,7 +54,26 @@ impl Options {
         let exe = std::env::current_exe().context("finding this binary")?;
         let limit = Duration::from_secs(60);
         let wanted = Wanted::default();
-        Ok(Self { dir, exe, wanted, volumes: Vec::new(), wal_retain: None, limit })
+        let volumes = Vec::new();
+        Ok(Self { dir, exe, wanted, hosts: None, volumes, wal_retain: None, capacity: None, limit })
+    }
+}
+
+/// One process of a cluster, by its position from 0.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Which {
+    /// A master.
+    Master(usize),
+    /// A datanode.
+    Datanode(usize),
+}
+
+impl std::fmt::Display for Which {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Which::Master(at) => write!(f, "master {}", at + 1),
+            Which::Datanode(at) => write!(f, "datanode {}", at + 1),
+        }
     }
 }
 
@@ -64,6 +88,7 @@ pub struct DevCluster {
     file: ClusterFile,
     client: MasterClient,
     _lock: DirLock,
+    _ports: Reserved,
 }
 
 impl DevCluster {
@@ -83,8 +108,15 @@ impl DevCluster {
             .with_context(|| format!("finding the directory {}", options.dir.display()))?;
         let lock = take_lock(&options.dir).await?;
         ClusterFile::remove(&options.dir)?;
-        let plan = Plan::load_or_make(&options.dir, options.wanted)?;
-        check_ports(&plan)?;
+        let mut ports = Reserved::default();
+        let plan = match &options.hosts {
+            Some(hosts) => Plan::on(hosts),
+            None => {
+                let plan = Plan::load_or_make(&options.dir, options.wanted, &mut ports)?;
+                take_ports(&plan, &mut ports)?;
+                plan
+            }
+        };
         let client = MasterClient::new(plan.master_addrs()).with_deadline(ASK);
         let mut cluster = Self {
             masters: Vec::new(),
@@ -92,6 +124,7 @@ impl DevCluster {
             file: ClusterFile::default(),
             client,
             _lock: lock,
+            _ports: ports,
             options,
             plan,
         };
@@ -120,7 +153,13 @@ impl DevCluster {
         self.client.with_deadline(sbk_master_client::DEFAULT_DEADLINE)
     }
 
-    fn recipe(&self, kind: &str, number: u64, args: &[&str]) -> anyhow::Result<Recipe> {
+    fn recipe(
+        &self,
+        kind: &str,
+        number: u64,
+        host: Option<&Host>,
+        args: &[&str],
+    ) -> anyhow::Result<Recipe> {
         let name = format!("{kind}-{number}");
         let data_dir = self.options.dir.join(&name);
         let data_dir = data_dir.to_str().context("the directory's name is not UTF-8")?;
@@ -129,6 +168,7 @@ impl DevCluster {
         let log = self.options.dir.join("logs").join(format!("{name}.log"));
         Ok(Recipe {
             name: format!("{kind} {number}"),
+            through: host.map_or_else(Vec::new, |host| host.through.clone()),
             exe: self.options.exe.clone(),
             args: all,
             log,
@@ -139,7 +179,9 @@ impl DevCluster {
         let (id, cluster) = (plan.id.to_string(), self.plan.cluster());
         let args =
             ["--id", &id, "--listen", &plan.listen, "--http", &plan.http, "--cluster", &cluster];
-        self.recipe("master", plan.id, &args)
+        let hosts = self.options.hosts.as_ref();
+        let host = hosts.and_then(|hosts| hosts.masters.get(plan.id as usize - 1));
+        self.recipe("master", plan.id, host, &args)
     }
 
     fn datanode(&self, plan: &DatanodePlan) -> anyhow::Result<Recipe> {
@@ -150,7 +192,13 @@ impl DevCluster {
         if let Some(retain) = &retain {
             args.extend(["--wal-retain", retain]);
         }
-        self.recipe("datanode", plan.number, &args)
+        let capacity = self.options.capacity.map(|bytes| bytes.to_string());
+        if let Some(capacity) = &capacity {
+            args.extend(["--capacity", capacity]);
+        }
+        let hosts = self.options.hosts.as_ref();
+        let host = hosts.and_then(|hosts| hosts.datanodes.get(plan.number as usize - 1));
+        self.recipe("datanode", plan.number, host, &args)
     }
 
     /// Waits for the quorum, the datanodes and the volumes, then writes `cluster.json`.
@@ -269,12 +317,14 @@ impl DevCluster {
                 data_dir: self.options.dir.join(format!("datanode-{}", plan.number)),
             });
         }
-        let nbd = file.datanodes.first().map(|d| d.nbd.clone()).unwrap_or_default();
-        let volume = |spec: &VolumeSpec| VolumeEntry {
-            name: spec.name.clone(),
-            nbd_uri: format!("nbd://{nbd}/{}", spec.name),
-        };
-        file.volumes = self.options.volumes.iter().map(volume).collect();
+        let volumes = self.client().list_volumes().await?.volumes;
+        for spec in &self.options.volumes {
+            let primary = volumes.iter().find(|v| v.name == spec.name).map(VolumeView::of);
+            let primary = primary.and_then(|view| view.primary);
+            let nbd = way_in(&file.datanodes, primary.as_deref());
+            let nbd_uri = format!("nbd://{nbd}/{}", spec.name);
+            file.volumes.push(VolumeEntry { name: spec.name.clone(), nbd_uri });
+        }
         file.write(&self.options.dir)?;
         self.file = file;
         Ok(())
@@ -315,6 +365,49 @@ impl DevCluster {
             entry.pid = process.pid();
         }
         self.file.write(&self.options.dir)
+    }
+
+    /// Starts the datanode with this UUID again, which has ended.
+    pub fn start_datanode(&mut self, node: &str) -> anyhow::Result<()> {
+        let position = self.file.datanodes.iter().position(|d| d.id == node);
+        let position = position.with_context(|| format!("no datanode here is called {node}"))?;
+        let process = &mut self.datanodes[position];
+        anyhow::ensure!(process.ended().is_some(), "datanode {node} runs");
+        *process = process.recipe.start()?;
+        self.refresh_pids()
+    }
+
+    fn process(&mut self, which: Which) -> &mut Process {
+        match which {
+            Which::Master(at) => &mut self.masters[at],
+            Which::Datanode(at) => &mut self.datanodes[at],
+        }
+    }
+
+    /// Kills (SIGKILL) a process and waits until it is gone.
+    pub fn kill(&mut self, which: Which) {
+        self.process(which).kill();
+    }
+
+    /// Sends a signal to a process, unless it has ended.
+    pub fn signal(&mut self, which: Which, signal: Signal) {
+        self.process(which).signal(signal);
+    }
+
+    /// How a process ended, if it did, and the end of its log.
+    pub fn how_ended(&mut self, which: Which) -> Option<(std::process::ExitStatus, String)> {
+        let process = self.process(which);
+        process.ended().map(|status| (status, process.recipe.log_tail()))
+    }
+
+    /// Starts a process again, if it has ended. `cluster.json` then has the new pid.
+    pub fn start_again(&mut self, which: Which) -> anyhow::Result<()> {
+        let process = self.process(which);
+        if process.ended().is_some() {
+            *process = process.recipe.start()?;
+            self.refresh_pids()?;
+        }
+        Ok(())
     }
 
     /// Kills (SIGKILL) the datanode with this UUID, and waits until it is gone.
@@ -359,6 +452,14 @@ impl DevCluster {
     }
 }
 
+/// By which datanode clients are told to come: one that is not the primary, where there is another.
+/// A connection ends with the process that it leads to, so a client of the primary's own node would
+/// not see a failover but a lost connection.
+fn way_in<'a>(datanodes: &'a [DatanodeEntry], primary: Option<&str>) -> &'a str {
+    let other = datanodes.iter().find(|d| Some(d.id.as_str()) != primary);
+    other.or(datanodes.first()).map_or("", |d| &d.nbd)
+}
+
 async fn stop_all(processes: &mut [Process]) {
     for process in processes.iter_mut() {
         process.signal(Signal::TERM);
@@ -397,16 +498,38 @@ async fn take_lock(dir: &Path) -> anyhow::Result<DirLock> {
     }
 }
 
-fn check_ports(plan: &Plan) -> anyhow::Result<()> {
+fn take_ports(plan: &Plan, ports: &mut Reserved) -> anyhow::Result<()> {
     for master in &plan.masters {
         for addr in [&master.listen, &master.http] {
-            ports::check_free(addr, &format!("master {}", master.id))?;
+            ports.take(addr, &format!("master {}", master.id))?;
         }
     }
     for datanode in &plan.datanodes {
         for addr in [&datanode.listen, &datanode.http, &datanode.nbd] {
-            ports::check_free(addr, &format!("datanode {}", datanode.number))?;
+            ports.take(addr, &format!("datanode {}", datanode.number))?;
         }
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn clients_come_by_another_node_than_the_primarys() {
+        let node = |id: &str, nbd: &str| DatanodeEntry {
+            id: id.into(),
+            pid: 1,
+            listen: String::new(),
+            http: String::new(),
+            nbd: nbd.into(),
+            data_dir: PathBuf::new(),
+        };
+        let both = [node("a", "h:1"), node("b", "h:2")];
+        assert_eq!(way_in(&both, Some("a")), "h:2");
+        assert_eq!(way_in(&both, Some("b")), "h:1");
+        assert_eq!(way_in(&both, None), "h:1");
+        assert_eq!(way_in(&both[..1], Some("a")), "h:1", "there is no other");
+    }
 }

@@ -168,20 +168,27 @@ fn welcome(cluster: &DevCluster, took: Duration, primary: Option<&DatanodeEntry>
     text += &format!("\nData and logs are in {dir}, addresses and pids in {dir}/cluster.json.\n");
     if let (Some(v), Some(primary)) = (file.volumes.first(), primary) {
         let (name, uri, pid) = (&v.name, &v.nbd_uri, primary.pid);
+        // As it was called: it need not be on the PATH.
+        let ctl = std::env::args().next().unwrap_or_else(|| "sbkctl".to_owned());
         text += &format!(
             "\nTry, in another terminal:\n\
              \x20 nbdinfo {uri}\n\
              \x20 nbdcopy SOME.img {uri}\n\
              \x20 fio --name=t --ioengine=nbd --uri={uri} --rw=randwrite --bs=4k \\\n\
-             \x20     --iodepth=16 --size=256m --verify=crc32c --loops=100\n\
-             \x20 sbkctl volume show {name} --dir {dir}\n\
-             While fio runs, kill the primary and watch fio go on:\n\
-             \x20 kill -9 {pid}\n\
-             \x20 sbkctl volume explain {name} --dir {dir}\n\
-             and bring the node back:\n\
-             \x20 kill -HUP {}\n",
-            std::process::id()
+             \x20     --iodepth=16 --size=256m --verify=crc32c --verify_state_save=0 --loops=100\n\
+             \x20 {ctl} volume show {name} --dir {dir}\n\
+             \x20 {ctl} volume explain {name} --dir {dir}\n",
         );
+        if file.datanodes.len() > 1 {
+            text += &format!(
+                "While fio runs, kill the primary, which is another datanode than the one that fio \
+                 is\nconnected to, and watch fio go on:\n\
+                 \x20 kill -9 {pid}\n\
+                 then bring it back:\n\
+                 \x20 kill -HUP {}\n",
+                std::process::id()
+            );
+        }
     }
     text + "\nCtrl-C stops it all.\n"
 }

@@ -6,7 +6,7 @@ use std::path::Path;
 use anyhow::{Context, bail};
 use serde::{Deserialize, Serialize};
 
-use super::ports;
+use super::ports::Reserved;
 use crate::cluster_file::write_atomically;
 use crate::error::Usage;
 
@@ -57,12 +57,54 @@ pub struct Wanted {
     pub base_port: Option<u16>,
 }
 
+/// A host of its own for each process, where they are not all on 127.0.0.1.
+#[derive(Clone, Debug, Default)]
+pub struct Hosts {
+    /// One for each master.
+    pub masters: Vec<Host>,
+    /// One for each datanode.
+    pub datanodes: Vec<Host>,
+}
+
+/// Where a process runs.
+#[derive(Clone, Debug)]
+pub struct Host {
+    /// The address that it listens on and is reached at.
+    pub addr: String,
+    /// The command that runs another one there, such as `nsenter --net=FILE --`; empty for none.
+    pub through: Vec<String>,
+}
+
 impl Plan {
+    /// The plan of a cluster that has hosts of its own: the documented ports on each.
+    pub(super) fn on(hosts: &Hosts) -> Self {
+        let numbered = |hosts: &[Host]| {
+            let addrs: Vec<String> = hosts.iter().map(|h| h.addr.clone()).collect();
+            (1..).zip(addrs)
+        };
+        let masters = numbered(&hosts.masters).map(|(id, addr)| MasterPlan {
+            id,
+            listen: format!("{addr}:7101"),
+            http: format!("{addr}:7201"),
+        });
+        let datanodes = numbered(&hosts.datanodes).map(|(number, addr)| DatanodePlan {
+            number,
+            listen: format!("{addr}:7301"),
+            http: format!("{addr}:7401"),
+            nbd: format!("{addr}:10809"),
+        });
+        Self { masters: masters.collect(), datanodes: datanodes.collect() }
+    }
+
     /// The plan that `dir` has, extended by what is wanted, or a new one; written to `dir`.
     ///
     /// # Errors
     /// If what is wanted can't be had, or contradicts what the directory has.
-    pub fn load_or_make(dir: &Path, wanted: Wanted) -> anyhow::Result<Self> {
+    pub(super) fn load_or_make(
+        dir: &Path,
+        wanted: Wanted,
+        ports: &mut Reserved,
+    ) -> anyhow::Result<Self> {
         let path = dir.join(NAME);
         let old: Option<Plan> = match std::fs::read(&path) {
             Ok(text) => Some(serde_json::from_slice(&text).with_context(|| {
@@ -71,7 +113,7 @@ impl Plan {
             Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
             Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
         };
-        let plan = Self::fit(old.clone(), wanted, dir)?;
+        let plan = Self::fit(old.clone(), wanted, dir, ports)?;
         if old.as_ref() != Some(&plan) {
             let text = serde_json::to_vec_pretty(&plan).context("writing JSON")?;
             write_atomically(&path, &text)?;
@@ -79,7 +121,12 @@ impl Plan {
         Ok(plan)
     }
 
-    fn fit(old: Option<Plan>, wanted: Wanted, dir: &Path) -> anyhow::Result<Self> {
+    fn fit(
+        old: Option<Plan>,
+        wanted: Wanted,
+        dir: &Path,
+        ports: &mut Reserved,
+    ) -> anyhow::Result<Self> {
         if let Some(count) = wanted.masters
             && ![1, 3, 5].contains(&count)
         {
@@ -93,7 +140,7 @@ impl Plan {
         }
         let Some(old) = old else {
             let (masters, datanodes) = (wanted.masters.unwrap_or(3), wanted.datanodes.unwrap_or(3));
-            return Self::make(masters, datanodes, wanted.base_port);
+            return Self::make(masters, datanodes, wanted.base_port, ports);
         };
         let has = old.masters.len() as u64;
         if let Some(count) = wanted.masters.filter(|count| *count != has) {
@@ -120,17 +167,22 @@ impl Plan {
             );
         }
         let mut plan = old;
-        let mut free = ports::free(3 * (count - has) as usize)?.into_iter();
+        let mut free = ports.free(3 * (count - has) as usize)?.into_iter();
         for number in has + 1..=count {
             plan.datanodes.push(DatanodePlan::at(number, || free.next())?);
         }
         Ok(plan)
     }
 
-    fn make(masters: u64, datanodes: u64, base: Option<u16>) -> anyhow::Result<Self> {
+    fn make(
+        masters: u64,
+        datanodes: u64,
+        base: Option<u16>,
+        ports: &mut Reserved,
+    ) -> anyhow::Result<Self> {
         let mut free = match base {
             Some(_) => Vec::new(),
-            None => ports::free((2 * masters + 3 * datanodes) as usize)?,
+            None => ports.free((2 * masters + 3 * datanodes) as usize)?,
         }
         .into_iter();
         // A fixed layout: a hundred ports for each kind of listener.
@@ -181,15 +233,19 @@ fn addr(port: Option<u16>) -> anyhow::Result<String> {
 mod tests {
     use super::*;
 
+    fn load(dir: &Path, wanted: Wanted) -> anyhow::Result<Plan> {
+        Plan::load_or_make(dir, wanted, &mut Reserved::default())
+    }
+
     #[test]
     fn the_same_directory_is_the_same_cluster() {
         let dir = tempfile::tempdir().expect("dir");
-        let plan = Plan::load_or_make(dir.path(), Wanted::default()).expect("made");
+        let plan = load(dir.path(), Wanted::default()).expect("made");
         assert_eq!((plan.masters.len(), plan.datanodes.len()), (3, 3));
-        assert_eq!(Plan::load_or_make(dir.path(), Wanted::default()).expect("found"), plan);
+        assert_eq!(load(dir.path(), Wanted::default()).expect("found"), plan);
 
         let more = Wanted { datanodes: Some(4), ..Wanted::default() };
-        let extended = Plan::load_or_make(dir.path(), more).expect("extended");
+        let extended = load(dir.path(), more).expect("extended");
         assert_eq!(extended.datanodes[..3], plan.datanodes[..]);
         assert_eq!(extended.datanodes[3].number, 4);
 
@@ -198,7 +254,7 @@ mod tests {
             Wanted { datanodes: Some(3), ..Wanted::default() },
             Wanted { base_port: Some(7100), ..Wanted::default() },
         ] {
-            let error = Plan::load_or_make(dir.path(), wrong).expect_err("contradicts");
+            let error = load(dir.path(), wrong).expect_err("contradicts");
             assert!(error.to_string().contains("another --dir"), "{error}");
         }
     }
@@ -207,7 +263,7 @@ mod tests {
     fn a_fixed_layout_is_as_documented() {
         let dir = tempfile::tempdir().expect("dir");
         let wanted = Wanted { base_port: Some(7100), ..Wanted::default() };
-        let plan = Plan::fit(None, wanted, dir.path()).expect("made");
+        let plan = Plan::fit(None, wanted, dir.path(), &mut Reserved::default()).expect("made");
         assert_eq!(plan.cluster(), "1=127.0.0.1:7101,2=127.0.0.1:7102,3=127.0.0.1:7103");
         assert_eq!(plan.masters[0].http, "127.0.0.1:7201");
         let node = &plan.datanodes[1];
@@ -218,13 +274,23 @@ mod tests {
     }
 
     #[test]
+    fn hosts_of_their_own_have_the_documented_ports() {
+        let host = |addr: &str| Host { addr: addr.into(), through: Vec::new() };
+        let hosts = Hosts { masters: vec![host("10.0.0.1")], datanodes: vec![host("10.0.0.2")] };
+        let plan = Plan::on(&hosts);
+        assert_eq!(plan.cluster(), "1=10.0.0.1:7101");
+        assert_eq!(plan.datanodes[0].nbd, "10.0.0.2:10809");
+    }
+
+    #[test]
     fn impossible_numbers_are_refused() {
         let dir = tempfile::tempdir().expect("dir");
         for wrong in [
             Wanted { masters: Some(2), ..Wanted::default() },
             Wanted { datanodes: Some(0), ..Wanted::default() },
         ] {
-            let error = Plan::fit(None, wrong, dir.path()).expect_err("refused");
+            let error =
+                Plan::fit(None, wrong, dir.path(), &mut Reserved::default()).expect_err("refused");
             assert_eq!(crate::error::exit_code(&error), 2, "{error}");
         }
     }

@@ -1,6 +1,7 @@
 //! Ports for the processes of a development cluster.
 
-use std::net::TcpListener;
+use std::collections::BTreeMap;
+use std::net::{TcpListener, UdpSocket};
 
 use anyhow::{Context, bail};
 use uuid::Uuid;
@@ -9,29 +10,62 @@ use uuid::Uuid;
 /// connections: a process that was killed must find its port free when it comes back.
 const LOWEST: u16 = 12_000;
 
-/// Takes `count` ports of 127.0.0.1 that nobody listens on.
-///
-/// # Errors
-/// If there are not so many.
-pub(super) fn free(count: usize) -> anyhow::Result<Vec<u16>> {
-    let end = ephemeral_start().max(LOWEST + 1000);
-    let span = u32::from(end - LOWEST);
-    // Two clusters that start at the same time look at different places.
-    let offset = (Uuid::new_v4().as_u128() % u128::from(span)) as u32;
-    let mut held = Vec::with_capacity(count);
-    for step in 0..span {
-        if held.len() == count {
-            break;
+/// The ports of one cluster, kept for it as long as it runs: those of a process that was killed too,
+/// and those of one that is about to be started. Another cluster that looks for free ports at that
+/// time leaves them alone, for the UDP ports of the same numbers, which nothing here uses, are
+/// taken. The kernel frees them with this process, whatever way it ends.
+#[derive(Debug, Default)]
+pub(super) struct Reserved(BTreeMap<u16, UdpSocket>);
+
+impl Reserved {
+    /// Takes `count` ports of 127.0.0.1 that nobody listens on and nobody has reserved.
+    ///
+    /// # Errors
+    /// If there are not so many.
+    pub(super) fn free(&mut self, count: usize) -> anyhow::Result<Vec<u16>> {
+        let end = ephemeral_start().max(LOWEST + 1000);
+        let span = u32::from(end - LOWEST);
+        // Two clusters that start at the same time look at different places.
+        let offset = (Uuid::new_v4().as_u128() % u128::from(span)) as u32;
+        let mut found = Vec::with_capacity(count);
+        for step in 0..span {
+            if found.len() == count {
+                break;
+            }
+            let port = LOWEST + ((offset + step) % span) as u16;
+            if let Ok(reservation) = UdpSocket::bind(("127.0.0.1", port))
+                && TcpListener::bind(("127.0.0.1", port)).is_ok()
+            {
+                self.0.insert(port, reservation);
+                found.push(port);
+            }
         }
-        let port = LOWEST + ((offset + step) % span) as u16;
-        if let Ok(listener) = TcpListener::bind(("127.0.0.1", port)) {
-            held.push((port, listener));
+        if found.len() < count {
+            bail!("only {} of {count} ports from {LOWEST} to {end} are free", found.len());
         }
+        Ok(found)
     }
-    if held.len() < count {
-        bail!("only {} of {count} ports from {LOWEST} to {end} are free", held.len());
+
+    /// Reserves `addr`, which was chosen before.
+    ///
+    /// # Errors
+    /// If somebody listens on it.
+    pub(super) fn take(&mut self, addr: &str, whose: &str) -> anyhow::Result<()> {
+        let listener = TcpListener::bind(addr).with_context(|| {
+            format!(
+                "{whose} was to listen on {addr}, which is in use; stop what listens there (a \
+                 cluster that was not stopped?), or use another --dir or --base-port"
+            )
+        })?;
+        let at = listener.local_addr().context("asking for a listener's address")?;
+        // Somebody may use the UDP port for what it is: that is in nobody's way.
+        if !self.0.contains_key(&at.port())
+            && let Ok(reservation) = UdpSocket::bind(at)
+        {
+            self.0.insert(at.port(), reservation);
+        }
+        Ok(())
     }
-    Ok(held.into_iter().map(|(port, _)| port).collect())
 }
 
 /// Where the kernel's own ports begin.
@@ -41,33 +75,31 @@ fn ephemeral_start() -> u16 {
     start.unwrap_or(32_768)
 }
 
-/// Checks that nobody listens on `addr`.
-pub(super) fn check_free(addr: &str, whose: &str) -> anyhow::Result<()> {
-    TcpListener::bind(addr).map(drop).with_context(|| {
-        format!(
-            "{whose} was to listen on {addr}, which is in use; stop what listens there (a cluster \
-             that was not stopped?), or use another --dir or --base-port"
-        )
-    })
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
 
     #[test]
-    fn free_ports_are_distinct_and_can_be_used() {
-        let ports = free(20).expect("ports");
+    fn free_ports_are_distinct_can_be_used_and_are_given_once() {
+        let mut reserved = Reserved::default();
+        let ports = reserved.free(20).expect("ports");
         let distinct: std::collections::BTreeSet<_> = ports.iter().collect();
         assert_eq!(distinct.len(), 20);
-        assert!(ports.iter().all(|p| *p >= LOWEST));
+        for port in &ports {
+            assert!(*port >= LOWEST);
+            reserved.take(&format!("127.0.0.1:{port}"), "master 1").expect("nobody listens yet");
+            // What another cluster asks first.
+            UdpSocket::bind(("127.0.0.1", *port)).expect_err("is reserved");
+        }
+        drop(reserved);
+        UdpSocket::bind(("127.0.0.1", ports[0])).expect("is free again");
     }
 
     #[test]
     fn a_port_in_use_is_named() {
         let listener = TcpListener::bind("127.0.0.1:0").expect("bind");
         let addr = listener.local_addr().expect("addr").to_string();
-        let error = check_free(&addr, "master 1").expect_err("in use").to_string();
+        let error = Reserved::default().take(&addr, "master 1").expect_err("in use").to_string();
         assert!(error.contains(&addr) && error.contains("master 1"), "{error}");
     }
 }

@@ -199,7 +199,9 @@ impl Bench {
 
     /// The decisions of all replicas so far.
     pub async fn decisions(&self) -> anyhow::Result<Vec<Decision>> {
-        Ok(explain::story(&self.info().await?).await?.decisions)
+        let mut decisions = explain::story(&self.info().await?).await?.decisions;
+        decisions.retain(|decision| decision.node != explain::MASTERS);
+        Ok(decisions)
     }
 
     /// The UUID of the replica on `node`.

@@ -14,7 +14,7 @@ pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
     let all = [Route::Healthy, Route::CatchUp, Route::Rebuild];
     let (runs, result) = take_all(global, &args, &all, |run, taken| {
         output.note(&format!("\nRun {run} of {}, {}", args.runs, taken.expected.words()))?;
-        let start = taken.trace.first().map_or(0, |d| d.at);
+        let start = taken.trace.first().map_or(0, |d| d.time_ms);
         let mut teller = Teller::new(start, taken.names.clone());
         for line in taken.trace.iter().filter_map(|d| teller.tell(d)) {
             output.note(&line)?;

@@ -4,6 +4,7 @@ use crate::args::{DrillCommand, Global};
 
 pub mod bench;
 pub mod calibrate;
+pub mod chaos;
 pub mod demo;
 mod engine_families;
 pub mod primary_kill;
@@ -16,5 +17,6 @@ pub async fn run(global: &Global, command: DrillCommand) -> anyhow::Result<()> {
     match command {
         DrillCommand::PrimaryKill(args) => primary_kill::run(global, args).await,
         DrillCommand::ReplicaReturn(args) => replica_return::run(global, args).await,
+        DrillCommand::Chaos(args) => chaos::run(global, args).await,
     }
 }

@@ -77,12 +77,10 @@ impl Route {
 pub fn observed(trace: &[Decision], replica: &str) -> BTreeSet<Route> {
     let mut routes = BTreeSet::new();
     for decision in trace.iter().filter(|d| d.what == "recovery") {
-        // The event and the verdict stand before, the commands after; only these are decisions.
-        let commands = decision.why.rsplit_once("-> ").map_or("", |(_, commands)| commands);
-        for (name, route) in [("StartCatchUp", Route::CatchUp), ("StartRebuild", Route::Rebuild)] {
-            // Each command names its replica before anything in braces.
-            let mut started = commands.split(name).skip(1);
-            if started.any(|c| c.split('}').next().is_some_and(|c| c.contains(replica))) {
+        // What was seen stands before, the commands after; only these are decisions.
+        let commands = decision.why.split_once("; so: ").map_or("", |(_, commands)| commands);
+        for (name, route) in [("catch-up of", Route::CatchUp), ("rebuild of", Route::Rebuild)] {
+            if commands.contains(&format!("{name} {replica} ")) {
                 routes.insert(route);
             }
         }
@@ -214,6 +212,7 @@ mod tests {
         Decision {
             node: "n".into(),
             at: 1,
+            time_ms: 1,
             number: 1,
             epoch: 1,
             what: what.into(),
@@ -224,13 +223,10 @@ mod tests {
     #[test]
     fn routes_are_read_from_the_commands() {
         let trace = [
-            decision(
-                "recovery",
-                "RecoveryFacts { r-a } -> Applied, [StartCatchUp { r-a, RecoveryId { 1 } }, Probe { r-c }]",
-            ),
-            decision("recovery", "RecoveryFacts { r-b } -> Applied, [StartRebuild { r-b }]"),
-            decision("recovery", "StartRebuild { r-a } -> Applied, []"),
-            decision("degraded", "r-a: -> StartRebuild { r-a }"),
+            decision("recovery", "r-a holds 4; so: catch-up of r-a from 5 to 9, ask r-c at c:1"),
+            decision("recovery", "r-b holds nothing; so: rebuild of r-b up to 9"),
+            decision("recovery", "a rebuild of r-a up to 9 was seen"),
+            decision("degraded", "r-a; so: rebuild of r-a up to 9"),
         ];
         assert!(observed(&trace, "r-a").iter().eq([&Route::CatchUp]));
         assert!(observed(&trace, "r-b").iter().eq([&Route::Rebuild]));
@@ -254,7 +250,7 @@ mod tests {
             ),
             (Command::StartRebuild { epoch, replica, transport, session, target }, Route::Rebuild),
         ] {
-            let why = format!("-> Applied, {:?}", vec![command]);
+            let why = format!("it holds nothing; so: {command}");
             let seen = observed(&[decision("recovery", &why)], &replica.to_string());
             assert!(seen.iter().eq([&route]), "{why}");
         }

@@ -9,11 +9,17 @@
 //!
 //! A write that failed, or was never answered, may have taken effect at any time after its start,
 //! or never.
+//!
+//! The record of a long run is checked window by window: at a point at which nothing is in flight,
+//! every block is read once more, the window is checked and [`History::settle`] forgets it. What
+//! must outlive a window is what each block holds, and the writes whose fate is still open: they may
+//! show up in any later one, once.
 
 use std::collections::BTreeMap;
 use std::collections::btree_map::Entry;
 use std::fmt;
 use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::time::Instant;
 
 use serde::Serialize;
 use uuid::Uuid;
@@ -55,6 +61,10 @@ struct Inner {
     last_write: u64,
     operations: u64,
     acknowledged: u64,
+    /// When the record was begun, and which events came first in their millisecond since then: for
+    /// people who compare the record with logs.
+    begun: Option<Instant>,
+    clock: Vec<(Tick, u64)>,
     blocks: BTreeMap<u64, Block>,
     violations: Vec<Violation>,
 }
@@ -64,6 +74,9 @@ struct Inner {
 struct Block {
     /// The value at the beginning: a write's number, or `None` for zeros.
     base: Option<u64>,
+    /// Writes up to this number belong to windows that were settled. Of those, `base` and the ones
+    /// in `writes`, whose fate is open, may still be seen, no other.
+    settled: u64,
     writes: BTreeMap<u64, Write>,
     /// Start and end of reads, by the value that they saw.
     reads: BTreeMap<Option<u64>, Vec<(Tick, Tick)>>,
@@ -164,21 +177,31 @@ impl History {
         violations
     }
 
-    /// Forgets the operations of all blocks but for what each holds now. To be called when nothing
-    /// is in flight, after every block was read once more and [`check`](Self::check) was empty.
+    /// Forgets the operations of all blocks but for what each holds now, and the writes whose fate
+    /// is open. To be called when nothing is in flight, after every block was read once more and
+    /// [`check`](Self::check) was empty.
     pub fn settle(&self) {
         let mut inner = self.inner();
         inner.operations = 0;
+        inner.clock.clear();
+        let last_write = inner.last_write;
         for block in inner.blocks.values_mut() {
-            let last = block
-                .reads
-                .iter()
-                .flat_map(|(value, reads)| reads.iter().map(move |(start, _)| (*start, *value)))
-                .max();
-            if let Some((_, value)) = last {
-                *block = Block { base: value, ..Block::default() };
-            }
+            block.settle(last_write);
         }
+    }
+
+    /// Writes whose fate is open: neither acknowledged nor seen.
+    pub fn open_writes(&self) -> u64 {
+        let inner = self.inner();
+        inner.blocks.values().map(|b| b.open_writes().count() as u64).sum()
+    }
+
+    /// All that is recorded of `block` since the last [`settle`](Self::settle), a line for each
+    /// operation in order of its start: the events' numbers, and milliseconds since the record was
+    /// begun.
+    pub fn told(&self, block: u64) -> Vec<String> {
+        let inner = self.inner();
+        inner.blocks.get(&block).map_or_else(Vec::new, |known| known.told(|at| inner.millis(at)))
     }
 }
 
@@ -186,7 +209,18 @@ impl Inner {
     fn tick(&mut self) -> Tick {
         self.operations += 1;
         self.now += 1;
+        let begun = *self.begun.get_or_insert_with(Instant::now);
+        let millis = u64::try_from(begun.elapsed().as_millis()).unwrap_or(u64::MAX);
+        if self.clock.last().is_none_or(|(_, last)| *last < millis) {
+            self.clock.push((self.now, millis));
+        }
         self.now
+    }
+
+    /// Milliseconds since the record was begun; `None` for an event of a settled window.
+    fn millis(&self, at: Tick) -> Option<u64> {
+        let after = self.clock.partition_point(|(tick, _)| *tick <= at);
+        after.checked_sub(1).map(|i| self.clock[i].1)
     }
 }
 
@@ -205,6 +239,43 @@ impl Zone {
 }
 
 impl Block {
+    fn open_writes(&self) -> impl Iterator<Item = (&u64, &Write)> {
+        self.writes.iter().filter(|(number, write)| {
+            write.end.is_none() && !self.reads.contains_key(&Some(**number))
+        })
+    }
+
+    /// What was read last is what the block holds.
+    fn settle(&mut self, last_write: u64) {
+        let reads = self.reads.iter();
+        let last = reads.flat_map(|(v, reads)| reads.iter().map(move |(start, _)| (*start, *v)));
+        let Some((_, base)) = last.max() else { return };
+        let writes = self.open_writes().map(|(number, write)| (*number, *write)).collect();
+        *self = Self { base, settled: last_write, writes, reads: BTreeMap::new() };
+    }
+
+    fn told(&self, millis: impl Fn(Tick) -> Option<u64>) -> Vec<String> {
+        let at = |tick: Tick| match millis(tick) {
+            Some(millis) => format!("{tick} ({millis} ms)"),
+            None => format!("{tick} (before this window)"),
+        };
+        let mut lines = vec![(0, format!("at the beginning: {}", name(self.base)))];
+        for (number, write) in &self.writes {
+            let end = write.end.map_or_else(|| "never".to_owned(), at);
+            let text = format!("write {number}: sent {}, acknowledged {end}", at(write.start));
+            lines.push((write.start, text));
+        }
+        for (value, reads) in &self.reads {
+            for (start, end) in reads {
+                let text =
+                    format!("read: sent {}, saw {} at {}", at(*start), name(*value), at(*end));
+                lines.push((*start, text));
+            }
+        }
+        lines.sort();
+        lines.into_iter().map(|(_, text)| text).collect()
+    }
+
     /// The zones of all values that were seen or acknowledged, or why there can be none.
     fn zones(&self) -> Result<Vec<Zone>, String> {
         let mut zones: BTreeMap<Option<u64>, Zone> = BTreeMap::new();
@@ -221,7 +292,9 @@ impl Block {
         }
         for (value, reads) in &self.reads {
             let Entry::Occupied(mut zone) = zones.entry(*value) else {
-                return Err(format!("a read saw {}, which was never written", name(*value)));
+                let gone = value.is_none_or(|write| write <= self.settled);
+                let why = if gone { "was overwritten for good" } else { "was never written" };
+                return Err(format!("a read saw {}, which {why}", name(*value)));
             };
             let zone = zone.get_mut();
             let written = value.and_then(|v| self.writes.get(&v)).map_or(0, |w| w.start);

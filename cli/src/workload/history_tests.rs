@@ -209,5 +209,109 @@ fn a_settled_record_still_knows_what_is_there() {
     bench.right();
     assert_eq!(bench.history.acknowledged(), 2);
     bench.see(&first);
-    bench.wrong("never written");
+    bench.wrong("write 1, which was overwritten for good");
+}
+
+#[test]
+fn a_block_that_is_settled_does_not_go_back_to_zeros() {
+    let bench = Bench::new();
+    let first = bench.write();
+    bench.see(&first);
+    bench.right();
+    bench.history.settle();
+    bench.see_zeros();
+    bench.wrong("zeros, which was overwritten for good");
+}
+
+#[test]
+fn an_unanswered_write_may_come_in_a_later_window_but_only_once() {
+    let bench = Bench::new();
+    let unanswered = bench.begin();
+    let second = bench.write();
+    bench.see(&second);
+    bench.right();
+    for _ in 0..2 {
+        bench.history.settle();
+        assert_eq!(bench.history.open_writes(), 1, "its fate is open");
+        bench.see(&second);
+        bench.right();
+    }
+    bench.see(&unanswered);
+    bench.right();
+    assert_eq!(bench.history.open_writes(), 0);
+    bench.history.settle();
+    let third = bench.write();
+    bench.see(&third);
+    bench.right();
+    bench.history.settle();
+    bench.see(&unanswered);
+    bench.wrong("write 1, which was overwritten for good");
+}
+
+#[test]
+fn an_unanswered_write_of_an_earlier_window_does_not_vanish_once_it_was_seen() {
+    let bench = Bench::new();
+    let unanswered = bench.begin();
+    let second = bench.write();
+    bench.see(&second);
+    bench.history.settle();
+    bench.see(&unanswered);
+    bench.see(&second);
+    bench.wrong("write 1 was lost");
+}
+
+#[test]
+fn a_write_that_is_lost_between_windows_is_found() {
+    let bench = Bench::new();
+    let first = bench.write();
+    bench.see(&first);
+    bench.history.settle();
+    let second = bench.write();
+    bench.see(&second);
+    bench.right();
+    bench.history.settle();
+    bench.see(&first);
+    bench.wrong("write 1, which was overwritten for good");
+}
+
+#[test]
+fn a_stale_read_beside_a_newer_one_is_found() {
+    let bench = Bench::new();
+    let old = bench.write();
+    let new = bench.write();
+    let start = bench.history.begin_read();
+    bench.see(&new);
+    bench.right();
+    // It began after the newer write was acknowledged, however late it was answered.
+    bench.see_since(start, &old);
+    bench.wrong("write 1 was there, then write 2, then write 1 again");
+}
+
+#[test]
+fn a_window_is_forgotten_and_a_long_run_needs_no_more_memory_than_a_short_one() {
+    let bench = Bench::new();
+    for _ in 0..50 {
+        for _ in 0..20 {
+            let stamp = bench.write();
+            bench.see(&stamp);
+        }
+        bench.right();
+        bench.history.settle();
+        assert_eq!(bench.history.operations(), 0);
+        assert_eq!(bench.history.told(9).len(), 1, "only what the block holds is left");
+    }
+    assert_eq!(bench.history.acknowledged(), 1000);
+}
+
+#[test]
+fn what_happened_to_a_block_is_told_in_order() {
+    let bench = Bench::new();
+    bench.see_zeros();
+    let stamp = bench.write();
+    bench.see(&stamp);
+    bench.begin();
+    let told = bench.history.told(9);
+    assert_eq!(told.len(), 5, "{told:?}");
+    assert!(told[1].contains("saw zeros") && told[4].contains("acknowledged never"), "{told:?}");
+    assert_eq!(bench.history.told(10), Vec::<String>::new());
 }

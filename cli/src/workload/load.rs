@@ -10,7 +10,7 @@ use tokio::sync::watch;
 use tokio::task::JoinSet;
 
 use super::history::{History, MAX_OPERATIONS};
-use super::nbd::NbdClient;
+use super::nbd::{NbdClient, NbdError};
 use super::stamp::{BLOCK, Noise};
 use crate::wait::TimedOut;
 
@@ -188,7 +188,7 @@ impl Shared {
     }
 
     async fn read(&self, first: u64, count: u64) -> anyhow::Result<()> {
-        read_blocks(&self.client, &self.history, first, count).await
+        Ok(read_blocks(&self.client, &self.history, first, count).await?)
     }
 }
 
@@ -220,12 +220,13 @@ impl Meter {
     }
 }
 
-async fn read_blocks(
+/// Reads blocks and records what they hold.
+pub(super) async fn read_blocks(
     client: &NbdClient,
     history: &History,
     first: u64,
     count: u64,
-) -> anyhow::Result<()> {
+) -> Result<(), NbdError> {
     let start = history.begin_read();
     let data = client.read(first * BLOCK as u64, (count * BLOCK as u64) as u32).await?;
     for (block, data) in (first..first + count).zip(data.chunks_exact(BLOCK)) {

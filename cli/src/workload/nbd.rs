@@ -7,6 +7,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use bytes::Bytes;
+use rustix::net::sockopt;
 use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
 use tokio::net::TcpStream;
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
@@ -36,6 +37,9 @@ const CMD_WRITE_ZEROES: u16 = 6;
 const QUEUE: usize = 64;
 /// How long the negotiation may take.
 const NEGOTIATION: Duration = Duration::from_secs(10);
+/// A host that acknowledges nothing for so long is taken for gone: without it a connection through a
+/// network that was cut while the server died would never end.
+const SILENCE: Duration = Duration::from_secs(15);
 
 /// Why an NBD operation failed.
 #[derive(Debug, thiserror::Error)]
@@ -165,6 +169,7 @@ impl NbdClient {
         let io = |doing| move |source| NbdError::Io { addr: addr.to_owned(), doing, source };
         let stream = TcpStream::connect(addr).await.map_err(io("connecting"))?;
         stream.set_nodelay(true).map_err(io("connecting"))?;
+        notice_silence(&stream).map_err(io("connecting"))?;
         let mut hello = Handshake { addr, export, stream };
         let (size, flags) = hello.run().await?;
         let (read, write) = hello.stream.into_split();
@@ -246,6 +251,16 @@ impl NbdClient {
         let why = pending.ended.clone().unwrap_or_else(|| "closed".to_owned());
         NbdError::Ended { addr: self.inner.addr.clone(), why }
     }
+}
+
+/// Lets the kernel end the connection after [`SILENCE`]. A server that merely takes nothing for a
+/// while, as one whose volume waits for its primary, is not silent: its kernel answers.
+fn notice_silence(stream: &TcpStream) -> std::io::Result<()> {
+    const PROBES: u32 = 4;
+    sockopt::set_socket_keepalive(stream, true)?;
+    sockopt::set_tcp_keepidle(stream, SILENCE / (PROBES + 1))?;
+    sockopt::set_tcp_keepintvl(stream, SILENCE / (PROBES + 1))?;
+    Ok(sockopt::set_tcp_keepcnt(stream, PROBES)?)
 }
 
 fn lock(pending: &Mutex<Pending>) -> std::sync::MutexGuard<'_, Pending> {

@@ -5,7 +5,7 @@ use std::pin::Pin;
 use bytes::Bytes;
 use futures::Stream;
 use sbk_engine::replication::io::StreamEnd;
-use sbk_engine::types::{AttachGeneration, Epoch, LossGeneration, MAX_REQUEST_BYTES, SessionId};
+use sbk_engine::types::{MAX_REQUEST_BYTES, SessionId};
 use sbk_proto::v1;
 use sbk_proto::v1::block_service_server::BlockService;
 use tokio::sync::mpsc;
@@ -36,14 +36,18 @@ pub(super) fn open_out(open: &OpenLink) -> connect::Request {
     v1::BlockRequest { body: Some(body) }
 }
 
+fn bad(error: convert::Malformed) -> Status {
+    Status::invalid_argument(error.to_string())
+}
+
 fn open_in(open: v1::OpenStream) -> Result<OpenLink, Status> {
-    let bad = |e: convert::Malformed| Status::invalid_argument(e.to_string());
+    let loss_generation = open.loss_generation.map(convert::loss_generation).transpose();
     let primary = open.primary.ok_or_else(|| Status::invalid_argument("no primary is named"))?;
     Ok(OpenLink {
         volume: convert::volume_id(&open.volume).map_err(bad)?,
         session: convert::session_id(&open.session).map_err(bad)?,
         create: open.create,
-        loss_generation: open.loss_generation.map(LossGeneration),
+        loss_generation: loss_generation.map_err(bad)?,
         primary: convert::replica_ref_in(primary).map_err(bad)?,
     })
 }
@@ -98,10 +102,10 @@ fn request_in(io: v1::IoRequest) -> Result<IoRequest, Status> {
         other => return Err(Status::invalid_argument(format!("operation {other} is unknown"))),
     };
     Ok(IoRequest {
-        sequence: io.sequence,
-        low: io.low,
-        epoch: Epoch(io.epoch),
-        attach: AttachGeneration(io.attach),
+        sequence: convert::sequence(io.sequence).map_err(bad)?,
+        low: convert::sequence(io.low).map_err(bad)?,
+        epoch: convert::epoch(io.epoch).map_err(bad)?,
+        attach: convert::attach_generation(io.attach).map_err(bad)?,
         op,
     })
 }
@@ -135,9 +139,9 @@ pub(super) fn event_in(reply: v1::BlockReply) -> Option<LinkEvent> {
     use v1::block_reply::Body;
     match reply.body? {
         Body::Opened(opened) => Some(LinkEvent::Opened {
-            epoch: Epoch(opened.epoch),
-            attach: AttachGeneration(opened.attach),
-            loss_generation: LossGeneration(opened.loss_generation),
+            epoch: convert::epoch(opened.epoch).ok()?,
+            attach: convert::attach_generation(opened.attach).ok()?,
+            loss_generation: convert::loss_generation(opened.loss_generation).ok()?,
         }),
         Body::Ended(ended) => {
             let reason = stream_end_in(ended.reason)?;

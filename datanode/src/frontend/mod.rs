@@ -6,8 +6,10 @@
 
 mod block;
 mod connect;
+mod limits;
 pub mod nbd;
 mod session;
+mod split;
 
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -15,6 +17,7 @@ use std::sync::{Arc, Mutex, PoisonError};
 use sbk_engine::types::{NodeId, VolumeId};
 
 pub use block::BlockApi;
+pub use limits::Permit;
 pub use session::{ClientHandle, Reply};
 
 use crate::catalogue::CatalogueWatch;

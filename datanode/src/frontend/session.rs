@@ -10,10 +10,12 @@ use sbk_engine::forward::{
 };
 use sbk_engine::replication::io::Outcome;
 use sbk_engine::types::VolumeId;
-use tokio::sync::{OwnedSemaphorePermit, mpsc};
+use tokio::sync::mpsc;
 
 use super::block::fresh_session;
 use super::connect::Connector;
+use super::limits::Permit;
+use super::split;
 use crate::catalogue::CatalogueWatch;
 use crate::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink};
 use crate::volume::clock;
@@ -33,7 +35,7 @@ pub struct Reply {
     /// A read's data.
     pub data: Bytes,
     /// What the client reserved for the request; freed when the reply is dropped.
-    pub permit: Option<OwnedSemaphorePermit>,
+    pub permit: Option<Permit>,
 }
 
 /// What a client asks.
@@ -42,7 +44,7 @@ struct Submit {
     client: ClientId,
     cookie: u64,
     op: IoOp,
-    permit: Option<OwnedSemaphorePermit>,
+    permit: Option<Permit>,
 }
 
 #[derive(Debug)]
@@ -95,12 +97,7 @@ impl Drop for ClientHandle {
 
 impl Submitter {
     /// Hands a request over. Waits while the session can't take more; `false` if it has ended.
-    pub async fn submit(
-        &self,
-        cookie: u64,
-        op: IoOp,
-        permit: Option<OwnedSemaphorePermit>,
-    ) -> bool {
+    pub async fn submit(&self, cookie: u64, op: IoOp, permit: Option<Permit>) -> bool {
         let submit = Submit { client: self.id, cookie, op, permit };
         self.orders.send(Order::Submit(submit)).await.is_ok()
     }
@@ -130,11 +127,37 @@ impl SessionHandle {
     }
 }
 
+/// A request of the forwarder: a part of what a client asked, most often all of it.
 struct Held {
     client: ClientId,
-    cookie: u64,
     op: IoOp,
-    permit: Option<OwnedSemaphorePermit>,
+    asked: u64,
+    part: usize,
+}
+
+/// What a client asked, until all parts of it are answered.
+struct Asked {
+    client: ClientId,
+    cookie: u64,
+    permit: Option<Permit>,
+    /// Parts without an answer.
+    left: usize,
+    /// Of the parts that were answered, the first that is not `Done`.
+    answer: Answer,
+    /// What was read, by part.
+    data: Vec<Bytes>,
+}
+
+impl Asked {
+    fn reply(mut self) -> Reply {
+        let data = match (&self.answer, self.data.len()) {
+            (Answer::Done, 0) => Bytes::new(),
+            (Answer::Done, 1) => self.data.remove(0),
+            (Answer::Done, _) => self.data.concat().into(),
+            (Answer::Invalid(_) | Answer::Failed(_) | Answer::Deleted, _) => Bytes::new(),
+        };
+        Reply { cookie: self.cookie, answer: self.answer, data, permit: self.permit }
+    }
 }
 
 struct Task {
@@ -144,7 +167,9 @@ struct Task {
     connector: Connector,
     clients: BTreeMap<ClientId, mpsc::UnboundedSender<Reply>>,
     held: BTreeMap<RequestId, Held>,
+    asked: BTreeMap<u64, Asked>,
     next_request: u64,
+    next_asked: u64,
     link: Option<(LinkId, Link)>,
     /// The link that is being made; another that comes is an abandoned attempt's.
     opening: Option<LinkId>,
@@ -177,7 +202,9 @@ impl Task {
             connector,
             clients: BTreeMap::new(),
             held: BTreeMap::new(),
+            asked: BTreeMap::new(),
             next_request: 0,
+            next_asked: 0,
             link: None,
             opening: None,
             outbox: VecDeque::new(),
@@ -271,15 +298,27 @@ impl Task {
                 self.clients.remove(&client);
                 self.step(Input::Detached(client));
                 self.held.retain(|_, held| held.client != client);
+                self.asked.retain(|_, asked| asked.client != client);
             }
-            Order::Submit(submit) => {
-                self.next_request += 1;
-                let request = RequestId(self.next_request);
-                let Submit { client, cookie, op, permit } = submit;
-                let shape = shape(&op);
-                self.held.insert(request, Held { client, cookie, op, permit });
-                self.step(Input::Submit { client, request, op: shape });
-            }
+            Order::Submit(submit) => self.submit(submit),
+        }
+    }
+
+    fn submit(&mut self, submit: Submit) {
+        let Submit { client, cookie, op, permit } = submit;
+        let reads = matches!(op, IoOp::Read { .. });
+        let parts = split::parts(op);
+        let asked = self.next_asked;
+        self.next_asked += 1;
+        let data = if reads { vec![Bytes::new(); parts.len()] } else { Vec::new() };
+        let (left, answer) = (parts.len(), Answer::Done);
+        self.asked.insert(asked, Asked { client, cookie, permit, left, answer, data });
+        for (part, op) in parts.into_iter().enumerate() {
+            self.next_request += 1;
+            let request = RequestId(self.next_request);
+            let shape = shape(&op);
+            self.held.insert(request, Held { client, op, asked, part });
+            self.step(Input::Submit { client, request, op: shape });
         }
     }
 
@@ -378,11 +417,34 @@ impl Task {
 
     fn answer(&mut self, request: RequestId, answer: Answer) {
         let Some(held) = self.held.remove(&request) else { return };
-        let read = matches!(held.op, IoOp::Read { .. }) && answer == Answer::Done;
-        let data = if read { std::mem::take(&mut self.data) } else { Bytes::new() };
-        if let Some(replies) = self.clients.get(&held.client) {
+        let Some(asked) = self.asked.get_mut(&held.asked) else { return };
+        asked.left -= 1;
+        let answer = match (answer, &held.op) {
+            (Answer::Done, IoOp::Read { offset, length }) => {
+                let data = std::mem::take(&mut self.data);
+                if data.len() as u64 == *length {
+                    asked.data[held.part] = data;
+                    Answer::Done
+                } else {
+                    // Passed on, it would shift all that the client reads after it.
+                    let got = data.len();
+                    Answer::Failed(format!(
+                        "the primary answered a read of {length} bytes at {offset} with {got}"
+                    ))
+                }
+            }
+            (answer, _) => answer,
+        };
+        if asked.answer == Answer::Done {
+            asked.answer = answer;
+        }
+        if asked.left > 0 {
+            return;
+        }
+        let Some(asked) = self.asked.remove(&held.asked) else { return };
+        if let Some(replies) = self.clients.get(&asked.client) {
             // A client that went is told of by its detaching.
-            let _ = replies.send(Reply { cookie: held.cookie, answer, data, permit: held.permit });
+            let _ = replies.send(asked.reply());
         }
     }
 

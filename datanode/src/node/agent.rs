@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sbk_engine::types::{Epoch, ReplicaId, ReplicaRef, VolumeId};
+use sbk_engine::types::{Epoch, ReplicaId, ReplicaRef, VolumeId, Wish};
 use sbk_master_client::MasterClient;
 use sbk_proto::v1;
 use tokio::sync::{Notify, mpsc, watch};
@@ -43,6 +43,8 @@ struct Local {
     task: Option<JoinHandle<()>>,
     /// The newest epoch handed to it.
     told: Option<Epoch>,
+    /// The wish that it was told last.
+    wished: Wish,
     confirming: bool,
 }
 
@@ -62,7 +64,7 @@ pub(super) struct Agent<S: Storage> {
     locals: BTreeMap<VolumeId, Local>,
     /// Volumes with work under way that must end before more is begun.
     busy: BTreeSet<VolumeId>,
-    /// Replicas of deleted volumes that are removed, and the masters know it.
+    /// Replicas that were ordered to be removed and are, and the masters know it.
     removed: BTreeSet<(VolumeId, ReplicaId)>,
     work: JoinSet<()>,
     registering: bool,
@@ -159,7 +161,13 @@ impl<S: Storage> Agent<S> {
                 }
             }
         });
-        let local = Local { handle, task: Some(task), told: None, confirming: false };
+        let local = Local {
+            handle,
+            task: Some(task),
+            told: None,
+            wished: Wish::default(),
+            confirming: false,
+        };
         self.locals.insert(volume, local);
     }
 
@@ -224,7 +232,12 @@ impl<S: Storage> Agent<S> {
             }
         };
         self.catalogue.send_replace(Arc::clone(&changed));
-        self.removed.retain(|(volume, _)| changed.volumes.contains_key(volume));
+        self.removed.retain(|(volume, replica)| {
+            let listed = changed.volumes.get(volume);
+            listed.is_some_and(|v| {
+                v.replicas.contains_key(replica) || v.retired.contains_key(replica)
+            })
+        });
         let volumes: BTreeSet<_> =
             changed.volumes.keys().chain(self.locals.keys()).copied().collect();
         for volume in volumes {
@@ -245,6 +258,9 @@ impl<S: Storage> Agent<S> {
             }
             return;
         }
+        if let Some((replica, _)) = volume.retired.iter().find(|(_, node)| **node == me) {
+            return self.remove(id, *replica);
+        }
         if let Some(local) = self.locals.get_mut(&id)
             && let Some(config) = &volume.config
             && local.told < Some(config.epoch)
@@ -253,6 +269,17 @@ impl<S: Storage> Agent<S> {
                 Ok(()) => local.told = Some(config.epoch),
                 Err(error) => {
                     tracing::warn!(volume = %id, %error, "a configuration waits for its volume");
+                    self.again(id);
+                }
+            }
+        }
+        if let Some(local) = self.locals.get_mut(&id)
+            && local.wished != volume.wish
+        {
+            match local.handle.control.try_send(Control::Wish(volume.wish.clone())) {
+                Ok(()) => local.wished = volume.wish.clone(),
+                Err(error) => {
+                    tracing::warn!(volume = %id, %error, "a wish waits for its volume");
                     self.again(id);
                 }
             }
@@ -320,7 +347,8 @@ impl<S: Storage> Agent<S> {
         });
     }
 
-    /// Ends and removes the replica of a deleted volume, and tells the masters.
+    /// Ends and removes the replica of a deleted volume, or one that left its volume's list, and
+    /// tells the masters.
     fn remove(&mut self, volume: VolumeId, replica: ReplicaId) {
         if self.busy.contains(&volume) || self.removed.contains(&(volume, replica)) {
             return;
@@ -417,8 +445,9 @@ impl<S: Storage> Agent<S> {
         }
         for (id, local) in &self.locals {
             let replica = local.handle.replica;
-            let known =
-                catalogue.volumes.get(id).is_some_and(|v| v.replicas.contains_key(&replica));
+            let known = catalogue.volumes.get(id).is_some_and(|v| {
+                v.replicas.contains_key(&replica) || v.retired.contains_key(&replica)
+            });
             if !known {
                 findings.unknown.insert((*id, replica));
             }

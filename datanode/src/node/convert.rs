@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sbk_engine::types::Wish;
 use sbk_proto::v1;
 
 use crate::catalogue::{Catalogue, Replica, Volume};
@@ -42,9 +43,24 @@ fn volume(told: v1::VolumeAssignment) -> Result<Volume, Malformed> {
         name: told.name,
         blocks: told.blocks,
         replicas,
+        retired: told
+            .retired
+            .iter()
+            .map(|r| Ok((convert::replica_id(&r.replica)?, convert::node_id(&r.node)?)))
+            .collect::<Result<_, Malformed>>()?,
+        wish: wish(&told.wish.unwrap_or_default())?,
         config: told.config.map(convert::config_in).transpose()?,
         deleted: told.deleted,
     })
+}
+
+fn wish(told: &v1::Wish) -> Result<Wish, Malformed> {
+    let primary = match told.primary.is_empty() {
+        true => None,
+        false => Some(convert::replica_id(&told.primary)?),
+    };
+    let leave = told.leave.iter().map(|id| convert::replica_id(id));
+    Ok(Wish { primary, leave: leave.collect::<Result<_, _>>()? })
 }
 
 #[cfg(test)]
@@ -63,6 +79,8 @@ mod tests {
             primary: Some(v1::ReplicaRef { id: id(1), incarnation }),
             since: 1,
             isr: vec![id(1)],
+            durability: v1::Durability::SyncAll.into(),
+            write_ack: v1::WriteAck::Durable.into(),
             min_in_sync: 1,
             blocks: 1,
             ..Default::default()

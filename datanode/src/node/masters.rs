@@ -194,6 +194,7 @@ async fn ask(client: &MasterClient, proposal: &Proposal) -> Control {
         IsrChange::Leave { replica } => Change::Leave(id_bytes(replica.0)),
         IsrChange::Join { replica } => Change::Join(replica_ref_out(*replica)),
         IsrChange::Burn => Change::Burn(true),
+        IsrChange::Yield { to } => Change::YieldTo(replica_ref_out(*to)),
     };
     let request = v1::ProposeIsrRequest {
         volume: id_bytes(proposal.volume.0),

@@ -12,6 +12,7 @@ mod report;
 mod storage;
 
 use std::collections::BTreeSet;
+use std::path::PathBuf;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -30,7 +31,7 @@ pub use storage::Storage;
 use crate::catalogue::{Catalogue, CatalogueWatch};
 use crate::transport::Channels;
 use crate::volume::disk::DiskError;
-use crate::volume::{Context, Registry};
+use crate::volume::{Context, Recordings, Registry};
 
 /// Proposals that wait for the masters.
 const PROPOSAL_QUEUE: usize = 64;
@@ -56,6 +57,8 @@ pub struct NodeConfig {
     pub capacity: Option<u64>,
     /// Times and limits of replication.
     pub params: Params,
+    /// Where the recordings of replicas go whose store failed or that broke an invariant.
+    pub recordings: Option<PathBuf>,
 }
 
 /// What is not as the masters have it.
@@ -146,8 +149,12 @@ impl Node {
         let client = MasterClient::new(config.masters);
         let (proposals, orders) = mpsc::channel(PROPOSAL_QUEUE);
         let channels = Arc::<Channels>::default();
-        let context =
-            Arc::new(Context { channels: Arc::clone(&channels), proposals, params: config.params });
+        let context = Arc::new(Context {
+            channels: Arc::clone(&channels),
+            proposals,
+            params: config.params,
+            recordings: Recordings { node: identity.node, dir: config.recordings },
+        });
         let registry = Registry::default();
         let (catalogue, catalogue_watch) = watch::channel(Arc::<Catalogue>::default());
         let (open, opened) = watch::channel(None);

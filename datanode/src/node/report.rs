@@ -1,6 +1,7 @@
 //! What a node tells the masters of its replicas.
 
 use sbk_engine::replication::view::{RoleView, View};
+use sbk_engine::types::{Config, Durability};
 use sbk_proto::v1;
 
 use crate::transport::convert::{id_bytes, replica_ref_out};
@@ -27,9 +28,19 @@ pub fn mode(status: &VolumeStatus) -> (&'static str, String) {
         RoleView::Follower if view.incomplete.is_some() => {
             ("recovering", "it is being rebuilt".into())
         }
+        // A voter is listed whether it holds everything or not; one that recorded the epoch holds
+        // all that was logged before it.
+        RoleView::Follower if is_voter(view) && view.table_epoch != Some(view.epoch) => {
+            ("recovering", "it has not got the log up to this epoch yet".into())
+        }
         RoleView::Follower if is_in_sync(view) => ("healthy", String::new()),
         RoleView::Follower => ("recovering", "it is not in sync".into()),
     }
+}
+
+fn is_voter(view: &View) -> bool {
+    let by_majority = |config: &Config| config.durability == Durability::SyncQuorum;
+    view.config.as_ref().is_some_and(by_majority)
 }
 
 fn is_in_sync(view: &View) -> bool {
@@ -54,6 +65,7 @@ pub(super) fn report(status: &VolumeStatus) -> Option<v1::ReplicaReport> {
         serving: view.serving,
         lacking: view.lacking.iter().map(|replica| id_bytes(replica.0)).collect(),
         lacking_ms: view.lacking_ms,
+        promised: view.promised.iter().map(|replica| id_bytes(replica.0)).collect(),
     })
 }
 

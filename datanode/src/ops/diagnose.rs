@@ -7,7 +7,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::node::Node;
-use crate::volume::{RunState, VolumeStatus};
+use crate::volume::{READ_FAILED, RunState, VolumeHandle, VolumeStatus};
 
 /// One thing that is not as it should be.
 #[derive(Debug, PartialEq, Eq, Serialize)]
@@ -29,6 +29,7 @@ pub(super) async fn show(State(node): State<Node>) -> Json<Value> {
     for handle in node.volumes.all() {
         let status = handle.status.borrow().clone();
         complaints.extend(of_volume(&status));
+        complaints.extend(of_reads(&handle));
     }
     Json(json!({"well": complaints.is_empty(), "complaints": complaints}))
 }
@@ -104,6 +105,13 @@ fn of_volume(status: &VolumeStatus) -> Vec<Complaint> {
         RoleView::Follower | RoleView::Stopped | RoleView::Deleted => {}
     }
     complaints
+}
+
+fn of_reads(handle: &VolumeHandle) -> Option<Complaint> {
+    let failed = handle.counters.named().get(&READ_FAILED).copied().filter(|failed| *failed > 0)?;
+    let what = format!("{failed} reads were refused by the disk or a checksum in this process");
+    let advice = "the log says which file; `sbkctl volume verify` tells which replica is damaged";
+    Some(complaint(handle.volume, what, advice))
 }
 
 fn of_primary(status: &VolumeStatus, view: &View) -> Vec<Complaint> {

@@ -10,7 +10,7 @@ use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
 use crate::node::Node;
-use crate::volume::{RunState, VolumeStatus};
+use crate::volume::{READ_FAILED, RunState, VolumeStatus};
 
 type Labels = Vec<(&'static str, String)>;
 type Gauges = Family<Labels, Gauge>;
@@ -65,7 +65,7 @@ fn gather(node: &Node) -> Registry {
             let labels = [volume.clone(), vec![("replica", replica.to_string())]].concat();
             set(&lag, &labels, peer.lag);
         }
-        for ((kind, name), count) in handle.counters.named() {
+        for ((kind, name), count) in ALWAYS.into_iter().chain(handle.counters.named()) {
             let family = match kind {
                 "event" => &named[0],
                 "ignored" => &named[1],
@@ -81,6 +81,11 @@ fn gather(node: &Node) -> Registry {
 fn set(family: &Gauges, labels: &Labels, value: u64) {
     family.get_or_create(labels).set(i64::try_from(value).unwrap_or(i64::MAX));
 }
+
+/// Counted from 0, for what is alerted on: the increase of a series that begins with its first 1 is
+/// none.
+const ALWAYS: [((&str, &str), u64); 3] =
+    [(READ_FAILED, 0), (("ignored", "malformed"), 0), (("ignored", "cut_below_committed"), 0)];
 
 type Value = fn(&VolumeStatus) -> u64;
 

@@ -3,6 +3,8 @@
 mod diagnose;
 mod metrics;
 
+use std::sync::Arc;
+
 use axum::extract::{Query, State};
 use axum::http::StatusCode;
 use axum::response::{IntoResponse, Response};
@@ -13,7 +15,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 use crate::node::{Node, mode};
-use crate::volume::{RunState, clock};
+use crate::volume::{RunState, VolumeHandle, clock};
 
 /// A volume task turns at least once a second; one that didn't for so long is stuck.
 const STUCK_MS: u64 = 10_000;
@@ -45,6 +47,8 @@ async fn map() -> Json<Value> {
         "/projection": "each replica whole: role, R (durable), S (retained), H (end), peers and what \
                         recovery makes of them",
         "/trace?volume=UUID&after=N": "the newest decisions: what was seen, decided, and why",
+        "/trace?volume=UUID&format=recording": "what the replica's engine was told and did, lately: a \
+                                                file for `sbkctl replay`",
         "/diagnose": "what is wrong, in words, and what to do",
         "/watchdog": "when each replica's task last turned; 503 if one is stuck",
         "changes": "sbkctl --masters HOST:PORT volume|node|cluster ...",
@@ -126,6 +130,18 @@ struct TraceQuery {
     volume: Option<String>,
     #[serde(default)]
     after: u64,
+    #[serde(default)]
+    format: TraceFormat,
+}
+
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Deserialize)]
+#[serde(rename_all = "snake_case")]
+enum TraceFormat {
+    /// Decisions in words.
+    #[default]
+    Words,
+    /// Everything, to be replayed.
+    Recording,
 }
 
 async fn trace(State(node): State<Node>, Query(query): Query<TraceQuery>) -> Response {
@@ -145,6 +161,13 @@ async fn trace(State(node): State<Node>, Query(query): Query<TraceQuery>) -> Res
             }
         }
     };
+    if query.format == TraceFormat::Recording && query.volume.is_none() {
+        let why = "a recording is of one volume: /trace?volume=UUID&format=recording\n";
+        return (StatusCode::BAD_REQUEST, why).into_response();
+    }
+    if query.format == TraceFormat::Recording {
+        return recordings(handles).await;
+    }
     let entries: Vec<_> = handles
         .iter()
         .flat_map(|handle| {
@@ -157,6 +180,14 @@ async fn trace(State(node): State<Node>, Query(query): Query<TraceQuery>) -> Res
         })
         .collect();
     Json(json!({"node": node.id, "now": clock::now(), "entries": entries})).into_response()
+}
+
+/// What the engines of the replicas were told and did, one recording after the other.
+async fn recordings(handles: Vec<Arc<VolumeHandle>>) -> Response {
+    let write = || handles.iter().filter_map(|handle| handle.recorder.text("asked for")).collect();
+    let text: String = tokio::task::block_in_place(write);
+    let kind = [(axum::http::header::CONTENT_TYPE, "application/x-ndjson")];
+    (kind, text).into_response()
 }
 
 async fn watchdog(State(node): State<Node>) -> Response {

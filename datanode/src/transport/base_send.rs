@@ -1,8 +1,10 @@
 //! The base lane at the primary: the committed image to a replica that is rebuilt.
 //!
-//! A block is read as it is logged now, and held until all that was logged at its read is
-//! committed; so no base block carries an uncommitted entry, and no lock is held while reading.
-//! The end of the log at each read travels along; the session must reach the highest of them.
+//! A block is read as it is committed, beneath entries that are not: those reach the receiver on the
+//! WAL lane only, and a cut leaves it with what was committed. Waiting until they are committed
+//! instead would be for ever if the set needs the receiver to commit anything. With each read
+//! comes the LSN that it is not newer than; it travels along, and the session must reach the
+//! highest of them.
 
 use std::sync::Arc;
 
@@ -11,6 +13,7 @@ use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::log::BlockRange;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToReplica};
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
+use sbk_wal::is_zero;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio_stream::StreamExt;
@@ -18,7 +21,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::channels::Channels;
 use super::convert::{self, Recover};
-use crate::volume::disk::ReadPlan;
+use crate::volume::disk::CommittedReadPlan;
 use crate::volume::events::{LaneId, PeerEvent};
 
 /// Messages that wait for the connection.
@@ -33,17 +36,17 @@ const TABLE_CHUNK: usize = 64 << 10;
 pub struct BaseRead {
     /// Which blocks.
     pub range: BlockRange,
-    /// The plan, and the log's end when it was made.
-    pub plan: oneshot::Sender<(ReadPlan, Lsn)>,
+    /// The plan.
+    pub plan: oneshot::Sender<CommittedReadPlan>,
 }
 
 /// What the lane sends from. All of it comes from the volume task.
 #[derive(Debug)]
 pub struct BaseSource {
+    /// The session's base: the WAL lane brings what is above it, so no block may be older.
+    pub base: Lsn,
     /// Reads are asked for here.
     pub reads: mpsc::Sender<BaseRead>,
-    /// The volume's committed LSN.
-    pub committed: watch::Receiver<Lsn>,
     /// The regions that may hold anything but zeros, ascending.
     pub regions: Vec<u64>,
     /// The region LSN table, from region 0.
@@ -58,7 +61,7 @@ pub struct BaseLane {
     session: RecoveryId,
     lane: LaneId,
     lineage: Lineage,
-    messages: mpsc::Sender<Recover>,
+    messages: mpsc::Sender<(Lineage, Recover)>,
     start: Option<oneshot::Sender<BaseSource>>,
     task: AbortHandle,
 }
@@ -127,16 +130,17 @@ impl BaseLane {
     }
 
     /// Queues a message of the engine behind the blocks that were sent. Returns whether there was
-    /// room.
-    pub fn send(&self, message: ToReplica) -> bool {
-        self.messages.try_send(Recover::ToReplica(message)).is_ok()
+    /// room. It travels under its own lineage: the epoch may have moved since the lane was opened,
+    /// and the receiver refuses what is of an older one than it promised.
+    pub fn send(&self, lineage: Lineage, message: ToReplica) -> bool {
+        self.messages.try_send((lineage, Recover::ToReplica(message))).is_ok()
     }
 }
 
 struct Sender {
     lineage: Lineage,
     session: RecoveryId,
-    messages: mpsc::Sender<Recover>,
+    messages: mpsc::Sender<(Lineage, Recover)>,
     events: mpsc::Sender<PeerEvent>,
     taken: watch::Sender<u64>,
 }
@@ -147,7 +151,7 @@ impl Sender {
         channels: &Channels,
         addr: &str,
         begin: Recover,
-        outgoing: mpsc::Receiver<Recover>,
+        outgoing: mpsc::Receiver<(Lineage, Recover)>,
         started: oneshot::Receiver<BaseSource>,
     ) -> Result<(), FailureKind> {
         let mut client = channels.replication(addr).map_err(|error| {
@@ -155,9 +159,9 @@ impl Sender {
             FailureKind::Transport
         })?;
         let lineage = self.lineage;
-        let stream = futures::stream::iter([begin])
+        let stream = futures::stream::iter([(lineage, begin)])
             .chain(ReceiverStream::new(outgoing))
-            .map(move |message| convert::recover_out(lineage, &message));
+            .map(|(lineage, message)| convert::recover_out(lineage, &message));
         let receive = async {
             let transport = |status: tonic::Status| {
                 tracing::debug!(error = %status, "a base lane broke");
@@ -189,7 +193,9 @@ impl Sender {
     async fn answered(&self, lineage: Lineage, answer: Recover) -> Result<(), FailureKind> {
         let session = self.session;
         let event = match answer {
-            Recover::ToPrimary(message) => PeerEvent::FromReplica { lineage, message },
+            Recover::ToPrimary(message) => {
+                PeerEvent::FromReplica { lineage, message, entries: Vec::new() }
+            }
             Recover::Taken(bytes) => {
                 self.taken.send_replace(bytes);
                 PeerEvent::BaseProgress { session, bytes }
@@ -203,17 +209,17 @@ impl Sender {
     }
 
     /// Sends the image, the region table and the end, and waits until all of it was taken.
-    async fn send_all(&self, mut source: BaseSource) -> Result<(), FailureKind> {
+    async fn send_all(&self, source: BaseSource) -> Result<(), FailureKind> {
         let mut sent = 0;
         let mut through = Lsn(0);
-        for region in std::mem::take(&mut source.regions) {
+        for region in &source.regions {
             let first = region * REGION_BLOCKS;
             if first >= source.blocks {
                 break;
             }
             let blocks = REGION_BLOCKS.min(source.blocks - first) as u32;
             let range = BlockRange { lba: Lba(first), blocks };
-            let (data, read_at) = self.read(&mut source, range).await?;
+            let (data, read_at) = self.read(&source, range).await?;
             through = through.max(read_at);
             for (lba, data) in nonzero_runs(range.lba, &data) {
                 sent += data.len() as u64;
@@ -232,24 +238,26 @@ impl Sender {
         self.events.send(event).await.map_err(|_| FailureKind::Invalidated)
     }
 
-    /// The blocks as logged now, once all of that is committed.
+    /// The blocks as committed, and the LSN that they are not newer than.
     async fn read(
         &self,
-        source: &mut BaseSource,
+        source: &BaseSource,
         range: BlockRange,
     ) -> Result<(Bytes, Lsn), FailureKind> {
         let (plan, planned) = oneshot::channel();
         let asked = source.reads.send(BaseRead { range, plan }).await;
         asked.map_err(|_| FailureKind::Invalidated)?;
-        let (plan, read_at) = planned.await.map_err(|_| FailureKind::Invalidated)?;
-        let data = tokio::task::spawn_blocking(move || plan.run());
-        let data = data.await.map_err(|_| FailureKind::Transport)?.map_err(|error| {
+        let plan = planned.await.map_err(|_| FailureKind::Invalidated)?;
+        let read = tokio::task::spawn_blocking(move || plan.run());
+        let read = read.await.map_err(|_| FailureKind::Transport)?.map_err(|error| {
             tracing::warn!(%error, lba = %range.lba, "a base block can't be read");
             FailureKind::StoreIo
-        })?;
-        let committed = source.committed.wait_for(|committed| *committed >= read_at).await;
-        committed.map_err(|_| FailureKind::Invalidated)?;
-        Ok((data, read_at))
+        });
+        if let Ok((_, read_at)) = read {
+            let base = source.base;
+            assert!(read_at >= base, "base blocks as of {read_at}, but the base is {base}");
+        }
+        read
     }
 
     async fn wait_taken(&self, bytes: u64) -> Result<(), FailureKind> {
@@ -259,7 +267,7 @@ impl Sender {
     }
 
     async fn push(&self, message: Recover) -> Result<(), FailureKind> {
-        self.messages.send(message).await.map_err(|_| FailureKind::Transport)
+        self.messages.send((self.lineage, message)).await.map_err(|_| FailureKind::Transport)
     }
 }
 
@@ -267,7 +275,6 @@ impl Sender {
 /// replica reads as zeros anyway.
 fn nonzero_runs(lba: Lba, data: &Bytes) -> Vec<(Lba, Bytes)> {
     let block = BLOCK_SIZE as usize;
-    let is_zero = |chunk: &[u8]| chunk.iter().all(|byte| *byte == 0);
     let mut runs = Vec::new();
     let mut start = None;
     for (index, chunk) in data.chunks(block).enumerate() {

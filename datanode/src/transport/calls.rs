@@ -1,4 +1,4 @@
-//! Questions to a replica that are answered once: probes, fences, cuts.
+//! Questions to a replica that are answered once: probes, fences, cuts, and a candidate's for entries.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,7 +7,7 @@ use sbk_engine::replication::message::{Lineage, ToReplica};
 use tokio::sync::mpsc;
 
 use super::channels::{Channels, is_refusal};
-use super::convert;
+use super::{convert, server};
 use crate::volume::events::PeerEvent;
 
 /// How long a question waits for its answer. The engine asks again.
@@ -34,7 +34,13 @@ pub async fn ask(
             };
             match tokio::time::timeout(CALL_TIMEOUT, call).await {
                 Ok(Ok(answer)) => match convert::to_primary_in(answer.into_inner()) {
-                    Ok((lineage, message)) => PeerEvent::FromReplica { lineage, message },
+                    Ok((lineage, message, entries)) if server::check(&entries).is_ok() => {
+                        PeerEvent::FromReplica { lineage, message, entries }
+                    }
+                    Ok((lineage, ..)) => {
+                        tracing::warn!(%addr, "entries that changed on the way were dropped");
+                        PeerEvent::Unreachable { replica: lineage.from.id, refused: false }
+                    }
                     Err(error) => {
                         tracing::warn!(%error, %addr, "an answer was dropped");
                         PeerEvent::Unreachable { replica: lineage.to.id, refused: false }

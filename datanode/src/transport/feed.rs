@@ -120,12 +120,13 @@ async fn stream(
 ) -> Result<(), tonic::Status> {
     let mut client =
         channels.replication(addr).map_err(|e| tonic::Status::invalid_argument(e.to_string()))?;
-    let outgoing = Outgoing { items, events: events.clone(), replica, lane, reading: None };
+    let events_out = events.clone();
+    let outgoing = Outgoing { items, next: None, events: events_out, replica, lane, reading: None };
     let mut answers = client.feed(messages(outgoing)).await?.into_inner();
     while let Some(answer) = answers.message().await? {
-        let (lineage, message) = convert::to_primary_in(answer)
+        let (lineage, message, entries) = convert::to_primary_in(answer)
             .map_err(|e| tonic::Status::invalid_argument(e.to_string()))?;
-        if events.send(PeerEvent::FromReplica { lineage, message }).await.is_err() {
+        if events.send(PeerEvent::FromReplica { lineage, message, entries }).await.is_err() {
             break;
         }
     }
@@ -135,6 +136,8 @@ async fn stream(
 /// Where the sending half stands.
 struct Outgoing {
     items: mpsc::Receiver<FeedItem>,
+    /// The item after the one that was sent last, if it was looked at already.
+    next: Option<FeedItem>,
     events: mpsc::Sender<PeerEvent>,
     replica: ReplicaId,
     lane: LaneId,
@@ -147,6 +150,50 @@ struct Reading {
     append: Append,
     last: Lsn,
     read: Box<dyn ReadEntries>,
+}
+
+impl Outgoing {
+    /// Adds appends that wait behind this one and go on where it ends: under load a message
+    /// carries what came while the one before it was on its way.
+    fn gather(&mut self, lineage: &Lineage, append: &mut Append, entries: &mut Vec<WireEntry>) {
+        let mut bytes = payload_bytes(entries);
+        while let Ok(item) = self.items.try_recv() {
+            match item {
+                FeedItem::Message {
+                    lineage: next_lineage,
+                    message: ToReplica::Append(next),
+                    entries: more,
+                } if next_lineage == *lineage
+                    && continues(append, &next)
+                    && entries.len() + more.len() <= MESSAGE_ENTRIES
+                    && bytes + payload_bytes(&more) <= MESSAGE_BYTES =>
+                {
+                    bytes += payload_bytes(&more);
+                    append.committed = append.committed.max(next.committed);
+                    append.stamp = append.stamp.or(next.stamp);
+                    append.entries.extend(next.entries);
+                    entries.extend(more);
+                }
+                other => {
+                    self.next = Some(other);
+                    return;
+                }
+            }
+        }
+    }
+}
+
+fn payload_bytes(entries: &[WireEntry]) -> usize {
+    entries.iter().map(|entry| entry.payload.len()).sum()
+}
+
+/// Whether a receiver that takes both does the same as one that takes them as one. A promise is
+/// asked for at most once in a message: each question wants its own stamp back.
+fn continues(append: &Append, next: &Append) -> bool {
+    let end = append.entries.last().map_or(append.prev, |header| header.lsn);
+    next.prev == end
+        && (next.since, next.first) == (append.since, append.first)
+        && (append.stamp.is_none() || next.stamp.is_none())
 }
 
 fn messages(outgoing: Outgoing) -> impl Stream<Item = v1::ReplicationMessage> {
@@ -167,8 +214,15 @@ fn messages(outgoing: Outgoing) -> impl Stream<Item = v1::ReplicationMessage> {
                     }
                 }
             }
-            match outgoing.items.recv().await? {
-                FeedItem::Message { lineage, message, entries } => {
+            let item = match outgoing.next.take() {
+                Some(item) => item,
+                None => outgoing.items.recv().await?,
+            };
+            match item {
+                FeedItem::Message { lineage, mut message, mut entries } => {
+                    if let ToReplica::Append(append) = &mut message {
+                        outgoing.gather(&lineage, append, &mut entries);
+                    }
                     let message = convert::to_replica_out(lineage, &message, &entries);
                     return Some((message, outgoing));
                 }
@@ -202,4 +256,119 @@ async fn read_some(
     reading.append.prev = end;
     let rest = (end < reading.last).then_some(reading);
     Ok((message, rest))
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt as _;
+    use sbk_engine::replication::log::{EntryHeader, EntryKind};
+    use sbk_engine::replication::message::RecoveryId;
+    use sbk_engine::types::{Epoch, Incarnation, Millis, VolumeId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn a_ref(id: u128) -> ReplicaRef {
+        ReplicaRef { id: ReplicaId(Uuid::from_u128(id)), incarnation: Incarnation::default() }
+    }
+
+    fn lineage(epoch: u64) -> Lineage {
+        let volume = VolumeId(Uuid::from_u128(1));
+        Lineage { volume, epoch: Epoch(epoch), from: a_ref(2), to: a_ref(3) }
+    }
+
+    fn item(
+        epoch: u64,
+        committed: u64,
+        stamp: Option<u64>,
+        lsns: std::ops::Range<u64>,
+    ) -> FeedItem {
+        let header = |lsn| EntryHeader {
+            lsn: Lsn(lsn),
+            epoch: Epoch(epoch),
+            kind: EntryKind::Resize { blocks: 8 },
+            origin: None,
+        };
+        let headers: Vec<_> = lsns.clone().map(header).collect();
+        let entries = headers.iter().map(|header| WireEntry {
+            header: *header,
+            crc: 0,
+            payload: bytes::Bytes::new(),
+        });
+        FeedItem::Message {
+            lineage: lineage(epoch),
+            entries: entries.collect(),
+            message: ToReplica::Append(Append {
+                since: Epoch(1),
+                first: Lsn(1),
+                committed: Lsn(committed),
+                stamp: stamp.map(Millis),
+                prev: Lsn(lsns.start - 1),
+                entries: headers,
+            }),
+        }
+    }
+
+    /// What a receiver gets of `items`, all of which wait when the first is taken: for each append
+    /// its epoch, committed LSN, stamp, the LSN before it and the LSNs in it.
+    async fn sent(items: Vec<FeedItem>) -> Vec<(u64, u64, Option<u64>, u64, Vec<u64>)> {
+        let (queue, waiting) = mpsc::channel(items.len());
+        for item in items {
+            queue.try_send(item).expect("room for all");
+        }
+        drop(queue);
+        let (events, _kept) = mpsc::channel(1);
+        let (replica, lane) = (a_ref(3).id, LaneId(1));
+        let outgoing =
+            Outgoing { items: waiting, next: None, events, replica, lane, reading: None };
+        let messages: Vec<_> = messages(outgoing).collect().await;
+        messages
+            .into_iter()
+            .filter_map(|message| {
+                let (lineage, message, entries) =
+                    convert::to_replica_in(message).expect("it can be read");
+                let ToReplica::Append(append) = message else { return None };
+                let lsns: Vec<_> = append.entries.iter().map(|header| header.lsn.0).collect();
+                assert!(append.entries.iter().eq(entries.iter().map(|entry| &entry.header)));
+                let stamp = append.stamp.map(|stamp| stamp.0);
+                Some((lineage.epoch.0, append.committed.0, stamp, append.prev.0, lsns))
+            })
+            .collect()
+    }
+
+    #[tokio::test]
+    async fn appends_that_wait_go_as_one_message() {
+        let items = vec![
+            item(1, 4, None, 5..6),
+            item(1, 4, Some(70), 6..8),
+            item(1, 5, None, 8..8),
+            item(1, 6, None, 8..9),
+        ];
+        assert_eq!(sent(items).await, [(1, 6, Some(70), 4, vec![5, 6, 7, 8])]);
+    }
+
+    #[tokio::test]
+    async fn what_is_no_continuation_goes_by_itself_and_in_its_place() {
+        let session = RecoveryId { epoch: Epoch(2), number: 1 };
+        let close = ToReplica::Close { session, through: Lsn(8) };
+        let items = vec![
+            item(1, 4, Some(70), 5..6),
+            // Asks for another promise.
+            item(1, 4, Some(80), 6..7),
+            // Sent again from further down.
+            item(1, 4, None, 5..8),
+            // Another epoch.
+            item(2, 4, None, 8..9),
+            FeedItem::Message { lineage: lineage(2), message: close, entries: Vec::new() },
+            item(2, 5, None, 9..10),
+        ];
+        let expected = [
+            (1, 4, Some(70), 4, vec![5]),
+            (1, 4, Some(80), 5, vec![6]),
+            (1, 4, None, 4, vec![5, 6, 7]),
+            (2, 4, None, 7, vec![8]),
+            (2, 5, None, 8, vec![9]),
+        ];
+        assert_eq!(sent(items).await, expected);
+    }
 }

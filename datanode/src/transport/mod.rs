@@ -18,7 +18,9 @@ mod server;
 pub use answers::Answers;
 pub use base_send::{BaseLane, BaseRead, BaseSource};
 pub use calls::ask;
-pub use channels::{CONNECTION_WINDOW, Channels, MAX_MESSAGE_BYTES, STREAM_WINDOW, is_refusal};
+pub use channels::{
+    CONNECTION_WINDOW, Channels, FRAME_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW, is_refusal,
+};
 pub use convert::{Recover, WireEntry};
 pub use feed::{Feed, FeedItem, ReadEntries};
 pub use server::ReplicationService;

@@ -8,25 +8,28 @@ use sbk_engine::replication::message::{Lineage, ToReplica};
 use sbk_engine::types::VolumeId;
 use sbk_proto::v1;
 use sbk_proto::v1::replication_server::Replication;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::answers::Answers;
 use super::convert::{self, Malformed, Recover, WireEntry};
-use crate::entry::entry_crc;
-use crate::volume::events::{AnswerPath, Control, PeerEvent};
+use crate::volume::events::{AnswerPath, Control, PeerEvent, VerifyReader};
 use crate::volume::{Registry, VolumeHandle};
+use sbk_store::entry::entry_crc;
 
 type Answered<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 
 /// Regions of a verification that wait for their reader.
 const VERIFY_QUEUE: usize = 16;
+/// Verifications at a time. Each reads all of a replica's data.
+const VERIFYING: usize = 4;
 
 /// Serves the replicas in a registry.
 #[derive(Clone, Debug)]
 pub struct ReplicationService {
     volumes: Registry,
+    verifying: Arc<Semaphore>,
 }
 
 impl From<Malformed> for Status {
@@ -38,7 +41,7 @@ impl From<Malformed> for Status {
 impl ReplicationService {
     /// A service over the volumes of `volumes`, now and later.
     pub fn new(volumes: Registry) -> Self {
-        Self { volumes }
+        Self { volumes, verifying: Arc::new(Semaphore::new(VERIFYING)) }
     }
 
     /// The task of the replica that a message is for.
@@ -59,7 +62,10 @@ impl ReplicationService {
     ) -> Result<Response<v1::ReplicationMessage>, Status> {
         let (lineage, message, entries) = convert::to_replica_in(message)?;
         match message {
-            ToReplica::Probe { .. } | ToReplica::Fence { .. } | ToReplica::Cut { .. } => {}
+            ToReplica::Probe { .. }
+            | ToReplica::Fence { .. }
+            | ToReplica::Cut { .. }
+            | ToReplica::Fetch { .. } => {}
             ToReplica::Append(_) | ToReplica::BeginRebuild { .. } | ToReplica::Close { .. } => {
                 return Err(Status::invalid_argument("this message belongs on a stream"));
             }
@@ -68,10 +74,10 @@ impl ReplicationService {
         let (answer, answered) = oneshot::channel();
         let answers = AnswerPath::Call(answer);
         deliver(&handle, PeerEvent::FromPrimary { lineage, message, entries, answers }).await?;
-        let (lineage, answer) = answered
+        let (lineage, answer, entries) = answered
             .await
             .map_err(|_| Status::unavailable("the replica gave no answer; it may be stopping"))?;
-        Ok(Response::new(convert::to_primary_out(lineage, &answer)))
+        Ok(Response::new(convert::to_primary_out(lineage, &answer, &entries)))
     }
 }
 
@@ -82,7 +88,7 @@ pub(super) async fn deliver(handle: &VolumeHandle, event: PeerEvent) -> Result<(
 }
 
 /// Entries whose bytes changed on the way are worth no more than a broken connection.
-fn check(entries: &[WireEntry]) -> Result<(), Status> {
+pub(super) fn check(entries: &[WireEntry]) -> Result<(), Status> {
     for entry in entries {
         let crc = entry_crc(&entry.header, &entry.payload);
         if crc != entry.crc {
@@ -119,7 +125,7 @@ impl Replication for ReplicationService {
     ) -> Result<Response<Self::FeedStream>, Status> {
         let answers = Arc::new(Answers::default());
         let outgoing = answers.stream().map(|(lineage, message)| match message {
-            Recover::ToPrimary(message) => Ok(convert::to_primary_out(lineage, &message)),
+            Recover::ToPrimary(message) => Ok(convert::to_primary_out(lineage, &message, &[])),
             other => Err(Status::internal(format!("{other:?} does not belong on a feed"))),
         });
         let (ended, end) = oneshot::channel();
@@ -159,12 +165,17 @@ impl Replication for ReplicationService {
         let handle = handle.ok_or_else(|| {
             Status::not_found(format!("replica {replica} of volume {volume} is not on this node"))
         })?;
-        let (out, regions) = mpsc::channel(VERIFY_QUEUE);
-        let (first, regions_wanted) = (request.first_region, request.regions);
-        let order = Control::Verify { first, regions: regions_wanted, out };
+        let place = Arc::clone(&self.verifying).try_acquire_owned().map_err(|_| {
+            Status::resource_exhausted(format!(
+                "{VERIFYING} verifications run on this node already; try again when one is done"
+            ))
+        })?;
+        let (out, digests) = mpsc::channel(VERIFY_QUEUE);
+        let (first, regions) = (request.first_region, request.regions);
+        let order = Control::Verify { first, regions, reader: VerifyReader { out, place } };
         let sent = handle.control.send(order).await;
         sent.map_err(|_| Status::unavailable("the replica has stopped"))?;
-        Ok(Response::new(Box::pin(ReceiverStream::new(regions))))
+        Ok(Response::new(Box::pin(ReceiverStream::new(digests))))
     }
 }
 

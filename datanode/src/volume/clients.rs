@@ -31,6 +31,8 @@ enum Held {
     Partial { at: usize, data: Bytes },
     /// A read of `length` bytes, `at` bytes into its blocks; with the data once it was read.
     Read { at: usize, length: usize, data: Option<Bytes> },
+    /// A request without bytes, or a write that was logged.
+    Nothing,
 }
 
 impl Held {
@@ -39,6 +41,7 @@ impl Held {
             Held::Write(data) | Held::Partial { data, .. } => data.len(),
             // Counted from the start, for the answer will need them.
             Held::Read { length, .. } => *length,
+            Held::Nothing => 0,
         };
         length as u64
     }
@@ -49,6 +52,9 @@ struct Stream {
     session: SessionId,
     requests: mpsc::Receiver<IoRequest>,
     events: mpsc::Sender<LinkEvent>,
+    /// Whether the frontend was told that it may send requests.
+    open: bool,
+    /// Requests without an answer, by sequence.
     held: BTreeMap<u64, Held>,
 }
 
@@ -76,6 +82,10 @@ pub(super) enum Admitted {
     Request(Request),
     /// It was answered.
     Answered,
+    /// The frontend breaks the protocol, in this way; its stream must end. The numbers of requests
+    /// are what their bytes are found by: a frontend that uses one twice at a time would have
+    /// its answers mixed up, or blocks written with another request's bytes.
+    Violation(&'static str),
 }
 
 impl Clients {
@@ -83,7 +93,7 @@ impl Clients {
     pub(super) fn add(&mut self, stream: StreamId, session: SessionId) -> Link {
         let (to_task, requests) = mpsc::channel(LINK_QUEUE);
         let (events, to_frontend) = mpsc::channel(LINK_EVENTS);
-        let new = Stream { session, requests, events, held: BTreeMap::new() };
+        let new = Stream { session, requests, events, open: false, held: BTreeMap::new() };
         self.streams.insert(stream, new);
         Link { requests: to_task, events: to_frontend }
     }
@@ -142,6 +152,7 @@ impl Clients {
     /// Tells a frontend something. One that doesn't read what it asked for loses its link.
     pub(super) fn tell(&mut self, stream: StreamId, event: LinkEvent) {
         let Some(told) = self.streams.get_mut(&stream) else { return };
+        told.open |= matches!(event, LinkEvent::Opened { .. });
         if let Err(mpsc::error::TrySendError::Full(_)) = told.events.try_send(event) {
             tracing::warn!(stream = stream.0, "a frontend does not read its answers; cut off");
             // The closed queue is noticed in the next turn, which tells the engine.
@@ -162,8 +173,15 @@ impl Clients {
 
     /// Turns bytes into blocks, and keeps what the engine does not carry.
     pub(super) fn admit(&mut self, stream: StreamId, io: IoRequest) -> Option<Admitted> {
-        let session = self.streams.get(&stream)?.session;
+        let from = self.streams.get(&stream)?;
+        let session = from.session;
         let IoRequest { sequence, low, epoch, attach, op } = io;
+        if !from.open {
+            return Some(Admitted::Violation("a request before the stream was open"));
+        }
+        if from.held.contains_key(&sequence) {
+            return Some(Admitted::Violation("two requests under one number at a time"));
+        }
         let (op, held) = match blocks_of(op) {
             Ok(Shape::Engine(op, held)) => (op, held),
             Ok(Shape::Nothing) => {
@@ -175,9 +193,7 @@ impl Clients {
                 return Some(Admitted::Answered);
             }
         };
-        if let Some(held) = held {
-            self.hold(stream, sequence, held);
-        }
+        self.hold(stream, sequence, held);
         let tag = RequestTag { session, sequence };
         Some(Admitted::Request(Request { tag, low, epoch, attach, op }))
     }
@@ -204,10 +220,11 @@ impl Clients {
             .filter(|(_, s)| s.session == tag.session)
             .find(|(_, s)| matches!(s.held.get(&tag.sequence), Some(Held::Write(_))))
             .map(|(id, _)| *id)?;
-        match self.take(found, tag.sequence)? {
-            Held::Write(data) => Some(data),
-            Held::Partial { .. } | Held::Read { .. } => None,
-        }
+        let Held::Write(data) = self.take(found, tag.sequence)? else {
+            panic!("request {} of session {} was found as a write", tag.sequence, tag.session)
+        };
+        self.hold(found, tag.sequence, Held::Nothing);
+        Some(data)
     }
 
     /// The blocks of a request were read: a read's data waits for its answer, a partial write
@@ -223,7 +240,8 @@ impl Clients {
                 Held::Read { at, length, data: Some(blocks.slice(at..at + length)) }
             }
             // The stream ended, or the request was answered otherwise.
-            Some(Held::Write(_)) | None => return,
+            Some(held @ (Held::Write(_) | Held::Nothing)) => held,
+            None => return,
         };
         self.hold(stream, tag.sequence, merged);
     }
@@ -236,7 +254,7 @@ impl Clients {
             (Outcome::Done, Some(Held::Read { data: None, .. })) => {
                 panic!("read {} of session {} is done without data", tag.sequence, tag.session)
             }
-            (Outcome::Done, Some(Held::Write(_) | Held::Partial { .. }) | None) => {
+            (Outcome::Done, Some(Held::Write(_) | Held::Partial { .. } | Held::Nothing) | None) => {
                 (LinkOutcome::Done, Bytes::new())
             }
             (Outcome::Invalid(why), _) => (LinkOutcome::Invalid(why), Bytes::new()),
@@ -252,7 +270,7 @@ impl Clients {
 
 /// A request in blocks.
 enum Shape {
-    Engine(Op, Option<Held>),
+    Engine(Op, Held),
     /// It covers nothing.
     Nothing,
 }
@@ -286,8 +304,8 @@ fn blocks_of(op: IoOp) -> Result<Shape, String> {
         | IoOp::Trim { offset, length }
         | IoOp::Zero { offset, length } => (*offset, *length),
         IoOp::Write { offset, data } => (*offset, data.len() as u64),
-        IoOp::Flush => return Ok(Shape::Engine(Op::Flush, None)),
-        IoOp::Detach => return Ok(Shape::Engine(Op::Detach, None)),
+        IoOp::Flush => return Ok(Shape::Engine(Op::Flush, Held::Nothing)),
+        IoOp::Detach => return Ok(Shape::Engine(Op::Detach, Held::Nothing)),
     };
     if !offset.is_multiple_of(SECTOR) || !length.is_multiple_of(SECTOR) {
         return Err(format!("{length} bytes at {offset} are not whole 512-byte sectors"));
@@ -300,14 +318,14 @@ fn blocks_of(op: IoOp) -> Result<Shape, String> {
         IoOp::Read { .. } => {
             let (range, at) = limited(offset, length)?;
             let held = Held::Read { at, length: length as usize, data: None };
-            Ok(Shape::Engine(Op::Read(range), Some(held)))
+            Ok(Shape::Engine(Op::Read(range), held))
         }
         IoOp::Write { data, .. } => {
             let (range, at) = limited(offset, length)?;
             Ok(if aligned {
-                Shape::Engine(Op::Write(range), Some(Held::Write(data)))
+                Shape::Engine(Op::Write(range), Held::Write(data))
             } else {
-                Shape::Engine(Op::PartialWrite(range), Some(Held::Partial { at, data }))
+                Shape::Engine(Op::PartialWrite(range), Held::Partial { at, data })
             })
         }
         IoOp::Trim { .. } => {
@@ -317,16 +335,16 @@ fn blocks_of(op: IoOp) -> Result<Shape, String> {
                 return Ok(Shape::Nothing);
             }
             let (range, _) = covering(first * BLOCK_SIZE, (end - first) * BLOCK_SIZE)?;
-            Ok(Shape::Engine(Op::Trim(range), None))
+            Ok(Shape::Engine(Op::Trim(range), Held::Nothing))
         }
         IoOp::Zero { .. } if aligned => {
             let (range, _) = covering(offset, length)?;
-            Ok(Shape::Engine(Op::Zero(range), None))
+            Ok(Shape::Engine(Op::Zero(range), Held::Nothing))
         }
         IoOp::Zero { .. } => {
             let (range, at) = limited(offset, length)?;
             let data = Bytes::from(vec![0; length as usize]);
-            Ok(Shape::Engine(Op::PartialWrite(range), Some(Held::Partial { at, data })))
+            Ok(Shape::Engine(Op::PartialWrite(range), Held::Partial { at, data }))
         }
         IoOp::Flush | IoOp::Detach => unreachable!("answered above"),
     }

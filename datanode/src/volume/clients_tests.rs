@@ -1,15 +1,22 @@
 //! From bytes to blocks and back.
 
-use sbk_engine::types::{AttachGeneration, Epoch};
+use sbk_engine::types::{AttachGeneration, Epoch, LossGeneration};
 use uuid::Uuid;
 
 use super::*;
 
 const STREAM: StreamId = StreamId(1);
+const OPENED: LinkEvent = LinkEvent::Opened {
+    epoch: Epoch(1),
+    attach: AttachGeneration(1),
+    loss_generation: LossGeneration(0),
+};
 
 fn clients() -> (Clients, Link) {
     let mut clients = Clients::default();
-    let link = clients.add(STREAM, SessionId(Uuid::from_u128(1)));
+    let mut link = clients.add(STREAM, SessionId(Uuid::from_u128(1)));
+    clients.tell(STREAM, OPENED);
+    assert!(matches!(link.events.try_recv(), Ok(LinkEvent::Opened { .. })));
     (clients, link)
 }
 
@@ -18,6 +25,7 @@ fn admit(clients: &mut Clients, sequence: u64, op: IoOp) -> Option<Request> {
     match clients.admit(STREAM, io) {
         Some(Admitted::Request(request)) => Some(request),
         Some(Admitted::Answered) | None => None,
+        Some(Admitted::Violation(how)) => panic!("{how}"),
     }
 }
 
@@ -117,6 +125,39 @@ fn what_breaks_a_limit_is_refused_at_once() {
     }
     assert!(admit(&mut clients, 1, IoOp::Read { offset: 0, length: 0 }).is_none());
     assert_eq!(reply(&mut link).1, LinkOutcome::Done);
+}
+
+#[test]
+fn a_number_names_one_request_at_a_time() {
+    let (mut clients, mut link) = clients();
+    let io =
+        |op| IoRequest { sequence: 7, low: 0, epoch: Epoch(1), attach: AttachGeneration(1), op };
+    let block = || Bytes::from(vec![7; 4096]);
+    let write = || io(IoOp::Write { offset: 0, data: block() });
+    // A read with another length in between would be answered with bytes that are not there.
+    let read = || io(IoOp::Read { offset: 0, length: 8192 });
+    let Some(Admitted::Request(request)) = clients.admit(STREAM, write()) else { panic!("new") };
+    let twice = |clients: &mut Clients| {
+        for io in [write(), read(), io(IoOp::Flush)] {
+            assert!(matches!(clients.admit(STREAM, io), Some(Admitted::Violation(_))));
+        }
+    };
+    twice(&mut clients);
+    assert_eq!(clients.payload(request.tag), Some(block()));
+    twice(&mut clients);
+    clients.answer(STREAM, request.tag, Outcome::Done);
+    assert_eq!(reply(&mut link), (7, LinkOutcome::Done, Bytes::new()));
+    assert_eq!(clients.held_bytes(), 0);
+    assert!(matches!(clients.admit(STREAM, read()), Some(Admitted::Request(_))), "it was answered");
+}
+
+#[test]
+fn a_request_before_the_stream_is_open_is_none() {
+    let mut clients = Clients::default();
+    let _link = clients.add(STREAM, SessionId(Uuid::from_u128(1)));
+    let (epoch, attach) = (Epoch(1), AttachGeneration(1));
+    let io = IoRequest { sequence: 1, low: 0, epoch, attach, op: IoOp::Flush };
+    assert!(matches!(clients.admit(STREAM, io), Some(Admitted::Violation(_))));
 }
 
 #[test]

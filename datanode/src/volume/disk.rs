@@ -23,23 +23,28 @@ pub struct DiskError {
     pub source: Box<dyn std::error::Error + Send + Sync>,
 }
 
-/// Reads blocks as they were logged when the plan was made. May block; may run on any thread.
-pub struct ReadPlan(Box<dyn FnOnce() -> Result<Bytes, DiskError> + Send>);
+/// A read that was planned: of the bytes of blocks as they were logged when the plan was made,
+/// unless `T` says otherwise. May block; may run on any thread.
+pub struct ReadPlan<T = Bytes>(Box<dyn FnOnce() -> Result<T, DiskError> + Send>);
 
-impl std::fmt::Debug for ReadPlan {
+/// Reads blocks as they were committed when the plan was made, or later; with them comes the
+/// committed LSN that none of them is newer than.
+pub type CommittedReadPlan = ReadPlan<(Bytes, Lsn)>;
+
+impl<T> std::fmt::Debug for ReadPlan<T> {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         f.write_str("ReadPlan")
     }
 }
 
-impl ReadPlan {
+impl<T> ReadPlan<T> {
     /// A plan that does `read`.
-    pub fn new(read: impl FnOnce() -> Result<Bytes, DiskError> + Send + 'static) -> Self {
+    pub fn new(read: impl FnOnce() -> Result<T, DiskError> + Send + 'static) -> Self {
         Self(Box::new(read))
     }
 
-    /// The blocks' bytes.
-    pub fn run(self) -> Result<Bytes, DiskError> {
+    /// Does it.
+    pub fn run(self) -> Result<T, DiskError> {
         (self.0)()
     }
 }
@@ -80,6 +85,9 @@ pub trait Disk: Send + Sized + 'static {
 
     /// Writes and syncs the superblock.
     fn persist(&mut self, kept: &Kept) -> Result<(), DiskError>;
+    /// Records durably how far the log is durable now. Whatever of it can't be read at the next
+    /// opening is damage then, and not the torn rest of a write that nobody was promised.
+    fn record_durable(&mut self) -> Result<(), DiskError>;
     /// Ends the log at `end`: the rest is overwritten and synced, then the superblock written.
     fn cut(&mut self, end: Lsn, kept: &Kept) -> Result<(), DiskError>;
     /// Writes the superblock with its mark, then drops WAL and extents; the log starts anew at
@@ -87,7 +95,8 @@ pub trait Disk: Send + Sized + 'static {
     fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError>;
     /// Syncs what the base lane wrote, then writes the superblock, which has no mark any more.
     fn finish_rebuild(&mut self, session: RecoveryId, kept: &Kept) -> Result<(), DiskError>;
-    /// Base blocks; those that the WAL lane wrote since the wipe are left alone.
+    /// Base blocks; those that a checkpoint has written since the wipe are left alone. An entry that
+    /// is only logged may still be cut, and then the base's block is what is left.
     fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), DiskError>;
     /// The sender's region LSNs from region `first` on.
     fn write_regions(&mut self, first: u64, lsns: &[Lsn]) -> Result<(), DiskError>;
@@ -118,11 +127,15 @@ pub trait Disk: Send + Sized + 'static {
 
     /// Reads blocks as they are logged now.
     fn read(&self, range: BlockRange) -> ReadPlan;
+    /// Reads blocks as they are committed now, whatever is logged above: nothing in them can be cut
+    /// any more.
+    fn read_committed(&self, range: BlockRange) -> CommittedReadPlan;
     /// Reads entries `first..=last` of the log.
     fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, FailureKind>;
-    /// The regions that may hold anything but zeros, in extents or WAL, ascending.
+    /// The regions whose committed blocks may be anything but zeros, ascending.
     fn allocated_regions(&self) -> Vec<u64>;
-    /// Last LSN of each region, from region 0; 0 where nothing was written.
+    /// Last committed LSN of each region, from region 0; 0 where nothing was written. A receiver
+    /// takes the highest of them for committed.
     fn region_table(&self) -> Vec<Lsn>;
     /// Digests of `regions` regions of the committed image from `first` on; 0 means to the end.
     fn verify(&self, first: u64, regions: u64) -> VerifyPlan;

@@ -6,18 +6,21 @@ use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::ProposalId;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
-use sbk_engine::types::{Config, Incarnation, Lba, Lsn, ReplicaId};
+use sbk_engine::types::{Config, Incarnation, Lba, Lsn, ReplicaId, Wish};
 use sbk_proto::v1;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::link::{Link, OpenLink};
 use crate::transport::{Answers, WireEntry};
+
+/// An answer, with the fetched entries beside it.
+pub type Answer = (Lineage, ToPrimary, Vec<WireEntry>);
 
 /// Where a replica's answer to the primary goes.
 #[derive(Debug)]
 pub enum AnswerPath {
     /// A unary call's response.
-    Call(oneshot::Sender<(Lineage, ToPrimary)>),
+    Call(oneshot::Sender<Answer>),
     /// The feed that the message came on; acknowledgements go there until another feed comes.
     Feed(Arc<Answers>),
     /// The base lane that the message came on.
@@ -39,8 +42,8 @@ pub enum PeerEvent {
         entries: Vec<WireEntry>,
         answers: AnswerPath,
     },
-    /// A replica answered.
-    FromReplica { lineage: Lineage, message: ToPrimary },
+    /// A replica answered. The CRCs of fetched entries were checked.
+    FromReplica { lineage: Lineage, message: ToPrimary, entries: Vec<WireEntry> },
     /// A unary call failed. Of which run it was asked does not matter: it is observation only.
     Unreachable { replica: ReplicaId, refused: bool },
     /// A feed ended that was not reset.
@@ -67,17 +70,28 @@ pub enum PeerEvent {
     BaseSent { session: RecoveryId, through: Lsn },
 }
 
+/// Who takes the digests of a verification.
+#[derive(Debug)]
+pub struct VerifyReader {
+    /// Where they go.
+    pub out: mpsc::Sender<Result<v1::VerifyRegion, tonic::Status>>,
+    /// Its place among the verifications that may run at a time.
+    pub place: OwnedSemaphorePermit,
+}
+
 /// From the node that the task runs on.
 #[derive(Debug)]
 pub enum Control {
     /// A configuration from the masters.
     Assignment(Config),
-    /// The masters deleted the volume.
+    /// What the masters want of the volume's primary.
+    Wish(Wish),
+    /// The masters deleted the volume, or took this replica off its list.
     Deleted,
     /// The masters' answer to a proposal of the run `incarnation`.
     Answered { incarnation: Incarnation, proposal: ProposalId, config: Option<Config> },
     /// A frontend wants to send requests.
     Open { open: OpenLink, link: oneshot::Sender<Link> },
     /// Digests of the committed image, `regions` from `first` on (0: to the end).
-    Verify { first: u64, regions: u64, out: mpsc::Sender<Result<v1::VerifyRegion, tonic::Status>> },
+    Verify { first: u64, regions: u64, reader: VerifyReader },
 }

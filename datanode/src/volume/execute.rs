@@ -4,7 +4,7 @@ use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Input, Output, Payload, Proposal};
 use sbk_engine::replication::log::EntryHeader;
-use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToReplica};
+use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToPrimary, ToReplica};
 use sbk_engine::types::{Lsn, ReplicaId};
 use tokio::task::block_in_place;
 
@@ -12,12 +12,14 @@ use super::disk::{Disk, DiskError};
 use super::events::Control;
 use super::runner::ProposalOrder;
 use super::task::{Running, WantedRead};
-use crate::entry::entry_crc;
 use crate::link::LinkEvent;
 use crate::transport::{BaseSource, FeedItem, WireEntry};
+use sbk_store::entry::entry_crc;
 
 /// Payload bytes of one feed message of several entries.
 const MESSAGE_BYTES: usize = 1 << 20;
+/// Entries of one answer to a candidate.
+const MESSAGE_ENTRIES: usize = 1024;
 
 impl<D: Disk> Running<D> {
     /// Executes one output. An error drops the outputs after it.
@@ -42,7 +44,6 @@ impl<D: Disk> Running<D> {
                 self.durable = mark.base;
                 self.receiving = Some(mark.session);
                 self.taken_bytes = 0;
-                self.committed.send_replace(mark.base);
             }
             Output::FinishRebuild { session, kept } => {
                 self.urgent = true;
@@ -51,10 +52,7 @@ impl<D: Disk> Running<D> {
                 self.receiving = None;
             }
             Output::Append { headers, payload } => self.append(headers, payload)?,
-            Output::Committed(lsn) => {
-                self.disk.committed(lsn);
-                self.committed.send_replace(lsn);
-            }
+            Output::Committed(lsn) => self.disk.committed(lsn),
             Output::Pin { session, from } => self.disk.pin(session, from),
             Output::Unpin { session } => self.disk.unpin(session),
             Output::Read { stream, tag, range, merge: _ } => {
@@ -71,6 +69,9 @@ impl<D: Disk> Running<D> {
             Output::ToPrimary { lineage, message } => self.incoming.send(lineage, message),
             Output::StartBase { mark, addr: _, lineage: _ } => self.start_base(mark),
             Output::StopBase { session } => self.stop_base(session),
+            Output::SendFetched { lineage, request, prev, last } => {
+                self.send_fetched(lineage, request, prev, last);
+            }
             Output::Propose(proposal) => self.propose(proposal),
             Output::StreamOpened { stream, epoch, attach, loss_generation } => {
                 self.urgent = true;
@@ -227,6 +228,24 @@ impl<D: Disk> Running<D> {
         }
     }
 
+    /// Answers a candidate that completes its log. The entries are read beside this task; none, if
+    /// they can't be: the candidate then asks anew what there is.
+    fn send_fetched(&mut self, lineage: Lineage, request: u64, prev: Lsn, last: Lsn) {
+        let Some(way) = self.incoming.take_call(lineage.to, request) else { return };
+        let read = self.disk.read_log(prev.next(), last);
+        tokio::task::spawn_blocking(move || {
+            let read = read.and_then(|mut read| read.next(MESSAGE_BYTES, MESSAGE_ENTRIES));
+            let entries = read.unwrap_or_else(|cause| {
+                tracing::warn!(%prev, %cause, "entries for a candidate could not be read");
+                Vec::new()
+            });
+            let headers = entries.iter().map(|entry| entry.header).collect();
+            let message = ToPrimary::Entries { request, prev, entries: headers };
+            // The asker may have given up.
+            let _gave_up = way.send((lineage, message, entries));
+        });
+    }
+
     /// The way to a replica is blocked: its queue is full, or its stream just ended.
     fn blocked(&mut self, replica: ReplicaId) {
         self.inbox.push_back(Input::Unreachable { replica, refused: false });
@@ -240,8 +259,8 @@ impl<D: Disk> Running<D> {
         };
         let blocks = self.replica.config().map_or(0, |config| config.blocks);
         lane.start(BaseSource {
+            base: mark.base,
             reads: self.base_reads.clone(),
-            committed: self.committed.subscribe(),
             regions: self.disk.allocated_regions(),
             table: self.disk.region_table(),
             blocks,

@@ -8,7 +8,7 @@ use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica
 use sbk_engine::types::{ReplicaId, ReplicaRef};
 use tokio::sync::{mpsc, oneshot};
 
-use super::events::{AnswerPath, LaneId, PeerEvent};
+use super::events::{Answer, AnswerPath, LaneId, PeerEvent};
 use crate::transport::{self, Answers, BaseLane, Channels, Feed, FeedItem, Recover};
 
 /// Primaries that may feed this replica at a time, old ones included.
@@ -49,7 +49,10 @@ impl Outgoing {
     /// replica counts as unreachable.
     pub(super) fn send(&mut self, addr: String, lineage: Lineage, message: ToReplica) -> bool {
         match message {
-            ToReplica::Probe { .. } | ToReplica::Fence { .. } | ToReplica::Cut { .. } => {
+            ToReplica::Probe { .. }
+            | ToReplica::Fence { .. }
+            | ToReplica::Cut { .. }
+            | ToReplica::Fetch { .. } => {
                 let (channels, events) = (Arc::clone(&self.channels), self.events.clone());
                 // Its timeout bounds how many are under way: the engine asks again only later.
                 tokio::spawn(transport::ask(channels, addr, lineage, message, events));
@@ -65,7 +68,7 @@ impl Outgoing {
                 true
             }
             ToReplica::Close { session, .. } if self.bases.contains_key(&session) => {
-                self.bases[&session].send(message)
+                self.bases[&session].send(lineage, message)
             }
             ToReplica::Append(_) | ToReplica::Close { .. } => {
                 let item = FeedItem::Message { lineage, message, entries: Vec::new() };
@@ -125,8 +128,11 @@ impl Outgoing {
 #[derive(Debug, Default)]
 pub(super) struct Incoming {
     feeds: BTreeMap<ReplicaRef, Arc<Answers>>,
-    calls: BTreeMap<(ReplicaRef, u64), oneshot::Sender<(Lineage, ToPrimary)>>,
+    calls: BTreeMap<(ReplicaRef, u64), oneshot::Sender<Answer>>,
     base: Option<(RecoveryId, Arc<Answers>)>,
+    /// The base lane whose order to begin is being handled: the session's from here on, if it is
+    /// obeyed. A late copy of an order comes on a lane where nobody listens any more.
+    beginning: Option<(RecoveryId, Arc<Answers>)>,
     /// The way back of the message that is being handled.
     current: Option<Current>,
     /// Whether the engine ignored it.
@@ -148,7 +154,8 @@ impl Incoming {
                 let request = match message {
                     ToReplica::Probe { request }
                     | ToReplica::Fence { request, .. }
-                    | ToReplica::Cut { request, .. } => *request,
+                    | ToReplica::Cut { request, .. }
+                    | ToReplica::Fetch { request, .. } => *request,
                     ToReplica::Append(_)
                     | ToReplica::BeginRebuild { .. }
                     | ToReplica::Close { .. } => return,
@@ -172,7 +179,7 @@ impl Incoming {
             }
             AnswerPath::Base(answers) => {
                 if let ToReplica::BeginRebuild { mark, .. } = message {
-                    self.base = Some((mark.session, Arc::clone(&answers)));
+                    self.beginning = Some((mark.session, Arc::clone(&answers)));
                 }
                 Some(Current::Stream(answers))
             }
@@ -182,6 +189,9 @@ impl Incoming {
     /// Remembers what the engine made of the message that is being handled.
     pub(super) fn note_verdict(&mut self, verdict: Verdict) {
         self.ignored = matches!(verdict, Verdict::Ignored(_));
+        if let Some(beginning) = self.beginning.take().filter(|_| !self.ignored) {
+            self.base = Some(beginning);
+        }
     }
 
     /// The message was handled. A question that was ignored gets no answer any more.
@@ -200,8 +210,9 @@ impl Incoming {
         match &message {
             ToPrimary::Alive { request }
             | ToPrimary::Facts { request, .. }
-            | ToPrimary::CutDone { request, .. } => {
-                self.reply((to, *request), lineage, message);
+            | ToPrimary::CutDone { request, .. }
+            | ToPrimary::Entries { request, .. } => {
+                self.reply((to, *request), (lineage, message, Vec::new()));
             }
             ToPrimary::Ack { .. } | ToPrimary::Gap { .. } => self.push(to, lineage, message),
             ToPrimary::RebuildStarted { session } => {
@@ -219,7 +230,7 @@ impl Incoming {
             }
             ToPrimary::Refused { .. } => match self.current.take() {
                 Some(Current::Call(from, request)) => {
-                    self.reply((from, request), lineage, message);
+                    self.reply((from, request), (lineage, message, Vec::new()));
                 }
                 Some(Current::Stream(answers)) => {
                     answers.push(lineage, Recover::ToPrimary(message));
@@ -235,10 +246,19 @@ impl Incoming {
         (*of == session).then(|| Arc::clone(answers))
     }
 
-    fn reply(&mut self, call: (ReplicaRef, u64), lineage: Lineage, message: ToPrimary) {
-        if let Some(answer) = self.calls.remove(&call) {
+    /// The asker of a fetch, for whoever reads the entries.
+    pub(super) fn take_call(
+        &mut self,
+        from: ReplicaRef,
+        request: u64,
+    ) -> Option<oneshot::Sender<Answer>> {
+        self.calls.remove(&(from, request))
+    }
+
+    fn reply(&mut self, call: (ReplicaRef, u64), answer: Answer) {
+        if let Some(way) = self.calls.remove(&call) {
             // The asker may have given up.
-            let _gave_up = answer.send((lineage, message));
+            let _gave_up = way.send(answer);
         }
     }
 
@@ -259,5 +279,52 @@ impl Incoming {
         {
             answers.close();
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use futures::StreamExt;
+    use sbk_engine::replication::IgnoredReason;
+    use sbk_engine::replication::log::{EpochTable, LogState};
+    use sbk_engine::replication::message::Incomplete;
+    use sbk_engine::types::{Epoch, Incarnation, Lsn, VolumeId};
+    use uuid::Uuid;
+
+    use super::*;
+
+    /// The order to begin that was repeated on a second lane is obeyed; then the first one arrives.
+    #[tokio::test]
+    async fn a_late_order_to_begin_does_not_take_the_way_back_along() {
+        let replica = |n| ReplicaRef {
+            id: ReplicaId(Uuid::from_u128(n)),
+            incarnation: Incarnation { process: 1, open: 1 },
+        };
+        let volume = VolumeId(Uuid::from_u128(9));
+        let question = Lineage { volume, epoch: Epoch(2), from: replica(1), to: replica(2) };
+        let session = RecoveryId { epoch: Epoch(2), number: 1 };
+        let begin = |request| ToReplica::BeginRebuild {
+            request,
+            mark: Incomplete { session, from: Lsn(0), base: Lsn(5), target: Lsn(6) },
+            table: EpochTable::default(),
+            state: LogState::new(1),
+        };
+        let (late, lane) = (Arc::<Answers>::default(), Arc::<Answers>::default());
+        let mut incoming = Incoming::default();
+        for (request, way, verdict) in
+            [(2, &lane, Verdict::Applied), (1, &late, Verdict::Ignored(IgnoredReason::LateCopy))]
+        {
+            incoming.begin(&question, &begin(request), AnswerPath::Base(Arc::clone(way)));
+            incoming.note_verdict(verdict);
+            incoming.finish();
+        }
+        let answer = Lineage { from: question.to, to: question.from, ..question };
+        let closed = ToPrimary::Closed { session, achieved: Lsn(6) };
+        incoming.send(answer, closed.clone());
+        lane.close();
+        late.close();
+        let sent: Vec<_> = lane.stream().collect().await;
+        assert_eq!(sent, [(answer, Recover::ToPrimary(closed))]);
+        assert_eq!(late.stream().count().await, 0);
     }
 }

@@ -12,6 +12,7 @@ mod execute;
 mod lanes;
 mod names;
 mod peers;
+mod recorder;
 mod registry;
 mod runner;
 mod status;
@@ -19,9 +20,12 @@ mod tail;
 mod task;
 mod verify;
 
+pub use recorder::{MAX_FILES, Recorder, Recordings, keep_at_panic};
 pub use registry::{Registry, VolumeHandle};
 pub use runner::{Context, ProposalOrder, open_link, start};
-pub use status::{Counters, RunState, TRACE_CAPACITY, TraceEntry, TraceRing, VolumeStatus};
+pub use status::{
+    Counters, READ_FAILED, RunState, TRACE_CAPACITY, TraceEntry, TraceRing, VolumeStatus,
+};
 
 /// Events from peers that wait for the task.
 pub const PEER_QUEUE: usize = 256;

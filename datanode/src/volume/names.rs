@@ -7,11 +7,13 @@ use sbk_engine::replication::message::{ToPrimary, ToReplica};
 pub(super) fn input(input: &Input) -> &'static str {
     match input {
         Input::Assignment(_) => "assignment",
+        Input::Wish(_) => "wish",
         Input::Deleted => "deleted",
         Input::FromPrimary { message, .. } => match message {
             ToReplica::Probe { .. } => "probe",
             ToReplica::Fence { .. } => "fence",
             ToReplica::Cut { .. } => "cut",
+            ToReplica::Fetch { .. } => "fetch",
             ToReplica::Append(_) => "append",
             ToReplica::BeginRebuild { .. } => "begin_rebuild",
             ToReplica::Close { .. } => "close",
@@ -20,6 +22,7 @@ pub(super) fn input(input: &Input) -> &'static str {
             ToPrimary::Alive { .. } => "alive",
             ToPrimary::Facts { .. } => "facts",
             ToPrimary::CutDone { .. } => "cut_done",
+            ToPrimary::Entries { .. } => "entries",
             ToPrimary::Ack { .. } => "ack",
             ToPrimary::Gap { .. } => "gap",
             ToPrimary::RebuildStarted { .. } => "rebuild_started",
@@ -61,6 +64,7 @@ pub(super) fn output(output: &Output) -> &'static str {
         Output::ToPrimary { .. } => "to_primary",
         Output::StartBase { .. } => "start_base",
         Output::StopBase { .. } => "stop_base",
+        Output::SendFetched { .. } => "send_fetched",
         Output::Propose(_) => "propose",
         Output::StreamOpened { .. } => "stream_opened",
         Output::StreamEnded { .. } => "stream_ended",

@@ -29,8 +29,11 @@ impl<D: Disk> Running<D> {
                 }
                 self.hear_primary(lineage, message, entries, answers).await
             }
-            PeerEvent::FromReplica { lineage, message } => {
-                self.step(Input::FromReplica { lineage, message }).await
+            PeerEvent::FromReplica { lineage, message, entries } => {
+                self.fed = entries;
+                let result = self.step(Input::FromReplica { lineage, message }).await;
+                self.fed.clear();
+                result
             }
             PeerEvent::Unreachable { replica, refused } => {
                 self.step(Input::Unreachable { replica, refused }).await
@@ -135,6 +138,7 @@ impl<D: Disk> Running<D> {
                 | ToReplica::Probe { .. }
                 | ToReplica::Fence { .. }
                 | ToReplica::Cut { .. }
+                | ToReplica::Fetch { .. }
                 | ToReplica::BeginRebuild { .. }
                 | ToReplica::Close { .. },
                 AnswerPath::Call(_) | AnswerPath::Feed(_) | AnswerPath::Base(_),

@@ -7,6 +7,7 @@ use sbk_engine::types::{ReplicaId, VolumeId};
 use tokio::sync::{mpsc, watch};
 
 use super::events::{Control, PeerEvent};
+use super::recorder::Recorder;
 use super::status::{Counters, TraceRing, VolumeStatus};
 
 /// The way to one volume task. It stays the same when the replica is opened again.
@@ -24,6 +25,8 @@ pub struct VolumeHandle {
     pub status: watch::Receiver<Arc<VolumeStatus>>,
     /// Its newest decisions.
     pub trace: Arc<TraceRing>,
+    /// What its engine was told and did.
+    pub recorder: Arc<Recorder>,
     /// Its counts.
     pub counters: Arc<Counters>,
 }

@@ -8,16 +8,18 @@ use std::time::Duration;
 
 use sbk_engine::replication::Params;
 use sbk_engine::replication::io::{Proposal, StreamId};
-use sbk_engine::types::{Config, ReplicaId, VolumeId};
+use sbk_engine::types::{Config, ReplicaId, VolumeId, Wish};
+use sbk_master_client::in_one_line;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 
 use super::disk::OpenDisk;
 use super::events::{Control, PeerEvent};
+use super::recorder::{Recorder, Recordings};
 use super::registry::VolumeHandle;
 use super::status::{Counters, RunState, TraceRing, VolumeStatus};
-use super::task::{Exit, Running, describe};
+use super::task::{Exit, Running};
 use super::{CONTROL_QUEUE, PEER_QUEUE, clock};
 use crate::link::{Link, OpenLink};
 use crate::transport::Channels;
@@ -46,6 +48,8 @@ pub struct Context {
     pub proposals: mpsc::Sender<ProposalOrder>,
     /// Times and limits.
     pub params: Params,
+    /// Where recordings go.
+    pub recordings: Recordings,
 }
 
 /// The queues that a task reads.
@@ -62,9 +66,12 @@ pub(super) struct Shared {
     pub(super) control: mpsc::Sender<Control>,
     pub(super) status: watch::Sender<Arc<VolumeStatus>>,
     pub(super) trace: Arc<TraceRing>,
+    pub(super) recorder: Arc<Recorder>,
     pub(super) counters: Arc<Counters>,
     /// The newest configuration from the masters, for the next opening.
     config: Mutex<Option<Config>>,
+    /// What the masters want, for the next opening.
+    wish: Mutex<Wish>,
     streams: Mutex<u64>,
 }
 
@@ -74,6 +81,14 @@ impl Shared {
         if kept.as_ref().is_none_or(|kept| kept.epoch <= config.epoch) {
             *kept = Some(config.clone());
         }
+    }
+
+    pub(super) fn keep_wish(&self, wish: Wish) {
+        *self.wish.lock().unwrap_or_else(PoisonError::into_inner) = wish;
+    }
+
+    pub(super) fn wish(&self) -> Wish {
+        self.wish.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
     /// A number for a stream, never given before in this process.
@@ -104,6 +119,7 @@ pub fn start<O: OpenDisk>(
     let (control, control_in) = mpsc::channel(CONTROL_QUEUE);
     let (status, watched) = watch::channel(Arc::new(VolumeStatus::opening(volume, replica)));
     let (trace, counters) = (Arc::<TraceRing>::default(), Arc::<Counters>::default());
+    let recorder = Arc::new(Recorder::new(context.recordings.clone()));
     let handle = Arc::new(VolumeHandle {
         volume,
         replica,
@@ -111,14 +127,25 @@ pub fn start<O: OpenDisk>(
         peers: peers.clone(),
         status: watched,
         trace: Arc::clone(&trace),
+        recorder: Arc::clone(&recorder),
         counters: Arc::clone(&counters),
     });
     let config = Mutex::new(None);
-    let streams = Mutex::new(0);
-    let shared = Arc::new(Shared { peers, control, status, trace, counters, config, streams });
+    let (wish, streams) = (Mutex::default(), Mutex::new(0));
+    let shared = Arc::new(Shared {
+        peers,
+        control,
+        status,
+        trace,
+        recorder: Arc::clone(&recorder),
+        counters,
+        config,
+        wish,
+        streams,
+    });
     let inlets = Inlets { peers: peers_in, control: control_in };
     let runner = Runner { context, opener: Arc::new(opener), shared, stop };
-    (handle, tokio::spawn(runner.run(inlets)))
+    (handle, tokio::spawn(recorder.watch(runner.run(inlets))))
 }
 
 struct Runner<O> {
@@ -139,7 +166,7 @@ impl<O: OpenDisk> Runner<O> {
             let opened = opened.expect("opening a store does not panic");
             let started = clock::now();
             let reason = match opened {
-                Err(error) => describe(&error),
+                Err(error) => in_one_line(&error),
                 Ok((disk, opened)) => {
                     let (context, shared) = (Arc::clone(&self.context), Arc::clone(&self.shared));
                     let config =
@@ -215,6 +242,7 @@ impl<O: OpenDisk> Runner<O> {
             Some(order) = inlets.control.recv() => match order {
                 Control::Deleted => return true,
                 Control::Assignment(config) => self.shared.keep_config(&config),
+                Control::Wish(wish) => self.shared.keep_wish(wish),
                 Control::Answered { .. } | Control::Open { .. } | Control::Verify { .. } => {}
             },
         }

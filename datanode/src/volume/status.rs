@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use sbk_engine::replication::trace::TraceEvent;
 use sbk_engine::replication::view::View;
-use sbk_engine::types::{Incarnation, Millis, ReplicaId, VolumeId};
+use sbk_engine::types::{Incarnation, Lsn, Millis, ReplicaId, VolumeId};
 use serde::Serialize;
 
 /// Decisions kept for `/trace`; the oldest go first.
@@ -53,6 +53,9 @@ pub struct VolumeStatus {
     pub links: usize,
     /// Payload bytes of requests that were not logged yet.
     pub held_bytes: u64,
+    /// Up to here the disk has it recorded that the log was durable: damage there is told from a
+    /// torn write.
+    pub recorded: Lsn,
     /// When this was published, on the machine's boot clock.
     pub at: Millis,
 }
@@ -68,6 +71,7 @@ impl VolumeStatus {
             wal_full: false,
             links: 0,
             held_bytes: 0,
+            recorded: Lsn(0),
             at: super::clock::now(),
         }
     }
@@ -114,6 +118,9 @@ impl TraceRing {
         entries.1.iter().filter(|entry| entry.number > after).cloned().collect()
     }
 }
+
+/// The counter of reads that the disk or a checksum refused.
+pub const READ_FAILED: (&str, &str) = ("event", "read_failed");
 
 /// Counts of what went through one task, by stable names.
 #[derive(Debug, Default)]

@@ -57,11 +57,6 @@ impl Tail {
         self.entries.front().map(|entry| entry.header.lsn)
     }
 
-    /// The last entry's LSN.
-    pub(super) fn end(&self) -> Option<Lsn> {
-        self.entries.back().map(|entry| entry.header.lsn)
-    }
-
     /// Drops what lies past `end`.
     pub(super) fn cut(&mut self, end: Lsn) {
         while self.entries.back().is_some_and(|entry| entry.header.lsn > end) {

@@ -16,8 +16,9 @@ use sbk_engine::replication::io::{Input, OpenStream, Opened, StreamEnd, StreamId
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::replication::{Replica, Verdict};
-use sbk_engine::types::{Config, Lsn, Millis, ReplicaRef, VolumeId};
-use tokio::sync::{mpsc, oneshot, watch};
+use sbk_engine::types::{Config, Lsn, Millis, ReplicaRef, VolumeId, Wish};
+use sbk_master_client::in_one_line;
+use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
@@ -29,7 +30,7 @@ use super::events::{Control, PeerEvent};
 use super::lanes::{Incoming, Outgoing};
 use super::names;
 use super::runner::{Context, Inlets, Shared};
-use super::status::{RunState, VolumeStatus};
+use super::status::{READ_FAILED, RunState, VolumeStatus};
 use super::tail::Tail;
 use crate::link::{Link, LinkEvent, OpenLink};
 use crate::transport::{BaseRead, WireEntry};
@@ -38,6 +39,8 @@ use crate::transport::{BaseRead, WireEntry};
 const TAKE: usize = 64;
 /// The status is published at least this often while anything changes.
 const PUBLISH_EVERY_MS: u64 = 100;
+/// The durable end is recorded at least this often while it moves.
+const RECORD_EVERY_MS: u64 = 1000;
 /// Appends of the feed that wait for room in the WAL; beyond it the peers' queue waits too.
 const MAX_STALLED: usize = 1024;
 /// Frontend streams at a time: several for each session that the log knows, for old ones linger.
@@ -88,6 +91,8 @@ pub(super) struct Running<D: Disk> {
     pub(super) clients: Clients,
     pub(super) tail: Tail,
     pub(super) durable: Lsn,
+    /// The durable end that was recorded last in this opening, and when.
+    recorded: (Lsn, Millis),
     /// Inputs that outputs led to, before anything from outside.
     pub(super) inbox: VecDeque<Input>,
     /// The entries beside the input that is being handled.
@@ -95,14 +100,13 @@ pub(super) struct Running<D: Disk> {
     pub(super) wanted_reads: Vec<WantedRead>,
     pub(super) base_reads: mpsc::Sender<BaseRead>,
     base_reads_in: mpsc::Receiver<BaseRead>,
-    pub(super) committed: watch::Sender<Lsn>,
     /// The session whose base blocks are taken.
     pub(super) receiving: Option<RecoveryId>,
     pub(super) taken_bytes: u64,
     /// Feed messages that wait for room in the WAL.
     pub(super) stalled: VecDeque<PeerEvent>,
     batch: Option<JoinHandle<(u64, Outcome<D::Batch>)>>,
-    checkpoint: Option<JoinHandle<Outcome<D::Checkpoint>>>,
+    checkpoint: Option<JoinHandle<(u64, Outcome<D::Checkpoint>)>>,
     reads: JoinSet<Vec<DoneRead>>,
     pub(super) counted: BTreeMap<(&'static str, &'static str), u64>,
     /// Something changed since the status was published; `urgent` if others wait for it.
@@ -118,7 +122,7 @@ pub(super) struct Running<D: Disk> {
 enum Found<D: Disk> {
     Shutdown,
     Batch((u64, Outcome<D::Batch>)),
-    Checkpoint(Outcome<D::Checkpoint>),
+    Checkpoint((u64, Outcome<D::Checkpoint>)),
     Read(Vec<DoneRead>),
     Peers(Vec<PeerEvent>),
     Control(Control),
@@ -138,13 +142,14 @@ impl<D: Disk> Running<D> {
     ) -> Self {
         let (base_reads, base_reads_in) = mpsc::channel(BASE_READS);
         let (volume, me, durable) = (opened.volume, opened.me, opened.durable);
-        let committed = watch::channel(opened.committed).0;
         let now = clock::now();
         let outgoing = Outgoing::new(Arc::clone(&context.channels), shared.peers.clone(), lanes);
+        let replica = Replica::open(now, opened, context.params.clone());
+        shared.recorder.opened(volume, me, &replica);
         Self {
             volume,
             me,
-            replica: Replica::open(now, opened, context.params.clone()),
+            replica,
             disk,
             context,
             shared,
@@ -154,12 +159,12 @@ impl<D: Disk> Running<D> {
             clients: Clients::default(),
             tail: Tail::default(),
             durable,
+            recorded: (durable, Millis(0)),
             inbox: VecDeque::new(),
             fed: Vec::new(),
             wanted_reads: Vec::new(),
             base_reads,
             base_reads_in,
-            committed,
             receiving: None,
             taken_bytes: 0,
             stalled: VecDeque::new(),
@@ -183,11 +188,18 @@ impl<D: Disk> Running<D> {
         stop: &CancellationToken,
         config: Option<Config>,
     ) -> (Exit, Inlets, u64) {
+        let wish = self.shared.wish();
+        self.inbox.extend((wish != Wish::default()).then_some(Input::Wish(wish)));
         self.inbox.extend(config.map(Input::Assignment));
         let exit = match self.turns(stop).await {
             Ok(exit) => exit,
+            // Whatever its store can still do, it is to go.
+            Err(error) if self.deleted => {
+                tracing::warn!(volume = %self.volume, %error, "the store of a deleted volume failed");
+                Exit::Deleted
+            }
             Err(error) => {
-                let cause = describe(&error);
+                let cause = in_one_line(&error);
                 self.stop_engine(cause.clone()).await;
                 Exit::Failed(cause)
             }
@@ -209,6 +221,7 @@ impl<D: Disk> Running<D> {
                 self.step(input).await?;
             }
             self.unstall().await?;
+            self.record_durable()?;
             self.start_work();
             self.publish();
             if self.deleted {
@@ -217,7 +230,9 @@ impl<D: Disk> Running<D> {
             match self.next(stop).await {
                 Found::Shutdown => return Ok(Exit::Shutdown),
                 Found::Batch((generation, outcome)) => self.batch_done(generation, outcome)?,
-                Found::Checkpoint(outcome) => self.checkpoint_done(outcome)?,
+                Found::Checkpoint((generation, outcome)) => {
+                    self.checkpoint_done(generation, outcome)?;
+                }
                 Found::Read(done) => self.reads_done(done),
                 Found::Peers(events) => {
                     for event in events {
@@ -226,9 +241,9 @@ impl<D: Disk> Running<D> {
                 }
                 Found::Control(order) => self.control(order),
                 Found::Base(read) => {
-                    let plan = self.disk.read(read.range);
+                    let plan = self.disk.read_committed(read.range);
                     // A lane that was dropped wants it no more.
-                    let _dropped = read.plan.send((plan, self.log_end()));
+                    let _dropped = read.plan.send(plan);
                 }
                 Found::Clients(taken) => {
                     for from in taken {
@@ -273,7 +288,10 @@ impl<D: Disk> Running<D> {
     /// Feeds the engine and executes what it wants.
     pub(super) async fn step(&mut self, input: Input) -> Result<(), DiskError> {
         self.count("event", names::input(&input));
-        let (verdict, outputs) = self.replica.step(clock::now(), input);
+        let now = clock::now();
+        self.shared.recorder.begin(&self.replica, now, &input);
+        let (verdict, outputs) = self.replica.step(now, input);
+        self.shared.recorder.end(verdict, &outputs);
         if let Verdict::Ignored(reason) = verdict {
             self.count("ignored", names::ignored(reason));
         }
@@ -290,11 +308,6 @@ impl<D: Disk> Running<D> {
         *self.counted.entry((kind, name)).or_default() += 1;
     }
 
-    /// Last LSN logged.
-    pub(super) fn log_end(&self) -> Lsn {
-        self.tail.end().unwrap_or(self.durable).max(self.durable)
-    }
-
     /// Hands the store's waiting work to threads that may block.
     fn start_work(&mut self) {
         if self.batch.is_none()
@@ -306,7 +319,10 @@ impl<D: Disk> Running<D> {
         if self.checkpoint.is_none() {
             let urgent = self.disk.wal_full();
             let step = self.disk.take_checkpoint(urgent);
-            self.checkpoint = step.map(|step| tokio::task::spawn_blocking(move || step.run()));
+            let generation = self.replica.generation();
+            let run =
+                |step: D::Checkpoint| tokio::task::spawn_blocking(move || (generation, step.run()));
+            self.checkpoint = step.map(run);
         }
         // A few reads a job: handing each one over would cost more than reading it.
         let a_job = (self.wanted_reads.len() / 4).clamp(1, READS_A_JOB);
@@ -324,10 +340,27 @@ impl<D: Disk> Running<D> {
         Ok(())
     }
 
-    fn checkpoint_done(&mut self, outcome: Outcome<D::Checkpoint>) -> Result<(), DiskError> {
+    fn checkpoint_done(
+        &mut self,
+        generation: u64,
+        outcome: Outcome<D::Checkpoint>,
+    ) -> Result<(), DiskError> {
         self.checkpoint = None;
         let (checkpoint, retained) = self.disk.checkpoint_done(outcome)?;
-        self.inbox.push_back(Input::Checkpointed { checkpoint, retained });
+        self.inbox.push_back(Input::Checkpointed { generation, checkpoint, retained });
+        Ok(())
+    }
+
+    /// Has the disk record how far the log is durable, now and then: a superblock's write a second
+    /// is the price for telling damage from a torn write, whatever the load.
+    fn record_durable(&mut self) -> Result<(), DiskError> {
+        let (recorded, at) = self.recorded;
+        let now = clock::now();
+        if self.durable != recorded && now.since(at) >= RECORD_EVERY_MS {
+            tokio::task::block_in_place(|| self.disk.record_durable())?;
+            self.recorded = (self.durable, now);
+            self.changed = true;
+        }
         Ok(())
     }
 
@@ -339,8 +372,8 @@ impl<D: Disk> Running<D> {
             self.batch_done(generation, outcome)?;
         }
         if self.checkpoint.is_some() {
-            let outcome = joined(&mut self.checkpoint).await;
-            self.checkpoint_done(outcome)?;
+            let (generation, outcome) = joined(&mut self.checkpoint).await;
+            self.checkpoint_done(generation, outcome)?;
         }
         Ok(())
     }
@@ -355,7 +388,7 @@ impl<D: Disk> Running<D> {
             }
         }
         if self.checkpoint.is_some() {
-            let outcome = joined(&mut self.checkpoint).await;
+            let (_, outcome) = joined(&mut self.checkpoint).await;
             self.checkpoint = None;
             if let Err(error) = self.disk.checkpoint_done(outcome) {
                 tracing::warn!(volume = %self.volume, %error, "the last checkpoint failed");
@@ -375,7 +408,12 @@ impl<D: Disk> Running<D> {
                     self.clients.was_read(stream, tag, data);
                     None
                 }
-                Err(error) => Some(describe(&error)),
+                Err(error) => {
+                    let why = in_one_line(&error);
+                    tracing::error!(volume = %self.volume, replica = %self.me.id, %why, "a read failed");
+                    self.count(READ_FAILED.0, READ_FAILED.1);
+                    Some(why)
+                }
             };
             self.inbox.push_back(Input::ReadDone { stream, tag, error });
         }
@@ -387,6 +425,10 @@ impl<D: Disk> Running<D> {
                 self.shared.keep_config(&config);
                 self.inbox.push_back(Input::Assignment(config));
             }
+            Control::Wish(wish) => {
+                self.shared.keep_wish(wish.clone());
+                self.inbox.push_back(Input::Wish(wish));
+            }
             Control::Deleted => {
                 self.deleted = true;
                 self.inbox.push_back(Input::Deleted);
@@ -397,9 +439,9 @@ impl<D: Disk> Running<D> {
                 }
             }
             Control::Open { open, link } => self.open_link(open, link),
-            Control::Verify { first, regions, out } => {
+            Control::Verify { first, regions, reader } => {
                 let plan = self.disk.verify(first, regions);
-                super::verify::start(plan, out);
+                tokio::spawn(super::verify::run(plan, reader));
             }
         }
     }
@@ -438,6 +480,11 @@ impl<D: Disk> Running<D> {
                     self.step(Input::Request { stream, request }).await
                 }
                 Some(Admitted::Answered) | None => Ok(()),
+                Some(Admitted::Violation(how)) => {
+                    tracing::warn!(volume = %self.volume, how, "a frontend breaks the protocol; cut off");
+                    self.clients.remove(stream);
+                    self.step(Input::CloseStream { stream }).await
+                }
             },
         }
     }
@@ -446,9 +493,15 @@ impl<D: Disk> Running<D> {
     async fn stop_engine(&mut self, cause: String) {
         tracing::error!(volume = %self.volume, replica = %self.me.id, %cause, "the store failed");
         self.inbox.clear();
+        let why = format!("the store failed: {cause}");
         let input = Input::StoreFailed { cause };
         if let Err(error) = self.step(input).await {
             tracing::debug!(%error, "the store failed again while it was stopped");
+        }
+        match tokio::task::block_in_place(|| self.shared.recorder.save(&why)) {
+            Ok(Some(path)) => tracing::info!(path = %path.display(), "what led to it was kept"),
+            Ok(None) => {}
+            Err(error) => tracing::warn!(%error, "what led to it could not be kept"),
         }
     }
 
@@ -462,7 +515,9 @@ impl<D: Disk> Running<D> {
 
     fn set_timer(&mut self) {
         let publish = self.changed.then(|| self.published.after(PUBLISH_EVERY_MS));
-        let at = self.replica.next_deadline().into_iter().chain(publish).min();
+        let (recorded, at) = self.recorded;
+        let record = (self.durable != recorded).then(|| at.after(RECORD_EVERY_MS));
+        let at = self.replica.next_deadline().into_iter().chain(publish).chain(record).min();
         let at = at.unwrap_or_else(|| clock::now().after(1000));
         if self.timer_at != Some(at) || self.timer.is_elapsed() {
             self.timer_at = Some(at);
@@ -488,6 +543,7 @@ impl<D: Disk> Running<D> {
             wal_full: self.disk.wal_full(),
             links: self.clients.len(),
             held_bytes: self.clients.held_bytes(),
+            recorded: self.recorded.0,
             at: now,
         }));
     }
@@ -506,19 +562,4 @@ fn joined<T>(work: &mut Option<JoinHandle<T>>) -> impl Future<Output = T> + '_ {
         }
         None => std::task::Poll::Pending,
     })
-}
-
-/// An error with all its causes, in one line.
-pub(super) fn describe(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        if !text.contains(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }

@@ -2,12 +2,13 @@
 //! operation made durable. It outlives its node, as a disk does.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::sync::{Arc, Mutex, MutexGuard};
+use std::path::PathBuf;
+use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use bytes::{Bytes, BytesMut};
 use sbk_datanode::transport::{ReadEntries, WireEntry};
 use sbk_datanode::volume::disk::{
-    Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, VerifyPlan, Work,
+    CommittedReadPlan, Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, VerifyPlan, Work,
 };
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Kept, Opened};
@@ -32,12 +33,16 @@ pub(crate) struct Platter {
     state: LogState,
     image: BTreeMap<u64, Bytes>,
     regions: BTreeMap<u64, Lsn>,
+    /// Blocks that checkpoints changed since the wipe.
+    moved: BTreeSet<u64>,
     /// Entries that stay in the log below the checkpoint.
     pub(crate) retain: u64,
     /// Entries above the checkpoint at which the log is full.
     pub(crate) limit: u64,
     /// The next batches fail.
     pub(crate) failing: bool,
+    /// Batches are said to have made more durable than was ever appended.
+    pub(crate) overclaiming: bool,
     /// Checkpoints are held back.
     pub(crate) no_checkpoints: bool,
 }
@@ -50,6 +55,10 @@ pub(crate) struct MemStore {
     /// Starts of the process and openings within it.
     opened: Arc<Mutex<Incarnation>>,
     pub(crate) platter: Arc<Mutex<Platter>>,
+    /// Reads of blocks wait while somebody has it for writing.
+    pub(crate) reads: Arc<RwLock<()>>,
+    /// Where recordings go.
+    pub(crate) recordings: Option<PathBuf>,
 }
 
 impl MemStore {
@@ -64,13 +73,16 @@ impl MemStore {
             state: LogState::new(blocks),
             image: BTreeMap::new(),
             regions: BTreeMap::new(),
+            moved: BTreeSet::new(),
             retain: u64::MAX,
             limit: u64::MAX,
             failing: false,
+            overclaiming: false,
             no_checkpoints: false,
         };
         let platter = Arc::new(Mutex::new(platter));
-        Self { volume, replica, opened: Arc::default(), platter }
+        let (opened, reads, recordings) = (Arc::default(), Arc::default(), None);
+        Self { volume, replica, opened, platter, reads, recordings }
     }
 
     /// The process starts anew. Returns the incarnation of its first opening.
@@ -126,8 +138,8 @@ impl OpenDisk for MemStore {
             batch_out: false,
             checkpoint_out: false,
             pins: BTreeMap::new(),
-            lane: BTreeSet::new(),
             platter: Arc::clone(&self.platter),
+            reads: Arc::clone(&self.reads),
         };
         Ok((mem, opened))
     }
@@ -136,6 +148,7 @@ impl OpenDisk for MemStore {
 #[derive(Debug)]
 pub(crate) struct MemDisk {
     platter: Arc<Mutex<Platter>>,
+    reads: Arc<RwLock<()>>,
     end: Lsn,
     committed: Lsn,
     /// Appended, not in a batch that is done.
@@ -143,8 +156,6 @@ pub(crate) struct MemDisk {
     batch_out: bool,
     checkpoint_out: bool,
     pins: BTreeMap<RecoveryId, Lsn>,
-    /// Blocks that the WAL lane changed since the wipe.
-    lane: BTreeSet<u64>,
 }
 
 pub(crate) struct Batch(Arc<Mutex<Platter>>, Vec<WireEntry>, Lsn);
@@ -181,6 +192,7 @@ impl Work for Checkpoint {
             let Some(range) = entry.header.kind.range() else { continue };
             for (index, lba) in (range.lba.0..range.end()).enumerate() {
                 disk.regions.insert(lba / REGION_BLOCKS, *lsn);
+                disk.moved.insert(lba);
                 if entry.payload.is_empty() {
                     disk.image.remove(&lba);
                 } else {
@@ -203,7 +215,8 @@ impl MemDisk {
         self.platter.lock().unwrap()
     }
 
-    fn newest(&self, range: BlockRange) -> Bytes {
+    /// The blocks as of `upto`, which is not below the checkpoint.
+    fn as_of(&self, range: BlockRange, upto: Lsn) -> Bytes {
         let disk = self.disk();
         let mut out = BytesMut::zeroed(range.blocks as usize * BLOCK);
         let mut put = |lba: u64, block: &[u8]| {
@@ -217,7 +230,7 @@ impl MemDisk {
         }
         let logged = disk.log.range(disk.checkpoint.next()..).map(|(_, entry)| entry);
         let pending = self.pending.iter().filter(|e| e.header.lsn > disk.durable);
-        for entry in logged.chain(pending) {
+        for entry in logged.chain(pending).take_while(|entry| entry.header.lsn <= upto) {
             let Some(changed) = entry.header.kind.range() else { continue };
             for (index, lba) in (changed.lba.0..changed.end()).enumerate() {
                 let zeros = [0; BLOCK];
@@ -238,6 +251,10 @@ impl Disk for MemDisk {
         Ok(())
     }
 
+    fn record_durable(&mut self) -> Result<(), DiskError> {
+        Ok(())
+    }
+
     fn cut(&mut self, end: Lsn, kept: &Kept) -> Result<(), DiskError> {
         assert!(!self.batch_out && !self.checkpoint_out, "a cut runs alone");
         self.pending.retain(|entry| entry.header.lsn <= end);
@@ -252,13 +269,13 @@ impl Disk for MemDisk {
     fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError> {
         assert!(!self.batch_out && !self.checkpoint_out, "a wipe runs alone");
         self.pending.clear();
-        self.lane.clear();
         (self.end, self.committed) = (mark.base, mark.base);
         let mut disk = self.disk();
         disk.kept = kept.clone();
         disk.log.clear();
         disk.image.clear();
         disk.regions.clear();
+        disk.moved.clear();
         disk.state = state.clone();
         (disk.durable, disk.committed, disk.checkpoint) = (mark.base, mark.base, mark.base);
         disk.retained = mark.base.next();
@@ -272,9 +289,10 @@ impl Disk for MemDisk {
     fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), DiskError> {
         for index in 0..data.len() / BLOCK {
             let lba = lba.0 + index as u64;
-            if !self.lane.contains(&lba) {
+            let mut disk = self.disk();
+            if !disk.moved.contains(&lba) {
                 let block = data.slice(index * BLOCK..(index + 1) * BLOCK);
-                self.disk().image.insert(lba, block);
+                disk.image.insert(lba, block);
             }
         }
         Ok(())
@@ -293,9 +311,6 @@ impl Disk for MemDisk {
         for entry in entries {
             assert_eq!(entry.header.lsn, self.end.next());
             self.end = entry.header.lsn;
-            if let Some(range) = entry.header.kind.range() {
-                self.lane.extend(range.lba.0..range.end());
-            }
             self.pending.push(entry);
         }
         Ok(())
@@ -313,7 +328,8 @@ impl Disk for MemDisk {
         self.batch_out = false;
         let durable = outcome?;
         self.pending.retain(|entry| entry.header.lsn > durable);
-        Ok(durable)
+        let overclaiming = self.disk().overclaiming;
+        Ok(if overclaiming { Lsn(durable.0 + 1000) } else { durable })
     }
 
     fn committed(&mut self, lsn: Lsn) {
@@ -355,8 +371,17 @@ impl Disk for MemDisk {
     }
 
     fn read(&self, range: BlockRange) -> ReadPlan {
-        let data = self.newest(range);
-        ReadPlan::new(move || Ok(data))
+        let (data, reads) = (self.as_of(range, self.end), Arc::clone(&self.reads));
+        ReadPlan::new(move || {
+            let _may = reads.read().unwrap();
+            Ok(data)
+        })
+    }
+
+    fn read_committed(&self, range: BlockRange) -> CommittedReadPlan {
+        let committed = self.committed.min(self.disk().durable);
+        let data = self.as_of(range, committed);
+        ReadPlan::new(move || Ok((data, committed)))
     }
 
     fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, FailureKind> {

@@ -7,9 +7,12 @@
 pub(crate) mod masters;
 pub(crate) mod mem_dir;
 pub(crate) mod mem_disk;
+pub(crate) mod nbd;
+pub(crate) mod process;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
@@ -20,7 +23,7 @@ use sbk_datanode::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink
 use sbk_datanode::transport::{Channels, ReplicationService};
 use sbk_datanode::volume::events::Control;
 use sbk_datanode::volume::{
-    Context, ProposalOrder, Registry, VolumeHandle, VolumeStatus, open_link, start,
+    Context, ProposalOrder, Recordings, Registry, VolumeHandle, VolumeStatus, open_link, start,
 };
 use sbk_engine::replication::Params;
 use sbk_engine::replication::io::IsrChange;
@@ -65,6 +68,7 @@ impl Node {
             channels: Arc::clone(&channels),
             proposals,
             params: Params::default(),
+            recordings: Recordings { node: NodeId(store.replica.0), dir: store.recordings.clone() },
         });
         let (volume, id) = (store.volume, store.replica);
         let stop = CancellationToken::new();
@@ -114,11 +118,29 @@ pub(crate) struct Cluster {
 impl Cluster {
     /// Starts `size` replicas, all in sync, replica 1 primary.
     pub(crate) fn start(size: u128, min_in_sync: u32) -> Self {
+        Self::of(size, min_in_sync, BLOCKS)
+    }
+
+    /// As [`start`](Self::start), with a volume of so many blocks.
+    pub(crate) fn of(size: u128, min_in_sync: u32, blocks: u64) -> Self {
+        Self::build(size, min_in_sync, blocks, None)
+    }
+
+    /// As [`start`](Self::start), with a directory for the replicas' recordings.
+    pub(crate) fn keeping(size: u128, min_in_sync: u32, recordings: &Path) -> Self {
+        Self::build(size, min_in_sync, BLOCKS, Some(recordings.to_owned()))
+    }
+
+    fn build(size: u128, min_in_sync: u32, blocks: u64, recordings: Option<PathBuf>) -> Self {
         let runtime = tokio::runtime::Runtime::new().expect("a runtime");
         let volume = VolumeId(Uuid::from_u128(100));
         let ids: Vec<_> = (1..=size).map(replica).collect();
-        let stores: BTreeMap<_, _> =
-            ids.iter().map(|id| (*id, MemStore::create(volume, *id, BLOCKS))).collect();
+        let store = |id: &ReplicaId| {
+            let mut store = MemStore::create(volume, *id, blocks);
+            store.recordings.clone_from(&recordings);
+            store
+        };
+        let stores: BTreeMap<_, _> = ids.iter().map(|id| (*id, store(id))).collect();
         let addrs: BTreeMap<_, _> = ids.iter().map(|id| (*id, free_port())).collect();
         let placement =
             |id: &ReplicaId| Placement { node: NodeId(id.0), addr: addrs[id].to_string() };
@@ -130,8 +152,10 @@ impl Cluster {
             since: Epoch(1),
             isr: ids.iter().copied().collect::<BTreeSet<_>>(),
             replicas: ids.iter().map(|id| (*id, placement(id))).collect(),
+            durability: sbk_engine::types::Durability::SyncAll,
+            write_ack: sbk_engine::types::WriteAck::Durable,
             min_in_sync,
-            blocks: BLOCKS,
+            blocks,
             loss_generation: LossGeneration(0),
         }));
         let nodes: Arc<Mutex<BTreeMap<ReplicaId, Node>>> = Arc::default();
@@ -169,6 +193,15 @@ impl Cluster {
         self.publish();
     }
 
+    /// Another epoch of the same tenure.
+    pub(crate) fn burn(&self) {
+        {
+            let mut config = self.config.lock().unwrap();
+            config.epoch = config.epoch.next();
+        }
+        self.publish();
+    }
+
     fn publish(&self) {
         let config = self.config.lock().unwrap().clone();
         publish(&config, &self.nodes);
@@ -186,6 +219,8 @@ impl Cluster {
             (*id, catalogue::Replica { node, addr, confirmed: true })
         });
         let volume = catalogue::Volume {
+            retired: BTreeMap::new(),
+            wish: sbk_engine::types::Wish::default(),
             id: config.volume,
             name: "vol".to_owned(),
             blocks: config.blocks,
@@ -292,6 +327,10 @@ async fn decide(
                         config.isr.insert(replica.id);
                     }
                     IsrChange::Burn => {}
+                    IsrChange::Yield { to } => {
+                        config.primary = to;
+                        config.since = config.epoch.next();
+                    }
                 }
                 config.epoch = config.epoch.next();
             }

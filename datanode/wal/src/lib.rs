@@ -9,6 +9,20 @@
 //! * [`Slots`]: one small record in two slots, replaced atomically.
 //! * [`Log`]: records with consecutive indexes in preallocated segment files.
 
+/// Whether one of these known bugs is put back: `false`, a constant, but with the feature `bugs`.
+#[cfg(feature = "bugs")]
+macro_rules! bug {
+    ($($name:ident)|+) => {
+        $(sbk_engine::bugs::on(sbk_engine::bugs::Bug::$name))||+
+    };
+}
+#[cfg(not(feature = "bugs"))]
+macro_rules! bug {
+    ($($name:ident)|+) => {
+        false
+    };
+}
+
 mod bytes_io;
 mod crc;
 mod error;
@@ -23,7 +37,7 @@ mod segment;
 mod slots;
 mod storage;
 
-pub use bytes_io::{Get, Put};
+pub use bytes_io::{Get, Put, is_zero};
 pub use crc::{Crc, crc32c};
 pub use error::{LogError, SlotError};
 pub use files::Files;

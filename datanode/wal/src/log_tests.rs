@@ -148,32 +148,73 @@ fn a_cut_is_gone_for_good_and_new_records_take_its_place() {
     }
 }
 
+/// 1. Record 6 is written; nothing says that it is durable, so the next opening copies it to a
+///    segment of its own. The original stays where it is, behind what counts of its segment.
+/// 2. A cut to 5 removes the copy.
+/// 3. The original follows record 5, its chain is right, and it must not come back.
+#[test]
+fn a_cut_record_does_not_come_back_from_before_it_was_copied() {
+    let disk = Memory::new(8);
+    let mut log = make(&disk);
+    append(&mut log, 5, 700).expect("append");
+    append(&mut log, 6, 700).expect("append");
+    for _ in 0..2 {
+        assert_eq!(open(&disk, 1, 5).expect("open").1.end, 6);
+    }
+    let (mut log, ..) = open(&disk, 1, 5).expect("open");
+    assert_eq!(log.segments().count(), 2, "the copy is in a segment of its own");
+    log.truncate(5).expect("cut");
+    disk.power_loss();
+    assert_eq!(open(&disk, 1, 5).expect("open").1.end, 5);
+}
+
+/// How a cut is interrupted.
+#[derive(Clone, Copy, Debug)]
+enum Interruption {
+    PowerLoss,
+    /// What it did is in the page cache. It is shown to the next opening, and lost after it.
+    Kill,
+    /// The same, and what was not synced counts as clean.
+    FailedSync,
+}
+
+/// Interrupts a cut to `end` at its `at`-th operation or sync. Returns whether it got to its end.
+fn interrupt_a_cut(how: Interruption, seed: u64, end: u64, at: u64) -> bool {
+    let disk = Memory::new(seed);
+    let mut log = make(&disk);
+    disk.sync_dir("").expect("sync");
+    append(&mut log, 60, 700).expect("append");
+    match how {
+        Interruption::PowerLoss | Interruption::Kill => disk.crash_after(at),
+        Interruption::FailedSync => disk.fail(OpKind::Sync, at, "wal", Fault::Io),
+    }
+    let done = log.truncate(end).is_ok();
+    match how {
+        Interruption::PowerLoss => disk.power_loss(),
+        Interruption::Kill | Interruption::FailedSync => disk.process_killed(),
+    }
+    let expect = Expect { from: 1, durable: end, cut: Some(end) };
+    let storage = Arc::new(disk.clone());
+    let opened = Log::open(storage, "wal", owner(), OPTIONS, expect, &mut |_, _| Ok(()));
+    let (_, opened) = opened.unwrap_or_else(|e| panic!("{how:?}, seed {seed}, at {at}: {e}"));
+    assert_eq!(opened.end, end);
+    disk.power_loss();
+    let (_, opened, _) = open(&disk, 1, end).expect("open without the cut");
+    assert_eq!(opened.end, end, "{how:?}, seed {seed}, at {at}");
+    done
+}
+
 #[test]
 fn a_cut_that_was_interrupted_is_finished_at_the_next_opening() {
-    for seed in 0..8 {
-        let mut at = 0;
-        loop {
-            let disk = Memory::new(seed);
-            let mut log = make(&disk);
-            disk.sync_dir("").expect("sync");
-            append(&mut log, 60, 700).expect("append");
-            disk.crash_after(at);
-            let end = 10 + seed * 5;
-            let done = log.truncate(end).is_ok();
-            disk.power_loss();
-            let expect = Expect { from: 1, durable: end, cut: Some(end) };
-            let storage = Arc::new(disk.clone());
-            let (_, opened) =
-                Log::open(storage, "wal", owner(), OPTIONS, expect, &mut |_, _| Ok(()))
-                    .unwrap_or_else(|e| panic!("seed {seed}, crash at {at}: {e}"));
-            assert_eq!(opened.end, end);
-            disk.power_loss();
-            let (_, opened, _) = open(&disk, 1, end).expect("open without the cut");
-            assert_eq!(opened.end, end, "seed {seed}, crash at {at}");
-            if done {
-                break;
+    for how in [Interruption::PowerLoss, Interruption::Kill, Interruption::FailedSync] {
+        for seed in 0..8 {
+            for end in [0, 10 + seed * 5] {
+                let interrupted = (0..).take_while(|at| !interrupt_a_cut(how, seed, end, *at));
+                let count = interrupted.count();
+                // A cut to 0 removes all segments and syncs none.
+                let syncs_only = matches!(how, Interruption::FailedSync) && end == 0;
+                assert_eq!(count == 0, syncs_only, "{how:?}, seed {seed}, to {end}: {count}");
             }
-            at += 1;
         }
     }
 }
@@ -184,6 +225,10 @@ fn released_segments_are_used_again_and_their_old_records_never_come_back() {
     let mut log = make(&disk);
     let mut durable = 0;
     for round in 1..=30 {
+        if round == 10 {
+            // It has what it needs: from here on, making a file would be writing it twice.
+            disk.fail(OpKind::Write, 0, ".spare", Fault::NoSpace);
+        }
         append(&mut log, round * 10, 900).expect("append");
         durable = round * 10;
         while log.segments().next().is_some_and(|(_, last, _)| last + 15 < durable) {
@@ -204,6 +249,29 @@ fn released_segments_are_used_again_and_their_old_records_never_come_back() {
     assert_eq!(opened.end, durable);
     let files = disk.paths().iter().filter(|p| p.contains("wal/")).count();
     assert!(files < 12, "files are used again, {files} there are");
+}
+
+/// 1. Segment 1 is released and becomes a spare, its old records in it.
+/// 2. The log is emptied and opened again: sequences begin with 1 once more.
+/// 3. The spare becomes segment 1; the old records behind the new ones carry its number, and must
+///    not be taken for the proof that more had been durable.
+#[test]
+fn an_emptied_log_leaves_no_records_behind() {
+    for records in 1..60 {
+        let disk = Memory::new(records);
+        let mut log = make(&disk);
+        while log.next_index() <= records {
+            let next = log.next_index();
+            append(&mut log, next, 700).expect("append");
+            while log.release_oldest() {}
+        }
+        log.reset(1).expect("reset");
+        let (mut log, ..) = open(&disk, 1, 0).expect("open");
+        append(&mut log, 2, 700).expect("append");
+        disk.power_loss();
+        let (_, opened, _) = open(&disk, 1, 2).unwrap_or_else(|e| panic!("{records}: {e}"));
+        assert_eq!(opened.end, 2);
+    }
 }
 
 #[test]

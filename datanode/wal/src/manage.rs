@@ -3,13 +3,18 @@
 use std::sync::Arc;
 
 use crate::error::LogError;
-use crate::log::{Log, Piece, make_zeroed, spare_path};
+use crate::log::{Log, Piece, make_zeroed, segment_path, spare_path};
 use crate::reader::next_frame;
 use crate::segment::{HEADER_BYTES, Segment, io_error, write_zeros};
 use crate::storage::Storage;
 
-/// Spare files that are kept for the next segments.
-pub(crate) const SPARES: usize = 2;
+/// Fewer spare files than this, and more are made: the next segment should find one.
+const MIN_SPARES: usize = 2;
+/// More spare files than this are not kept. A spare that was a segment costs nothing, one that is
+/// made is written with zeros first, as much as the records that it will take. So a log that lets
+/// go as much as it takes must never make one: the room above the minimum takes up what it lets
+/// go before it needs it.
+pub(crate) const MAX_SPARES: usize = 4;
 
 /// File work that nobody waits for: released segments become spares or go, missing spares are
 /// made.
@@ -18,8 +23,10 @@ pub struct Housekeeping {
     storage: Arc<dyn Storage>,
     dir: String,
     released: Vec<Piece>,
-    /// The names of the spares to end up with.
-    spares: Vec<String>,
+    /// Names for the released files to live on under; the others go.
+    recycled: Vec<String>,
+    /// Names of the files to make.
+    made: Vec<String>,
     segment_bytes: u64,
 }
 
@@ -45,7 +52,7 @@ impl Log {
         !self.housekeeping_in_flight
             && !self.housekeeping_failed
             && !self.failed
-            && (!self.released.is_empty() || self.spares.len() < SPARES)
+            && (!self.released.is_empty() || self.spares.len() < MIN_SPARES)
     }
 
     /// The file work to do, if [`Log::wants_housekeeping`].
@@ -54,13 +61,17 @@ impl Log {
             return None;
         }
         self.housekeeping_in_flight = true;
-        let missing = SPARES.saturating_sub(self.spares.len());
-        let spares = (0..missing).map(|_| self.new_spare_path()).collect();
+        let room = MAX_SPARES.saturating_sub(self.spares.len());
+        let recycled: Vec<String> =
+            (0..room.min(self.released.len())).map(|_| self.new_spare_path()).collect();
+        let missing = MIN_SPARES.saturating_sub(self.spares.len() + recycled.len());
+        let made = (0..missing).map(|_| self.new_spare_path()).collect();
         Some(Housekeeping {
             storage: Arc::clone(&self.storage),
             dir: self.dir.clone(),
             released: std::mem::take(&mut self.released),
-            spares,
+            recycled,
+            made,
             segment_bytes: self.options.segment_bytes,
         })
     }
@@ -111,12 +122,20 @@ impl Log {
         if let Some(piece) = self.pieces.back_mut() {
             self.chain = piece.cut(end)?;
         }
+        // The last segment may have been followed by a copy of its own end, made by an opening:
+        // what was copied is still there, behind the records that count.
+        if gone {
+            self.clear_tail()?;
+        }
         self.next_index = end + 1;
         self.failed = false;
         Ok(())
     }
 
     /// Drops every record; the next one gets index `first`. Blocks.
+    ///
+    /// Spare files go as well: without a segment left, the next opening counts sequences from 1
+    /// again, and the old records in a spare could have the number of the segment that it becomes.
     ///
     /// # Panics
     /// If an append is in flight.
@@ -125,13 +144,16 @@ impl Log {
         assert!(!self.in_flight, "an append is in flight");
         self.failed = true;
         let storage = &*self.storage;
-        for piece in self.pieces.drain(..).chain(self.released.drain(..)) {
-            let path = &piece.segment.path;
-            storage.remove(path).map_err(|e| io_error(storage, path, "remove", e))?;
-        }
-        for path in self.garbage.drain(..) {
+        let (segments, spares) = list(storage, &self.dir)?;
+        let segments = segments.into_iter().map(|sequence| segment_path(&self.dir, sequence));
+        let spares = spares.into_iter().map(|number| spare_path(&self.dir, number));
+        for path in segments.chain(spares) {
             storage.remove(&path).map_err(|e| io_error(storage, &path, "remove", e))?;
         }
+        self.pieces.clear();
+        self.released.clear();
+        self.spares.clear();
+        self.garbage.clear();
         storage.sync_dir(&self.dir).map_err(|e| io_error(storage, &self.dir, "sync", e))?;
         self.next_index = first;
         self.failed = false;
@@ -175,31 +197,30 @@ impl Housekeeping {
 
     fn work(self) -> Result<Vec<String>, LogError> {
         let storage = &*self.storage;
-        let mut wanted = self.spares.into_iter();
-        let mut made = Vec::new();
+        let mut names = self.recycled.into_iter();
+        let mut spares = Vec::new();
         for mut piece in self.released {
             let path = piece.segment.path.clone();
             // Nobody reads from it any more, and nobody can start to.
             let unused = Arc::get_mut(&mut piece.segment).is_some();
-            match wanted.next() {
-                Some(spare) if unused => {
+            match if unused { names.next() } else { None } {
+                Some(spare) => {
                     storage
                         .rename(&path, &spare)
                         .map_err(|e| io_error(storage, &path, "rename", e))?;
-                    made.push(spare);
+                    spares.push(spare);
                 }
-                other => {
+                None => {
                     storage.remove(&path).map_err(|e| io_error(storage, &path, "remove", e))?;
-                    wanted = other.into_iter().chain(wanted).collect::<Vec<_>>().into_iter();
                 }
             }
         }
-        for spare in wanted {
+        for spare in self.made {
             make_zeroed(storage, &spare, self.segment_bytes)?;
-            made.push(spare);
+            spares.push(spare);
         }
         storage.sync_dir(&self.dir).map_err(|e| io_error(storage, &self.dir, "sync", e))?;
-        Ok(made)
+        Ok(spares)
     }
 }
 

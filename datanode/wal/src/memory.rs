@@ -61,6 +61,11 @@ impl Memory {
         Self { disk: Arc::new(Mutex::new(Disk::new(seed))) }
     }
 
+    /// A copy of the disk as it is now; nothing that happens to one is seen on the other.
+    pub fn fork(&self) -> Self {
+        Self { disk: Arc::new(Mutex::new(self.disk().clone())) }
+    }
+
     fn disk(&self) -> MutexGuard<'_, Disk> {
         // A panic in a test that shares the disk leaves it as consistent as a crash would.
         self.disk.lock().unwrap_or_else(PoisonError::into_inner)
@@ -69,6 +74,11 @@ impl Memory {
     /// How many operations changed something so far: writes, syncs, names, lengths.
     pub fn operations(&self) -> u64 {
         self.disk().operations()
+    }
+
+    /// How many bytes of files were read so far.
+    pub fn bytes_read(&self) -> u64 {
+        self.disk().bytes_read
     }
 
     /// The machine stops at the `n`-th changing operation from now (0 is the next): it happens in
@@ -96,6 +106,35 @@ impl Memory {
     /// The `n`-th operation (0 is the next) of `kind` on a path that contains `path` fails once.
     pub fn fail(&self, kind: OpKind, n: u64, path: &str, fault: Fault) {
         self.disk().arm(kind, n, path, fault);
+    }
+
+    /// Nothing fails any more: faults that wait are forgotten, the machine does not stop, and there
+    /// is room.
+    pub fn mend(&self) {
+        let mut disk = self.disk();
+        disk.disarm();
+        disk.fill_up_after(None);
+    }
+
+    /// How many faults wait for their operation.
+    pub fn faults(&self) -> usize {
+        self.disk().faults()
+    }
+
+    /// The disk is full from the `n`-th allocation from now on (0 is the next): making files,
+    /// reserving space, and writing where nothing was written yet fail with ENOSPC.
+    pub fn fill_up_after(&self, n: u64) {
+        self.disk().fill_up_after(Some(n));
+    }
+
+    /// The disk has room again.
+    pub fn make_room(&self) {
+        self.disk().fill_up_after(None);
+    }
+
+    /// Whether an allocation failed since the last [`Memory::fill_up_after`].
+    pub fn ran_full(&self) -> bool {
+        self.disk().ran_full()
     }
 
     /// Flips bit `bit` of a file, on the disk and in the cache. Returns whether the file has it.
@@ -186,6 +225,7 @@ impl RawFile for MemoryFile {
     fn reserve(&self, len: u64) -> io::Result<()> {
         let mut disk = self.alive()?;
         disk.change(OpKind::Meta, &self.path)?;
+        disk.allocate(0)?;
         let inode = disk.inode_mut(self.inode);
         if inode.len() < len {
             inode.set_len(len);
@@ -196,7 +236,9 @@ impl RawFile for MemoryFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut disk = self.alive()?;
         disk.read_allowed(&self.path)?;
-        Ok(disk.inode(self.inode).read(buf, offset))
+        let read = disk.inode(self.inode).read(buf, offset);
+        disk.bytes_read += read as u64;
+        Ok(read)
     }
 
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
@@ -205,7 +247,8 @@ impl RawFile for MemoryFile {
             data.extend_from_slice(buf);
         }
         let mut disk = self.alive()?;
-        let written = disk.write_allowed(&self.path, data.len());
+        let data = disk.fitting(self.inode, &data, offset)?;
+        let written = disk.write_allowed(&self.path, offset, data.len());
         let (len, result) = match written {
             Ok(len) => (len, Ok(len)),
             Err((len, error)) => (len, Err(error)),

@@ -102,3 +102,20 @@ fn punching_gives_zeros_and_holes() {
     read_exact(&*f, &mut seen, 8192, false).expect("read");
     assert!(seen.iter().all(|b| *b == 0));
 }
+
+#[test]
+fn a_full_disk_takes_only_what_needs_no_space() {
+    let disk = Memory::new(1);
+    let f = file(&disk, "f");
+    write_all(&*f, &[&[7; 4096]], 0).expect("write");
+    disk.fill_up_after(1);
+    write_all(&*f, &[&[8; 4096]], 4096).expect("the last page");
+    assert!(!disk.ran_full());
+    assert_eq!(f.write_at(&[IoSlice::new(&[9; 8192])], 4096).expect("a part"), 4096);
+    let error = write_all(&*f, &[&[9; 512]], 8192).expect_err("full");
+    assert_eq!(error.raw_os_error(), Some(28));
+    disk.create("g").expect_err("full");
+    assert!(disk.ran_full());
+    disk.make_room();
+    disk.create("g").expect("room");
+}

@@ -15,6 +15,7 @@ mod secure;
 
 use std::sync::Arc;
 
+use crate::bytes_io::is_zero;
 use crate::error::LogError;
 use crate::frame::{FRAME_ALIGN, FRAME_HEADER, Frame, Marks};
 use crate::log::{Log, LogOptions, Place};
@@ -81,7 +82,13 @@ impl Log {
         let notes = log.choose(&expect)?;
         let marks = Marks { durable: expect.durable, committed: 0 };
         let mut scan = Scan { index: expect.from, marks, unproven: Vec::new() };
-        log.scan(&expect, &mut scan, visit)?;
+        log.scan(&expect, &mut scan, visit).map_err(|error| match (error, proofs.last()) {
+            // What is missed is in a segment that was left out.
+            (error @ LogError::Damaged { .. }, Some((segment, _))) => {
+                segment.damaged(0, format!("bad header, but records in it; without them: {error}"))
+            }
+            (error, _) => error,
+        })?;
         let end = scan.index - 1;
         // A segment whose header can't be read, with a record that says more was durable.
         for (segment, durable) in proofs {
@@ -90,10 +97,10 @@ impl Log {
             }
         }
         log.next_index = scan.index;
-        log.clear_tail()?;
+        log.settle_tail(expect.cut.is_some())?;
         let recorded = scan.marks.durable;
         let committed = scan.marks.committed;
-        let moved = log.secure(&scan)?;
+        let moved = if bug!(TrustPageCache) { Vec::new() } else { log.secure(&scan)? };
         log.remove_garbage()?;
         Ok((log, Opened { end, committed, recorded, moved, notes }))
     }
@@ -188,9 +195,10 @@ impl Log {
     }
 
     /// Overwrites what lies behind the log's end, if there is a whole frame in it: of a cut that
-    /// was not finished, or of a torn write. Left there, it could one day be taken for the proof
-    /// that a torn record had been durable: its mark may be above the end that a later cut leaves.
-    fn clear_tail(&mut self) -> Result<(), LogError> {
+    /// was not finished, or of a torn write, or one whose copy was cut. Left there, it could be
+    /// taken for a record of the log once more, or for the proof that a torn record had been
+    /// durable: its mark may be above the end that a later cut leaves.
+    pub(crate) fn clear_tail(&self) -> Result<(), LogError> {
         let Some(piece) = self.pieces.back() else { return Ok(()) };
         let segment = &piece.segment;
         let file = segment.file();
@@ -199,6 +207,27 @@ impl Log {
             return Ok(());
         }
         write_zeros(&**file, piece.end, len).map_err(|e| segment.error("write", e))?;
+        file.sync().map_err(|e| segment.error("sync", e))
+    }
+
+    /// Makes the log's end what the scan saw: the disk may still hold what the page cache shows to
+    /// be gone, and would bring it back after a loss of power. Scenarios:
+    /// 1. killed while a cut was overwriting records: the zeros are in the page cache only, so a
+    ///    sync is needed although nothing is left to be cleared;
+    /// 2. the sync of a cut failed: the page cache counts as clean, so only writing the zeros once
+    ///    more brings them to the disk.
+    fn settle_tail(&self, cut: bool) -> Result<(), LogError> {
+        self.clear_tail()?;
+        if bug!(TrustPageCache | CutInPageCache) {
+            return Ok(());
+        }
+        let Some(piece) = self.pieces.back() else { return Ok(()) };
+        let segment = &piece.segment;
+        let file = segment.file();
+        if cut {
+            let len = file.len().map_err(|e| segment.error("stat", e))?;
+            write_zeros(&**file, piece.end, len).map_err(|e| segment.error("write", e))?;
+        }
         file.sync().map_err(|e| segment.error("sync", e))
     }
 }
@@ -263,22 +292,24 @@ fn step(
 /// The highest durable index that a valid frame of the segment tells, among those at or behind
 /// `from` with at least the index `least`.
 fn best_mark(segment: &Segment, from: u64, len: u64, least: u64) -> Result<Option<u64>, LogError> {
-    const CHUNK: usize = 1 << 20;
+    const CHUNK: u64 = 1 << 20;
     let mut best = None;
-    let mut buffer = vec![0; CHUNK + FRAME_HEADER];
     let mut at = from.next_multiple_of(FRAME_ALIGN);
+    let mut buffer = Vec::new();
     while at < len {
+        let chunk = CHUNK.min(len - at) as usize;
+        buffer.resize(chunk + FRAME_HEADER, 0);
         read_exact(&**segment.file(), &mut buffer, at, true)
             .map_err(|e| segment.error("read", e))?;
         // Most of it is zeros that were never written.
-        if buffer.iter().any(|b| *b != 0) {
-            for start in (0..CHUNK).step_by(FRAME_ALIGN as usize) {
+        if !is_zero(&buffer) {
+            for start in (0..chunk).step_by(FRAME_ALIGN as usize) {
                 let found = Frame::decode(&segment.owner, &buffer[start..])
                     .filter(|f| f.segment == segment.sequence() && f.index >= least);
                 best = best.max(found.map(|f| f.marks.durable));
             }
         }
-        at += CHUNK as u64;
+        at += CHUNK;
     }
     Ok(best)
 }

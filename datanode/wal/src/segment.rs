@@ -13,7 +13,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, OnceLock};
 
-use crate::bytes_io::{Get, Put};
+use crate::bytes_io::{Get, Put, is_zero};
 use crate::crc::Crc;
 use crate::error::LogError;
 use crate::storage::{RawFile, Storage, read_exact, write_all};
@@ -97,7 +97,7 @@ impl Header {
     ) -> Result<Head, LogError> {
         let mut bytes = vec![0; HEADER_BYTES as usize];
         read_exact(file, &mut bytes, 0, true).map_err(|e| io_error(storage, path, "read", e))?;
-        if bytes.iter().all(|b| *b == 0) {
+        if is_zero(&bytes) {
             return Ok(Head::Unused);
         }
         let Some((version, found, header, crc)) = decode(&bytes) else { return Ok(Head::Damaged) };

@@ -10,7 +10,7 @@ use super::placement;
 use super::refusal::Refusal;
 use super::state::{
     Assignment, ClusterId, MAX_NODES, MAX_REGISTERED_REPLICAS, MAX_VOLUMES, RegisteredReplica,
-    Registration, Replica, State, Tombstone, Volume,
+    Registration, Replica, State, Tombstone, Volume, Wish,
 };
 use crate::types::{Epoch, LossGeneration, NodeId, ReplicaId, ReplicaRef, VolumeId};
 
@@ -55,6 +55,21 @@ impl State {
             Command::Failover { volume, expect_epoch, primary, isr } => {
                 self.failover(*volume, *expect_epoch, *primary, isr)
             }
+            Command::Recover { volume, expect_epoch, primary, given_up } => {
+                self.recover(*volume, *expect_epoch, *primary, given_up)
+            }
+            Command::AddReplica { volume, replica, node, overcommit_percent } => {
+                self.add_replica(*volume, *replica, *node, *overcommit_percent)
+            }
+            Command::RetireReplica { volume, replica, fate, instead, overcommit_percent } => {
+                self.retire_replica(*volume, *replica, *fate, *instead, *overcommit_percent)
+            }
+            Command::RemoveReplica { volume, expect_epoch, replica } => {
+                self.remove_replica(*volume, *expect_epoch, *replica)
+            }
+            Command::SetWish { volume, wish } => self.set_wish(*volume, wish),
+            Command::SetDuty { node, duty } => self.set_duty(*node, *duty),
+            Command::ForgetNode { node } => self.forget_node(*node),
             Command::DeleteVolume { volume } => self.delete(*volume),
             Command::ConfirmDelete { node, process, volume, replica } => {
                 self.confirm_delete(*node, *process, *volume, *replica)
@@ -154,17 +169,23 @@ impl State {
             return Err(Refusal::LimitReached { what: "volumes".to_owned(), limit });
         }
         placement::check_placement(self, &spec, placement, overcommit_percent)?;
-        let replicas = placement
-            .iter()
-            .map(|(id, node)| (*id, Replica { node: *node, confirmed: None }))
-            .collect();
+        let replicas = placement.iter().map(|(id, node)| (*id, Replica::on(*node))).collect();
         let changed = self.bump();
-        self.volumes.insert(id, Volume { id, spec, replicas, assignment: None, changed });
+        let volume = Volume {
+            id,
+            spec,
+            replicas,
+            retired: BTreeMap::new(),
+            wish: Wish::default(),
+            assignment: None,
+            changed,
+        };
+        self.volumes.insert(id, volume);
         Ok(Accepted::Created(id))
     }
 
     /// The registration of the process that speaks, or why it is not listened to.
-    fn speaker(&self, node: NodeId, process: u64) -> Result<&Registration, Refusal> {
+    pub(super) fn speaker(&self, node: NodeId, process: u64) -> Result<&Registration, Refusal> {
         let registration = self.nodes.get(&node).ok_or(Refusal::UnknownNode { node })?;
         if registration.process != process {
             let registered = registration.process;
@@ -289,7 +310,12 @@ impl State {
             spec: volume.spec,
             epoch: last.next(),
             // Also those not confirmed: their create may have been carried out, or still be.
-            remaining: volume.replicas.iter().map(|(id, r)| (*id, r.node)).collect(),
+            remaining: volume
+                .replicas
+                .iter()
+                .map(|(id, r)| (*id, r.node))
+                .chain(volume.retired)
+                .collect(),
             changed,
         };
         self.tombstones.insert(id, tombstone);
@@ -305,7 +331,7 @@ impl State {
     ) -> Response {
         self.speaker(node, process)?;
         if self.volumes.contains_key(&volume) {
-            return Err(Refusal::NotDeleted { volume });
+            return self.confirm_retired(node, volume, replica);
         }
         let Some(tombstone) = self.tombstones.get(&volume) else {
             // The last confirmation, sent again after the tombstone went.

@@ -4,14 +4,20 @@ use std::collections::BTreeSet;
 
 use super::command::{Accepted, Response};
 use super::refusal::Refusal;
-use super::state::{Assignment, State};
+use super::state::{Assignment, Durability, State};
+use crate::bugs::{Bug, on};
 use crate::replication::io::IsrChange;
 use crate::types::{Epoch, ReplicaId, ReplicaRef, VolumeId};
 
 impl State {
-    /// The replica in the incarnation that may be made primary: listed, confirmed, and registered
-    /// as open and complete. Whether it is in sync is another question.
+    /// The replica in the incarnation that may be made primary without a loss, if it is in sync.
     pub fn promotable(&self, volume: VolumeId, replica: ReplicaId) -> Result<ReplicaRef, Refusal> {
+        self.complete(volume, replica)
+    }
+
+    /// The replica in the incarnation that it is registered with: listed, confirmed, and registered
+    /// as open and complete.
+    pub fn complete(&self, volume: VolumeId, replica: ReplicaId) -> Result<ReplicaRef, Refusal> {
         let listed = self.live(volume)?.replicas.get(&replica);
         match listed {
             None => return Err(Refusal::UnknownReplica { volume, replica }),
@@ -25,7 +31,11 @@ impl State {
     }
 
     /// The assignment in force if it is the expected one.
-    fn in_force(&self, volume: VolumeId, expected: Epoch) -> Result<&Assignment, Refusal> {
+    pub(super) fn in_force(
+        &self,
+        volume: VolumeId,
+        expected: Epoch,
+    ) -> Result<&Assignment, Refusal> {
         let assignment =
             self.live(volume)?.assignment.as_ref().ok_or(Refusal::NoEpoch { volume })?;
         if assignment.epoch != expected {
@@ -35,7 +45,7 @@ impl State {
         Ok(assignment)
     }
 
-    fn check_run(&self, volume: VolumeId, replica: ReplicaRef) -> Result<(), Refusal> {
+    pub(super) fn check_run(&self, volume: VolumeId, replica: ReplicaRef) -> Result<(), Refusal> {
         let registered = self.registered(volume, replica.id).map(|r| r.incarnation);
         if registered != Some(replica.incarnation) {
             let given = replica.incarnation;
@@ -57,16 +67,30 @@ impl State {
             return Err(Refusal::NotPrimary { volume, replica, incarnation });
         }
         // A run that ended may have left a proposal on its way: its tenure is over.
-        self.check_run(volume, primary)?;
+        if !on(Bug::ProposalOfEndedRun) {
+            self.check_run(volume, primary)?;
+        }
         let isr = match change {
             IsrChange::Leave { replica } => self.without(volume, assignment, *replica)?,
             IsrChange::Join { replica } => self.with(volume, assignment, *replica)?,
             IsrChange::Burn => assignment.isr.clone(),
+            IsrChange::Yield { to } => return self.yield_to(volume, expected, *to),
         };
         if let IsrChange::Join { replica } = change {
             self.mark_complete(volume, replica.id);
         }
         self.mint(volume, |assignment| assignment.isr = isr)
+    }
+
+    /// A candidate declined: the voter whose log is the best is primary instead. Nothing else
+    /// changes, and it is a candidate itself: it takes nobody's word for what it holds.
+    fn yield_to(&mut self, volume: VolumeId, expected: Epoch, to: ReplicaRef) -> Response {
+        if self.live(volume)?.spec.durability != Durability::SyncQuorum {
+            let why = "only a candidate of a sync_quorum volume declines".to_owned();
+            return Err(Refusal::BadIsr { volume, why });
+        }
+        let isr = self.in_force(volume, expected)?.isr.clone();
+        self.failover(volume, expected, to, &isr)
     }
 
     fn without(
@@ -83,7 +107,7 @@ impl State {
             return Err(Refusal::NotInSync { volume, replica });
         }
         let min_in_sync = self.live(volume)?.spec.min_in_sync;
-        if isr.len() < min_in_sync as usize {
+        if isr.len() < min_in_sync as usize && !on(Bug::ShrinkBelowMin) {
             let left = isr.len() as u32;
             return Err(Refusal::BelowMinInSync { volume, left, min_in_sync });
         }
@@ -106,7 +130,9 @@ impl State {
         }
         // The proposal speaks of what that run of the replica acknowledged; a later run may have
         // come back with less.
-        self.check_run(volume, replica)?;
+        if !on(Bug::JoinOfOtherRun) {
+            self.check_run(volume, replica)?;
+        }
         let mut isr = assignment.isr.clone();
         match isr.insert(id) {
             true => Ok(isr),
@@ -135,12 +161,19 @@ impl State {
         if assignment.primary == primary {
             return Err(Refusal::AlreadyPrimary { replica });
         }
-        if !assignment.isr.contains(&replica) {
+        if !assignment.isr.contains(&replica) && !on(Bug::PromoteOutsideIsr) {
             return Err(Refusal::NotInSync { volume, replica });
         }
         self.check_run(volume, primary)?;
         self.promotable(volume, replica)?;
         self.check_reduced(volume, assignment, replica, isr)?;
+        if self.failover_loses(volume, replica)? {
+            if isr.len() != 1 {
+                let why = "a failover to a member that may lack writes leaves it alone in sync";
+                return Err(Refusal::BadIsr { volume, why: why.to_owned() });
+            }
+            return self.mint_lossy(volume, primary);
+        }
         self.mint(volume, |assignment| {
             assignment.primary = primary;
             assignment.since = assignment.epoch;
@@ -161,10 +194,15 @@ impl State {
         if !isr.contains(&primary) {
             return bad("the new primary is not in it");
         }
-        if !isr.is_subset(&assignment.isr) {
+        if !isr.is_subset(&assignment.isr) && !on(Bug::PromoteOutsideIsr) {
             return bad("it has a member that was not in sync");
         }
-        let min_in_sync = self.live(volume)?.spec.min_in_sync;
+        let spec = &self.live(volume)?.spec;
+        let min_in_sync = spec.min_in_sync;
+        let voters = spec.durability == Durability::SyncQuorum && !on(Bug::FailoverDropsVoters);
+        if voters && *isr != assignment.isr {
+            return bad("a failover never changes the list of voters");
+        }
         if *isr != assignment.isr && isr.len() < min_in_sync as usize {
             let left = isr.len() as u32;
             return Err(Refusal::BelowMinInSync { volume, left, min_in_sync });
@@ -173,11 +211,17 @@ impl State {
     }
 
     /// Mints the next epoch. `change` sees the new epoch in place.
-    fn mint(&mut self, volume: VolumeId, change: impl FnOnce(&mut Assignment)) -> Response {
+    pub(super) fn mint(
+        &mut self,
+        volume: VolumeId,
+        change: impl FnOnce(&mut Assignment),
+    ) -> Response {
         let revision = self.bump();
         let live = self.volumes.get_mut(&volume).expect("checked: the volume is live");
         let assignment = live.assignment.as_mut().expect("checked: it has an assignment");
-        assignment.epoch = assignment.epoch.next();
+        if !on(Bug::MintSameEpoch) {
+            assignment.epoch = assignment.epoch.next();
+        }
         change(assignment);
         live.changed = revision;
         let config = self.config(volume).expect("a volume with an assignment has a config");

@@ -1,7 +1,9 @@
 //! What the masters push to every datanode.
 
-use super::state::{Replica, State, Tombstone, Volume, VolumeSpec};
-use crate::types::{Config, Epoch, ReplicaId, VolumeId};
+use std::collections::BTreeMap;
+
+use super::state::{Replica, State, Tombstone, Volume, VolumeSpec, Wish};
+use crate::types::{Config, Epoch, NodeId, ReplicaId, VolumeId};
 
 /// One volume as datanodes are to see it: create orders (replicas not confirmed), the
 /// configuration in force, or a delete order.
@@ -13,6 +15,10 @@ pub struct AssignedVolume {
     pub spec: VolumeSpec,
     /// Its replicas. Of a live volume: all. Of a deleted one: those still to be removed.
     pub replicas: Vec<AssignedReplica>,
+    /// Replicas of a live volume that left its list, and where they are: to be removed.
+    pub retired: BTreeMap<ReplicaId, NodeId>,
+    /// What its primary is to propose.
+    pub wish: Wish,
     /// The configuration in force; `None` before the first epoch and after the delete.
     pub config: Option<Config>,
     /// The last epoch, if the volume is deleted: replicas listed are to be removed and confirmed.
@@ -54,6 +60,8 @@ impl State {
             id: volume.id,
             spec: volume.spec.clone(),
             replicas: volume.replicas.iter().filter_map(|(id, r)| self.replica(*id, r)).collect(),
+            retired: volume.retired.clone(),
+            wish: volume.wish.clone(),
             config: self.config(volume.id),
             deleted: None,
             changed: volume.changed,
@@ -64,11 +72,13 @@ impl State {
         let replicas = tombstone
             .remaining
             .iter()
-            .filter_map(|(id, node)| self.replica(*id, &Replica { node: *node, confirmed: None }));
+            .filter_map(|(id, node)| self.replica(*id, &Replica::on(*node)));
         AssignedVolume {
             id: tombstone.id,
             spec: tombstone.spec.clone(),
             replicas: replicas.collect(),
+            retired: BTreeMap::new(),
+            wish: Wish::default(),
             config: None,
             deleted: Some(tombstone.epoch),
             changed: tombstone.changed,

@@ -5,14 +5,15 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::refusal::Refusal;
-use super::state::{ClusterId, Durability, Registration, WriteAck};
+use super::state::{ClusterId, Durability, Duty, Fate, Registration, Wish, WriteAck};
 use crate::replication::io::IsrChange;
 use crate::types::{Config, Epoch, NodeId, ReplicaId, ReplicaRef, VolumeId};
 
 /// What a client asks for when it creates a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeRequest {
-    /// A DNS label: 1 to 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit.
+    /// A DNS label: 1 to 63 of `a-z`, `0-9` and `-`, beginning and ending with a letter or digit;
+    /// and no UUID.
     pub name: String,
     /// A multiple of 4096, from 4096 to [`super::state::MAX_VOLUME_BYTES`].
     pub size_bytes: u64,
@@ -88,18 +89,83 @@ pub enum Command {
         /// The new in-sync set: the old one, or as much of it as keeps `min_in_sync`.
         isr: BTreeSet<ReplicaId>,
     },
+    /// An operator gives up on members that are gone: what is left of the volume goes on, and what
+    /// only they held is lost. The one way on when no in-sync replica can take over.
+    Recover {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch that must be in force.
+        expect_epoch: Epoch,
+        /// The replica whose log goes on, in the incarnation that it is registered with; chosen by
+        /// the leader (see [`super::recovery`]).
+        primary: ReplicaRef,
+        /// The nodes that don't run, by the operator's word.
+        given_up: BTreeSet<NodeId>,
+    },
+    /// A replica beside those that the volume has, to be created.
+    AddReplica {
+        /// The volume.
+        volume: VolumeId,
+        /// Its fresh id.
+        replica: ReplicaId,
+        /// Where.
+        node: NodeId,
+        /// How much of a node's capacity volumes may claim, in percent.
+        overcommit_percent: u32,
+    },
+    /// An operator wants a replica away, or no longer.
+    RetireReplica {
+        /// The volume.
+        volume: VolumeId,
+        /// Which.
+        replica: ReplicaId,
+        /// How.
+        fate: Fate,
+        /// A fresh replica to add with it, and where.
+        instead: Option<(ReplicaId, NodeId)>,
+        /// How much of a node's capacity volumes may claim, in percent.
+        overcommit_percent: u32,
+    },
+    /// A replica that is not in sync leaves the list; its directory is to be removed.
+    RemoveReplica {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch that must be in force.
+        expect_epoch: Epoch,
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// What the volume's primary is to propose.
+    SetWish {
+        /// The volume.
+        volume: VolumeId,
+        /// All of it: what was wished before is not any more.
+        wish: Wish,
+    },
+    /// What becomes of a node's replicas; `None`: it holds them again.
+    SetDuty {
+        /// The node.
+        node: NodeId,
+        /// What.
+        duty: Option<Duty>,
+    },
+    /// Ends a removed node that no volume lists any more: nothing waits for it from here on.
+    ForgetNode {
+        /// Which.
+        node: NodeId,
+    },
     /// Ends a volume.
     DeleteVolume {
         /// The volume.
         volume: VolumeId,
     },
-    /// A replica of a deleted volume is gone from its node.
+    /// A replica of a deleted volume, or one that left its volume's list, is gone from its node.
     ConfirmDelete {
         /// The node that speaks.
         node: NodeId,
         /// Its process.
         process: u64,
-        /// The deleted volume.
+        /// The volume.
         volume: VolumeId,
         /// Which replica.
         replica: ReplicaId,
@@ -122,6 +188,10 @@ pub enum Accepted {
     Confirmed,
     /// The configuration that the change minted.
     Configured(Config),
+    /// The replica is listed, and will be created.
+    Added(ReplicaId),
+    /// It is as it was asked for: now, or earlier.
+    Done,
     /// The volume is deleted: now, or earlier.
     Deleted(VolumeId),
 }

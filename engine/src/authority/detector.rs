@@ -8,7 +8,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
-use super::state::{State, Volume};
+use super::state::{Durability, State, Volume};
 use crate::types::{Epoch, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId};
 
 /// Times of the detector.
@@ -20,11 +20,13 @@ pub struct DetectorParams {
     pub unheard_ms: u64,
     /// A proposal without effect is made again after this.
     pub retry_ms: u64,
+    /// A replica is replaced when its node was silent, or did not have it open, for so long.
+    pub replace_ms: u64,
 }
 
 impl Default for DetectorParams {
     fn default() -> Self {
-        Self { suspect_ms: 2000, unheard_ms: 10_000, retry_ms: 1000 }
+        Self { suspect_ms: 2000, unheard_ms: 10_000, retry_ms: 1000, replace_ms: 600_000 }
     }
 }
 
@@ -43,6 +45,8 @@ pub struct ReplicaReport {
     pub lacking: BTreeSet<ReplicaId>,
     /// As the primary: for how long without a break it has lacked one, in milliseconds.
     pub lacking_ms: u64,
+    /// The primaries that hold a promise of it that has not run out.
+    pub promised: BTreeSet<ReplicaId>,
 }
 
 /// A fact for the detector.
@@ -102,6 +106,8 @@ pub struct Detector {
     heard: BTreeMap<NodeId, Heard>,
     reports: BTreeMap<ReplicaId, ReplicaReport>,
     proposed: BTreeMap<VolumeId, (Epoch, Millis)>,
+    /// Replicas that were created and that their nodes don't register, and since when.
+    missing: BTreeMap<ReplicaId, Millis>,
 }
 
 impl Detector {
@@ -113,6 +119,7 @@ impl Detector {
             heard: BTreeMap::new(),
             reports: BTreeMap::new(),
             proposed: BTreeMap::new(),
+            missing: BTreeMap::new(),
         }
     }
 
@@ -141,6 +148,7 @@ impl Detector {
             }
             DetectorEvent::Tick => {}
         }
+        self.note_missing(now, state);
         self.decide(now, state)
     }
 
@@ -150,12 +158,47 @@ impl Detector {
         let silent = self.heard.values().map(|heard| heard.at.after(self.params.suspect_ms));
         let unheard = elected.after(self.params.unheard_ms);
         let again = self.proposed.values().map(|(_, at)| at.after(self.params.retry_ms));
-        silent.chain([unheard]).chain(again).filter(|at| *at > now).min()
+        let lost = self.missing.values().copied().chain(self.heard.values().map(|heard| heard.at));
+        let gone = lost.chain([elected]).map(|at| at.after(self.params.replace_ms));
+        silent.chain([unheard]).chain(again).chain(gone).filter(|at| *at > now).min()
     }
 
     /// Whether the node is taken for alive.
     pub fn is_alive(&self, now: Millis, node: NodeId) -> bool {
         !self.suspected(now, node)
+    }
+
+    /// Whether this leader has heard the node itself, and lately.
+    pub fn is_heard(&self, now: Millis, node: NodeId) -> bool {
+        self.heard.contains_key(&node) && !self.suspected(now, node)
+    }
+
+    /// Whether a listed replica has been away for so long that another one takes its place: its
+    /// node is silent, or does not have it open.
+    pub fn is_gone(&self, now: Millis, state: &State, volume: &Volume, id: ReplicaId) -> bool {
+        let (Some(replica), Some(elected)) = (volume.replicas.get(&id), self.elected) else {
+            return false;
+        };
+        let heard = self.heard.get(&replica.node).map_or(elected, |heard| heard.at);
+        let silent = now.since(heard) >= self.params.replace_ms;
+        let missing = self.missing.get(&id).filter(|_| state.registered(volume.id, id).is_none());
+        silent || missing.is_some_and(|since| now.since(*since) >= self.params.replace_ms)
+    }
+
+    fn note_missing(&mut self, now: Millis, state: &State) {
+        let missing: BTreeSet<_> = state
+            .volumes()
+            .values()
+            .flat_map(|v| v.replicas.iter().map(move |(id, replica)| (v.id, *id, replica)))
+            .filter(|(volume, id, replica)| {
+                replica.confirmed.is_some() && state.registered(*volume, *id).is_none()
+            })
+            .map(|(_, id, _)| id)
+            .collect();
+        self.missing.retain(|id, _| missing.contains(id));
+        for id in missing {
+            self.missing.entry(id).or_insert(now);
+        }
     }
 
     /// Milliseconds since the node was heard; `None` if not since the election.
@@ -168,7 +211,17 @@ impl Detector {
         self.reports.get(&replica)
     }
 
-    fn suspected(&self, now: Millis, node: NodeId) -> bool {
+    /// The times it works with.
+    pub(super) fn params(&self) -> &DetectorParams {
+        &self.params
+    }
+
+    /// When this master was elected, if it leads.
+    pub(super) fn elected(&self) -> Option<Millis> {
+        self.elected
+    }
+
+    pub(super) fn suspected(&self, now: Millis, node: NodeId) -> bool {
         match (self.heard.get(&node), self.elected) {
             (Some(heard), _) => heard.killed || now.since(heard.at) >= self.params.suspect_ms,
             (None, Some(elected)) => now.since(elected) >= self.params.unheard_ms,
@@ -208,7 +261,10 @@ impl Detector {
             return Some(format!("the process on node {node} is gone"));
         }
         if self.suspected(now, node) {
-            return Some(format!("node {node} was not heard for too long"));
+            return Some(match self.silent_ms(now, node) {
+                Some(ms) => format!("node {node} was not heard for {ms} ms"),
+                None => format!("node {node} was not heard since this master leads"),
+            });
         }
         let registered = state.registered(volume.id, primary.id).map(|r| r.incarnation);
         if registered != Some(primary.incarnation) {
@@ -245,16 +301,21 @@ impl Detector {
             })
         };
         let (primary, _) = own.or_else(best)?;
+        let isr = match state.failover_loses(volume.id, primary.id) {
+            Ok(true) => BTreeSet::from([primary.id]),
+            Ok(false) | Err(_) => self.remaining(now, volume, primary.id, &assignment.isr),
+        };
         Some(Decision {
             volume: volume.id,
             expect_epoch: assignment.epoch,
             primary: *primary,
-            isr: self.remaining(now, volume, primary.id, &assignment.isr),
+            isr,
             reason,
         })
     }
 
-    /// The in-sync set without the suspected, as far as `min_in_sync` remain; else it drops nobody.
+    /// The in-sync set without the suspected, as far as `min_in_sync` remain; else it drops nobody. A
+    /// list of voters stays as it is: its majority decides, heard or not.
     fn remaining(
         &self,
         now: Millis,
@@ -266,6 +327,9 @@ impl Detector {
             let node = volume.replicas.get(id).map(|replica| replica.node);
             *id == primary || node.is_some_and(|node| !self.suspected(now, node))
         };
+        if volume.spec.durability == Durability::SyncQuorum {
+            return isr.clone();
+        }
         let left: BTreeSet<_> = isr.iter().copied().filter(stays).collect();
         if left.len() >= volume.spec.min_in_sync as usize { left } else { isr.clone() }
     }
@@ -287,7 +351,8 @@ impl Detector {
             .filter_map(|id| volume.replicas.get(id).map(|r| format!("{id} on node {}", r.node)))
             .collect();
         Some(format!(
-            "{complaint}; no in-sync replica can take over, waits for {}",
+            "{complaint}; no in-sync replica can take over, waits for {}; if what they hold is \
+             lost for good, see `sbkctl volume recover`",
             waits.join(" or ")
         ))
     }

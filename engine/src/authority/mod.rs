@@ -3,6 +3,7 @@
 //! * [`State`] is what Raft replicates: nodes, volumes, configurations, tombstones. It changes only
 //!   by [`State::apply`] of a committed [`Command`], which is deterministic and total: bad input
 //!   gets a typed [`Refusal`], never a panic, and leaves the state as it was.
+//! * [`history`] keeps for people how each volume came to its configuration.
 //! * [`placement`] chooses nodes for a new volume's replicas.
 //! * [`detector`] is the leader's memory of who was heard when. It is not replicated: suspicion
 //!   only proposes, and a wrong proposal is made harmless by the compare-and-set on the epoch here
@@ -10,11 +11,16 @@
 
 mod apply;
 mod apply_isr;
+mod apply_moves;
 mod catalogue;
 pub mod command;
 pub mod detector;
+pub mod history;
 mod invariants;
+mod lossy;
+pub mod moves;
 pub mod placement;
+pub mod recovery;
 pub mod refusal;
 pub mod state;
 
@@ -22,6 +28,6 @@ pub use catalogue::{AssignedReplica, AssignedVolume};
 pub use command::{Accepted, Command, Response, VolumeRequest};
 pub use refusal::Refusal;
 pub use state::{
-    Addrs, Assignment, ClusterId, Durability, RegisteredReplica, Registration, Replica, State,
-    Tombstone, Volume, VolumeSpec, VolumeState, WriteAck,
+    Addrs, Assignment, ClusterId, Durability, Duty, Fate, RegisteredReplica, Registration, Replica,
+    State, Tombstone, Volume, VolumeSpec, VolumeState, Wish, WriteAck,
 };

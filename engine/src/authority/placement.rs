@@ -8,7 +8,8 @@ use super::state::{
     Durability, MAX_REPLICAS, MAX_VOLUME_BYTES, Registration, State, VolumeSpec, WriteAck,
     default_min_in_sync,
 };
-use crate::types::{BLOCK_SIZE, NodeId, ReplicaId};
+use crate::replication::quorum::majority;
+use crate::types::{BLOCK_SIZE, NodeId, ReplicaId, VolumeId};
 
 /// A volume's specification from what a client asked for, defaults filled in.
 ///
@@ -27,33 +28,54 @@ pub fn check_request(request: &VolumeRequest) -> Result<VolumeSpec, Refusal> {
         return Err(Refusal::BadReplicas { replicas });
     }
     match (durability, write_ack) {
-        (Durability::SyncAll, WriteAck::Durable) => {}
-        (Durability::SyncAll, WriteAck::Written)
-        | (Durability::SyncQuorum | Durability::BestEffort, _) => {
-            return Err(Refusal::Unsupported { durability, write_ack });
-        }
+        (
+            Durability::SyncAll | Durability::SyncQuorum | Durability::BestEffort,
+            WriteAck::Durable,
+        ) => {}
+        (
+            Durability::SyncAll | Durability::SyncQuorum | Durability::BestEffort,
+            WriteAck::Written,
+        ) => return Err(Refusal::Unsupported { durability, write_ack }),
     }
-    let min_in_sync = request.min_in_sync.unwrap_or(default_min_in_sync(replicas));
-    if !(1..=replicas).contains(&min_in_sync) {
-        return Err(Refusal::BadMinInSync { min_in_sync, replicas });
-    }
+    let min_in_sync = min_in_sync(request)?;
     let blocks = size_bytes / BLOCK_SIZE;
     let zone_spread = request.zone_spread;
     Ok(VolumeSpec { name, blocks, durability, write_ack, min_in_sync, replicas, zone_spread })
 }
 
+/// Fewest in-sync replicas: asked for, or the default. In `sync_quorum` nobody chooses: the majority
+/// of the replicas that the volume should have is what its first list of voters begins with.
+fn min_in_sync(request: &VolumeRequest) -> Result<u32, Refusal> {
+    let VolumeRequest { replicas, durability, min_in_sync, .. } = *request;
+    match (durability, min_in_sync) {
+        (Durability::SyncQuorum, Some(_)) => Err(Refusal::MinInSyncOfQuorum),
+        (Durability::SyncQuorum, None) => Ok(majority(replicas as usize) as u32),
+        (Durability::BestEffort, None | Some(1)) => Ok(1),
+        (Durability::BestEffort, Some(min_in_sync)) => Err(Refusal::MinInSyncOfOne { min_in_sync }),
+        (Durability::SyncAll, asked) => {
+            let least = asked.unwrap_or(default_min_in_sync(replicas));
+            match (1..=replicas).contains(&least) {
+                true => Ok(least),
+                false => Err(Refusal::BadMinInSync { min_in_sync: least, replicas }),
+            }
+        }
+    }
+}
+
 /// Whether a name is a DNS label: it is part of export names, paths and metric labels, so `@`, `/`
-/// and the like must never be in it.
+/// and the like must never be in it. And no UUID: volumes are asked for by name or UUID, so a
+/// volume that is named as another one's UUID could be deleted in its place.
 fn is_volume_name(name: &str) -> bool {
     let inner = |b: u8| b.is_ascii_lowercase() || b.is_ascii_digit() || b == b'-';
     (1..=63).contains(&name.len())
         && name.bytes().all(inner)
         && !name.starts_with('-')
         && !name.ends_with('-')
+        && name.parse::<VolumeId>().is_err()
 }
 
 /// Bytes of a node that a new volume may claim.
-fn free_bytes(state: &State, node: &Registration, overcommit_percent: u32) -> u64 {
+pub(super) fn free_bytes(state: &State, node: &Registration, overcommit_percent: u32) -> u64 {
     let claimable = u128::from(node.capacity_bytes) * u128::from(overcommit_percent) / 100;
     let claimable = u64::try_from(claimable).unwrap_or(u64::MAX);
     claimable.saturating_sub(state.committed_bytes(node.node))
@@ -76,6 +98,7 @@ pub fn place(
 ) -> Result<BTreeMap<ReplicaId, NodeId>, Refusal> {
     let live: Vec<&Registration> =
         state.nodes().values().filter(|n| alive.contains(&n.node)).collect();
+    let live: Vec<_> = live.into_iter().filter(|n| state.duty(n.node).is_none()).collect();
     if live.len() < spec.replicas as usize {
         return Err(Refusal::TooFewNodes {
             replicas: spec.replicas,
@@ -118,6 +141,13 @@ pub fn place(
     Ok(chosen)
 }
 
+/// Whether the replica exists, or may still.
+pub(super) fn is_used(state: &State, id: ReplicaId) -> bool {
+    let mut live = state.volumes().values();
+    live.any(|v| v.replicas.contains_key(&id) || v.retired.contains_key(&id))
+        || state.tombstones().values().any(|t| t.remaining.contains_key(&id))
+}
+
 /// Checks a placement that comes with a committed create: the cluster may have changed since it
 /// was chosen. Liveness is not checked: it is the leader's, not the state's.
 pub(super) fn check_placement(
@@ -138,6 +168,9 @@ pub(super) fn check_placement(
     for node in &nodes {
         let registered = state.nodes().get(node).ok_or(Refusal::UnknownNode { node: *node })?;
         zones.insert(registered.zone.as_deref());
+        if state.duty(*node).is_some() {
+            return Err(Refusal::NotPlaceable { node: *node });
+        }
         if free_bytes(state, registered, overcommit_percent) < spec.bytes() {
             return bad("a node has no room left for it");
         }
@@ -145,11 +178,7 @@ pub(super) fn check_placement(
     if spec.zone_spread && zones.len() != nodes.len() {
         return bad("it has two replicas in one zone");
     }
-    let used = |id: &ReplicaId| {
-        state.volumes().values().any(|v| v.replicas.contains_key(id))
-            || state.tombstones().values().any(|t| t.remaining.contains_key(id))
-    };
-    match placement.keys().any(used) {
+    match placement.keys().any(|id| is_used(state, *id)) {
         true => bad("a replica id is in use"),
         false => Ok(()),
     }

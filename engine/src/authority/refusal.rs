@@ -18,7 +18,7 @@ pub enum Refusal {
     NotBootstrapped,
     /// The name is no DNS label.
     #[error(
-        "{name:?} is not a volume name: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit"
+        "{name:?} is not a volume name: use 1 to 63 of a-z, 0-9 and '-', beginning and ending with a letter or digit, and no UUID"
     )]
     BadName { name: String },
     /// Another volume has the name.
@@ -44,9 +44,19 @@ pub enum Refusal {
         "min-in-sync {min_in_sync} does not fit {replicas} replicas: give 1 to {replicas}, or leave it out"
     )]
     BadMinInSync { min_in_sync: u32, replicas: u32 },
+    /// A volume that commits with its primary alone can't wait for others.
+    #[error(
+        "min-in-sync {min_in_sync} does not go with best_effort, which acknowledges what the primary alone has: leave it out, or use sync_all"
+    )]
+    MinInSyncOfOne { min_in_sync: u32 },
+    /// `min_in_sync` for a volume whose voters' majority decides.
+    #[error(
+        "min-in-sync has no meaning with durability sync_quorum, where a majority of the voters has every acknowledged write: leave it out"
+    )]
+    MinInSyncOfQuorum,
     /// A mode that this version does not serve.
     #[error(
-        "durability {durability} with write-ack {write_ack} is not supported by this version: use durability sync_all with write-ack durable"
+        "durability {durability} with write-ack {write_ack} is not supported by this version: use write-ack durable"
     )]
     Unsupported { durability: Durability, write_ack: WriteAck },
     /// Fewer nodes than replicas.
@@ -71,7 +81,7 @@ pub enum Refusal {
     #[error("the cluster has {limit} {what} already, its limit: remove some first")]
     LimitReached { what: String, limit: u64 },
     /// No such volume.
-    #[error("there is no volume {volume}: see `sbkctl volume list`")]
+    #[error("there is no volume {volume:?}: see `sbkctl volume list`")]
     NoSuchVolume { volume: String },
     /// The volume is deleted.
     #[error("volume {volume} is deleted: a new volume needs a new id")]
@@ -155,6 +165,82 @@ pub enum Refusal {
     /// A failover to the primary in force.
     #[error("replica {replica} is the primary in this incarnation already: nothing to do")]
     AlreadyPrimary { replica: ReplicaId },
+    /// A node that was given up holds nothing of the volume.
+    #[error(
+        "node {node} holds no replica of volume {volume}: see `sbkctl volume show` for those that do"
+    )]
+    NoReplicaThere { volume: VolumeId, node: NodeId },
+    /// The chosen replica is on a node that was given up.
+    #[error(
+        "replica {replica} is on node {node}, which was given up: it can't be the one that goes on"
+    )]
+    GivenUp { replica: ReplicaId, node: NodeId },
+    /// Nothing needs to be lost: an in-sync replica can take over, or may come back.
+    #[error(
+        "replica {replica} on node {node} is in sync and may still hold everything: start that node, or name it with --node-off if it is lost for good"
+    )]
+    StillInSync { volume: VolumeId, replica: ReplicaId, node: NodeId },
+    /// Nothing needs to be lost: an in-sync replica is there.
+    #[error(
+        "replica {replica} on node {node} is in sync and answers, so nothing needs to be given up: see `sbkctl volume show` for what the volume waits for"
+    )]
+    NotNeeded { replica: ReplicaId, node: NodeId },
+    /// A node that was given up lives.
+    #[error(
+        "node {node} was heard {ago_ms} ms ago, so it is not off: stop it first, or leave it out of --node-off"
+    )]
+    NodeHeard { node: NodeId, ago_ms: u64 },
+    /// The leader can't know yet whether a node lives.
+    #[error(
+        "the masters' leader has not listened long enough to know whether node {node} is off: try again in {again_ms} ms"
+    )]
+    TooEarly { node: NodeId, again_ms: u64 },
+    /// A replica that answers is still promised to a primary that was given up.
+    #[error(
+        "replica {replica} on node {node} heard from the primary {primary} within the last second, so that one still runs: switch its node off first"
+    )]
+    StillPromised { replica: ReplicaId, node: NodeId, primary: ReplicaId },
+    /// A replica that might hold more than the one that would be chosen does not answer.
+    #[error(
+        "replica {replica} on node {node} does not answer and may hold more than those that do: start that node, or name it with --node-off if it is lost for good"
+    )]
+    Unaccounted { replica: ReplicaId, node: NodeId },
+    /// What the operator agreed to is not what would be done now.
+    #[error(
+        "volume {volume} has changed since the loss was agreed to: look at what would be lost now, and decide anew"
+    )]
+    OtherRecovery { volume: VolumeId },
+    /// No replica is left to go on with.
+    #[error(
+        "volume {volume} has no complete replica on a node that answers: start a node that holds one"
+    )]
+    NothingLeft { volume: VolumeId },
+    /// The node takes no new replicas.
+    #[error(
+        "node {node} is drained or removed: `sbkctl node undrain` lets it hold replicas again, or choose another"
+    )]
+    NotPlaceable { node: NodeId },
+    /// The node holds a replica of the volume, or has one still to remove.
+    #[error(
+        "node {node} holds a replica of volume {volume} already, or has still to remove one: choose another node, or wait"
+    )]
+    NodeTaken { volume: VolumeId, node: NodeId },
+    /// The node has not enough room.
+    #[error("node {node} has no room for {size_bytes} more bytes: choose another, or add nodes")]
+    NoRoom { node: NodeId, size_bytes: u64 },
+    /// A replica that is in sync can't leave the list.
+    #[error(
+        "replica {replica} is in the in-sync set of volume {volume}: it must leave that first, once others stand in for it"
+    )]
+    ListedInSync { volume: VolumeId, replica: ReplicaId },
+    /// Too many replicas of the volume are being replaced.
+    #[error(
+        "volume {volume} lists {listed} replicas already: wait until those that are being replaced are gone"
+    )]
+    TooManyReplicas { volume: VolumeId, listed: u32 },
+    /// The node still holds replicas.
+    #[error("node {node} still holds {replicas} replicas: they must be moved away first")]
+    NodeInUse { node: NodeId, replicas: u32 },
     /// The proposed in-sync set is not a part of the old one with the new primary in it.
     #[error("the proposed in-sync set of volume {volume} is not valid: {why}")]
     BadIsr { volume: VolumeId, why: String },
@@ -178,6 +264,8 @@ impl Refusal {
             Self::BadSize { .. } => "bad-size",
             Self::BadReplicas { .. } => "bad-replicas",
             Self::BadMinInSync { .. } => "bad-min-in-sync",
+            Self::MinInSyncOfOne { .. } => "min-in-sync-of-one",
+            Self::MinInSyncOfQuorum => "min-in-sync-of-quorum",
             Self::Unsupported { .. } => "unsupported",
             Self::TooFewNodes { .. } => "too-few-nodes",
             Self::TooFewZones { .. } => "too-few-zones",
@@ -205,6 +293,22 @@ impl Refusal {
             Self::PrimaryCantLeave { .. } => "primary-cant-leave",
             Self::BelowMinInSync { .. } => "below-min-in-sync",
             Self::AlreadyPrimary { .. } => "already-primary",
+            Self::NoReplicaThere { .. } => "no-replica-there",
+            Self::GivenUp { .. } => "given-up",
+            Self::StillInSync { .. } => "still-in-sync",
+            Self::NotNeeded { .. } => "not-needed",
+            Self::NodeHeard { .. } => "node-heard",
+            Self::TooEarly { .. } => "too-early",
+            Self::StillPromised { .. } => "still-promised",
+            Self::Unaccounted { .. } => "unaccounted",
+            Self::OtherRecovery { .. } => "other-recovery",
+            Self::NothingLeft { .. } => "nothing-left",
+            Self::NotPlaceable { .. } => "not-placeable",
+            Self::NodeTaken { .. } => "node-taken",
+            Self::NoRoom { .. } => "no-room",
+            Self::ListedInSync { .. } => "listed-in-sync",
+            Self::TooManyReplicas { .. } => "too-many-replicas",
+            Self::NodeInUse { .. } => "node-in-use",
             Self::BadIsr { .. } => "bad-isr",
         }
     }

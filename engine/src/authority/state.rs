@@ -10,6 +10,7 @@ use crate::types::{
     BLOCK_SIZE, BootId, Config, Epoch, Incarnation, LossGeneration, NodeId, Placement, ReplicaId,
     ReplicaRef, VolumeId,
 };
+pub use crate::types::{Durability, Wish, WriteAck};
 
 /// Largest volume.
 pub const MAX_VOLUME_BYTES: u64 = 64 << 40;
@@ -30,47 +31,6 @@ pub struct ClusterId(pub Uuid);
 impl fmt::Display for ClusterId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
-    }
-}
-
-/// When a write counts as committed.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum Durability {
-    /// Every in-sync replica has it.
-    SyncAll,
-    /// A majority of the voters has it.
-    SyncQuorum,
-    /// The primary has it.
-    BestEffort,
-}
-
-impl fmt::Display for Durability {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::SyncAll => "sync_all",
-            Self::SyncQuorum => "sync_quorum",
-            Self::BestEffort => "best_effort",
-        })
-    }
-}
-
-/// When a replica counts as having a write.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "snake_case")]
-pub enum WriteAck {
-    /// In its log and synced to the disk.
-    Durable,
-    /// In its log file, not synced.
-    Written,
-}
-
-impl fmt::Display for WriteAck {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.write_str(match self {
-            Self::Durable => "durable",
-            Self::Written => "written",
-        })
     }
 }
 
@@ -158,6 +118,30 @@ impl VolumeSpec {
     }
 }
 
+/// Whether an operator wants a replica away.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It stays, unless its node goes.
+    #[default]
+    Stays,
+    /// It goes once as many others as the volume wants are in sync.
+    Goes,
+    /// As [`Fate::Goes`]; and if no other node has room, it goes first, and its own node holds the
+    /// one that takes its place.
+    GoesFirst,
+}
+
+/// What becomes of a node's replicas. A node without a duty holds them.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Duty {
+    /// They move away, and no new ones are placed there.
+    Drained,
+    /// As [`Duty::Drained`], at once and for good: the node is forgotten when the last one went.
+    Removed,
+}
+
 /// A replica in a volume's list.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Replica {
@@ -166,6 +150,15 @@ pub struct Replica {
     /// The run in which its create was confirmed. Once this is set, a create is never ordered
     /// again: a directory that is missing later is a loss, not something to make anew.
     pub confirmed: Option<Incarnation>,
+    /// Whether an operator wants it away.
+    pub fate: Fate,
+}
+
+impl Replica {
+    /// One that is to be created.
+    pub fn on(node: NodeId) -> Self {
+        Self { node, confirmed: None, fate: Fate::Stays }
+    }
 }
 
 /// The configuration in force.
@@ -203,8 +196,14 @@ pub struct Volume {
     pub id: VolumeId,
     /// What it was created as.
     pub spec: VolumeSpec,
-    /// All its replicas, whether created yet or not.
+    /// All its replicas, whether created yet or not: as many as it was created with, one less while
+    /// one is made anew on its own node, and more while some are replaced.
     pub replicas: BTreeMap<ReplicaId, Replica>,
+    /// Replicas that left the list, and where they are: orders to remove them, kept until each was
+    /// confirmed gone or its node was removed.
+    pub retired: BTreeMap<ReplicaId, NodeId>,
+    /// What the primary is to propose.
+    pub wish: Wish,
     /// The configuration in force; `None` until enough replicas were confirmed.
     pub assignment: Option<Assignment>,
     /// The catalogue revision of its last change.
@@ -245,6 +244,7 @@ pub struct State {
     pub(super) nodes: BTreeMap<NodeId, Registration>,
     pub(super) volumes: BTreeMap<VolumeId, Volume>,
     pub(super) tombstones: BTreeMap<VolumeId, Tombstone>,
+    pub(super) duties: BTreeMap<NodeId, Duty>,
 }
 
 impl State {
@@ -278,15 +278,23 @@ impl State {
         &self.tombstones
     }
 
+    /// What becomes of a node's replicas; `None` for one that holds them.
+    pub fn duty(&self, node: NodeId) -> Option<Duty> {
+        self.duties.get(&node).copied()
+    }
+
     /// The volume of that name that is not deleted.
     pub fn volume_by_name(&self, name: &str) -> Option<&Volume> {
         self.volumes.values().find(|v| v.spec.name == name)
     }
 
-    /// The volume of that name or, written as a UUID, of that id; not deleted.
+    /// The volume of that name or, written as a UUID, of that id; not deleted. No volume's name is
+    /// a UUID.
     pub fn find_volume(&self, name_or_id: &str) -> Option<&Volume> {
-        self.volume_by_name(name_or_id)
-            .or_else(|| name_or_id.parse().ok().and_then(|id| self.volumes.get(&id)))
+        match name_or_id.parse() {
+            Ok(id) => self.volumes.get(&id),
+            Err(_) => self.volume_by_name(name_or_id),
+        }
     }
 
     /// What the node of a volume's replica last registered of it; `None` if the replica is not
@@ -318,6 +326,8 @@ impl State {
             since: assignment.since,
             isr: assignment.isr.clone(),
             replicas,
+            durability: volume.spec.durability,
+            write_ack: volume.spec.write_ack,
             min_in_sync: volume.spec.min_in_sync,
             blocks: volume.spec.blocks,
             loss_generation: assignment.loss_generation,
@@ -326,10 +336,11 @@ impl State {
 
     /// Bytes of a node's capacity that volumes claim, deleted ones not yet removed included.
     pub fn committed_bytes(&self, node: NodeId) -> u64 {
-        let live = self
-            .volumes
-            .values()
-            .map(|v| (v.replicas.values().filter(|r| r.node == node).count(), v.spec.bytes()));
+        let live = self.volumes.values().map(|v| {
+            let listed = v.replicas.values().filter(|r| r.node == node).count();
+            let retired = v.retired.values().filter(|on| **on == node).count();
+            (listed + retired, v.spec.bytes())
+        });
         let dead = self
             .tombstones
             .values()

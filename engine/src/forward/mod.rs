@@ -23,6 +23,9 @@
 
 mod forwarder;
 mod io;
+mod link;
+mod requests;
+mod session;
 
 #[cfg(test)]
 mod tests;

@@ -25,6 +25,8 @@ fn config(epoch: u64, primary: u128, since: u64) -> Config {
         since: Epoch(since),
         isr: (1..=3).map(id).collect(),
         replicas: (1..=3).map(|n| (id(n), place(n))).collect(),
+        durability: crate::types::Durability::SyncAll,
+        write_ack: crate::types::WriteAck::Durable,
         min_in_sync: 1,
         blocks: 1024,
         loss_generation: LossGeneration(0),
@@ -353,6 +355,20 @@ fn a_given_up_write_is_not_sent_again_and_a_new_stream_frees_its_blocks() {
     bench.open(1, 0);
     assert_eq!(bench.sent.values().copied().collect::<Vec<_>>(), [same]);
     bench.heal(1, 0);
+}
+
+/// A driver that ticked at a deadline that nothing moves would spin.
+#[test]
+fn nothing_is_due_while_no_primary_is_known() {
+    let mut bench = Bench::new(Params { io_timeout_ms: None, ..Params::default() });
+    bench.feed(Input::Attached(ClientId(1)));
+    assert_eq!(bench.forwarder.next_deadline(), None);
+    bench.submit(1, read(0));
+    assert_eq!(bench.forwarder.next_deadline(), None);
+    bench.feed(Input::Tick);
+    assert_eq!(bench.forwarder.next_deadline(), None);
+    bench.feed(Input::Config(config(1, 1, 1)));
+    assert!(bench.link.is_some(), "a link is made as soon as there is one");
 }
 
 #[test]

@@ -55,15 +55,21 @@ pub(super) fn admit(state: &VolumeState, event: &Event) -> Result<(), IgnoredRea
             let r = known.recovery.facts.and_then(|facts| facts.r).ok_or(NotExpected)?;
             unless(*lsn <= r, Duplicate)
         }
-        Event::SessionPrepared { epoch, replica, session } => {
+        Event::SessionDeferred { epoch, replica, session } => {
             match in_session(state, *epoch, *replica, *session)? {
                 Stage::Due | Stage::Commanded { .. } => Ok(()),
+                Stage::Deferred | Stage::Prepared | Stage::Running { .. } => Err(Duplicate),
+            }
+        }
+        Event::SessionPrepared { epoch, replica, session } => {
+            match in_session(state, *epoch, *replica, *session)? {
+                Stage::Due | Stage::Commanded { .. } | Stage::Deferred => Ok(()),
                 Stage::Prepared | Stage::Running { .. } => Err(Duplicate),
             }
         }
         Event::SessionStarted { epoch, replica, session } => {
             match in_session(state, *epoch, *replica, *session)? {
-                Stage::Due | Stage::Commanded { .. } | Stage::Prepared => Ok(()),
+                Stage::Due | Stage::Commanded { .. } | Stage::Deferred | Stage::Prepared => Ok(()),
                 Stage::Running { .. } => Err(Duplicate),
             }
         }
@@ -71,9 +77,11 @@ pub(super) fn admit(state: &VolumeState, event: &Event) -> Result<(), IgnoredRea
             match in_session(state, *epoch, *replica, *session)? {
                 Stage::Running { achieved: Some(before) } if *achieved <= before => Err(Duplicate),
                 // Progress shows that the receiver takes part: the start was overtaken or lost.
-                Stage::Due | Stage::Commanded { .. } | Stage::Prepared | Stage::Running { .. } => {
-                    Ok(())
-                }
+                Stage::Due
+                | Stage::Commanded { .. }
+                | Stage::Deferred
+                | Stage::Prepared
+                | Stage::Running { .. } => Ok(()),
             }
         }
         Event::SessionClosedCompleted { epoch, replica, session, .. } => {

@@ -24,10 +24,12 @@ pub enum FailureKind {
     Invalidated,
     /// The session held its WAL pin for too long and lost it to the bound on retained WAL.
     PinLost,
+    /// The receiver answered, but the session did not come on.
+    Stalled,
 }
 
 /// Numbers the runs of a replica that the primary got to know: raised whenever a probe answers
-/// from another incarnation or another address.
+/// from another incarnation than the last one did.
 #[derive(
     Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize,
 )]
@@ -77,6 +79,9 @@ pub enum Event {
     },
     /// The replica durably holds everything up to `lsn`.
     DurableAck { epoch: Epoch, replica: ReplicaId, lsn: Lsn },
+    /// The executor can't begin yet: the replica is listed as in sync, or may be, and has to leave
+    /// first. The time to start runs from the preparation that follows.
+    SessionDeferred { epoch: Epoch, replica: ReplicaId, session: RecoveryId },
     /// The executor has what the session needs (its WAL pin).
     SessionPrepared { epoch: Epoch, replica: ReplicaId, session: RecoveryId },
     /// The receiver takes part.

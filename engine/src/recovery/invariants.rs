@@ -6,10 +6,10 @@ use crate::types::ReplicaId;
 
 /// Panics if the state contradicts itself.
 pub(super) fn assert_invariants(state: &VolumeState) {
-    assert!(state.since <= state.epoch, "a tenure begins after its newest epoch");
+    assert!(state.since <= state.epoch, "R6: a tenure begins after its newest epoch");
     for (id, stopping) in &state.called_off {
-        assert!(stopping.session.number <= state.sessions, "a session was never given out");
-        assert!(stopping.commanded.is_some(), "nobody was told to stop a session of {id}");
+        assert!(stopping.session.number <= state.sessions, "R1: a session was never given out");
+        assert!(stopping.commanded.is_some(), "R1: nobody was told to stop a session of {id}");
     }
     for (id, replica) in &state.replicas {
         assert_replica(state, *id, replica);
@@ -20,27 +20,27 @@ fn assert_replica(state: &VolumeState, id: ReplicaId, replica: &ReplicaState) {
     if replica.work != Work::Undecided {
         assert!(
             matches!(replica.reach, Reach::Reachable { .. }),
-            "something is under way with {id}, which does not answer"
+            "R2: something is under way with {id}, which does not answer"
         );
-        assert!(replica.identity.transport.is_some(), "{id} answers, but was never met");
-        assert!(replica.recovery.facts.is_some(), "decided for {id} without facts");
+        assert!(replica.identity.transport.is_some(), "R2: {id} answers, but was never met");
+        assert!(replica.recovery.facts.is_some(), "R2: decided for {id} without facts");
         assert!(
             !state.called_off.contains_key(&id),
-            "something began with {id} before its last session had stopped"
+            "R1: something began with {id} before its last session had stopped"
         );
     }
     if let Work::Session(session) = &replica.work {
-        assert!(session.id.epoch >= state.since, "a session of another tenure runs with {id}");
-        assert!(session.id.epoch <= state.epoch, "a session with {id} is of no epoch");
-        assert!(session.id.number <= state.sessions, "a session with {id} was never given out");
+        assert!(session.id.epoch >= state.since, "R6: a session of another tenure runs with {id}");
+        assert!(session.id.epoch <= state.epoch, "R6: a session with {id} is of no epoch");
+        assert!(session.id.number <= state.sessions, "R1: a session with {id} was never given out");
         if let Job::CatchUp { from } = session.job {
-            assert!(from <= session.target, "a catch-up of {id} has nothing to send");
+            assert!(from <= session.target, "R3: a catch-up of {id} has nothing to send");
             assert!(
                 replica.recovery.escalated.is_none(),
-                "a rebuild of {id} is decided, but a catch-up runs"
+                "R4: a rebuild of {id} is decided, but a catch-up runs"
             );
         }
     }
     let told_healthy = replica.published == Some(Published::Healthy);
-    assert_eq!(told_healthy, replica.work == Work::Healthy, "{id}: told otherwise than it is");
+    assert_eq!(told_healthy, replica.work == Work::Healthy, "R5: {id}: told otherwise than it is");
 }

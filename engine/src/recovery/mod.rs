@@ -11,7 +11,9 @@
 //!    shows it done. So a lost command or a forgotten retry repairs itself.
 //!
 //! A session that runs ends only by its terminal event, however long that takes: the executor owes
-//! one for every session it was told to start, and it is the one who notices a silent receiver.
+//! one for every session it was told to start, and it is the one who notices a receiver that is
+//! silent, or that answers and does not come on. One that it puts off until the replica has left the
+//! in-sync set waits without end, for its copy may be one that can't be spared.
 //!
 //! Time never decides anything by itself: a deadline only makes the engine ask again, and the one
 //! budget ([`Params::catch_up_budget`]) counts sessions that were reported as failed or that never
@@ -29,9 +31,12 @@ mod replica;
 mod state;
 mod verdict;
 mod view;
+mod words;
 
 #[cfg(test)]
 mod properties;
+#[cfg(test)]
+mod tables;
 #[cfg(test)]
 mod tests;
 

@@ -3,6 +3,7 @@
 use super::decision::Kind;
 use super::replica::{Job, Published, Reach, ReplicaState, Session, Stage, Work};
 use super::{Command, FailureKind, Params, VolumeState};
+use crate::bugs::{Bug, on};
 use crate::replication::message::RecoveryId;
 use crate::types::{Epoch, Lsn, Millis, ReplicaId};
 
@@ -101,9 +102,9 @@ impl At<'_> {
             return;
         }
         let mut session = |job, target: Lsn| {
-            *sessions += 1;
+            *sessions = if on(Bug::ReuseSessionId) { 1 } else { *sessions + 1 };
             let id = RecoveryId { epoch: self.epoch, number: *sessions };
-            Work::Session(Session { id, job, target, decided: self.now, stage: Stage::Due })
+            Work::Session(Session { id, job, target, timed: self.now, stage: Stage::Due })
         };
         replica.work = match replica.decision(self.params) {
             None => Work::Undecided,
@@ -128,7 +129,7 @@ impl At<'_> {
                 let commanded = match session.stage {
                     Stage::Due => None,
                     Stage::Commanded { at } => Some(at),
-                    Stage::Prepared | Stage::Running { .. } => return None,
+                    Stage::Deferred | Stage::Prepared | Stage::Running { .. } => return None,
                 };
                 is_due(commanded, self.params.command_retry_ms, self.now).then(|| {
                     session.stage = Stage::Commanded { at: self.now };

@@ -119,17 +119,19 @@ impl Run {
                 Event::RecoveryFacts { epoch, replica, transport, r, s: Lsn(3).min(h.next()), h }
             }
             9 => Event::DurableAck { epoch, replica, lsn },
+            10 if draft.a < 3 => Event::SessionDeferred { epoch, replica, session },
             10 => Event::SessionPrepared { epoch, replica, session },
             11 => Event::SessionStarted { epoch, replica, session },
             12 => Event::SessionProgress { epoch, replica, session, achieved: lsn },
             13 => Event::SessionClosedCompleted { epoch, replica, session, achieved: lsn },
             14 => {
-                let kind = match draft.b % 6 {
+                let kind = match draft.b % 7 {
                     0 => FailureKind::WalRecycled,
                     1 => FailureKind::Transport,
                     2 => FailureKind::StoreIo,
                     3 => FailureKind::StartTimeout,
                     4 => FailureKind::Invalidated,
+                    5 => FailureKind::Stalled,
                     _ => FailureKind::PinLost,
                 };
                 Event::SessionClosedFailed { epoch, replica, session, kind }
@@ -220,6 +222,7 @@ impl Run {
             | Event::ProbeFailed { .. }
             | Event::RecoveryFacts { .. }
             | Event::DurableAck { .. }
+            | Event::SessionDeferred { .. }
             | Event::SessionPrepared { .. }
             | Event::SessionStarted { .. }
             | Event::SessionProgress { .. }
@@ -245,14 +248,20 @@ impl Run {
         match command {
             Command::StartCatchUp { session, .. } | Command::StartRebuild { session, .. } => {
                 let catch_up = matches!(command, Command::StartCatchUp { .. });
-                assert!(!catch_up || !self.stuck.contains(&replica), "the rebuild did not stick");
+                assert!(
+                    !catch_up || !self.stuck.contains(&replica),
+                    "R4: the rebuild did not stick"
+                );
                 self.check_start(*session, replica, command);
             }
             Command::FenceAtEpoch { .. } => {
                 self.fenced.insert(replica);
             }
             Command::PublishHealthy { .. } => {
-                assert!(matches!(event, Event::FenceCompleted { .. }), "healthy after {event:?}");
+                assert!(
+                    matches!(event, Event::FenceCompleted { .. }),
+                    "R5: healthy after {event:?}"
+                );
             }
             Command::InvalidateSession { session, .. } => {
                 assert!(self.started.contains_key(session), "nothing to stop");
@@ -273,11 +282,11 @@ impl Run {
         };
         let command = without_epoch(command);
         if let Some(before) = self.started.get(&session) {
-            assert_eq!(*before, command, "a session changed, or its id was used again");
+            assert_eq!(*before, command, "R3: a session changed, or its id was used again");
             return;
         }
         let newest = self.started.keys().map(|session| session.number).max();
-        assert!(newest.is_none_or(|newest| session.number > newest), "ids go up");
+        assert!(newest.is_none_or(|newest| session.number > newest), "R1: ids go up");
         self.started.insert(session, command);
         self.order.push((replica, session));
     }

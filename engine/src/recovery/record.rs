@@ -33,7 +33,8 @@ pub(super) fn record(state: &mut VolumeState, now: Millis, event: Event) {
                 facts.h = facts.h.max(lsn);
             }
         }
-        Event::SessionPrepared { replica, .. } => set_stage(state, replica, Stage::Prepared),
+        Event::SessionDeferred { replica, .. } => set_stage(state, replica, Stage::Deferred),
+        Event::SessionPrepared { replica, .. } => prepare(state, replica, now),
         Event::SessionStarted { replica, .. } => {
             set_stage(state, replica, Stage::Running { achieved: None });
         }
@@ -137,6 +138,15 @@ fn note_facts(state: &mut VolumeState, id: ReplicaId, facts: Facts) {
 fn set_stage(state: &mut VolumeState, id: ReplicaId, stage: Stage) {
     let session = state.admitted(id).session_mut().expect("an event of no session was admitted");
     session.stage = stage;
+}
+
+/// A session that was put off has all its time from here on.
+fn prepare(state: &mut VolumeState, id: ReplicaId, now: Millis) {
+    let session = state.admitted(id).session_mut().expect("an event of no session was admitted");
+    if session.stage == Stage::Deferred {
+        session.timed = now;
+    }
+    session.stage = Stage::Prepared;
 }
 
 fn lose(state: &mut VolumeState, id: ReplicaId, reason: &str, now: Millis) {

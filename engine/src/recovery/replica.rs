@@ -67,6 +67,8 @@ pub(super) enum Stage {
     Due,
     /// Commanded.
     Commanded { at: Millis },
+    /// The executor waits until the replica has left the in-sync set, however long that takes.
+    Deferred,
     /// The executor holds what it needs.
     Prepared,
     /// The receiver takes part, and holds everything up to `achieved` if it said so.
@@ -79,7 +81,8 @@ pub(super) struct Session {
     pub(super) id: RecoveryId,
     pub(super) job: Job,
     pub(super) target: Lsn,
-    pub(super) decided: Millis,
+    /// From when its receiver has time to take part.
+    pub(super) timed: Millis,
     pub(super) stage: Stage,
 }
 
@@ -132,7 +135,7 @@ impl Session {
     pub(super) fn achieved(&self) -> Option<Lsn> {
         match self.stage {
             Stage::Running { achieved } => achieved,
-            Stage::Due | Stage::Commanded { .. } | Stage::Prepared => None,
+            Stage::Due | Stage::Commanded { .. } | Stage::Deferred | Stage::Prepared => None,
         }
     }
 
@@ -140,9 +143,9 @@ impl Session {
     pub(super) fn start_deadline(&self, params: &Params) -> Option<Millis> {
         match self.stage {
             Stage::Due | Stage::Commanded { .. } | Stage::Prepared => {
-                Some(self.decided.after(params.start_timeout_ms))
+                Some(self.timed.after(params.start_timeout_ms))
             }
-            Stage::Running { .. } => None,
+            Stage::Deferred | Stage::Running { .. } => None,
         }
     }
 }
@@ -212,6 +215,7 @@ impl ReplicaState {
             FailureKind::Transport => ("its recovery session broke off", None, true),
             FailureKind::StoreIo => ("a disk failed in its recovery session", None, true),
             FailureKind::StartTimeout => ("its recovery session did not start in time", None, true),
+            FailureKind::Stalled => ("its recovery session did not come on", None, true),
             FailureKind::Invalidated => ("its recovery session was called off", None, false),
         };
         if catch_up {
@@ -281,7 +285,7 @@ impl ReplicaState {
             Work::Session(session) => {
                 let again = match session.stage {
                     Stage::Commanded { at } => Some(at.after(params.command_retry_ms)),
-                    Stage::Due | Stage::Prepared | Stage::Running { .. } => None,
+                    Stage::Due | Stage::Deferred | Stage::Prepared | Stage::Running { .. } => None,
                 };
                 [again, session.start_deadline(params)].into_iter().flatten().min()
             }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::replica::{ReplicaState, Work};
 use super::{IgnoredReason, Params, ReplicaView, view};
 use crate::replication::message::RecoveryId;
-use crate::types::{Epoch, Millis, ReplicaId};
+use crate::types::{Epoch, Lsn, Millis, ReplicaId};
 
 /// A session that the engine called off and whose executor has not confirmed yet that it stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -64,9 +64,20 @@ impl VolumeState {
         self.replicas.get(&replica).map(|known| view::view(known, stopping, &self.params))
     }
 
+    /// The target of the replica's session, as it was decided; `None` if that session is over.
+    pub fn target(&self, replica: ReplicaId, session: RecoveryId) -> Option<Lsn> {
+        let running = self.replicas.get(&replica)?.session()?;
+        (running.id == session).then_some(running.target)
+    }
+
     /// The replicas, in the order of their ids.
     pub fn replicas(&self) -> impl Iterator<Item = ReplicaId> {
         self.replicas.keys().copied()
+    }
+
+    /// Its times and budgets.
+    pub fn params(&self) -> &Params {
+        &self.params
     }
 
     pub(super) fn known(&self, id: ReplicaId) -> Result<&ReplicaState, IgnoredReason> {
@@ -85,6 +96,6 @@ impl VolumeState {
         let Some(session) = replica.session().map(|session| session.id) else { return };
         replica.work = Work::Undecided;
         let before = self.called_off.insert(id, CalledOff { session, commanded: None });
-        assert!(before.is_none(), "a session of {id} ran before the one before it had stopped");
+        assert!(before.is_none(), "R1: a session of {id} ran before the one before it had stopped");
     }
 }

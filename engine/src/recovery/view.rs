@@ -71,7 +71,7 @@ pub(super) fn view(
             (Mode::Idle, "asked whether it is there".to_owned())
         }
         (Work::Undecided, Reach::Reachable { .. }) => match stopping {
-            Some(old) => (Mode::Idle, format!("waits until session {} has stopped", name(old))),
+            Some(old) => (Mode::Idle, format!("waits until session {old} has stopped")),
             None => (Mode::Idle, "asked what it holds".to_owned()),
         },
     };
@@ -91,10 +91,6 @@ pub(super) fn view(
     }
 }
 
-fn name(session: RecoveryId) -> String {
-    format!("{}/{}", session.epoch, session.number)
-}
-
 fn describe(session: &Session, replica: &ReplicaState, params: &Params) -> String {
     let what = match session.job {
         Job::CatchUp { from } => format!("catch-up from {from} to {}", session.target),
@@ -105,6 +101,7 @@ fn describe(session: &Session, replica: &ReplicaState, params: &Params) -> Strin
     };
     let stage = match session.stage {
         Stage::Due | Stage::Commanded { .. } => "about to start".to_owned(),
+        Stage::Deferred => "waits until it has left the in-sync set".to_owned(),
         Stage::Prepared => "prepared".to_owned(),
         Stage::Running { achieved: None } => "started".to_owned(),
         Stage::Running { achieved: Some(achieved) } => format!("at {achieved}"),

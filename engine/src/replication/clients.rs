@@ -11,9 +11,10 @@ use serde::{Deserialize, Serialize};
 
 use super::core::Core;
 use super::io::{Op, OpenStream, Outcome, Output, Payload, Request, StreamEnd, StreamId};
-use super::log::{BlockRange, EntryHeader, EntryKind, Origin, RequestTag};
+use super::log::{BlockRange, EntryHeader, EntryKind, Origin, RequestTag, SessionLog};
 use super::primary::Primary;
 use super::{IgnoredReason, Verdict};
+use crate::bugs::{Bug, on};
 use crate::types::{BLOCK_SIZE, Lsn, MAX_REQUEST_BYTES, MAX_SESSIONS, SEQUENCE_WINDOW, SessionId};
 
 /// A frontend's stream.
@@ -121,7 +122,8 @@ impl Clients {
 
     /// Whether blocks are being merged, or a parked request that came before touches them.
     fn merging(&self, range: BlockRange) -> bool {
-        self.merges.values().any(|merge| merge.range.overlaps(&range))
+        !on(Bug::MergesNotSerialised)
+            && self.merges.values().any(|merge| merge.range.overlaps(&range))
     }
 
     /// Requests in any stage.
@@ -189,6 +191,11 @@ impl Primary {
             return Verdict::Applied;
         }
         if let Op::Read(range) = request.op {
+            // It gets no LSN, so it is checked now.
+            if let Some(reason) = self.refusal(core, &request) {
+                self.clients.end(&mut core.out, stream, reason);
+                return Verdict::Applied;
+            }
             let key = (stream, request.tag);
             self.clients.reads.insert(key, Read { range, wait: None });
             core.out.push(Output::Read { stream, tag: request.tag, range, merge: false });
@@ -215,7 +222,8 @@ impl Primary {
             }
         }
         let sequence = request.tag.sequence;
-        if sequence <= request.low || sequence > request.low + SEQUENCE_WINDOW {
+        // Compared by difference: the numbers are a peer's, and a sum could pass 64 bits.
+        if sequence.checked_sub(request.low).is_none_or(|n| n == 0 || n > SEQUENCE_WINDOW) {
             return Some(format!(
                 "sequence {sequence} is not within the window above {}",
                 request.low
@@ -245,7 +253,8 @@ impl Primary {
         if let Some(read) = self.clients.reads.get_mut(&key) {
             // The data may be of an entry that is not committed: the answer waits for it. One logged
             // after the read was not seen by it, and waiting for it does no harm.
-            read.wait = Some(core.newest_uncommitted(read.range).unwrap_or_default());
+            let newest = core.newest_uncommitted(read.range);
+            read.wait = Some(newest.filter(|_| !on(Bug::ReadUncommitted)).unwrap_or_default());
             return Verdict::Applied;
         }
         match self.clients.merges.remove(&key) {
@@ -279,7 +288,8 @@ impl Primary {
             })
             .collect();
         for (id, session, create) in waiting {
-            let known = core.log.state.sessions.contains_key(&session);
+            let mut known = core.log.state.sessions.contains_key(&session);
+            known |= on(Bug::UnknownSession) && !create;
             if !known && !create {
                 self.clients.end(&mut core.out, id, StreamEnd::SessionLost);
                 continue;
@@ -358,32 +368,41 @@ impl Primary {
         self.clients.parked = kept;
     }
 
+    /// Why the request's stream may ask for nothing any more.
+    fn refusal(&self, core: &Core, request: &Request) -> Option<StreamEnd> {
+        if request.epoch < self.config.since {
+            return Some(StreamEnd::NotPrimary);
+        }
+        if request.attach < core.log.state.attach {
+            return Some(StreamEnd::AttachLost);
+        }
+        let known = core.log.state.sessions.contains_key(&request.tag.session);
+        (!known && !on(Bug::UnknownSession)).then_some(StreamEnd::SessionLost)
+    }
+
     /// Starts a request: the checks of its session, epoch and attachment are made here, where the
     /// LSN is assigned.
     fn start(&mut self, core: &mut Core, stream: StreamId, request: Request) {
         let tag = request.tag;
         let key = (stream, tag);
-        if request.epoch < self.config.since {
-            return self.clients.end(&mut core.out, stream, StreamEnd::NotPrimary);
+        if let Some(reason) = self.refusal(core, &request) {
+            return self.clients.end(&mut core.out, stream, reason);
         }
-        if request.attach < core.log.state.attach {
-            return self.clients.end(&mut core.out, stream, StreamEnd::AttachLost);
-        }
-        let Some(session) = core.log.state.sessions.get(&tag.session) else {
-            return self.clients.end(&mut core.out, stream, StreamEnd::SessionLost);
-        };
-        if let Some(lsn) = session.logged.get(&tag.sequence) {
+        let unknown = SessionLog::default();
+        let session = core.log.state.sessions.get(&tag.session);
+        let Some(session) = session.or(on(Bug::UnknownSession).then_some(&unknown)) else { return };
+        let logged = session.logged.get(&tag.sequence);
+        if let Some(lsn) = logged.filter(|_| !on(Bug::LogResentTwice)) {
             // It was logged before its answer got lost.
-            if *lsn <= core.log.committed {
+            if Some(*lsn) <= self.answerable(core) {
                 core.out.push(Output::Answer { stream, tag, outcome: Outcome::Done });
             } else {
                 self.clients.logged.insert(*lsn, key);
             }
             return;
         }
-        if tag.sequence <= session.low
-            || tag.sequence > session.low.max(request.low) + SEQUENCE_WINDOW
-        {
+        let above = tag.sequence.saturating_sub(session.low.max(request.low));
+        if tag.sequence <= session.low || above > SEQUENCE_WINDOW {
             // The frontend said that it knows this one's fate: a late copy must not be logged.
             let outcome = Outcome::Failed("the sequence was settled before".to_owned());
             core.out.push(Output::Answer { stream, tag, outcome });
@@ -403,9 +422,7 @@ impl Primary {
                 self.clients.merges.insert(key, Merge { request, range });
                 core.out.push(Output::Read { stream, tag, range, merge: true });
             }
-            // Whatever this primary acknowledged is durable on every member; what it inherited may
-            // have been acknowledged by an earlier one and is committed first.
-            Op::Flush => self.clients.flushes.push((self.inherited, key)),
+            Op::Flush => self.clients.flushes.push((self.flush_needs(), key)),
             Op::Detach => {
                 let kind = EntryKind::Close { session: tag.session };
                 self.log(core, stream, &request, kind);
@@ -431,29 +448,30 @@ impl Primary {
 
     /// Answers what is committed, and reads under the lease.
     fn answer(&mut self, core: &mut Core) {
-        let committed = core.log.committed;
+        let answerable = self.answerable(core);
         while let Some(entry) = self.clients.logged.first_entry()
-            && *entry.key() <= committed
+            && Some(*entry.key()) <= answerable
         {
             let (stream, tag) = entry.remove();
             core.out.push(Output::Answer { stream, tag, outcome: Outcome::Done });
         }
         let (done, rest) = std::mem::take(&mut self.clients.flushes)
             .into_iter()
-            .partition::<Vec<_>, _>(|(wait, _)| *wait <= committed && self.ready);
+            .partition::<Vec<_>, _>(|(wait, _)| Some(*wait) <= answerable && self.ready);
         self.clients.flushes = rest;
         for (_, (stream, tag)) in done {
             core.out.push(Output::Answer { stream, tag, outcome: Outcome::Done });
         }
-        self.finish_attaching(core);
-        if self.clients.reads.is_empty() || !self.active(core.now) {
+        self.finish_attaching(core, answerable);
+        let active = self.active(core.now) || on(Bug::ReadWithoutLease);
+        if self.clients.reads.is_empty() || !active {
             return;
         }
         let ready: Vec<_> = self
             .clients
             .reads
             .iter()
-            .filter(|(_, read)| read.wait.is_some_and(|wait| wait <= committed))
+            .filter(|(_, read)| read.wait.is_some_and(|wait| Some(wait) <= answerable))
             .map(|(key, _)| *key)
             .collect();
         for key in ready {
@@ -462,12 +480,12 @@ impl Primary {
         }
     }
 
-    fn finish_attaching(&mut self, core: &mut Core) {
+    fn finish_attaching(&mut self, core: &mut Core, answerable: Option<Lsn>) {
         let (epoch, loss_generation) = (self.config.epoch, self.config.loss_generation);
         let attach = core.log.state.attach;
         for (id, stream) in &mut self.clients.streams {
             if let StreamStage::Attaching { lsn } = stream.stage
-                && lsn <= core.log.committed
+                && Some(lsn) <= answerable
             {
                 stream.stage = StreamStage::Open;
                 core.out.push(Output::StreamOpened { stream: *id, epoch, attach, loss_generation });

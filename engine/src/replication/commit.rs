@@ -2,66 +2,76 @@
 //! joins, and what goes out on the feeds.
 
 use super::Verdict;
+use super::candidate::Standing;
 use super::core::Core;
 use super::io::{IsrChange, Output, Proposal, ProposalId};
 use super::message::{Append, ToReplica};
 use super::peer::{Link, Peer};
 use super::primary::{Asked, Primary};
+use crate::bugs::{Bug, on};
 use crate::recovery::Event;
-use crate::types::{Config, Lsn, Millis, ReplicaId};
+use crate::types::{Config, Lsn, Millis};
 
 impl Primary {
-    /// The replicas that must acknowledge: the union of every configuration that may be in force.
-    /// While a leave is undecided the leaver is still listed; a joiner counts before the masters
-    /// hear of it.
-    fn counted(&self) -> impl Iterator<Item = &Peer> {
-        self.peers.values().filter(|peer| self.counts(peer))
-    }
-
+    /// Whether a replica counts: the union of every configuration that may be in force. While a
+    /// leave is undecided the leaver is still listed; a joiner counts before the masters hear of it.
     pub(super) fn counts(&self, peer: &Peer) -> bool {
+        if on(Bug::LeaveUncounted) && self.asked.is_some() && peer.feed.is_none() {
+            return false;
+        }
         peer.joining || peer.join_proposed || self.config.isr.contains(&peer.id)
     }
 
-    fn large_enough(&self) -> bool {
-        self.config.isr.len() as u64 >= u64::from(self.config.min_in_sync)
-    }
-
-    /// Whether every counted replica's promise holds now.
-    pub(super) fn leased(&self, now: Millis) -> bool {
-        self.counted().all(|peer| peer.leased_until > now)
-    }
-
-    /// READY, with the leases of the whole in-sync set, which is large enough.
+    /// READY, with the leases that the mode asks for, and an in-sync set that is large enough.
     pub(super) fn active(&self, now: Millis) -> bool {
         self.ready && self.large_enough() && self.leased(now)
     }
 
-    /// In-sync members that don't answer.
-    pub(super) fn lacking(&self, now: Millis) -> Vec<ReplicaId> {
-        let listed = self.peers.values().filter(|peer| self.config.isr.contains(&peer.id));
-        listed.filter(|peer| peer.leased_until <= now).map(|peer| peer.id).collect()
+    /// As [`Self::active`], but without the pause at an epoch of the same tenure, in which the
+    /// promises are asked for anew.
+    pub(super) fn serving(&self, now: Millis) -> bool {
+        self.ready && self.large_enough() && self.attended(now)
     }
 
     /// Draws every conclusion that the facts allow. Called at the end of each step.
     pub(super) fn advance(&mut self, core: &mut Core) {
         self.check_silence(core);
+        self.check_stalls(core);
         if self.recovery.next_deadline().is_some_and(|at| at <= core.now) {
             self.recover(core, Event::Tick);
         }
         let epoch = self.config.epoch;
-        let recorded = core.record_epoch(epoch, self.first);
+        self.stand(core);
+        let recorded = self.is_whole() && core.record_epoch(epoch, self.first);
         if recorded && !self.ready && core.now >= self.wait_until {
             self.ready = true;
             core.trace("ready", format!("reconciled itself, log starts at {}", self.first));
         }
+        if recorded {
+            self.reconcile_told(core);
+        }
         self.note_joiners(core);
         self.begin_rebuilds(core);
         self.commit(core, recorded);
+        self.note_served(core);
         self.serve(core);
         self.note_lacking(core.now);
         self.propose(core);
         self.repeat_questions(core);
         self.feed_all(core);
+    }
+
+    /// When a tenure first serves, the failover that it began with is over.
+    fn note_served(&mut self, core: &mut Core) {
+        if !self.served && self.active(core.now) {
+            self.served = true;
+            let members = self.config.isr.len();
+            let who = match self.by_majority() {
+                true => format!("a majority of {members} voters"),
+                false => format!("all {members} in-sync replicas"),
+            };
+            core.trace("serving", format!("the leases of {who} hold"));
+        }
     }
 
     /// A replica that holds everything counts from now on, before it is proposed: so whatever is
@@ -70,8 +80,15 @@ impl Primary {
         let mut new = Vec::new();
         for peer in self.peers.values_mut() {
             let listed = self.config.isr.contains(&peer.id);
-            if !listed && peer.healthy && peer.feed.is_some() && !peer.joining && self.ready {
+            if core.wish.leave.contains(&peer.id) {
+                // It is to go: one that was not proposed yet may stop counting at once.
+                peer.joining = peer.join_proposed;
+                continue;
+            }
+            let ready = self.ready || on(Bug::ProposeUnready);
+            if !listed && peer.healthy && peer.feed.is_some() && !peer.joining && ready {
                 peer.joining = true;
+                peer.counted_from = Some(core.log.end);
                 new.push(peer.id);
             }
         }
@@ -80,18 +97,14 @@ impl Primary {
         }
     }
 
-    /// The committed LSN: what this replica and every counted one durably hold.
+    /// The committed LSN: what this replica and enough others durably hold.
     fn commit(&mut self, core: &mut Core, recorded: bool) {
         if !self.ready || !recorded || !self.large_enough() {
             return;
         }
-        let epoch = self.config.epoch;
-        let mut all = core.log.durable;
-        for peer in self.counted() {
-            match peer.acked_in(epoch) {
-                Some(acked) => all = all.min(acked),
-                None => return,
-            }
+        let Some(all) = self.acknowledged(core) else { return };
+        if all >= self.first.prev() {
+            self.settled = Some(self.config.epoch);
         }
         core.commit_to(all);
     }
@@ -110,26 +123,44 @@ impl Primary {
             self.config.isr.contains(&peer.id)
                 && (peer.refused
                     || core.now.since(peer.heard) >= core.params.suspect_ms
-                    || self.waits_for_leave(peer))
+                    || self.waits_for_leave(peer)
+                    || self.lags(core, peer))
         };
+        if let Standing::Declined { best } = &self.standing {
+            return Some(IsrChange::Yield { to: *best });
+        }
         let spare = self.config.isr.len() as u64 > u64::from(self.config.min_in_sync);
-        if spare && let Some(peer) = self.peers.values().find(suspected) {
+        if self.drops_the_silent()
+            && spare
+            && let Some(peer) = self.peers.values().find(suspected)
+        {
             return Some(IsrChange::Leave { replica: peer.id });
         }
         // No move of the set before the promises to earlier primaries have run out.
-        if !self.ready {
+        if !self.ready && !on(Bug::ProposeUnready) {
             return None;
         }
-        // A joiner that was proposed and then fell away: only a newer epoch ends its counting.
-        if self.peers.values().any(|peer| peer.join_proposed && !peer.healthy) {
+        let goes = |peer: &&Peer| core.wish.leave.contains(&peer.id);
+        if spare
+            && let Some(peer) = self.peers.values().filter(goes).find(|p| self.may_leave(core, p))
+        {
+            return Some(IsrChange::Leave { replica: peer.id });
+        }
+        // A joiner that was proposed and then fell away, or is to go by now: only a newer epoch ends
+        // its counting.
+        let void = |peer: &Peer| peer.join_proposed && (!peer.healthy || goes(&peer));
+        if self.peers.values().any(void) {
             return Some(IsrChange::Burn);
         }
-        let epoch = self.config.epoch;
+        if !self.is_settled() {
+            return None;
+        }
         let whole = |peer: &&Peer| {
             peer.joining
                 && peer.healthy
+                && !goes(peer)
                 && matches!(peer.link, Link::Reconciled)
-                && peer.acked_in(epoch).is_some_and(|acked| acked >= core.log.committed)
+                && (self.may_join(core, peer) || on(Bug::JoinBehind))
         };
         self.peers.values().find(whole).map(|peer| IsrChange::Join { replica: peer.reference() })
     }
@@ -147,15 +178,19 @@ impl Primary {
             }
         }
         let Some(change) = self.wish(core) else { return };
-        if let IsrChange::Join { replica } = &change
-            && let Some(peer) = self.peers.get_mut(&replica.id)
-        {
-            peer.join_proposed = true;
+        match &change {
+            IsrChange::Join { replica } => {
+                self.peers.entry(replica.id).and_modify(|peer| peer.join_proposed = true);
+            }
+            IsrChange::Leave { replica } => {
+                self.peers.entry(*replica).and_modify(|peer| peer.leave_proposed = true);
+            }
+            IsrChange::Burn | IsrChange::Yield { .. } => {}
         }
         self.proposals += 1;
         let id = ProposalId(self.proposals);
         self.asked = Some(Asked { id, sent: core.now, answered: false });
-        core.trace("proposed", format!("{change:?} at epoch {}", self.config.epoch));
+        core.trace("proposed", format!("{change}, if epoch {} is in force", self.config.epoch));
         core.out.push(Output::Propose(Proposal {
             id,
             volume: core.volume,
@@ -176,6 +211,11 @@ impl Primary {
         if let Some(asked) = self.asked.as_mut().filter(|asked| asked.id == proposal) {
             asked.answered = true;
             asked.sent = core.now;
+        }
+        if on(Bug::UnchangedIsAnswer) {
+            self.peers.values_mut().for_each(|peer| {
+                (peer.join_proposed, peer.joining) = (false, false);
+            });
         }
         if config.is_none() {
             core.trace("unanswered", format!("proposal {}: the outcome is unknown", proposal.0));
@@ -235,13 +275,17 @@ impl Primary {
             due.push(self.wait_until);
         }
         due.extend(self.recovery.next_deadline());
+        due.extend(self.stand_deadline(core));
         for peer in self.peers.values() {
             due.extend(peer.asked().map(|sent| sent.after(params.retry_ms)));
             if peer.is_fed() {
                 due.push(peer.heard.after(params.suspect_ms));
                 let stamped = peer.feed.and_then(|feed| feed.stamped);
                 due.push(stamped.map_or(core.now, |at| at.after(params.renew_ms)));
-            } else if self.config.isr.contains(&peer.id) && self.asked.is_none() {
+            } else if self.drops_the_silent()
+                && self.config.isr.contains(&peer.id)
+                && self.asked.is_none()
+            {
                 due.push(peer.heard.after(params.suspect_ms));
             }
             if peer.session.is_some() {
@@ -260,25 +304,30 @@ impl Primary {
     pub(super) fn assert_invariants(&self, core: &Core) {
         assert_eq!(
             self.config.epoch, core.kept.fenced,
-            "a primary acts in the epoch it promised to"
+            "I1: a primary acts in the epoch it promised to"
         );
-        assert_eq!(self.config.primary, core.me, "a primary acts in its own incarnation");
-        assert!(self.config.isr.contains(&core.me.id), "a primary is in sync");
-        assert!(core.kept.incomplete.is_none(), "an incomplete replica is no primary");
+        assert_eq!(self.config.primary, core.me, "I1: a primary acts in its own incarnation");
+        assert!(self.config.isr.contains(&core.me.id), "I1: a primary is in sync");
+        assert!(core.kept.incomplete.is_none(), "I6: an incomplete replica is no primary");
         for peer in self.peers.values() {
             assert!(
                 peer.acked.is_none_or(|acked| acked <= core.log.end),
-                "acknowledged past the end"
+                "I5: acknowledged past the end"
             );
             let copying = peer.session.is_some_and(|s| {
                 !matches!(s.stage, super::peer::Stage::Feeding { .. } | super::peer::Stage::Leaving)
             }) && matches!(peer.link, Link::Unusable);
             assert!(
-                !(copying && self.config.isr.contains(&peer.id)),
-                "a base lane is open to a listed replica"
+                self.by_majority() || !(copying && self.config.isr.contains(&peer.id)),
+                "I6: a base lane is open to a listed replica"
             );
+            if let Some(session) = peer.session
+                && let Some(decided) = self.recovery.target(peer.id, session.id)
+            {
+                assert_eq!(session.target, decided, "I6: a session's target changed");
+            }
             if copying {
-                assert!(peer.acked.is_none(), "an incomplete replica counts for a commit");
+                assert!(peer.acked.is_none(), "I6: an incomplete replica counts for a commit");
             }
         }
     }

@@ -1,15 +1,16 @@
 //! What a replica is in every role: its log's frontiers, its promises, its superblock.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
 use super::io::{Kept, Opened, Output};
-use super::log::{BlockRange, EntryHeader, LogState};
+use super::log::{BlockRange, EntryHeader, EpochTable, LogState};
 use super::message::{Append, Lineage};
-use super::trace::TraceEvent;
+use super::trace::{Observed, TraceEvent};
 use super::{IgnoredReason, Params};
-use crate::types::{BootId, Config, Epoch, Lsn, Millis, ReplicaRef, VolumeId};
+use crate::bugs::{Bug, on};
+use crate::types::{BootId, Config, Epoch, Lsn, Millis, ReplicaId, ReplicaRef, VolumeId, Wish};
 
 /// A promise to a primary not to serve before a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -60,16 +61,27 @@ pub(super) struct Core {
     pub(super) promises: Vec<Promise>,
     /// The newest configuration known, from whomever.
     pub(super) config: Option<Config>,
+    /// What the masters want, if this replica is primary.
+    pub(super) wish: Wish,
     #[serde(skip)]
     pub(super) out: Vec<Output>,
+    /// Gathers what the recovery engine is told, while somebody looks on.
+    #[serde(skip)]
+    pub(super) observed: Option<Vec<Observed>>,
 }
 
 impl Core {
     pub(super) fn open(now: Millis, opened: Opened, params: Params) -> Self {
         let mut state = opened.state.clone();
         opened.uncommitted.iter().for_each(|header| state.apply(header));
-        let until = now.after(params.promise_ms());
-        let recorded = opened.kept.table.last().map(|(epoch, _)| epoch);
+        // An earlier run may have promised just before it ended.
+        let earlier = Promise { to: None, until: now.after(params.promise_ms()) };
+        let mut kept = opened.kept;
+        if on(Bug::ForgetEpochTable) {
+            kept.table = EpochTable::default();
+            opened.uncommitted.iter().for_each(|header| kept.table.observe(header));
+        }
+        let recorded = kept.table.last().map(|(epoch, _)| epoch);
         Self {
             me: opened.me,
             volume: opened.volume,
@@ -87,11 +99,12 @@ impl Core {
                 committed_state: opened.state,
                 uncommitted: opened.uncommitted.into(),
             },
-            kept: opened.kept,
-            // An earlier run may have promised just before it ended.
-            promises: vec![Promise { to: None, until }],
+            kept,
+            promises: if on(Bug::ForgetPromises) { Vec::new() } else { vec![earlier] },
             config: None,
+            wish: Wish::default(),
             out: Vec::new(),
+            observed: None,
             params,
         }
     }
@@ -107,7 +120,12 @@ impl Core {
     /// What the superblock may say now.
     pub(super) fn kept_for_disk(&self) -> Kept {
         let mut kept = self.kept.clone();
-        kept.table = kept.table.up_to(self.log.durable);
+        if !on(Bug::RecordTableEarly) {
+            kept.table = kept.table.up_to(self.log.durable);
+        }
+        if on(Bug::FenceNotDurable) {
+            kept.fenced = kept.table.last().map_or(Epoch(0), |(epoch, _)| epoch);
+        }
         kept
     }
 
@@ -115,7 +133,7 @@ impl Core {
     pub(super) fn fence(&mut self, epoch: Epoch) {
         assert!(
             epoch > self.kept.fenced,
-            "the fenced epoch went from {} to {epoch}",
+            "I7: the fenced epoch went from {} to {epoch}",
             self.kept.fenced
         );
         self.kept.fenced = epoch;
@@ -127,7 +145,7 @@ impl Core {
         if self.recorded == Some(epoch) {
             return true;
         }
-        if self.log.durable.next() < first {
+        if self.log.durable.next() < first && !on(Bug::RecordTableEarly) {
             return false;
         }
         self.note_epoch(epoch, first);
@@ -148,9 +166,11 @@ impl Core {
     /// Takes headers into the log. The output that appends them is the caller's.
     pub(super) fn extend(&mut self, headers: &[EntryHeader]) {
         for header in headers {
-            assert_eq!(header.lsn, self.log.end.next(), "a log has no gap");
+            assert_eq!(header.lsn, self.log.end.next(), "L1: a log has no gap");
             self.log.end = header.lsn;
-            self.kept.table.observe(header);
+            if !on(Bug::ForgetObserved) {
+                self.kept.table.observe(header);
+            }
             self.log.state.apply(header);
             self.log.uncommitted.push_back(*header);
         }
@@ -158,7 +178,8 @@ impl Core {
 
     /// Moves the committed LSN up to `lsn`, at most the durable end; never back.
     pub(super) fn commit_to(&mut self, lsn: Lsn) -> bool {
-        let lsn = lsn.min(self.log.durable);
+        let own = if on(Bug::CommitBeyondDurable) { self.log.end } else { self.log.durable };
+        let lsn = lsn.min(own);
         if lsn <= self.log.committed {
             return false;
         }
@@ -174,11 +195,17 @@ impl Core {
 
     /// Ends the log at `end`, which is not below the committed LSN. The caller emits the cut.
     pub(super) fn cut_log(&mut self, end: Lsn) {
-        assert!(end >= self.log.committed, "a cut to {end} below committed {}", self.log.committed);
+        assert!(
+            end >= self.log.committed,
+            "L2: a cut to {end} below committed {}",
+            self.log.committed
+        );
         self.log.uncommitted.retain(|header| header.lsn <= end);
         let mut state = self.log.committed_state.clone();
         self.log.uncommitted.iter().for_each(|header| state.apply(header));
-        self.log.state = state;
+        if !on(Bug::KeepStateAtCut) {
+            self.log.state = state;
+        }
         self.log.end = end;
         self.log.durable = self.log.durable.min(end);
         self.log.generation += 1;
@@ -196,7 +223,9 @@ impl Core {
 
     /// Promises `to` that this replica won't serve as primary for a lease's time from now.
     pub(super) fn promise(&mut self, to: ReplicaRef) {
-        let until = self.now.after(self.params.promise_ms());
+        let lease = self.params.lease_ms;
+        let lasts = if on(Bug::NoDriftMargin) { lease } else { self.params.promise_ms() };
+        let until = self.now.after(lasts);
         let now = self.now;
         self.promises.retain(|p| p.until > now && p.to != Some(to));
         self.promises.push(Promise { to: Some(to), until });
@@ -207,6 +236,23 @@ impl Core {
         let me = self.me;
         let others = self.promises.iter().filter(|p| p.to != Some(me));
         others.map(|p| p.until).max().unwrap_or_default()
+    }
+
+    /// To which other replicas a promise holds.
+    pub(super) fn promised_to(&self, now: Millis) -> BTreeSet<ReplicaId> {
+        let current = self.promises.iter().filter(|promise| promise.until > now);
+        current
+            .filter_map(|promise| promise.to)
+            .map(|to| to.id)
+            .filter(|id| *id != self.me.id)
+            .collect()
+    }
+
+    /// For how long the promises to others than `asker` still bind, in milliseconds; one more than
+    /// the clock says, for its rounding.
+    pub(super) fn promised_ms(&self, asker: ReplicaRef) -> u64 {
+        let others = self.promises.iter().filter(|p| p.to != Some(asker) && p.until > self.now);
+        others.map(|p| p.until.since(self.now) + 1).max().unwrap_or_default()
     }
 
     /// Remembers a configuration if it is the newest of the volume.
@@ -228,6 +274,13 @@ impl Core {
         Lineage { volume: self.volume, epoch, from: self.me, to }
     }
 
+    /// Shows something to whoever looks on.
+    pub(super) fn observe(&mut self, what: impl FnOnce() -> Observed) {
+        if let Some(observed) = &mut self.observed {
+            observed.push(what());
+        }
+    }
+
     pub(super) fn trace(&mut self, what: &str, why: String) {
         let epoch = self.kept.fenced;
         self.out.push(Output::Trace(TraceEvent {
@@ -241,24 +294,32 @@ impl Core {
     /// The first invariants of every replica, in every role.
     pub(super) fn assert_invariants(&self) {
         let log = &self.log;
-        assert!(log.checkpoint <= log.committed, "extents hold uncommitted entries");
+        assert!(log.checkpoint <= log.committed, "I5: extents hold uncommitted entries");
         assert!(
             log.committed <= log.durable,
-            "committed {} is not durable {}",
+            "I5: committed {} is not durable {}",
             log.committed,
             log.durable
         );
-        assert!(log.durable <= log.end, "durable {} lies past the end {}", log.durable, log.end);
+        assert!(
+            log.durable <= log.end,
+            "I5: durable {} lies past the end {}",
+            log.durable,
+            log.end
+        );
         assert_eq!(
             log.uncommitted.len() as u64,
             log.end.0 - log.committed.0,
-            "uncommitted entries have no gap"
+            "L1: uncommitted entries have no gap"
         );
         if let Some((epoch, first)) = self.kept.table.last() {
-            assert!(epoch <= self.kept.fenced, "epoch {epoch} recorded without a promise to it");
-            assert!(first.0 <= log.end.0 + 1, "epoch {epoch} starts beyond the log");
+            assert!(
+                epoch <= self.kept.fenced,
+                "I7: epoch {epoch} recorded without a promise to it"
+            );
+            assert!(first.0 <= log.end.0 + 1, "L3: epoch {epoch} starts beyond the log");
         }
-        assert!(log.state.within_limits(), "the log state outgrew its limits");
+        assert!(log.state.within_limits(), "L4: the log state outgrew its limits");
     }
 }
 

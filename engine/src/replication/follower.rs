@@ -10,7 +10,8 @@ use super::io::{Output, Payload};
 use super::log::{EpochTable, LogState};
 use super::message::{Append, Facts, Incomplete, Lineage, RecoveryId, ToPrimary};
 use super::{IgnoredReason, Verdict};
-use crate::types::{Config, Epoch, Lsn, Millis, ReplicaRef};
+use crate::bugs::{Bug, on};
+use crate::types::{Config, Durability, Epoch, LossGeneration, Lsn, Millis, ReplicaRef};
 
 /// What a follower knows of its primary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -19,6 +20,8 @@ pub(super) struct Follower {
     pub(super) primary: ReplicaRef,
     /// The epoch promised to.
     pub(super) epoch: Epoch,
+    /// The volume's loss generation in this primary's tenure: only another tenure changes it.
+    loss_generation: LossGeneration,
     /// The epoch in which this log was last made a prefix of the primary's. A continuous newer
     /// epoch needs no other.
     reconciled: Option<Epoch>,
@@ -30,6 +33,8 @@ pub(super) struct Follower {
     question: u64,
     /// A session that ends once the log reaches the LSN.
     closing: Option<(RecoveryId, Lsn)>,
+    /// The newest rebuild that was begun for this primary.
+    begun: Option<RecoveryId>,
 }
 
 impl Follower {
@@ -46,11 +51,13 @@ impl Follower {
         Self {
             primary: config.primary,
             epoch: config.epoch,
+            loss_generation: config.loss_generation,
             reconciled: None,
             first: None,
             committed: Lsn(0),
             question: 0,
             closing: None,
+            begun: None,
         }
     }
 
@@ -72,10 +79,40 @@ impl Follower {
             durable: core.log.durable,
             committed: core.log.committed,
             checkpoint: core.log.checkpoint,
+            retained: core.log.retained,
             incomplete: core.kept.incomplete,
             loss_generation: core.kept.loss_generation,
+            promised_ms: core.promised_ms(self.primary),
         };
         self.reply(core, lineage, ToPrimary::Facts { request, facts });
+        Verdict::Applied
+    }
+
+    /// A candidate, which this replica is fenced for, wants entries that it lacks.
+    pub(super) fn fetch(
+        &mut self,
+        core: &mut Core,
+        lineage: Lineage,
+        request: u64,
+        prev: Lsn,
+        last: Lsn,
+    ) -> Verdict {
+        if request <= self.question {
+            return Verdict::Ignored(IgnoredReason::LateCopy);
+        }
+        if core.kept.incomplete.is_some() {
+            return Verdict::Ignored(IgnoredReason::Incomplete);
+        }
+        if prev >= last || last > core.log.durable {
+            return Verdict::Ignored(IgnoredReason::Malformed);
+        }
+        self.question = request;
+        if prev.next() < core.log.retained {
+            self.reply(core, lineage, ToPrimary::Entries { request, prev, entries: Vec::new() });
+        } else {
+            let lineage = core.lineage(lineage.epoch, lineage.from);
+            core.out.push(Output::SendFetched { lineage, request, prev, last });
+        }
         Verdict::Applied
     }
 
@@ -106,12 +143,18 @@ impl Follower {
             return Verdict::Ignored(IgnoredReason::Malformed);
         }
         self.question = request;
-        // All up to `end` is the same log as the primary's, so its table describes it.
-        core.kept.table = table.up_to(end);
-        if let Some(config) = core.config.as_ref().filter(|config| config.epoch == self.epoch) {
-            core.kept.loss_generation = core.kept.loss_generation.max(config.loss_generation);
+        if lineage.epoch > self.epoch {
+            // The primary's tenure went on since it was told what is here: another tenure would
+            // have asked for a promise first, and it is the promise that ends the old one's.
+            core.fence(lineage.epoch);
+            self.epoch = lineage.epoch;
+            self.first = None;
         }
-        if end < core.log.end {
+        // All up to `end` is the same log as the primary's, so its table describes it.
+        let describes = if on(Bug::OwnTableAtCut) { &core.kept.table } else { table };
+        core.kept.table = describes.up_to(end);
+        core.kept.loss_generation = core.kept.loss_generation.max(self.loss_generation);
+        if end < core.log.end && !on(Bug::SkipCut) {
             core.trace(
                 "cut",
                 format!("from {} to {end}: the rest was never committed", core.log.end),
@@ -124,7 +167,8 @@ impl Follower {
             core.persist();
         }
         self.reconciled = Some(self.epoch);
-        self.reply(core, lineage, ToPrimary::CutDone { request, durable: core.log.durable });
+        let durable = if on(Bug::SkipCut) { end } else { core.log.durable };
+        self.reply(core, lineage, ToPrimary::CutDone { request, durable });
         Verdict::Applied
     }
 
@@ -216,23 +260,38 @@ impl Follower {
         &mut self,
         core: &mut Core,
         lineage: Lineage,
+        request: u64,
         mark: Incomplete,
         table: &EpochTable,
         state: &LogState,
     ) -> Verdict {
-        let listed = core
-            .config
-            .as_ref()
-            .is_some_and(|c| c.epoch == lineage.epoch && c.isr.contains(&core.me.id));
-        if listed {
-            // Its copy may be the one that a failover needs: it must leave first.
+        // The session may be over, and its replica in sync since: what was under way for long must
+        // not wipe it. A copy has the number of a question that was answered; one that was asked
+        // again has a newer number, but names a session that is not the one under way.
+        let over = self.begun.is_some_and(|begun| {
+            mark.session < begun || mark.session == begun && core.kept.incomplete != Some(mark)
+        });
+        if (request <= self.question || over) && !on(Bug::LateBeginRebuild) {
+            return Verdict::Ignored(IgnoredReason::LateCopy);
+        }
+        let listed = core.config.as_ref().is_some_and(|c| {
+            let leaves = c.durability != Durability::SyncQuorum;
+            leaves && c.epoch == lineage.epoch && c.isr.contains(&core.me.id)
+        });
+        if listed && !on(Bug::BaseToMember) {
+            // Its copy may be the one that a failover needs: it must leave first. (A voter need
+            // not: an INCOMPLETE one is absent, and the primary wipes none that is needed.)
             return Verdict::Ignored(IgnoredReason::ListedInSync);
         }
+        self.question = request;
+        self.begun = Some(mark.session);
         if lineage.epoch > self.epoch {
             core.fence(lineage.epoch);
             self.epoch = lineage.epoch;
             self.first = None;
         }
+        let empty = LogState::new(state.blocks);
+        let state = if on(Bug::StateNotHandedOver) { &empty } else { state };
         if core.kept.incomplete != Some(mark) || self.reconciled.is_none() {
             core.trace(
                 "rebuild-started",
@@ -283,9 +342,7 @@ impl Follower {
         if let (Some(_), Some(first)) = (core.kept.incomplete, self.first) {
             core.note_epoch(self.epoch, first);
             core.kept.incomplete = None;
-            if let Some(config) = core.config.as_ref().filter(|c| c.epoch == self.epoch) {
-                core.kept.loss_generation = core.kept.loss_generation.max(config.loss_generation);
-            }
+            core.kept.loss_generation = core.kept.loss_generation.max(self.loss_generation);
             let kept = core.kept_for_disk();
             core.recorded = kept.table.last().map(|(epoch, _)| epoch);
             core.trace("rebuilt", format!("complete up to {}", core.log.durable));

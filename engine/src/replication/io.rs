@@ -12,7 +12,7 @@ use super::message::{Incomplete, Lineage, RecoveryId, ToPrimary, ToReplica};
 use crate::recovery::FailureKind;
 use crate::types::{
     AttachGeneration, BootId, Config, Epoch, LossGeneration, Lsn, ReplicaId, ReplicaRef, SessionId,
-    VolumeId,
+    VolumeId, Wish,
 };
 
 /// Numbers one stream of one frontend session at this replica; the driver never uses one twice.
@@ -66,6 +66,8 @@ pub struct Kept {
 pub enum Input {
     /// A configuration from the masters, or from their answer to something else.
     Assignment(Config),
+    /// What the masters want of the volume's primary; all of it, each time.
+    Wish(Wish),
     /// The masters deleted the volume. Fences like an epoch above all others.
     Deleted,
     /// From the volume's primary, or one that thinks it is.
@@ -79,7 +81,7 @@ pub enum Input {
     FromReplica {
         /// Sender, receiver, epoch of the question.
         lineage: Lineage,
-        /// What it says.
+        /// What it says. Payloads of fetched entries stay with the driver.
         message: ToPrimary,
     },
     /// A call or stream to a replica failed. Observation only.
@@ -127,8 +129,12 @@ pub enum Input {
         /// The durable end.
         lsn: Lsn,
     },
-    /// The checkpoint moved or WAL segments went.
+    /// The checkpoint moved or WAL segments went. Notices of an earlier log are ignored, as those
+    /// of [`Input::Durable`] are: after a wipe the extents hold less. [A rebuild that began anew
+    /// below the checkpoint that the one before it had under way took it for its own.]
     Checkpointed {
+        /// The generation that the engine was in when the step of the checkpoint was begun.
+        generation: u64,
         /// Everything up to here is in the extents.
         checkpoint: Lsn,
         /// S.
@@ -284,12 +290,33 @@ pub enum IsrChange {
     },
     /// Nothing changes but the epoch: burns every other proposal at the old one.
     Burn,
+    /// A candidate of a `sync_quorum` volume declines: the log of another voter has entries that it
+    /// could get only with the whole image. That one is to be the primary.
+    Yield {
+        /// Who, in the incarnation that told what it holds.
+        to: ReplicaRef,
+    },
+}
+
+impl std::fmt::Display for IsrChange {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            IsrChange::Leave { replica } => write!(f, "{replica} leaves the in-sync set"),
+            IsrChange::Join { replica: ReplicaRef { id, incarnation } } => {
+                write!(f, "{id} joins the in-sync set, in its run {incarnation}")
+            }
+            IsrChange::Burn => f.write_str("nothing changes but the epoch"),
+            IsrChange::Yield { to: ReplicaRef { id, incarnation } } => {
+                write!(f, "{id} is primary instead, in its run {incarnation}: its log is the best")
+            }
+        }
+    }
 }
 
 /// Where the entries of an [`Output::Append`] come from.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub enum Payload {
-    /// The input that is being handled: the feed message's entries.
+    /// The input that is being handled: the entries of the feed's message, or the fetched ones.
     Feed,
     /// The client request with this tag (merged, for a partial write).
     Client(RequestTag),
@@ -408,6 +435,18 @@ pub enum Output {
     StopBase {
         /// The session.
         session: RecoveryId,
+    },
+    /// Answer [`ToReplica::Fetch`]: entries from `prev + 1` up to at most `last`, as many as fit one
+    /// message, at least one; none if the log does not have them any more. The driver reads them.
+    SendFetched {
+        /// Sender, receiver, epoch of the question.
+        lineage: Lineage,
+        /// The question's.
+        request: u64,
+        /// The LSN before the first entry.
+        prev: Lsn,
+        /// The last one wanted.
+        last: Lsn,
     },
     /// Ask the masters; [`Input::Answered`] follows.
     Propose(Proposal),

@@ -160,8 +160,8 @@ impl EpochTable {
     /// or starts below the newest: the caller must have cut first.
     pub fn record(&mut self, epoch: Epoch, first: Lsn) {
         if let Some((last_epoch, last_first)) = self.last() {
-            assert!(epoch > last_epoch, "epoch table goes back: {last_epoch} then {epoch}");
-            assert!(first >= last_first, "epoch {epoch} starts at {first}, below {last_first}");
+            assert!(epoch > last_epoch, "L3: epoch table goes back: {last_epoch} then {epoch}");
+            assert!(first >= last_first, "L3: epoch {epoch} starts at {first}, below {last_first}");
             if first == last_first {
                 self.0.pop();
             }

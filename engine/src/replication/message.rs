@@ -32,6 +32,12 @@ pub struct RecoveryId {
     pub number: u64,
 }
 
+impl std::fmt::Display for RecoveryId {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        write!(f, "{}/{}", self.epoch, self.number)
+    }
+}
+
 /// The mark of a replica whose extents are being written by a base lane: until the terminal close
 /// it holds no consistent image, and counts for nothing.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -73,11 +79,24 @@ pub enum ToReplica {
         /// The primary's whole table.
         table: EpochTable,
     },
+    /// A candidate completes its log: send what you hold after `prev`. Carried by `Reconcile`. Only
+    /// in `sync_quorum`, from a primary that has reconciled nobody yet.
+    Fetch {
+        /// Counted with those of `Fence` and `Cut`.
+        request: u64,
+        /// The end of what the candidate holds of the receiver's log.
+        prev: Lsn,
+        /// The last entry that it needs.
+        last: Lsn,
+    },
     /// The one ordered feed: entries (possibly none) and frontiers. Carried by `Feed`; the entries'
     /// payloads travel beside it.
     Append(Append),
-    /// Become INCOMPLETE, drop what you hold, then take base blocks. Carried by `Recover`.
+    /// Become INCOMPLETE, drop what you hold, then take base blocks. Carried by `Recover`. A
+    /// question like the others: a copy that comes late must not wipe what was built since.
     BeginRebuild {
+        /// Counted with those of `Fence` and `Cut`; a repetition has a number of its own.
+        request: u64,
         /// The mark to write first.
         mark: Incomplete,
         /// The primary's table: what it says up to `mark.base` describes the base.
@@ -137,6 +156,16 @@ pub enum ToPrimary {
         /// R: the log's durable end.
         durable: Lsn,
     },
+    /// Answer to [`ToReplica::Fetch`]: headers, consecutive from `prev + 1`, as many as fit; their
+    /// payloads travel beside it. None: the log does not have them any more.
+    Entries {
+        /// The question's.
+        request: u64,
+        /// The question's.
+        prev: Lsn,
+        /// The entries.
+        entries: Vec<EntryHeader>,
+    },
     /// Answer to [`ToReplica::Append`]; also sent unasked when the durable end moves.
     Ack {
         /// R: the log's durable end.
@@ -173,6 +202,9 @@ pub enum ToPrimary {
     },
     /// The sender promised a newer epoch, or the message was for another incarnation.
     Refused {
+        /// The newest epoch that the sender promised. One above the question's ends the asker's
+        /// role at once, whether or not the configuration is known.
+        fenced: Epoch,
         /// The newest configuration that the replica knows, if it is newer than the question's.
         config: Option<Config>,
     },
@@ -189,8 +221,13 @@ pub struct Facts {
     pub committed: Lsn,
     /// Everything up to here is in its extents.
     pub checkpoint: Lsn,
+    /// S: the oldest LSN that its WAL holds; `durable + 1` if it holds none.
+    pub retained: Lsn,
     /// Set while a base lane is unfinished.
     pub incomplete: Option<Incomplete>,
     /// The loss generation that it last reconciled under.
     pub loss_generation: LossGeneration,
+    /// For how long its promises to primaries other than the asker still bind it, in milliseconds of
+    /// any clock within the drift that promises allow for.
+    pub promised_ms: u64,
 }

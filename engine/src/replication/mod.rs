@@ -4,16 +4,19 @@
 //! MSR-TR-2008-25), divergence by epoch (Kafka's KIP-101 and KIP-279). [`Replica`] is the whole
 //! state of one replica; [`io`] is what goes in and out of it.
 
+mod candidate;
 mod clients;
 mod commit;
 mod core;
 mod follower;
+mod held;
 pub mod io;
 pub mod log;
 pub mod message;
 mod params;
 mod peer;
 mod primary;
+pub(crate) mod quorum;
 mod replica;
 mod sessions;
 pub mod trace;

@@ -17,6 +17,9 @@ pub struct Params {
     pub suspect_ms: u64,
     /// A question to a replica or to the masters without an answer is asked again after this.
     pub retry_ms: u64,
+    /// A recovery session that did not come on for so long is ended as failed and tried again. Long
+    /// against the longest pause of a disk that still works.
+    pub stall_ms: u64,
     /// Most entries on their way to one replica.
     pub feed_window: u64,
     /// Most entries that the primary logs beyond the committed LSN; more requests wait.
@@ -33,6 +36,7 @@ impl Default for Params {
             drift_percent: 2,
             suspect_ms: 2000,
             retry_ms: 1000,
+            stall_ms: 30_000,
             feed_window: 1024,
             max_uncommitted: 4096,
             recovery: crate::recovery::Params::default(),

@@ -2,7 +2,9 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::message::{Incomplete, RecoveryId};
+use super::log::{EpochTable, LogState};
+use super::message::{Facts, Incomplete, RecoveryId};
+use super::{IgnoredReason, Verdict};
 use crate::recovery::TransportEpoch;
 use crate::types::{Epoch, Incarnation, Lsn, Millis, ReplicaId, ReplicaRef};
 
@@ -15,6 +17,8 @@ pub(super) enum Link {
     Probing { request: u64, sent: Millis },
     /// Asked for its promise and what it holds.
     Fencing { request: u64, sent: Millis },
+    /// It promised and told what it holds; this primary is not reconciled itself yet.
+    Told,
     /// Asked to cut its log.
     Cutting { request: u64, sent: Millis, end: Lsn },
     /// Its log is a prefix of this one.
@@ -30,6 +34,22 @@ pub(super) struct Session {
     /// Set by the engine at the start, never changed.
     pub(super) target: Lsn,
     pub(super) stage: Stage,
+    /// When it last came on: the receiver held more, took more of the base, or a stage was over.
+    pub(super) moved: Millis,
+    /// What the receiver held then, and the bytes of the base that it had taken.
+    pub(super) held: Lsn,
+    pub(super) bytes: u64,
+}
+
+impl Session {
+    pub(super) fn new(id: RecoveryId, target: Lsn, stage: Stage, now: Millis) -> Self {
+        Self { id, target, stage, moved: now, held: Lsn(0), bytes: 0 }
+    }
+
+    pub(super) fn enter(&mut self, stage: Stage, now: Millis) {
+        self.stage = stage;
+        self.moved = now;
+    }
 }
 
 /// Where a session stands.
@@ -47,6 +67,15 @@ pub(super) enum Stage {
     Copied { through: Lsn },
     /// Told the receiver that all was sent.
     Closing { through: Lsn, sent: Millis },
+}
+
+/// What goes with a base, as of it. Kept while the receiver is asked to begin, for a repetition
+/// must say the same: the primary's own table and state have moved on by then. [A receiver was
+/// given the sessions of entries that the WAL lane then brought it a second time.]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Base {
+    pub(super) table: EpochTable,
+    pub(super) state: LogState,
 }
 
 /// The one ordered feed to a replica.
@@ -67,28 +96,42 @@ pub(super) struct Peer {
     pub(super) incarnation: Option<Incarnation>,
     pub(super) transport: TransportEpoch,
     pub(super) link: Link,
+    /// What it holds, until this primary may act on it.
+    pub(super) told: Option<Box<Facts>>,
     /// What this run durably holds of this primary's log.
     pub(super) acked: Option<Lsn>,
     /// What it durably holds of a rebuild's WAL lane: moves the window, counts for nothing.
     pub(super) progress: Lsn,
     /// The newest epoch in its table. Its acknowledgements commit nothing in a newer one.
     pub(super) recorded: Option<Epoch>,
-    /// Its promise holds until then.
+    /// Its promise in the epoch in force holds until then.
     pub(super) leased_until: Millis,
+    /// Its promise in an earlier epoch of the tenure: worth nothing for a read, but until then it is
+    /// not lacking either, for that of the new epoch is on its way.
+    pub(super) leased_before: Millis,
     /// When it was last heard.
     pub(super) heard: Millis,
     /// Its machine said that nobody listens.
     pub(super) refused: bool,
     /// Must acknowledge although it is not listed: it is about to join.
     pub(super) joining: bool,
+    /// The primary's head when it began to count as a joiner.
+    pub(super) counted_from: Option<Lsn>,
     /// A proposal to let it join may still be committed in the current epoch.
     pub(super) join_proposed: bool,
+    /// A proposal to have it leave the voters may still be committed in the current epoch.
+    pub(super) leave_proposed: bool,
+    /// The promises that it had made to others when it told what it holds run out then, on this
+    /// machine's clock.
+    pub(super) promised_until: Millis,
     /// The recovery engine published it as healthy.
     pub(super) healthy: bool,
     /// The recovery engine waits for its acknowledgement of the epoch.
     pub(super) fence_wanted: bool,
     pub(super) feed: Option<Feed>,
     pub(super) session: Option<Session>,
+    /// Of the session that begins.
+    pub(super) base: Option<Box<Base>>,
 }
 
 impl Peer {
@@ -99,24 +142,35 @@ impl Peer {
             incarnation: None,
             transport: TransportEpoch(0),
             link: Link::Down,
+            told: None,
             acked: None,
             progress: Lsn(0),
             recorded: None,
             leased_until: Millis(0),
+            leased_before: Millis(0),
             heard: now,
             refused: false,
             joining: false,
+            counted_from: None,
             join_proposed: false,
+            leave_proposed: false,
+            promised_until: Millis(0),
             healthy: false,
             fence_wanted: false,
             feed: None,
             session: None,
+            base: None,
         }
     }
 
     /// The replica in the run that was last met.
     pub(super) fn reference(&self) -> ReplicaRef {
         ReplicaRef { id: self.id, incarnation: self.incarnation.unwrap_or_default() }
+    }
+
+    /// Whether it took part lately: it promised, in this epoch or the one before.
+    pub(super) fn takes_part(&self, now: Millis) -> bool {
+        self.leased_until.max(self.leased_before) > now
     }
 
     /// What it acknowledged in `epoch`: nothing before its table says that it holds everything
@@ -132,10 +186,23 @@ impl Peer {
             self.acked = None;
             self.recorded = None;
             self.leased_until = Millis(0);
+            self.leased_before = Millis(0);
             self.transport = TransportEpoch(self.transport.0 + 1);
             // A proposal that was sent names the old run: it may be committed still.
             self.joining = self.join_proposed;
         }
+    }
+
+    /// It says that its log ends at `end`: the feed goes on behind that. A late copy, of before it
+    /// acknowledged more, changes nothing: what it acknowledged may be gone from the WAL.
+    pub(super) fn gap(&mut self, end: Lsn) -> Verdict {
+        if self.acked.is_some_and(|acked| end < acked) {
+            return Verdict::Ignored(IgnoredReason::LateCopy);
+        }
+        if let Some(feed) = &mut self.feed {
+            feed.next = feed.next.min(end.next());
+        }
+        Verdict::Applied
     }
 
     /// Whether it takes part in the feed and so answers.
@@ -149,7 +216,7 @@ impl Peer {
             Link::Probing { sent, .. }
             | Link::Fencing { sent, .. }
             | Link::Cutting { sent, .. } => Some(sent),
-            Link::Down | Link::Reconciled | Link::Unusable => None,
+            Link::Down | Link::Told | Link::Reconciled | Link::Unusable => None,
         }
     }
 }

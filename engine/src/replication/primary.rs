@@ -6,12 +6,15 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::candidate::Standing;
 use super::clients::Clients;
 use super::core::Core;
 use super::io::{Output, ProposalId};
 use super::message::{Facts, Lineage, RecoveryId, ToPrimary, ToReplica};
 use super::peer::{Feed, Link, Peer, Stage};
+use super::trace::Observed;
 use super::{IgnoredReason, Verdict};
+use crate::bugs::{Bug, on};
 use crate::recovery::{self, Command, Event};
 use crate::types::{Config, Epoch, Lsn, Millis, ReplicaId};
 
@@ -29,6 +32,8 @@ pub(super) struct Asked {
 pub(super) struct Primary {
     /// The configuration in force as far as known.
     pub(super) config: Config,
+    /// How far it has come with making its own log the volume's.
+    pub(super) standing: Standing,
     /// This primary's first LSN in the configuration's epoch.
     pub(super) first: Lsn,
     /// The log's end at the promotion: all up to here is of earlier primaries.
@@ -37,6 +42,10 @@ pub(super) struct Primary {
     pub(super) wait_until: Millis,
     /// Reconciled itself, promises waited out. Once true it stays so for the tenure.
     pub(super) ready: bool,
+    /// Clients were served in this tenure.
+    pub(super) served: bool,
+    /// The newest epoch of the tenure in which everything before its start was committed.
+    pub(super) settled: Option<Epoch>,
     pub(super) peers: BTreeMap<ReplicaId, Peer>,
     pub(super) recovery: recovery::VolumeState,
     pub(super) asked: Option<Asked>,
@@ -47,14 +56,46 @@ pub(super) struct Primary {
     pub(super) clients: Clients,
 }
 
+/// A step of the recovery engine, for the trace: what was seen, and after `; so: ` what is done. A
+/// quiet event is told only if something is done.
+fn in_words(
+    event: Option<String>,
+    verdict: recovery::Verdict,
+    commands: &[Command],
+) -> Option<String> {
+    if event.is_none() && commands.is_empty() {
+        return None;
+    }
+    let mut text = event.unwrap_or_else(|| "time passed".to_owned());
+    if let recovery::Verdict::Ignored(reason) = verdict {
+        text.push_str(&format!(" (ignored: {reason})"));
+    }
+    for (n, command) in commands.iter().enumerate() {
+        text.push_str(if n == 0 { "; so: " } else { ", " });
+        text.push_str(&command.to_string());
+    }
+    Some(text)
+}
+
 impl Primary {
     /// Takes the role in a configuration that names this replica, freshly promoted.
     pub(super) fn promoted(core: &mut Core, config: Config) -> Self {
         core.fence(config.epoch);
+        if config.loss_generation > core.kept.loss_generation {
+            // From here on this log is what the volume holds, whatever others held.
+            core.trace(
+                "loss-generation",
+                format!(
+                    "{} to {}: this log ends at {}, and what others acknowledged above it is lost",
+                    core.kept.loss_generation, config.loss_generation, core.log.end
+                ),
+            );
+            core.kept.loss_generation = config.loss_generation;
+        }
         core.persist();
+        let standing = Standing::begin(core, &config);
         let first = core.log.end.next();
-        core.note_epoch(config.epoch, first);
-        let wait_until = core.promised_until();
+        let wait_until = if on(Bug::SkipLeaseWait) { core.now } else { core.promised_until() };
         core.trace(
             "promoted",
             format!(
@@ -64,11 +105,16 @@ impl Primary {
                 wait_until.since(core.now)
             ),
         );
+        let (epoch, params) = (config.epoch, core.params.recovery.clone());
+        core.observe(|| Observed::Began { epoch, params });
         let mut primary = Self {
+            standing,
             first,
             inherited: core.log.end,
             wait_until,
             ready: false,
+            served: false,
+            settled: None,
             peers: BTreeMap::new(),
             recovery: recovery::VolumeState::new(core.params.recovery.clone()),
             asked: None,
@@ -95,15 +141,19 @@ impl Primary {
         );
         core.fence(config.epoch);
         self.first = core.log.end.next();
-        core.note_epoch(config.epoch, self.first);
+        if self.is_whole() {
+            core.note_epoch(config.epoch, self.first);
+        }
         core.persist();
         self.config = config;
         self.asked = None;
         for peer in self.peers.values_mut() {
             // Every proposal at the old epoch is void now.
             peer.join_proposed = false;
+            peer.leave_proposed = false;
             peer.joining = false;
             // Leases are per epoch; the frontiers of the new one go out at once.
+            peer.leased_before = peer.leased_before.max(peer.leased_until);
             peer.leased_until = Millis(0);
             if let Some(feed) = &mut peer.feed {
                 feed.stamped = None;
@@ -179,10 +229,15 @@ impl Primary {
                 event,
                 Event::Tick | Event::DurableAck { .. } | Event::SessionProgress { .. }
             );
-            let described = if quiet { String::new() } else { format!("{event:?}") };
+            let described = (!quiet).then(|| event.to_string());
+            let seen = core.observed.is_some().then(|| event.clone());
             let (verdict, commands) = recovery::step(&mut self.recovery, core.now, event);
-            if !quiet || !commands.is_empty() {
-                core.trace("recovery", format!("{described} -> {verdict:?}, {commands:?}"));
+            if let Some(event) = seen {
+                let (at, commands) = (core.now, commands.clone());
+                core.observe(|| Observed::Recovery { at, event, verdict, commands });
+            }
+            if let Some(why) = in_words(described, verdict, &commands) {
+                core.trace("recovery", why);
             }
             for command in commands {
                 events.extend(self.execute(core, command));
@@ -235,7 +290,7 @@ impl Primary {
         None
     }
 
-    fn question(&mut self) -> u64 {
+    pub(super) fn question(&mut self) -> u64 {
         self.questions += 1;
         self.questions
     }
@@ -281,8 +336,10 @@ impl Primary {
             return;
         };
         peer.session = None;
+        peer.base = None;
         core.out.push(Output::Unpin { session: session.id });
-        if matches!(session.stage, Stage::Beginning { .. } | Stage::Copying { .. }) {
+        // Its base lane, if it has one, is open until the receiver's close.
+        if !matches!(session.stage, Stage::Leaving | Stage::Feeding { .. }) {
             core.out.push(Output::StopBase { session: session.id });
         }
     }
@@ -343,25 +400,27 @@ impl Primary {
         }
         match message {
             ToPrimary::Alive { .. } => Verdict::Applied,
-            ToPrimary::Facts { request, facts } => self.facts(core, replica, request, facts),
+            ToPrimary::Facts { request, facts } => self.facts(core.now, replica, request, facts),
+            ToPrimary::Entries { request, prev, entries } => {
+                self.fetched(core, replica, request, prev, &entries)
+            }
             ToPrimary::CutDone { request, durable } => {
                 self.cut_done(core, replica, request, durable)
             }
             ToPrimary::Ack { durable, recorded, promised } => {
                 self.acked(core, lineage, durable, recorded, promised)
             }
-            ToPrimary::Gap { end } => {
-                if let Some(feed) = &mut peer.feed {
-                    feed.next = feed.next.min(end.next());
-                }
-                Verdict::Applied
-            }
+            ToPrimary::Gap { end } => peer.gap(end),
             ToPrimary::RebuildStarted { session } => self.rebuild_started(core, replica, session),
             ToPrimary::Closed { session, achieved } => {
                 self.closed(core, replica, session, achieved)
             }
             ToPrimary::SessionFailed { session, cause } => {
                 self.session_failed(core, replica, session, cause)
+            }
+            // It is fed in the epoch in force meanwhile; what it refuses of that, it says again.
+            ToPrimary::Refused { .. } if lineage.epoch < self.config.epoch && peer.is_fed() => {
+                Verdict::Ignored(IgnoredReason::LateCopy)
             }
             // The caller looked at the configuration that came with it.
             ToPrimary::Refused { .. } => self.lost(core, replica, false),
@@ -388,27 +447,49 @@ impl Primary {
         Verdict::Applied
     }
 
-    /// What the replica holds: find what both logs have in common.
-    fn facts(
-        &mut self,
-        core: &mut Core,
-        replica: ReplicaId,
-        request: u64,
-        facts: Facts,
-    ) -> Verdict {
-        let next = self.question();
+    /// What the replica holds. Nobody is cut before this primary has reconciled itself: facts that
+    /// come before wait.
+    fn facts(&mut self, now: Millis, replica: ReplicaId, request: u64, facts: Facts) -> Verdict {
         let Some(peer) = self.peers.get_mut(&replica) else {
             return Verdict::Ignored(IgnoredReason::UnknownReplica);
         };
         if !matches!(peer.link, Link::Fencing { request: asked, .. } if asked == request) {
             return Verdict::Ignored(IgnoredReason::LateCopy);
         }
+        peer.link = Link::Told;
+        peer.promised_until = now.after(facts.promised_ms);
+        peer.told = Some(Box::new(facts));
+        Verdict::Applied
+    }
+
+    /// Reconciles those that told what they hold, now that this primary's own log is durable.
+    pub(super) fn reconcile_told(&mut self, core: &mut Core) {
+        let told: Vec<_> = self
+            .peers
+            .values_mut()
+            .filter(|peer| peer.link == Link::Told)
+            .filter_map(|peer| Some((peer.id, peer.told.take()?)))
+            .collect();
+        for (replica, facts) in told {
+            self.reconcile(core, replica, &facts);
+        }
+    }
+
+    /// Finds what both logs have in common.
+    fn reconcile(&mut self, core: &mut Core, replica: ReplicaId, facts: &Facts) {
+        let next = self.question();
+        let Some(peer) = self.peers.get_mut(&replica) else { return };
         let end = core.log.end;
-        let common = core.kept.table.common_end(end, &facts.table, facts.durable);
+        let mut common = core.kept.table.common_end(end, &facts.table, facts.durable);
+        if on(Bug::CompareByFence) {
+            common = Some(end.min(facts.durable));
+        }
+        // Acknowledged writes may have been lost since: what it knows as committed may be of those.
+        let older_loss = facts.loss_generation < self.config.loss_generation;
+        let parted = common.is_none_or(|common| common < facts.committed);
         // Without a common epoch only what the replica knows to be committed is known to agree.
         let common = common.unwrap_or(facts.committed.min(end));
-        let older_loss = facts.loss_generation < self.config.loss_generation;
-        if facts.incomplete.is_some() || (common < facts.committed && older_loss) {
+        if facts.incomplete.is_some() || (parted && older_loss) {
             peer.link = Link::Unusable;
             peer.acked = None;
             self.tell_facts(core, replica, None);
@@ -419,13 +500,12 @@ impl Primary {
                 facts.committed
             );
             core.trace("diverged", what);
-            return self.lost(core, replica, false);
+            self.lost(core, replica, false);
         } else {
             peer.link = Link::Cutting { request: next, sent: core.now, end: common };
             let table = core.kept.table.clone();
             self.send(core, replica, ToReplica::Cut { request: next, end: common, table });
         }
-        Verdict::Applied
     }
 
     fn cut_done(
@@ -444,6 +524,7 @@ impl Primary {
             | Link::Down
             | Link::Probing { .. }
             | Link::Fencing { .. }
+            | Link::Told
             | Link::Reconciled
             | Link::Unusable => return Verdict::Ignored(IgnoredReason::LateCopy),
         }
@@ -481,11 +562,12 @@ impl Primary {
         if durable > core.log.end {
             return Verdict::Ignored(IgnoredReason::Malformed);
         }
-        if let Some(stamp) = promised.filter(|_| lineage.epoch == epoch) {
-            peer.leased_until = peer.leased_until.max(stamp.after(core.params.lease_ms));
+        let rebuilding = matches!(peer.link, Link::Unusable);
+        if let Some(stamp) = promised.filter(|_| lineage.epoch == epoch && !rebuilding) {
+            let from = if on(Bug::LeaseFromReceipt) { core.now } else { stamp };
+            peer.leased_until = peer.leased_until.max(from.after(core.params.lease_ms));
         }
         peer.recorded = peer.recorded.max(recorded);
-        let rebuilding = matches!(peer.link, Link::Unusable);
         peer.progress = durable;
         if !rebuilding && peer.acked.is_none_or(|known| durable > known) {
             peer.acked = Some(durable);

@@ -8,8 +8,11 @@ use super::follower::Follower;
 use super::io::{Input, Opened, Output, StreamEnd};
 use super::message::{Lineage, ToPrimary, ToReplica};
 use super::primary::Primary;
+use super::trace::Observed;
 use super::view::{RoleView, View};
-use crate::types::{Config, Incarnation, Millis, ReplicaId};
+use crate::bugs::{Bug, on};
+use crate::recovery::VolumeState;
+use crate::types::{Config, Epoch, Incarnation, Millis, ReplicaId};
 
 /// What became of an input.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -104,6 +107,21 @@ impl Replica {
         (verdict, std::mem::take(&mut self.core.out))
     }
 
+    /// As [`step`](Self::step), for an onlooker: what the recovery engine was told in it, and did.
+    pub fn step_observed(&mut self, now: Millis, input: Input) -> Vec<Observed> {
+        self.core.observed = Some(Vec::new());
+        let _outcome = self.step(now, input);
+        self.core.observed.take().unwrap_or_default()
+    }
+
+    /// The recovery engine of a primary, and the epoch in force.
+    pub fn recovery(&self) -> Option<(Epoch, &VolumeState)> {
+        match &self.role {
+            Role::Primary(primary) => Some((primary.config.epoch, &primary.recovery)),
+            Role::Idle | Role::Follower(_) | Role::Stopped { .. } | Role::Deleted => None,
+        }
+    }
+
     /// When a [`Input::Tick`] is due, if nothing else comes first.
     pub fn next_deadline(&self) -> Option<Millis> {
         match &self.role {
@@ -117,7 +135,8 @@ impl Replica {
         self.core.config.as_ref()
     }
 
-    /// Cuts and wipes so far: what [`Input::Durable`] must name.
+    /// Cuts and wipes so far: what [`Input::Durable`] and
+    /// [`Input::Checkpointed`] must name.
     pub fn generation(&self) -> u64 {
         self.core.log.generation
     }
@@ -128,10 +147,20 @@ impl Replica {
         }
         match input {
             Input::Assignment(config) => self.assigned(&config),
+            Input::Wish(wish) => {
+                self.core.wish = wish;
+                Verdict::Applied
+            }
             Input::Deleted => {
                 self.core.trace("deleted", "the masters deleted the volume".to_owned());
                 self.leave_role(StreamEnd::Deleted);
                 self.role = Role::Deleted;
+                // It fences like an epoch above all others, across a restart too: until the
+                // directory is gone, nobody who missed the order may go on with this replica.
+                if self.core.kept.fenced < Epoch(u64::MAX) {
+                    self.core.fence(Epoch(u64::MAX));
+                    self.core.persist();
+                }
                 Verdict::Applied
             }
             Input::StoreFailed { cause } => {
@@ -143,7 +172,10 @@ impl Replica {
             Input::FromPrimary { lineage, message } => self.hear_primary(lineage, message),
             Input::FromReplica { lineage, message } => self.hear_replica(lineage, message),
             Input::Durable { generation, lsn } => self.durable(generation, lsn),
-            Input::Checkpointed { checkpoint, retained } => {
+            Input::Checkpointed { generation, checkpoint, retained } => {
+                if generation != self.core.log.generation {
+                    return Verdict::Ignored(IgnoredReason::OldGeneration);
+                }
                 self.core.log.checkpoint = self.core.log.checkpoint.max(checkpoint);
                 self.core.log.retained = self.core.log.retained.max(retained);
                 Verdict::Applied
@@ -204,12 +236,13 @@ impl Replica {
         match input {
             Input::Unreachable { replica, refused } => primary.lost(core, replica, refused),
             Input::FeedFailed { replica, cause } => primary.feed_failed(core, replica, cause),
-            Input::BaseProgress { .. } => Verdict::Applied,
+            Input::BaseProgress { session, bytes } => primary.base_progress(core, session, bytes),
             Input::BaseSent { session, through } => primary.base_sent(core, session, through),
             Input::CloseStream { stream } => primary.close_stream(stream),
             Input::Request { stream, request } => primary.request(core, stream, request),
             Input::ReadDone { stream, tag, error } => primary.read_done(core, stream, tag, error),
             Input::Assignment(_)
+            | Input::Wish(_)
             | Input::Deleted
             | Input::FromPrimary { .. }
             | Input::FromReplica { .. }
@@ -228,8 +261,14 @@ impl Replica {
         if config.volume != self.core.volume {
             return Verdict::Ignored(IgnoredReason::WrongReplica);
         }
+        if !config.is_sound() {
+            return Verdict::Ignored(IgnoredReason::Malformed);
+        }
         let newer = self.core.learn(config);
-        let mine = config.primary == self.core.me;
+        let mut mine = config.primary == self.core.me;
+        if on(Bug::ResumeAfterRestart) {
+            mine = config.primary.id == self.core.me.id;
+        }
         if let Role::Primary(primary) = &mut self.role {
             if config.epoch == primary.config.epoch && mine {
                 primary.moved(&mut self.core, config);
@@ -237,7 +276,7 @@ impl Replica {
             if config.epoch <= primary.config.epoch {
                 return Verdict::Ignored(IgnoredReason::KnownConfig);
             }
-            if mine && config.since <= primary.config.epoch {
+            if mine && (config.since <= primary.config.epoch || on(Bug::ContinueAlways)) {
                 primary.continued(&mut self.core, config.clone());
                 return Verdict::Applied;
             }
@@ -245,6 +284,10 @@ impl Replica {
             let what = format!("epoch {} has primary {}", config.epoch, config.primary.id);
             self.core.trace("stepped-down", what);
             self.leave_role(StreamEnd::NotPrimary);
+        }
+        if self.core.newer_than(config.epoch).is_some() {
+            // A push that lags behind what is known already: that epoch is over, whoever it names.
+            return Verdict::Ignored(IgnoredReason::StaleEpoch);
         }
         if config.primary.id == self.core.me.id && !mine {
             return Verdict::Ignored(IgnoredReason::OtherIncarnation);
@@ -278,7 +321,7 @@ impl Replica {
         if generation != self.core.log.generation {
             return Verdict::Ignored(IgnoredReason::OldGeneration);
         }
-        assert!(lsn <= self.core.log.end, "durable {lsn} was never logged");
+        assert!(lsn <= self.core.log.end, "I5: durable {lsn} was never logged");
         self.core.log.durable = self.core.log.durable.max(lsn);
         if let Role::Follower(follower) = &mut self.role {
             follower.settle(&mut self.core);
@@ -303,7 +346,7 @@ impl Replica {
             self.refuse(lineage);
             return Verdict::Ignored(IgnoredReason::StaleIncarnation);
         }
-        if lineage.epoch < self.core.kept.fenced {
+        if lineage.epoch < self.core.kept.fenced && !on(Bug::TakeOlderEpoch) {
             self.refuse(lineage);
             return Verdict::Ignored(IgnoredReason::StaleEpoch);
         }
@@ -321,14 +364,14 @@ impl Replica {
         let core = &mut self.core;
         match message {
             ToReplica::Cut { request, end, table } => {
-                if lineage.epoch != follower.epoch {
-                    return Verdict::Ignored(IgnoredReason::NotReconciled);
-                }
                 follower.cut(core, lineage, request, end, &table)
             }
+            ToReplica::Fetch { request, prev, last } => {
+                follower.fetch(core, lineage, request, prev, last)
+            }
             ToReplica::Append(append) => follower.append(core, lineage, &append),
-            ToReplica::BeginRebuild { mark, table, state } => {
-                follower.begin_rebuild(core, lineage, mark, &table, &state)
+            ToReplica::BeginRebuild { request, mark, table, state } => {
+                follower.begin_rebuild(core, lineage, request, mark, &table, &state)
             }
             ToReplica::Close { session, through } => follower.close(core, session, through),
             ToReplica::Probe { .. } | ToReplica::Fence { .. } => Verdict::Applied,
@@ -340,7 +383,7 @@ impl Replica {
             && config.epoch == lineage.epoch
             && config.volume == self.core.volume
             && config.primary.id != self.core.me.id;
-        if !names_sender {
+        if !names_sender || !config.is_sound() {
             return Verdict::Ignored(IgnoredReason::Malformed);
         }
         self.core.learn(config);
@@ -374,10 +417,10 @@ impl Replica {
     /// Tells a sender that it is out of date, with what is newer if anything is known.
     fn refuse(&mut self, lineage: Lineage) {
         let config = self.core.newer_than(lineage.epoch);
+        let fenced = self.core.kept.fenced;
         let answer = self.core.lineage(lineage.epoch, lineage.from);
-        self.core
-            .out
-            .push(Output::ToPrimary { lineage: answer, message: ToPrimary::Refused { config } });
+        let message = ToPrimary::Refused { fenced, config };
+        self.core.out.push(Output::ToPrimary { lineage: answer, message });
     }
 
     fn hear_replica(&mut self, lineage: Lineage, message: ToPrimary) -> Verdict {
@@ -387,9 +430,20 @@ impl Replica {
         if lineage.to.incarnation != self.core.me.incarnation {
             return Verdict::Ignored(IgnoredReason::StaleIncarnation);
         }
-        if let ToPrimary::Refused { config: Some(config) } = &message
+        if let ToPrimary::Refused { config: Some(config), .. } = &message
+            && !on(Bug::ServeAfterRefusal)
             && self.assigned(config) == Verdict::Applied
         {
+            return Verdict::Applied;
+        }
+        if let (ToPrimary::Refused { fenced, .. }, Role::Primary(primary)) = (&message, &self.role)
+            && *fenced > primary.config.epoch
+            && !on(Bug::ServeAfterRefusal)
+        {
+            // Whose that epoch is will be learned; this one is over, for no promise is taken back.
+            let what = format!("{} promised epoch {fenced} to another primary", lineage.from.id);
+            self.core.trace("stepped-down", what);
+            self.leave_role(StreamEnd::NotPrimary);
             return Verdict::Applied;
         }
         match &mut self.role {
@@ -418,6 +472,8 @@ impl Replica {
             retained: core.log.retained,
             table_epoch: core.recorded,
             incomplete: core.kept.incomplete,
+            loss_generation: core.kept.loss_generation,
+            promised: core.promised_to(now),
             lacking: Vec::new(),
             lacking_ms: 0,
             peers: std::collections::BTreeMap::new(),
@@ -425,9 +481,7 @@ impl Replica {
             in_flight: 0,
         };
         match &self.role {
-            Role::Idle => {
-                "no primary has spoken to it since it was opened".clone_into(&mut view.reason)
-            }
+            Role::Idle => "no primary has spoken to it and it is none".clone_into(&mut view.reason),
             Role::Follower(_) => {
                 view.role = RoleView::Follower;
                 if core.kept.incomplete.is_some() {

@@ -6,9 +6,10 @@
 use super::core::Core;
 use super::io::Output;
 use super::message::{Incomplete, RecoveryId, ToReplica};
-use super::peer::{Feed, Link, Session, Stage};
+use super::peer::{Base, Feed, Link, Peer, Session, Stage};
 use super::primary::Primary;
 use super::{IgnoredReason, Verdict};
+use crate::bugs::{Bug, on};
 use crate::recovery::{Event, FailureKind};
 use crate::types::{Lsn, ReplicaId};
 
@@ -32,6 +33,12 @@ impl Primary {
             return;
         };
         let id = session.id;
+        if on(Bug::WidenTarget) {
+            session.target = core.log.end;
+        }
+        if durable > session.held {
+            (session.held, session.moved) = (durable, core.now);
+        }
         let mut first_sign = false;
         let mut close = None;
         match session.stage {
@@ -54,7 +61,7 @@ impl Primary {
             | Stage::Closing { .. } => {}
         }
         if let Some(through) = close {
-            session.stage = Stage::Closing { through, sent: core.now };
+            session.enter(Stage::Closing { through, sent: core.now }, core.now);
             self.send(core, replica, ToReplica::Close { session: id, through });
         }
         if first_sign {
@@ -88,9 +95,11 @@ impl Primary {
             let kind = FailureKind::Transport;
             return Some(Event::SessionClosedFailed { epoch, replica, session: id, kind });
         }
-        peer.session = Some(Session { id, target, stage: Stage::Feeding { started: false } });
+        let stage = Stage::Feeding { started: false };
+        peer.session = Some(Session::new(id, target, stage, core.now));
         peer.feed = Some(Feed { next: from, stamped: None });
         core.out.push(Output::Pin { session: id, from });
+        core.trace("catch-up", format!("{replica} is sent the entries {from} to {target}"));
         Some(Event::SessionPrepared { epoch, replica, session: id })
     }
 
@@ -110,25 +119,36 @@ impl Primary {
             let kind = FailureKind::Transport;
             return Some(Event::SessionClosedFailed { epoch, replica, session: id, kind });
         }
-        peer.session = Some(Session { id, target, stage: Stage::Leaving });
-        self.begin_rebuilds(core);
-        Some(Event::SessionPrepared { epoch, replica, session: id })
+        peer.session = Some(Session::new(id, target, Stage::Leaving, core.now));
+        // The end of this step begins it, if its copy can be spared.
+        let waits = self.peers.get(&replica).is_some_and(|peer| !self.may_wipe(core, peer));
+        waits.then_some(Event::SessionDeferred { epoch, replica, session: id })
     }
 
-    /// Starts those rebuilds whose replica no configuration lists that may be in force: a replica
-    /// whose copy a failover might choose is never wiped.
+    /// Starts those rebuilds whose replica can be spared: one whose copy a failover might need is
+    /// never wiped.
     pub(super) fn begin_rebuilds(&mut self, core: &mut Core) {
         let mut begin = Vec::new();
-        for peer in self.peers.values_mut() {
-            let listed = self.config.isr.contains(&peer.id) || peer.join_proposed;
+        let (table, mut state) = (&core.kept.table, &core.log.committed_state);
+        if on(Bug::BaseStateOfEnd) {
+            state = &core.log.state;
+        }
+        let due = |peer: &&Peer| peer.session.is_some_and(|s| s.stage == Stage::Leaving);
+        let spared: Vec<_> = self
+            .peers
+            .values()
+            .filter(due)
+            .filter(|peer| self.may_wipe(core, peer))
+            .map(|peer| peer.id)
+            .collect();
+        for id in spared {
+            let Some(peer) = self.peers.get_mut(&id) else { continue };
             let Some(session) = &mut peer.session else { continue };
-            if listed || session.stage != Stage::Leaving {
-                continue;
-            }
             let base = core.log.committed;
             let mark =
                 Incomplete { session: session.id, from: Lsn(0), base, target: session.target };
-            session.stage = Stage::Beginning { mark, sent: core.now };
+            session.enter(Stage::Beginning { mark, sent: core.now }, core.now);
+            peer.base = Some(Box::new(Base { table: table.clone(), state: state.clone() }));
             peer.joining = false;
             peer.link = Link::Unusable;
             peer.acked = None;
@@ -137,14 +157,22 @@ impl Primary {
         }
         for (replica, mark) in begin {
             core.out.push(Output::Pin { session: mark.session, from: mark.base.next() });
+            let (base, target) = (mark.base, mark.target);
+            core.trace(
+                "rebuild",
+                format!("{replica} is sent the image of {base}, then the log to {target}"),
+            );
             self.send_begin(core, replica, mark);
+            let (epoch, session) = (self.config.epoch, mark.session);
+            self.recover(core, Event::SessionPrepared { epoch, replica, session });
         }
     }
 
-    fn send_begin(&self, core: &mut Core, replica: ReplicaId, mark: Incomplete) {
-        let table = core.kept.table.clone();
-        let state = core.log.committed_state.clone();
-        self.send(core, replica, ToReplica::BeginRebuild { mark, table, state });
+    fn send_begin(&mut self, core: &mut Core, replica: ReplicaId, mark: Incomplete) {
+        let request = self.question();
+        let base = self.peers.get(&replica).and_then(|peer| peer.base.as_deref().cloned());
+        let Some(Base { table, state }) = base else { return };
+        self.send(core, replica, ToReplica::BeginRebuild { request, mark, table, state });
     }
 
     pub(super) fn rebuild_started(
@@ -163,7 +191,8 @@ impl Primary {
         let Stage::Beginning { mark, .. } = session.stage else {
             return Verdict::Ignored(IgnoredReason::LateCopy);
         };
-        session.stage = Stage::Copying { mark };
+        session.enter(Stage::Copying { mark }, core.now);
+        peer.base = None;
         peer.feed = Some(Feed { next: mark.base.next(), stamped: None });
         peer.progress = mark.base;
         let (addr, to) = (peer.addr.clone(), peer.reference());
@@ -185,7 +214,7 @@ impl Primary {
         if !matches!(session.stage, Stage::Copying { .. }) {
             return Verdict::Ignored(IgnoredReason::LateCopy);
         }
-        session.stage = Stage::Copied { through };
+        session.enter(Stage::Copied { through }, core.now);
         // The receiver may hold all of it already; its next acknowledgement tells.
         if let Some(feed) = self.peers.get_mut(&replica).and_then(|peer| peer.feed.as_mut()) {
             feed.stamped = None;
@@ -223,6 +252,35 @@ impl Primary {
         Verdict::Applied
     }
 
+    /// The receiver took so many bytes of the base.
+    pub(super) fn base_progress(&mut self, core: &Core, id: RecoveryId, bytes: u64) -> Verdict {
+        let mut sessions = self.peers.values_mut().filter_map(|peer| peer.session.as_mut());
+        let Some(session) = sessions.find(|session| session.id == id) else {
+            return Verdict::Ignored(IgnoredReason::UnknownSession);
+        };
+        if bytes <= session.bytes {
+            return Verdict::Ignored(IgnoredReason::LateCopy);
+        }
+        (session.bytes, session.moved) = (bytes, core.now);
+        Verdict::Applied
+    }
+
+    /// Ends sessions whose receiver answers, but that don't come on: they hold their pin and the
+    /// replica's place for nothing. A silent one is noticed earlier.
+    pub(super) fn check_stalls(&mut self, core: &mut Core) {
+        let stalled = |session: &Session| {
+            session.stage != Stage::Leaving && core.now.since(session.moved) >= core.params.stall_ms
+        };
+        let ended: Vec<_> = self
+            .peers
+            .values()
+            .filter_map(|peer| Some((peer.id, peer.session.filter(stalled)?.id)))
+            .collect();
+        for (replica, session) in ended {
+            self.session_failed(core, replica, session, FailureKind::Stalled);
+        }
+    }
+
     /// A session broke, here or there.
     pub(super) fn session_failed(
         &mut self,
@@ -236,7 +294,7 @@ impl Primary {
         if running.is_none_or(|session| session.id != id) {
             return Verdict::Ignored(IgnoredReason::UnknownSession);
         }
-        core.trace("session-failed", format!("{replica}: {kind:?}"));
+        core.trace("session-failed", format!("{replica}: {kind}"));
         self.drop_feed(core, replica);
         self.recover(core, Event::SessionClosedFailed { epoch, replica, session: id, kind });
         Verdict::Applied

@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use crate::recovery;
 use crate::types::{Epoch, Millis};
 
 /// One decision: what was seen, what was decided, why.
@@ -15,4 +16,27 @@ pub struct TraceEvent {
     pub what: String,
     /// The facts and the reason, in words.
     pub why: String,
+}
+
+/// What an onlooker sees of the recovery engine inside a primary.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Observed {
+    /// A tenure began, and with it a recovery engine that knows nothing.
+    Began {
+        /// In which epoch.
+        epoch: Epoch,
+        /// With these times and budgets.
+        params: recovery::Params,
+    },
+    /// It was told something.
+    Recovery {
+        /// When.
+        at: Millis,
+        /// What.
+        event: recovery::Event,
+        /// What became of it.
+        verdict: recovery::Verdict,
+        /// What there was to do.
+        commands: Vec<recovery::Command>,
+    },
 }

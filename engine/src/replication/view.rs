@@ -1,13 +1,15 @@
 //! What a replica shows of itself: derived from its state, never fed back into it.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
 use super::core::Core;
 use super::message::Incomplete;
 use super::primary::Primary;
-use crate::types::{Config, Epoch, Incarnation, Lsn, Millis, ReplicaId, ReplicaRef};
+use crate::types::{
+    Config, Epoch, Incarnation, LossGeneration, Lsn, Millis, ReplicaId, ReplicaRef,
+};
 
 /// A replica as an operator sees it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -22,7 +24,8 @@ pub struct View {
     pub config: Option<Config>,
     /// Primary: reconciled itself and every promise to an earlier primary waited out.
     pub ready: bool,
-    /// Primary: reads and writes are answered now.
+    /// Primary: reads and writes are answered now, or as soon as its members have promised anew
+    /// in an epoch that just began.
     pub serving: bool,
     /// Why it is not serving, or what is not whole; empty if all is well.
     pub reason: String,
@@ -40,6 +43,10 @@ pub struct View {
     pub table_epoch: Option<Epoch>,
     /// Set while a base lane is unfinished.
     pub incomplete: Option<Incomplete>,
+    /// The loss generation that its log was last reconciled under.
+    pub loss_generation: LossGeneration,
+    /// The primaries, itself aside, that hold a promise of it that has not run out.
+    pub promised: BTreeSet<ReplicaId>,
     /// Primary: in-sync members that it lacks.
     pub lacking: Vec<ReplicaId>,
     /// Primary: for how long it has lacked one without a break, in milliseconds.
@@ -93,7 +100,7 @@ impl Primary {
         view.role = RoleView::Primary;
         view.epoch = self.config.epoch;
         view.ready = self.ready;
-        view.serving = self.active(now);
+        view.serving = self.serving(now);
         view.lacking = self.lacking(now);
         view.lacking_ms = self.lacking_since.map_or(0, |since| now.since(since));
         view.in_flight = self.clients.in_flight();
@@ -115,6 +122,9 @@ impl Primary {
     fn why_not_serving(&self, core: &Core, now: Millis) -> String {
         let (size, least) = (self.config.isr.len(), self.config.min_in_sync);
         let lacking = self.lacking(now);
+        if let Some(why) = self.why_not_whole() {
+            return why;
+        }
         if !self.ready && now < self.wait_until {
             return format!(
                 "waits {} ms for promises made to earlier primaries",
@@ -124,12 +134,14 @@ impl Primary {
         if !self.ready {
             return format!("syncs its log up to {} before it serves", core.log.end);
         }
-        if (size as u64) < u64::from(least) {
+        if !self.large_enough() {
             return format!("{size} replicas are in sync, {least} are needed");
         }
         if !lacking.is_empty() {
             let names: Vec<_> = lacking.iter().map(ToString::to_string).collect();
-            return format!("waits for in-sync replicas: {}", names.join(", "));
+            let who =
+                if self.by_majority() { "a majority, lacks voters" } else { "in-sync replicas" };
+            return format!("waits for {who}: {}", names.join(", "));
         }
         String::new()
     }

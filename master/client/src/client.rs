@@ -11,8 +11,9 @@ use sbk_proto::v1::{
     ConfirmDeleteResponse, ConfirmReplicaRequest, ConfirmReplicaResponse, CreateVolumeRequest,
     DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, HeartbeatRequest,
     HeartbeatResponse, ListNodesRequest, ListNodesResponse, ListVolumesRequest,
-    ListVolumesResponse, ProposeIsrRequest, ProposeIsrResponse, RegisterRequest, RegisterResponse,
-    VolumeInfo, WatchAssignmentsRequest,
+    ListVolumesResponse, MoveReplicaRequest, NodeInfo, ProposeIsrRequest, ProposeIsrResponse,
+    RecoverVolumeRequest, RecoverVolumeResponse, RegisterRequest, RegisterResponse,
+    SetNodeDutyRequest, VolumeInfo, WatchAssignmentsRequest,
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::transport::Channel;
@@ -55,6 +56,17 @@ enum Failure {
     Transport(String),
     /// A master was asked and did not answer in time, or could not tell the outcome.
     Silent(String),
+}
+
+impl Attempts {
+    /// An attempt was cut off. The call's own deadline does that to the last one, so a master that
+    /// said before that there is no quorum told more.
+    fn silent(&mut self, detail: String) {
+        self.outcome_unknown = true;
+        if !matches!(self.last, Some(Failure::NoQuorum(_))) {
+            self.last = Some(Failure::Silent(detail));
+        }
+    }
 }
 
 impl MasterClient {
@@ -106,6 +118,30 @@ impl MasterClient {
     ) -> Result<DeleteVolumeResponse, MasterError> {
         let request = DeleteVolumeRequest { name_or_id: name_or_id.to_owned() };
         self.call(&request, |c, r| async move { control(c).delete_volume(r).await }).await
+    }
+
+    /// Gives up members of a volume, or says with `dry_run` what that would mean.
+    pub async fn recover_volume(
+        &self,
+        request: RecoverVolumeRequest,
+    ) -> Result<RecoverVolumeResponse, MasterError> {
+        self.call(&request, |c, r| async move { control(c).recover_volume(r).await }).await
+    }
+
+    /// Has a replica replaced by another.
+    pub async fn move_replica(
+        &self,
+        request: MoveReplicaRequest,
+    ) -> Result<VolumeInfo, MasterError> {
+        self.call(&request, |c, r| async move { control(c).move_replica(r).await }).await
+    }
+
+    /// Drains a node, ends that, or removes it.
+    pub async fn set_node_duty(
+        &self,
+        request: SetNodeDutyRequest,
+    ) -> Result<NodeInfo, MasterError> {
+        self.call(&request, |c, r| async move { control(c).set_node_duty(r).await }).await
     }
 
     /// All nodes.
@@ -262,8 +298,7 @@ impl MasterClient {
                 Ok(Err(status)) => self.failed(&addr, status, &mut attempts)?,
                 Err(_) => {
                     self.pool.not_leader(&addr);
-                    attempts.outcome_unknown = true;
-                    attempts.last = Some(Failure::Silent(format!("{addr} is silent")));
+                    attempts.silent(format!("{addr} is silent"));
                     false
                 }
             };
@@ -319,8 +354,7 @@ impl MasterClient {
                 Ok(false)
             }
             Code::DeadlineExceeded => {
-                attempts.outcome_unknown = true;
-                attempts.last = Some(Failure::Silent(detail));
+                attempts.silent(detail);
                 Ok(false)
             }
             _ => Err(MasterError::Rpc(Box::new(status))),

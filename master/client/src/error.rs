@@ -17,9 +17,9 @@ pub enum MasterError {
     },
     /// Masters answer, but none of them leads a majority.
     #[error(
-        "the masters have no quorum or no leader ({detail}); {}waited {waited:?}. \
+        "the masters have no quorum or no leader ({detail}); {}waited {}. \
          What runs goes on; start the missing masters, then try again",
-        unknown(*.outcome_unknown)
+        unknown(*.outcome_unknown), seconds(.waited)
     )]
     NoQuorum {
         /// The last answer of a master.
@@ -31,9 +31,9 @@ pub enum MasterError {
     },
     /// No master answers at all.
     #[error(
-        "none of the masters {masters:?} can be reached ({detail}); {}waited {waited:?}. \
+        "none of the masters {} can be reached ({detail}); {}waited {}. \
          Check that they run and that the addresses are right",
-        unknown(*.outcome_unknown)
+        .masters.join(", "), unknown(*.outcome_unknown), seconds(.waited)
     )]
     Unreachable {
         /// The addresses that were tried.
@@ -47,8 +47,9 @@ pub enum MasterError {
     },
     /// A leader was there but did not answer in time. The call may have been done.
     #[error(
-        "the masters did not answer within {waited:?} ({detail}). \
-         The request may or may not have been done; asking again is safe"
+        "the masters did not answer within {} ({detail}). \
+         The request may or may not have been done; asking again is safe",
+        seconds(.waited)
     )]
     TimedOut {
         /// The last failure.
@@ -74,6 +75,26 @@ pub enum MasterError {
 
 fn unknown(outcome_unknown: bool) -> &'static str {
     if outcome_unknown { "the request may or may not have been done; " } else { "" }
+}
+
+/// An error with all its causes, in one line. A cause that the text before it quotes is not told
+/// twice.
+pub fn in_one_line(error: &(dyn std::error::Error + 'static)) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        if !text.contains(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}
+
+fn seconds(waited: &Duration) -> String {
+    format!("{:.1} s", waited.as_secs_f64())
 }
 
 impl MasterError {

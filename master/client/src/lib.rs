@@ -12,7 +12,7 @@ mod pool;
 mod watch;
 
 pub use client::{DEFAULT_DEADLINE, MasterClient};
-pub use error::MasterError;
+pub use error::{MasterError, in_one_line};
 pub use watch::AssignmentWatch;
 
 /// Metadata of a status: `host:port` of the leader, as the answering member knows it.

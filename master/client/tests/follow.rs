@@ -220,6 +220,27 @@ async fn no_leader_no_quorum_and_silence_are_told_apart() {
     assert_eq!(error.exit_code(), 3);
 }
 
+/// A leader without followers says so after a while, again and again; the call's deadline comes in the
+/// middle of an attempt.
+#[tokio::test]
+async fn silence_at_the_deadline_does_not_hide_that_there_is_no_quorum() {
+    let (_held, hold) = std::sync::mpsc::channel::<()>();
+    let hold = Mutex::new(hold);
+    let told = AtomicU32::new(0);
+    let master = Master::start(move || {
+        if told.fetch_add(1, Ordering::Relaxed) > 0 {
+            // Silent until the test is over.
+            hold.lock().expect("no test panics with it").recv().ok();
+        }
+        unavailable(cause::NO_QUORUM, None)()
+    })
+    .await;
+    let client = client(&[&master], SHORT);
+    let error = client.heartbeat(HeartbeatRequest::default()).await.expect_err("no quorum");
+    assert!(matches!(error, MasterError::NoQuorum { outcome_unknown: true, .. }), "{error:?}");
+    assert!(master.calls() > 1, "the silent attempt was made");
+}
+
 #[tokio::test]
 async fn what_the_user_got_wrong_is_told_at_once() {
     let none = MasterClient::new(Vec::new());

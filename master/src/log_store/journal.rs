@@ -112,7 +112,12 @@ impl Journal {
         }
         storage.create_dir(DIR).map_err(JournalError::Directory)?;
         let (slots, hard) = match begun.then(|| open_slots(storage)) {
-            Some(Ok(opened)) => opened,
+            Some(Ok(opened)) => {
+                // A first start that was killed may have left the file with a name that a loss of
+                // power takes away again, with the votes that this run puts into it.
+                storage.sync_dir("").map_err(JournalError::Directory)?;
+                opened
+            }
             // A first start that ended before the file was whole: nothing was promised yet.
             Some(Err(JournalError::Hard(SlotError::Damaged { .. }))) if fresh => {
                 make_slots(storage)?
@@ -194,6 +199,16 @@ impl Journal {
                 && journal.log.release_oldest()
             {}
             Ok(())
+        })
+    }
+
+    /// Records durably how far the records go. Without it a record at the end that is found damaged
+    /// later is taken for the torn rest of a write that nobody was promised, and a log whose only
+    /// segment is gone for one that was never written.
+    pub(crate) fn seal(&mut self) -> Result<(), JournalError> {
+        self.guarded(|journal| match journal.hard.durable == journal.durable {
+            true => Ok(()),
+            false => journal.write_hard(),
         })
     }
 

@@ -31,7 +31,7 @@ pub use image::ReplayError;
 use image::{Image, Record};
 use journal::Journal;
 pub use journal::JournalError;
-use sbk_wal::{Files, LogOptions, Storage};
+use sbk_wal::{Files, LogError, LogOptions, SlotError, Storage};
 use writer::{Done, Operation, Work, Writer};
 
 type Fault = StorageError<MemberId>;
@@ -39,12 +39,35 @@ type Fault = StorageError<MemberId>;
 /// Why the log can't be opened.
 #[derive(Debug, thiserror::Error)]
 pub enum OpenError {
-    /// The files can't be read, are damaged, or make no sense.
+    /// The files can't be read or written.
     #[error(transparent)]
-    Journal(#[from] JournalError),
+    Journal(JournalError),
+    /// The files are damaged, are something else's, or make no sense.
+    #[error(
+        "{0}. What this member has promised can't be known any more, so it must not take part under \
+         its id, with an older copy of its directory neither: remove this member from the cluster \
+         and add one with a new id and an empty data directory. Without other members there is no \
+         other copy of what was decided"
+    )]
+    Lost(#[source] JournalError),
     /// The writing thread can't be started.
     #[error("can't start the journal's thread: {0}")]
     Thread(#[source] std::io::Error),
+}
+
+impl From<JournalError> for OpenError {
+    fn from(error: JournalError) -> Self {
+        match &error {
+            JournalError::Log(LogError::Foreign { .. } | LogError::Damaged { .. })
+            | JournalError::Hard(SlotError::OtherKind { .. } | SlotError::Damaged { .. })
+            | JournalError::Replay(_) => Self::Lost(error),
+            JournalError::Log(_)
+            | JournalError::Hard(_)
+            | JournalError::Directory(_)
+            | JournalError::Missing { .. }
+            | JournalError::Closed => Self::Journal(error),
+        }
+    }
 }
 
 /// openraft's log store. Clones share it; the core task alone writes, readers read.

@@ -99,7 +99,7 @@ impl State {
                 tracing::error!(%error, "the Raft log can't be written");
             }
             if operations.blocking_recv_many(&mut batch, QUEUE) == 0 {
-                return;
+                return self.seal();
             }
             let (works, told): (Vec<_>, Vec<_>) =
                 batch.drain(..).map(|operation| (operation.work, operation.done)).unzip();
@@ -110,6 +110,19 @@ impl State {
             for done in told {
                 tell(done, &result);
             }
+            // After the answers, so that nobody waits for it who has nothing more to ask.
+            if operations.is_empty() {
+                self.seal();
+            }
+        }
+    }
+
+    /// Nothing more is to be done now.
+    fn seal(&mut self) {
+        match self.journal.seal() {
+            // It told then.
+            Ok(()) | Err(JournalError::Closed) => {}
+            Err(error) => tracing::error!(%error, "the Raft log can't be written"),
         }
     }
 

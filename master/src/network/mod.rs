@@ -108,8 +108,10 @@ impl Identity {
         instance: &[u8],
     ) -> Result<(), NotAdmitted> {
         if cluster != self.cluster {
+            // Outside input of any length, and a status travels in HTTP headers.
+            let given: String = cluster.chars().take(200).collect();
             return Err(NotAdmitted::Foreign(format!(
-                "the message is for cluster {cluster:?}, this member is of {:?}: give every \
+                "the message is for cluster {given:?}, this member is of {:?}: give every \
                  member the same --cluster",
                 self.cluster
             )));

@@ -4,7 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sbk_engine::authority::placement::{check_request, place};
-use sbk_engine::authority::{Accepted, Command, Refusal, State, VolumeRequest};
+use sbk_engine::authority::{Accepted, Command, Duty, Fate, Refusal, State, VolumeRequest};
 use sbk_engine::types::{NodeId, ReplicaId, VolumeId};
 use sbk_proto::v1;
 use sbk_proto::v1::control_server::Control;
@@ -13,11 +13,8 @@ use uuid::Uuid;
 
 use super::info::Source;
 use crate::convert;
-use crate::gate::refused;
-use crate::member::{Member, now};
-
-/// How much of a node's capacity volumes may claim, in percent. Volumes are sparse.
-const OVERCOMMIT_PERCENT: u32 = 200;
+use crate::gate::{refused, refused_with};
+use crate::member::{Member, OVERCOMMIT_PERCENT, now};
 
 /// A member that was heard within this time is called reachable. Between elections a follower
 /// hears only the leader.
@@ -31,17 +28,20 @@ pub(crate) struct ControlService {
 }
 
 impl ControlService {
-    fn look<T>(&self, look: impl FnOnce(&Source<'_>) -> T) -> T {
+    pub(super) fn look<T>(&self, look: impl FnOnce(&Source<'_>) -> T) -> T {
         let applied = self.member.machine.read();
         let leading = self.member.leading();
-        look(&Source { state: &applied.authority, leading: &leading, now: now() })
+        let (state, history) = (&applied.authority, &applied.history);
+        look(&Source { state, history, leading: &leading, now: now() })
     }
 
-    fn describe(&self, volume: VolumeId) -> Option<v1::VolumeInfo> {
-        self.look(|source| source.state.volumes().get(&volume).map(|v| source.volume(v)))
+    pub(super) fn describe(&self, volume: VolumeId) -> Option<v1::VolumeInfo> {
+        self.look(|source| {
+            source.state.volumes().get(&volume).map(|v| source.volume_with_history(v))
+        })
     }
 
-    fn find(&self, name_or_id: &str) -> Result<VolumeId, Status> {
+    pub(super) fn find(&self, name_or_id: &str) -> Result<VolumeId, Status> {
         let found = self.member.read(|state| state.find_volume(name_or_id).map(|v| v.id));
         found.ok_or_else(|| no_such_volume(name_or_id))
     }
@@ -56,16 +56,42 @@ impl ControlService {
         self.find(name_or_id).or_else(|none| self.member.read(waiting).ok_or(none))
     }
 
-    fn alive(&self) -> BTreeSet<NodeId> {
+    /// Whether this leader hears the node.
+    fn heard(&self, node: NodeId) -> bool {
+        self.look(|source| source.leading.detector.is_heard(source.now, node))
+    }
+
+    /// The volume's replica on the node that is not on its way out already.
+    fn replica_on(&self, volume: VolumeId, node: NodeId) -> Result<ReplicaId, Status> {
+        let found = self.member.read(|state| {
+            let replicas = &state.volumes().get(&volume)?.replicas;
+            replicas.iter().find(|(_, replica)| replica.node == node).map(|(id, _)| *id)
+        });
+        found.ok_or_else(|| {
+            let text = format!("volume {volume} has no replica on node {node}");
+            refused_with("unknown-replica", text)
+        })
+    }
+
+    /// Nodes that are not suspected, and those of them that this leader has heard itself. A new
+    /// leader suspects nobody for a while, the dead included.
+    fn alive_and_heard(&self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
         self.look(|source| {
+            let detector = &source.leading.detector;
             let nodes = source.state.nodes().keys().copied();
-            nodes.filter(|id| source.leading.detector.is_alive(source.now, *id)).collect()
+            let alive: BTreeSet<_> =
+                nodes.filter(|id| detector.is_alive(source.now, *id)).collect();
+            let heard = alive.iter().copied();
+            let heard = heard.filter(|id| detector.silent_ms(source.now, *id).is_some()).collect();
+            (alive, heard)
         })
     }
 }
 
-fn no_such_volume(name_or_id: &str) -> Status {
-    let refusal = Refusal::NoSuchVolume { volume: name_or_id.to_owned() };
+pub(super) fn no_such_volume(name_or_id: &str) -> Status {
+    // Outside input of any length, and a status travels in HTTP headers, whose size is limited.
+    let volume = name_or_id.chars().take(80).collect();
+    let refusal = Refusal::NoSuchVolume { volume };
     refused(&refusal)
 }
 
@@ -96,11 +122,11 @@ impl Control for ControlService {
             return Ok(Response::new(info));
         }
         let fresh: Vec<_> = (0..spec.replicas).map(|_| ReplicaId(Uuid::new_v4())).collect();
-        let alive = self.alive();
-        let placement = self
-            .member
-            .read(|state| place(state, &spec, &fresh, &alive, OVERCOMMIT_PERCENT))
-            .map_err(refuse)?;
+        // One that was not heard yet may be dead: it is taken only if it takes that many.
+        let (alive, heard) = self.alive_and_heard();
+        let on = |state: &State, nodes| place(state, &spec, &fresh, nodes, OVERCOMMIT_PERCENT);
+        let placement = self.member.read(|state| on(state, &heard).or_else(|_| on(state, &alive)));
+        let placement = placement.map_err(refuse)?;
         let command = Command::CreateVolume {
             volume,
             request: wanted,
@@ -150,6 +176,62 @@ impl Control for ControlService {
         }
     }
 
+    async fn recover_volume(
+        &self,
+        request: Request<v1::RecoverVolumeRequest>,
+    ) -> Result<Response<v1::RecoverVolumeResponse>, Status> {
+        self.member.linearizable().await?;
+        self.recover(request.into_inner()).await.map(Response::new)
+    }
+
+    async fn move_replica(
+        &self,
+        request: Request<v1::MoveReplicaRequest>,
+    ) -> Result<Response<v1::VolumeInfo>, Status> {
+        self.member.linearizable().await?;
+        let raw = request.into_inner();
+        let volume = self.find(&raw.name_or_id)?;
+        let from = convert::node_id(&raw.from)?;
+        let to = if raw.to.is_empty() { None } else { Some(convert::node_id(&raw.to)?) };
+        let replica = self.replica_on(volume, from)?;
+        if let Some(node) = to.filter(|node| !self.heard(*node)) {
+            let text = format!("node {node} is silent: choose one that is alive");
+            return Err(refused_with("node-silent", text));
+        }
+        let command = Command::RetireReplica {
+            volume,
+            replica,
+            fate: if raw.in_place { Fate::GoesFirst } else { Fate::Goes },
+            instead: to.map(|node| (ReplicaId(Uuid::new_v4()), node)),
+            overcommit_percent: OVERCOMMIT_PERCENT,
+        };
+        self.member.accepted(command).await?;
+        let info = self.describe(volume).ok_or_else(|| no_such_volume(&volume.to_string()))?;
+        Ok(Response::new(info))
+    }
+
+    async fn set_node_duty(
+        &self,
+        request: Request<v1::SetNodeDutyRequest>,
+    ) -> Result<Response<v1::NodeInfo>, Status> {
+        self.member.linearizable().await?;
+        let raw = request.into_inner();
+        let node = convert::node_id(&raw.node)?;
+        let duty = convert::duty_from(raw.duty)?;
+        if duty == Some(Duty::Removed) && self.heard(node) {
+            let text = format!(
+                "node {node} is alive, and would join again: drain it, stop it, and remove it then"
+            );
+            return Err(refused_with("node-alive", text));
+        }
+        let gone = |source: &Source<'_>| source.state.nodes().get(&node).map(|n| source.node(n));
+        let before = self.look(gone);
+        self.member.accepted(Command::SetDuty { node, duty }).await?;
+        // One that held nothing may be forgotten already.
+        let info = self.look(gone).or(before).unwrap_or_default();
+        Ok(Response::new(info))
+    }
+
     async fn list_nodes(
         &self,
         _: Request<v1::ListNodesRequest>,
@@ -191,7 +273,12 @@ pub(crate) fn status(member: &Member, has_quorum: bool) -> v1::ClusterStatusResp
     let members = members.collect();
     let applied = member.machine.read();
     let leading = member.leading();
-    let source = Source { state: &applied.authority, leading: &leading, now: now() };
+    let source = Source {
+        state: &applied.authority,
+        history: &applied.history,
+        leading: &leading,
+        now: now(),
+    };
     let volumes: Vec<_> = source.state.volumes().values().map(|v| source.volume(v)).collect();
     let alive =
         source.state.nodes().keys().filter(|id| leading.detector.is_alive(source.now, **id));

@@ -1,16 +1,19 @@
 //! The state as messages for people and tools.
 
 use sbk_engine::authority::detector::Detector;
-use sbk_engine::authority::{Registration, State, Tombstone, Volume};
+use sbk_engine::authority::history::{History, Minted};
+use sbk_engine::authority::{Fate, Registration, State, Tombstone, Volume, moves};
 use sbk_engine::types::{Millis, NodeId, ReplicaId};
 use sbk_proto::v1;
 
 use crate::convert;
-use crate::member::Leading;
+use crate::gate::unix_ms;
+use crate::member::{Leading, OVERCOMMIT_PERCENT};
 
 /// What a volume's description is made from.
 pub(super) struct Source<'a> {
     pub(super) state: &'a State,
+    pub(super) history: &'a History,
     pub(super) leading: &'a Leading,
     pub(super) now: Millis,
 }
@@ -39,8 +42,11 @@ impl Source<'_> {
         });
         let complaint = self.detector().reason(self.now, self.state, volume);
         let serving = report.is_some_and(|r| r.serving) && complaint.is_none();
+        let moves =
+            moves::look(self.state, self.detector(), self.now, volume, OVERCOMMIT_PERCENT).reason;
         let reason = complaint
             .or_else(|| report.map(|r| r.reason.clone()).filter(|r| !r.is_empty()))
+            .or_else(|| (serving && !moves.is_empty()).then_some(moves))
             .or_else(|| {
                 (!serving).then(|| "its primary has not said yet that it serves".to_owned())
             });
@@ -58,7 +64,22 @@ impl Source<'_> {
             reason: reason.unwrap_or_default(),
             members,
             deleting: false,
+            history: Vec::new(),
+            now_ms: 0,
         }
+    }
+
+    /// With how the volume came to its configuration.
+    pub(super) fn volume_with_history(&self, volume: &Volume) -> v1::VolumeInfo {
+        let change = |minted: &Minted| v1::EpochChange {
+            epoch: minted.epoch.0,
+            at_ms: minted.note.at_ms,
+            primary: Some(convert::reference(minted.primary)),
+            isr: minted.isr.iter().map(|id| convert::bytes(id.0)).collect(),
+            reason: minted.note.reason.clone(),
+        };
+        let history = self.history.of(volume.id).iter().map(change).collect();
+        v1::VolumeInfo { history, now_ms: unix_ms(), ..self.volume(volume) }
     }
 
     fn member(&self, volume: &Volume, id: ReplicaId, node: NodeId) -> v1::MemberInfo {
@@ -82,6 +103,7 @@ impl Source<'_> {
             committed_lsn: report.map_or(0, |r| r.committed_lsn),
             mode: report.map(|r| r.mode.clone()).unwrap_or_default(),
             reason: report.map(|r| r.reason.clone()).unwrap_or_default(),
+            goes: volume.replicas.get(&id).is_some_and(|r| r.fate != Fate::Stays),
         }
     }
 
@@ -100,6 +122,8 @@ impl Source<'_> {
             reason: format!("deleted; {left} replicas are still to be removed"),
             members: Vec::new(),
             deleting: true,
+            history: Vec::new(),
+            now_ms: 0,
         }
     }
 
@@ -132,6 +156,7 @@ impl Source<'_> {
             alive: self.detector().is_alive(self.now, id),
             last_heartbeat_ms: self.detector().silent_ms(self.now, id).unwrap_or(u64::MAX),
             replicas: on_node.collect(),
+            duty: convert::duty(self.state.duty(id)).into(),
         }
     }
 }

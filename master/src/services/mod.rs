@@ -4,6 +4,7 @@ mod control;
 mod info;
 mod node;
 mod raft;
+mod recover;
 
 pub(crate) use control::ControlService;
 pub(crate) use control::status;

@@ -1,6 +1,7 @@
 //! What datanodes say, and what is pushed to them.
 
 use std::collections::BTreeSet;
+use std::io::{self, ErrorKind};
 use std::pin::Pin;
 use std::time::Duration;
 
@@ -10,6 +11,8 @@ use sbk_engine::authority::{Accepted, Command, Refusal};
 use sbk_engine::types::{Config, Epoch, Lsn, NodeId, VolumeId};
 use sbk_proto::v1;
 use sbk_proto::v1::node_service_server::NodeService;
+use tokio::io::AsyncReadExt;
+use tokio::net::TcpStream;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status};
@@ -24,6 +27,8 @@ const WATCH_QUEUE: usize = 4;
 /// How long a machine may take to answer whether anybody listens; it is a matter of one round
 /// trip.
 const CONNECT: Duration = Duration::from_secs(2);
+/// How often it is asked. Somebody who takes every connection and drops it does listen.
+const CONNECTS: u32 = 16;
 
 /// `NodeService`.
 #[derive(Clone, Debug)]
@@ -35,6 +40,8 @@ pub(crate) struct NodeApi {
 fn report(raw: &v1::ReplicaReport) -> Result<ReplicaReport, Status> {
     let lacking: Result<BTreeSet<_>, _> =
         raw.lacking.iter().map(|id| convert::replica_id(id)).collect();
+    let promised: Result<BTreeSet<_>, _> =
+        raw.promised.iter().map(|id| convert::replica_id(id)).collect();
     Ok(ReplicaReport {
         replica: convert::replica_ref(raw.replica.as_ref())?,
         table_epoch: Epoch(raw.table_epoch),
@@ -42,6 +49,7 @@ fn report(raw: &v1::ReplicaReport) -> Result<ReplicaReport, Status> {
         primary_in: raw.is_primary.then_some(Epoch(raw.epoch)),
         lacking: lacking?,
         lacking_ms: raw.lacking_ms,
+        promised: promised?,
     })
 }
 
@@ -217,16 +225,26 @@ async fn watch_gone(member: &Member, node: NodeId, process: u64) {
     let addr =
         member.read(|state| state.nodes().get(&node).map(|r| (r.process, r.addrs.grpc.clone())));
     let Some((_, addr)) = addr.filter(|(current, _)| *current == process) else { return };
-    let attempt = tokio::time::timeout(CONNECT, tokio::net::TcpStream::connect(&addr));
-    let Ok(connected) = attempt.await else {
-        return tracing::info!(%node, "its stream closed, and its machine is silent");
-    };
-    match connected {
-        Ok(_) => tracing::info!(%node, "its stream closed, but it still listens"),
-        Err(error) if error.kind() == std::io::ErrorKind::ConnectionRefused => {
+    match tokio::time::timeout(CONNECT, listens(&addr)).await {
+        Err(_) => tracing::info!(%node, "its stream closed, and its machine is silent"),
+        Ok(Ok(())) => tracing::info!(%node, "its stream closed, but it still listens"),
+        Ok(Err(error)) if error.kind() == ErrorKind::ConnectionRefused => {
             tracing::info!(%node, process, "its process is gone");
             member.observe(DetectorEvent::Killed { node, process });
         }
-        Err(error) => tracing::info!(%node, %error, "its stream closed"),
+        Ok(Err(error)) => tracing::info!(%node, %error, "its stream closed"),
     }
+}
+
+/// Whether somebody answers at `addr`. The kernel closes the sockets of a process that was killed
+/// one after the other, and the listener may be the last: until then it takes connections. Nobody
+/// ever speaks on these, and they are reset with the listener; a server that lives greets at once.
+async fn listens(addr: &str) -> io::Result<()> {
+    for _ in 0..CONNECTS {
+        let mut connection = TcpStream::connect(addr).await?;
+        if matches!(connection.read(&mut [0]).await, Ok(1..)) {
+            break;
+        }
+    }
+    Ok(())
 }

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 
 use openraft::EntryPayload;
+use sbk_engine::authority::history::{History, Note};
 use sbk_engine::authority::{Accepted, Command, Response, State};
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
@@ -15,6 +16,13 @@ use crate::raft::{Entry, LogId, MemberId, StoredMembership};
 pub enum Proposal {
     /// A command of the authority.
     Authority(Command),
+    /// The same, with the time and the reason.
+    Explained {
+        /// What is proposed.
+        command: Command,
+        /// When and why.
+        note: Note,
+    },
     /// A member took part with this data directory. The first one stands: a member that comes
     /// with another directory has lost its vote and its log.
     Member {
@@ -46,6 +54,9 @@ pub struct Applied {
     pub authority: State,
     /// The data directory of each member that took part.
     pub instances: BTreeMap<MemberId, Uuid>,
+    /// How the volumes came to their configurations, for people.
+    #[serde(default)]
+    pub history: History,
 }
 
 impl Applied {
@@ -59,12 +70,24 @@ impl Applied {
                 Answer::nothing()
             }
             EntryPayload::Normal(Proposal::Authority(command)) => {
-                Answer::Authority(Box::new(self.authority.apply(&command)))
+                self.command(&command, &Note::default())
+            }
+            EntryPayload::Normal(Proposal::Explained { command, note }) => {
+                self.command(&command, &note)
             }
             EntryPayload::Normal(Proposal::Member { member, instance }) => {
                 Answer::Member(*self.instances.entry(member).or_insert(instance))
             }
         }
+    }
+}
+
+impl Applied {
+    fn command(&mut self, command: &Command, note: &Note) -> Answer {
+        let before = self.authority.revision();
+        let response = self.authority.apply(command);
+        self.history.note(&self.authority, before, note);
+        Answer::Authority(Box::new(response))
     }
 }
 

@@ -1,8 +1,8 @@
 //! The applied state: openraft's state machine around the engine's authority.
 //!
 //! The state lives in memory. What a restart starts from is the newest of the [cache] in
-//! sled and the [snapshot] that can be trusted; openraft then applies the rest of the
-//! log again.
+//! sled, which a member that stops in order leaves, and the [snapshot] that can be trusted;
+//! openraft then applies the rest of the log again.
 
 mod cache;
 mod machine;
@@ -28,10 +28,6 @@ pub use machine::{Answer, Applied, Proposal};
 pub use snapshot::SnapshotError;
 
 type Fault = StorageError<MemberId>;
-
-/// Applied entries after which the state is kept in sled again. A restart replays at most about
-/// as many.
-const KEEP_EVERY: u64 = 256;
 
 /// Why the applied state can't be opened.
 #[derive(Debug, thiserror::Error)]
@@ -88,12 +84,12 @@ impl StateMachine {
         fs::create_dir_all(&snapshots)
             .map_err(|source| OpenError::Directory { path: snapshots.clone(), source })?;
         snapshot::clean(&snapshots)?;
-        let cache = Cache::open(&dir.join("applied.sled"))?;
+        let cache = Cache::new(dir);
         let mut applied = match snapshot::load_newest(&snapshots)? {
             Some(loaded) => decode(&loaded.data).map_err(OpenError::Contents)?,
             None => Applied::default(),
         };
-        match cache.load() {
+        match cache.take()? {
             Some(kept) if kept.last > applied.last && kept.last.is_some_and(|id| log.holds(id)) => {
                 applied = kept;
             }
@@ -132,10 +128,10 @@ impl StateMachine {
         self.inner.changes.subscribe()
     }
 
-    /// Keeps the state in sled now, for a quick restart.
+    /// Keeps the state in sled, for a quick restart. To be called when the member stops: what is
+    /// applied afterwards is not in it.
     pub fn keep(&self) -> Result<(), CacheError> {
-        self.inner.cache.save(&self.read())?;
-        self.inner.cache.flush()
+        self.inner.cache.keep(&self.read())
     }
 }
 
@@ -176,17 +172,12 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         I: IntoIterator<Item = Entry> + OptionalSend,
         I::IntoIter: OptionalSend,
     {
-        let (answers, before, after) = {
+        let (answers, after) = {
             let mut applied = self.write();
-            let before = applied.last.map_or(0, |id| id.index);
             let answers: Vec<_> = entries.into_iter().map(|e| applied.apply(e)).collect();
-            (answers, before, applied.last.map_or(0, |id| id.index))
+            (answers, applied.last.map_or(0, |id| id.index))
         };
         self.inner.changes.send_replace(after);
-        if before / KEEP_EVERY != after / KEEP_EVERY {
-            let this = self.clone();
-            blocking(move || this.inner.cache.save(&this.read())).await?;
-        }
         Ok(answers)
     }
 
@@ -213,7 +204,6 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         blocking(move || snapshot::save(&dir, &saved, &data)).await?;
         let after = installed.last.map_or(0, |id| id.index);
         *self.write() = installed;
-        self.inner.cache.clear().map_err(|e| write_fault(&e))?;
         self.inner.changes.send_replace(after);
         tracing::info!(index = after, "a snapshot was installed");
         Ok(())

@@ -149,7 +149,8 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
         return None;
     }
     let meta = u32::from_le_bytes(head[8..12].try_into().ok()?) as usize;
-    let data = u64::from_le_bytes(head[12..20].try_into().ok()?) as usize;
+    let data = u64::from_le_bytes(head[12..20].try_into().ok()?);
+    let data = usize::try_from(data).ok()?;
     let rest = &body[HEADER..];
-    (rest.len() == meta + data).then(|| rest.split_at(meta))
+    (meta.checked_add(data) == Some(rest.len())).then(|| rest.split_at(meta))
 }

@@ -1,5 +1,5 @@
-//! A trace in words. The engine writes its events and commands as programmers read them; here they
-//! become sentences, and what repeats itself becomes one line.
+//! A trace as a story: replicas are called by their nodes, times are told from the start, and what
+//! repeats itself becomes one line.
 
 use std::collections::{BTreeMap, VecDeque};
 
@@ -18,9 +18,23 @@ pub type Names = BTreeMap<String, String>;
 /// The names of a volume's replicas.
 pub fn names(info: &VolumeInfo) -> Names {
     let name = |m: &MemberInfo| {
-        (id_text(&m.replica), format!("the replica on {}", short(&id_text(&m.node))))
+        let node = id_text(&m.node);
+        let on = format!("the replica on {}", short(&node));
+        // A node's own id is told as short as it stands in its replica's name.
+        [(id_text(&m.replica), on), (node.clone(), short(&node).to_owned())]
     };
-    info.members.iter().map(name).collect()
+    info.members.iter().flat_map(name).collect()
+}
+
+/// A text with replicas and nodes called by their names.
+pub(super) fn renamed(text: &str, names: &Names) -> String {
+    names.iter().fold(text.to_owned(), |text, (id, name)| text.replace(id, name))
+}
+
+/// A text that begins a sentence.
+pub(super) fn capital(text: &str) -> String {
+    let mut chars = text.chars();
+    chars.next().map_or(String::new(), |first| first.to_uppercase().chain(chars).collect())
 }
 
 /// The first part of a UUID: enough to tell nodes apart.
@@ -38,7 +52,7 @@ pub struct Teller {
 }
 
 impl Teller {
-    /// Tells times as seconds since `start`, in milliseconds on the nodes' clock.
+    /// Tells times as seconds since `start`, in milliseconds since 1970.
     pub fn new(start: u64, names: Names) -> Self {
         Self { start, names, told: VecDeque::new(), repeated: 0 }
     }
@@ -46,7 +60,7 @@ impl Teller {
     /// The line for a decision; `None` if it only repeats one that was told just before.
     pub fn tell(&mut self, decision: &Decision) -> Option<String> {
         let Decision { node, epoch, what, .. } = decision;
-        let why = words(decision, &self.names);
+        let why = renamed(&decision.why, &self.names);
         let line = format!("{}  epoch {epoch:<4} {what:<18} {why}", short(node));
         if self.told.contains(&line) {
             self.repeated += 1;
@@ -55,7 +69,7 @@ impl Teller {
         if self.told.len() == REMEMBERED {
             self.told.pop_front();
         }
-        let since = decision.at.saturating_sub(self.start) as f64 / 1000.0;
+        let since = decision.time_ms.saturating_sub(self.start) as f64 / 1000.0;
         let mut text = format!("{since:>10.3}  {line}");
         if self.repeated > 0 {
             text = format!("{:>10}  ({} more like those above)\n{text}", "...", self.repeated);
@@ -66,92 +80,6 @@ impl Teller {
     }
 }
 
-/// Why something was decided, in words.
-fn words(decision: &Decision, names: &Names) -> String {
-    let mut why = plain(&decision.why);
-    for (replica, name) in names {
-        why = why.replace(replica, name);
-    }
-    // The epoch stands in a column of its own.
-    why = why.replace(&format!("epoch: {}, ", decision.epoch), "");
-    match why.split_once(" -> ") {
-        Some((event, outcome)) if decision.what == "recovery" => recovery(event, outcome),
-        _ => why,
-    }
-}
-
-/// An event of the recovery engine, with its verdict and commands.
-fn recovery(event: &str, outcome: &str) -> String {
-    let (verdict, commands) = outcome.split_once(", [").unwrap_or((outcome, ""));
-    let commands = commands.strip_suffix(']').unwrap_or(commands);
-    let seen = if event.is_empty() { "time passed".to_owned() } else { spaced(event) };
-    let verdict = match verdict {
-        "Applied" => String::new(),
-        other => format!(" ({})", spaced(other)),
-    };
-    match commands {
-        "" => format!("{seen}{verdict}"),
-        commands => format!("{seen}{verdict}; so: {}", spaced(commands)),
-    }
-}
-
-/// `ProbeFailed { endpoint: e }` is `probe failed (endpoint: e)`.
-fn spaced(text: &str) -> String {
-    let mut words = String::with_capacity(text.len() + 16);
-    let text = text.replace(" { ", " (").replace(" }", ")").replace('_', " ");
-    for c in text.chars() {
-        if c.is_ascii_uppercase() {
-            if words.ends_with(|before: char| before.is_ascii_lowercase()) {
-                words.push(' ');
-            }
-            words.push(c.to_ascii_lowercase());
-        } else {
-            words.push(c);
-        }
-    }
-    words
-}
-
-/// The engine's words without what only programmers want to see: `ReplicaId(5f0c..)` is `5f0c..`,
-/// `Epoch(3)` is `3`.
-fn plain(why: &str) -> String {
-    const WRAPPERS: [&str; 8] = [
-        "ReplicaId(",
-        "VolumeId(",
-        "SessionId(",
-        "TransportEpoch(",
-        "Epoch(",
-        "Lsn(",
-        "Millis(",
-        "Some(",
-    ];
-    let mut text = String::with_capacity(why.len());
-    let mut rest = why;
-    // Of each parenthesis that is open: whether it is left out.
-    let mut open = Vec::new();
-    while let Some(first) = rest.chars().next() {
-        let starts_word = !text.ends_with(|c: char| c.is_alphanumeric());
-        if let Some(wrapper) = WRAPPERS.iter().find(|w| starts_word && rest.starts_with(**w)) {
-            open.push(true);
-            rest = &rest[wrapper.len()..];
-            continue;
-        }
-        let left_out = match first {
-            '(' => {
-                open.push(false);
-                false
-            }
-            ')' => open.pop().unwrap_or(false),
-            _ => false,
-        };
-        if !left_out {
-            text.push(first);
-        }
-        rest = &rest[first.len_utf8()..];
-    }
-    text
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -160,6 +88,7 @@ mod tests {
         Decision {
             node: "0123456789".into(),
             at,
+            time_ms: at,
             number: 1,
             epoch: 3,
             what: what.into(),
@@ -168,37 +97,10 @@ mod tests {
     }
 
     #[test]
-    fn words_are_plain() {
-        for (why, told) in [
-            (
-                "Probe { epoch: Epoch(3), replica: ReplicaId(5f0c-1), r: Some(Lsn(7)) }",
-                "Probe { epoch: 3, replica: 5f0c-1, r: 7 }",
-            ),
-            ("promised (for 9 ms) to Lsn(4)", "promised (for 9 ms) to 4"),
-            ("TransportEpoch(2), Ignored(Duplicate)", "2, Ignored(Duplicate)"),
-            ("unbalanced ) and Lsn(5", "unbalanced ) and 5"),
-            ("größer (ä)", "größer (ä)"),
-        ] {
-            assert_eq!(plain(why), told);
-        }
-    }
-
-    #[test]
-    fn the_recovery_engine_is_told_in_sentences() {
+    fn replicas_are_called_by_their_nodes() {
         let names = Names::from([("r-1".into(), "the replica on 01234567".into())]);
-        for (why, told) in [
-            (
-                "ProbeFailed { epoch: Epoch(3), replica: ReplicaId(r-1), endpoint: \"e:1\" } -> \
-                 Applied, [PublishDegraded { epoch: Epoch(3), replica: ReplicaId(r-1) }]",
-                "probe failed (replica: the replica on 01234567, endpoint: \"e:1\"); so: publish \
-                 degraded (replica: the replica on 01234567)",
-            ),
-            (" -> Applied, [Probe { epoch: Epoch(3) }]", "time passed; so: probe (epoch: 3)"),
-            ("Removal { a: 1 } -> Ignored(Duplicate), []", "removal (a: 1) (ignored(duplicate))"),
-        ] {
-            assert_eq!(words(&decision(0, "recovery", why), &names), told);
-        }
-        assert_eq!(words(&decision(0, "cut", "from 5 -> 4"), &names), "from 5 -> 4");
+        let told = renamed("r-1 is healthy, r-2 is not", &names);
+        assert_eq!(told, "the replica on 01234567 is healthy, r-2 is not");
     }
 
     #[test]

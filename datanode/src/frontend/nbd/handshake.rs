@@ -1,18 +1,14 @@
 //! The negotiation: from the greeting to an agreed export.
 
 use std::io;
-use std::time::Duration;
 
 use sbk_engine::types::MAX_REQUEST_BYTES;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
-use tokio::time::timeout;
 
 use super::exports::{self, Export};
 use super::wire::*;
 use crate::frontend::Frontends;
 
-/// A client that says nothing for so long is not negotiating.
-const PATIENCE: Duration = Duration::from_secs(30);
 /// Most bytes of one option. The longest that makes sense is a name and a list of infos.
 const MAX_OPTION: u32 = 8192;
 /// Options after which a client is taken for hostile.
@@ -22,14 +18,8 @@ fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-async fn patiently<T>(read: impl Future<Output = io::Result<T>>) -> io::Result<T> {
-    match timeout(PATIENCE, read).await {
-        Ok(result) => result,
-        Err(_) => Err(io::Error::new(io::ErrorKind::TimedOut, "the client stopped negotiating")),
-    }
-}
-
-/// Agrees on an export. `None` if the client ended the negotiation in order.
+/// Agrees on an export. `None` if the client ended the negotiation in order. Takes as long as the
+/// client takes: the caller sets the limit.
 pub(super) async fn negotiate<R, W>(
     frontends: &Frontends,
     reader: &mut R,
@@ -44,26 +34,26 @@ where
     greeting.extend(IHAVEOPT.to_be_bytes());
     greeting.extend((FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES).to_be_bytes());
     writer.write_all(&greeting).await?;
-    let flags = patiently(reader.read_u32()).await?;
+    let flags = reader.read_u32().await?;
     let known = u32::from(FLAG_FIXED_NEWSTYLE | FLAG_NO_ZEROES);
     if flags & !known != 0 {
         return Err(broken("unknown client flags"));
     }
     let no_zeroes = flags & u32::from(FLAG_NO_ZEROES) != 0;
     for _ in 0..MAX_OPTIONS {
-        let magic = patiently(reader.read_u64()).await?;
+        let magic = reader.read_u64().await?;
         if magic != IHAVEOPT {
             return Err(broken("an option without its magic number"));
         }
-        let option = patiently(reader.read_u32()).await?;
-        let length = patiently(reader.read_u32()).await?;
+        let option = reader.read_u32().await?;
+        let length = reader.read_u32().await?;
         if length > MAX_OPTION {
             // Draining it could take for ever.
             reply(writer, option, REP_ERR_TOO_BIG, b"the option is too long").await?;
             return Err(broken("an option over the limit"));
         }
         let mut data = vec![0; length as usize];
-        patiently(reader.read_exact(&mut data)).await?;
+        reader.read_exact(&mut data).await?;
         match answer(frontends, writer, option, &data, no_zeroes).await? {
             Step::Next => {}
             Step::Over => return Ok(None),

@@ -10,19 +10,29 @@ mod wire;
 
 use std::io;
 use std::sync::Arc;
+use std::time::Duration;
 
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
 
 use super::Frontends;
+use super::limits::{self, Pool};
 
-/// Connections at once; further ones are closed at once.
+/// Most connections at once; further ones are closed at once.
 const MAX_CONNECTIONS: usize = 1024;
+/// How long nothing is accepted after it failed: the cause, most likely a lack of descriptors,
+/// goes by itself or not at all, and trying without a pause would only burn a core.
+const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
+/// How long a client may take until it has agreed on an export. One that says nothing, or says
+/// one byte a minute, would hold a connection for as long as it likes.
+const NEGOTIATION: Duration = Duration::from_secs(30);
 
 /// Serves NBD on `listener` until `stop` is cancelled; then finishes what was answered and closes.
 pub async fn serve(frontends: Frontends, listener: TcpListener, stop: CancellationToken) {
-    let room = Arc::new(Semaphore::new(MAX_CONNECTIONS));
+    let limit = limits::connections(MAX_CONNECTIONS);
+    let room = Arc::new(Semaphore::new(limit));
+    let pool = Pool::default();
     let tasks = tokio_util::task::TaskTracker::new();
     loop {
         let accepted = tokio::select! {
@@ -32,19 +42,20 @@ pub async fn serve(frontends: Frontends, listener: TcpListener, stop: Cancellati
         let (stream, peer) = match accepted {
             Ok(accepted) => accepted,
             Err(error) => {
-                // Out of descriptors, or a client that was gone already: the next may do better.
                 tracing::warn!(%error, "NBD: accept failed");
-                tokio::task::yield_now().await;
-                continue;
+                tokio::select! {
+                    () = stop.cancelled() => break,
+                    () = tokio::time::sleep(ACCEPT_AGAIN) => continue,
+                }
             }
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-            tracing::warn!(%peer, "NBD: {MAX_CONNECTIONS} connections are open, another is closed");
+            tracing::warn!(%peer, "NBD: {limit} connections are open, another is closed");
             continue;
         };
-        let (frontends, stop) = (frontends.clone(), stop.clone());
+        let (frontends, pool, stop) = (frontends.clone(), pool.clone(), stop.clone());
         tasks.spawn(async move {
-            match connection(&frontends, stream, &stop).await {
+            match connection(&frontends, pool, stream, &stop).await {
                 Ok(()) => tracing::debug!(%peer, "NBD: disconnected"),
                 Err(error) => tracing::info!(%peer, %error, "NBD: connection ended"),
             }
@@ -57,15 +68,22 @@ pub async fn serve(frontends: Frontends, listener: TcpListener, stop: Cancellati
 
 async fn connection(
     frontends: &Frontends,
+    pool: Pool,
     stream: TcpStream,
     stop: &CancellationToken,
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
+    limits::keep_alive(&stream)?;
     let (mut reader, mut writer) = stream.into_split();
+    let negotiation = handshake::negotiate(frontends, &mut reader, &mut writer);
     let agreed = tokio::select! {
         () = stop.cancelled() => return Ok(()),
-        agreed = handshake::negotiate(frontends, &mut reader, &mut writer) => agreed?,
+        agreed = tokio::time::timeout(NEGOTIATION, negotiation) => agreed,
     };
+    let agreed = agreed.map_err(|_| {
+        let text = format!("the client agreed on no export within {} s", NEGOTIATION.as_secs());
+        io::Error::new(io::ErrorKind::TimedOut, text)
+    })??;
     let Some(export) = agreed else { return Ok(()) };
-    transmission::serve(frontends, &export, reader, writer, stop).await
+    transmission::serve(frontends, pool, &export, reader, writer, stop).await
 }

@@ -1,29 +1,24 @@
 //! The transmission phase: requests in, replies out of order.
 //!
-//! One task reads, one writes. What a connection holds in memory is bounded by two budgets, of
-//! bytes and of requests: at the limit it is not read any further, which TCP tells the client.
+//! One task reads, one writes. What a connection holds in memory is [limited](crate::frontend::limits).
 
 use std::io;
-use std::sync::Arc;
 
 use bytes::{Bytes, BytesMut};
 use sbk_engine::forward::Answer;
 use sbk_engine::types::MAX_REQUEST_BYTES;
-use tokio::io::{AsyncReadExt, AsyncWriteExt, BufReader};
+use tokio::io::{AsyncReadExt, BufReader};
 use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore, mpsc};
+use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::exports::Export;
 use super::wire::*;
+use crate::frontend::limits::{Budget, Permit, Pool};
 use crate::frontend::session::Submitter;
 use crate::frontend::{Frontends, Reply};
 use crate::link::IoOp;
 
-/// Budget of one connection, in KiB: payloads, and one unit for each request.
-const BUDGET_KIB: usize = 64 << 10;
-/// What a request costs besides its payload, in KiB. So at most 4096 are in flight.
-const REQUEST_KIB: u32 = 16;
 /// Replies gathered before they are written.
 const GATHER: usize = 64;
 const SECTOR: u64 = 512;
@@ -31,6 +26,7 @@ const SECTOR: u64 = 512;
 /// Serves an agreed export until the client disconnects, breaks the protocol, or `stop`.
 pub(super) async fn serve(
     frontends: &Frontends,
+    pool: Pool,
     export: &Export,
     reader: OwnedReadHalf,
     writer: OwnedWriteHalf,
@@ -39,25 +35,24 @@ pub(super) async fn serve(
     let mut client = frontends.attach(export.volume);
     let submitter = client.submitter();
     let (refusals, refused) = mpsc::unbounded_channel();
-    let budget = Arc::new(Semaphore::new(BUDGET_KIB));
+    let budget = Budget::of(pool);
     let connection = Connection {
         reader: BufReader::with_capacity(64 << 10, reader),
-        budget: Arc::clone(&budget),
+        budget: budget.clone(),
         submitter,
         refusals,
         bytes: export.bytes,
     };
     let mut reading = tokio::spawn(connection.read());
-    let write = write(writer, &mut client.replies, refused);
+    let write = write(writer, &budget, &mut client.replies, refused);
     tokio::pin!(write);
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
         ended = &mut reading => match ended {
             Ok(Ok(())) => {
                 // The client said goodbye: what it asked before is answered first.
-                let all = budget.acquire_many(BUDGET_KIB as u32);
                 tokio::select! {
-                    _ = all => {}
+                    () = budget.all_returned() => {}
                     written = &mut write => return written,
                     () = stop.cancelled() => {}
                 }
@@ -74,7 +69,7 @@ pub(super) async fn serve(
 
 struct Connection {
     reader: BufReader<OwnedReadHalf>,
-    budget: Arc<Semaphore>,
+    budget: Budget,
     submitter: Submitter,
     /// Answers that the session need not see.
     refusals: mpsc::UnboundedSender<Refusal>,
@@ -86,12 +81,7 @@ struct Connection {
 struct Refusal {
     cookie: u64,
     error: u32,
-    _permit: OwnedSemaphorePermit,
-}
-
-fn kib(bytes: u64) -> u32 {
-    // At most the budget, or one request would wait for ever.
-    (bytes.div_ceil(1024) as u32 + REQUEST_KIB).min(BUDGET_KIB as u32)
+    _permit: Permit,
 }
 
 impl Connection {
@@ -123,13 +113,9 @@ impl Connection {
             // Its payload would follow: reading it all just to refuse it serves nobody.
             return Err(io::Error::new(io::ErrorKind::InvalidData, "a write over 32 MiB"));
         }
-        let cost = if carries { length.min(MAX_REQUEST_BYTES) } else { 0 };
-        let permit = Arc::clone(&self.budget)
-            .acquire_many_owned(kib(cost))
-            .await
-            .map_err(|_| io::Error::other("the connection's budget is closed"))?;
+        let permit = self.budget.take(if carries { length } else { 0 }).await?;
         let payload = match request.command {
-            CMD_WRITE => read_payload(&mut self.reader, request.length as usize).await?,
+            CMD_WRITE => self.payload(request.length as usize).await?,
             _ => Bytes::new(),
         };
         let cookie = request.cookie;
@@ -139,6 +125,19 @@ impl Connection {
                 Ok(self.refusals.send(Refusal { cookie, error, _permit: permit }).is_ok())
             }
         }
+    }
+
+    async fn payload(&mut self, length: usize) -> io::Result<Bytes> {
+        let mut payload = BytesMut::with_capacity(length);
+        let mut limited = (&mut self.reader).take(length as u64);
+        while payload.len() < length {
+            let read = limited.read_buf(&mut payload);
+            if self.budget.step("sending a write's data", read).await? == 0 {
+                let text = "the client left in mid-request";
+                return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
+            }
+        }
+        Ok(payload.freeze())
     }
 
     /// What the request asks for, or the error that it gets.
@@ -173,20 +172,6 @@ impl Connection {
     }
 }
 
-async fn read_payload(reader: &mut BufReader<OwnedReadHalf>, length: usize) -> io::Result<Bytes> {
-    let mut payload = BytesMut::with_capacity(length);
-    let mut limited = reader.take(length as u64);
-    while payload.len() < length {
-        if limited.read_buf(&mut payload).await? == 0 {
-            return Err(io::Error::new(
-                io::ErrorKind::UnexpectedEof,
-                "the client left in mid-request",
-            ));
-        }
-    }
-    Ok(payload.freeze())
-}
-
 fn error_of(answer: &Answer) -> u32 {
     match answer {
         Answer::Done => 0,
@@ -199,6 +184,7 @@ fn error_of(answer: &Answer) -> u32 {
 /// Writes replies as they come, a batch at a time.
 async fn write(
     mut writer: OwnedWriteHalf,
+    budget: &Budget,
     replies: &mut mpsc::UnboundedReceiver<Reply>,
     mut refused: mpsc::UnboundedReceiver<Refusal>,
 ) -> io::Result<()> {
@@ -208,7 +194,7 @@ async fn write(
         tokio::select! {
             Some(refusal) = refused.recv() => {
                 small.extend_from_slice(&simple_reply(refusal.error, refusal.cookie));
-                writer.write_all(&small).await?;
+                budget.write_all(&mut writer, &small).await?;
                 small.clear();
             }
             count = replies.recv_many(&mut batch, GATHER) => {
@@ -224,12 +210,12 @@ async fn write(
                     if reply.data.len() <= 16 << 10 {
                         small.extend_from_slice(&reply.data);
                     } else {
-                        writer.write_all(&small).await?;
+                        budget.write_all(&mut writer, &small).await?;
                         small.clear();
-                        writer.write_all(&reply.data).await?;
+                        budget.write_all(&mut writer, &reply.data).await?;
                     }
                 }
-                writer.write_all(&small).await?;
+                budget.write_all(&mut writer, &small).await?;
                 small.clear();
             }
         }

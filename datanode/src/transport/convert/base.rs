@@ -3,16 +3,18 @@
 use bytes::Bytes;
 use sbk_engine::replication::log::{LogState, SessionLog};
 use sbk_engine::replication::message::{Lineage, ToPrimary, ToReplica};
-use sbk_engine::types::{AttachGeneration, BLOCK_SIZE, Lba, Lsn, MAX_REQUEST_BYTES, SessionId};
+use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, MAX_REQUEST_BYTES, SessionId};
 use sbk_proto::v1;
 use sbk_proto::v1::recover_message::Body as RecoverBody;
 
 use super::messages::{
-    close_in, close_out, closed_in, closed_out, refused_in, session_failed_in, session_failed_out,
+    close_in, close_out, closed_in, closed_out, refused_in, refused_out, session_failed_in,
+    session_failed_out,
 };
+use super::numbers::{attach_generation, lsn, regions, sequence, size};
 use super::{
-    Decoded, bad, config_out, id, incomplete_in, incomplete_out, lineage_in, lineage_out, need,
-    recovery_in, recovery_out, session_id, table_in, table_out,
+    Decoded, bad, id, incomplete_in, incomplete_out, lineage_in, lineage_out, need, recovery_in,
+    recovery_out, session_id, table_in, table_out,
 };
 
 /// A message of the base lane, in either direction.
@@ -65,11 +67,12 @@ fn state_out(state: &LogState) -> v1::LogState {
 }
 
 fn state_in(state: v1::LogState) -> Decoded<LogState> {
-    let mut told = LogState::new(state.blocks);
-    told.attach = AttachGeneration(state.attach);
+    let mut told = LogState::new(size(state.blocks)?);
+    told.attach = attach_generation(state.attach)?;
     for session in state.sessions {
-        let logged = session.logged.iter().map(|l| (l.sequence, Lsn(l.lsn))).collect();
-        let log = SessionLog { low: session.low, logged, newest: Lsn(session.newest) };
+        let logged = session.logged.iter().map(|l| Ok((sequence(l.sequence)?, lsn(l.lsn)?)));
+        let (low, newest) = (sequence(session.low)?, lsn(session.newest)?);
+        let log = SessionLog { low, logged: logged.collect::<Decoded<_>>()?, newest };
         told.sessions.insert(session_id(&session.session)?, log);
     }
     if told.within_limits() { Ok(told) } else { bad("a log state beyond its limits") }
@@ -81,11 +84,12 @@ fn state_in(state: v1::LogState) -> Decoded<LogState> {
 /// On a message of the engine that the base lane does not carry.
 pub fn recover_out(lineage: Lineage, message: &Recover) -> v1::RecoverMessage {
     let body = match message {
-        Recover::ToReplica(ToReplica::BeginRebuild { mark, table, state }) => {
+        Recover::ToReplica(ToReplica::BeginRebuild { request, mark, table, state }) => {
             RecoverBody::Begin(v1::BeginRebuild {
                 mark: Some(incomplete_out(*mark)),
                 table: table_out(table),
                 state: Some(state_out(state)),
+                request: *request,
             })
         }
         Recover::ToReplica(ToReplica::Close { session, through }) => {
@@ -100,19 +104,21 @@ pub fn recover_out(lineage: Lineage, message: &Recover) -> v1::RecoverMessage {
         Recover::ToPrimary(ToPrimary::SessionFailed { session, cause }) => {
             RecoverBody::Failed(session_failed_out(*session, *cause))
         }
-        Recover::ToPrimary(ToPrimary::Refused { config }) => {
-            RecoverBody::Refused(v1::Refused { config: config.as_ref().map(config_out) })
+        Recover::ToPrimary(ToPrimary::Refused { fenced, config }) => {
+            RecoverBody::Refused(refused_out(*fenced, config))
         }
         Recover::ToReplica(
             message @ (ToReplica::Probe { .. }
             | ToReplica::Fence { .. }
             | ToReplica::Cut { .. }
+            | ToReplica::Fetch { .. }
             | ToReplica::Append(_)),
         ) => panic!("{message:?} does not go over the base lane"),
         Recover::ToPrimary(
             message @ (ToPrimary::Alive { .. }
             | ToPrimary::Facts { .. }
             | ToPrimary::CutDone { .. }
+            | ToPrimary::Entries { .. }
             | ToPrimary::Ack { .. }
             | ToPrimary::Gap { .. }),
         ) => panic!("{message:?} does not go over the base lane"),
@@ -140,6 +146,7 @@ pub fn recover_in(message: v1::RecoverMessage) -> Decoded<(Lineage, Recover)> {
             mark: incomplete_in(need(begin.mark, "mark")?)?,
             table: table_in(begin.table)?,
             state: state_in(need(begin.state, "state")?)?,
+            request: begin.request,
         }),
         RecoverBody::Close(close) => Recover::ToReplica(close_in(close)?),
         RecoverBody::Started(session) => {
@@ -155,16 +162,17 @@ pub fn recover_in(message: v1::RecoverMessage) -> Decoded<(Lineage, Recover)> {
                 return bad(format!("base blocks of {length} bytes"));
             }
             Recover::Blocks {
-                lba: Lba(blocks.lba),
+                lba: Lba(size(blocks.lba)?),
                 data: blocks.data,
-                read_at: Lsn(blocks.read_at),
+                read_at: lsn(blocks.read_at)?,
                 crc: blocks.crc,
             }
         }
-        RecoverBody::Regions(table) => Recover::Regions {
-            first: table.first_region,
-            lsns: table.lsns.into_iter().map(Lsn).collect(),
-        },
+        RecoverBody::Regions(table) => {
+            regions(table.first_region, table.lsns.len())?;
+            let lsns = table.lsns.into_iter().map(lsn).collect::<Decoded<_>>()?;
+            Recover::Regions { first: table.first_region, lsns }
+        }
         RecoverBody::End(_) => Recover::End,
         RecoverBody::Taken(taken) => Recover::Taken(taken.bytes),
     };

@@ -2,9 +2,10 @@
 
 use bytes::Bytes;
 use sbk_engine::replication::log::{EntryHeader, EntryKind, Origin, RequestTag};
-use sbk_engine::types::{AttachGeneration, Epoch, Lba, Lsn, MAX_REQUEST_BYTES};
+use sbk_engine::types::{Epoch, Lba, Lsn, MAX_REQUEST_BYTES};
 use sbk_proto::v1;
 
+use super::numbers::{attach_generation, epoch, lsn, sequence, size};
 use super::{Decoded, bad, id, session_id};
 
 /// One log entry on the wire: header, payload, and the CRC-32C over both that the primary computed
@@ -69,9 +70,9 @@ pub fn entry_in(entry: v1::Entry) -> Decoded<WireEntry> {
         KIND_WRITE => EntryKind::Write { lba, blocks },
         KIND_TRIM => EntryKind::Trim { lba, blocks },
         KIND_ZERO => EntryKind::Zero { lba, blocks },
-        KIND_ATTACH => EntryKind::Attach { generation: AttachGeneration(entry.value) },
+        KIND_ATTACH => EntryKind::Attach { generation: attach_generation(entry.value)? },
         KIND_CLOSE => EntryKind::Close { session: session_id(&entry.session)? },
-        KIND_RESIZE => EntryKind::Resize { blocks: entry.value },
+        KIND_RESIZE => EntryKind::Resize { blocks: size(entry.value)? },
         other => return bad(format!("entry kind {other}")),
     };
     if kind.range().is_some_and(|r| r.blocks == 0 || r.lba.0.checked_add(blocks.into()).is_none()) {
@@ -85,10 +86,10 @@ pub fn entry_in(entry: v1::Entry) -> Decoded<WireEntry> {
         None
     } else {
         let session = session_id(&entry.origin_session)?;
-        let tag = RequestTag { session, sequence: entry.sequence };
-        Some(Origin { tag, low: entry.low })
+        let tag = RequestTag { session, sequence: sequence(entry.sequence)? };
+        Some(Origin { tag, low: sequence(entry.low)? })
     };
-    let header = EntryHeader { epoch: Epoch(entry.epoch), lsn: Lsn(entry.lsn), kind, origin };
+    let header = EntryHeader { epoch: epoch(entry.epoch)?, lsn: lsn(entry.lsn)?, kind, origin };
     if header.lsn == Lsn(0) || header.epoch == Epoch(0) {
         return bad("an entry without LSN or epoch");
     }

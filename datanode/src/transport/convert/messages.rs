@@ -2,11 +2,12 @@
 
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::message::{Append, Facts, Lineage, RecoveryId, ToPrimary, ToReplica};
-use sbk_engine::types::{Epoch, LossGeneration, Lsn, Millis};
+use sbk_engine::types::{Config, Epoch, Lsn};
 use sbk_proto::v1;
 use sbk_proto::v1::replication_message::Body;
 
 use super::entry::{WireEntry, entry_in, entry_out};
+use super::numbers::{epoch, loss_generation, lsn, stamp};
 use super::{
     Decoded, bad, config_in, config_out, failure_in, failure_out, incomplete_in, incomplete_out,
     lineage_in, lineage_out, need, recovery_in, recovery_out, table_in, table_out,
@@ -29,6 +30,9 @@ pub fn to_replica_out(
         }
         ToReplica::Cut { request, end, table } => {
             Body::Cut(v1::Cut { request: *request, end: end.0, table: table_out(table) })
+        }
+        ToReplica::Fetch { request, prev, last } => {
+            Body::Fetch(v1::Fetch { request: *request, prev: prev.0, last: last.0 })
         }
         ToReplica::Append(append) => {
             assert!(
@@ -63,16 +67,21 @@ pub fn to_replica_in(
             config: config_in(need(fence.config, "config")?)?,
         },
         Body::Cut(cut) => {
-            ToReplica::Cut { request: cut.request, end: Lsn(cut.end), table: table_in(cut.table)? }
+            ToReplica::Cut { request: cut.request, end: lsn(cut.end)?, table: table_in(cut.table)? }
         }
+        Body::Fetch(fetch) => ToReplica::Fetch {
+            request: fetch.request,
+            prev: lsn(fetch.prev)?,
+            last: lsn(fetch.last)?,
+        },
         Body::Append(append) => {
             payloads = append.entries.into_iter().map(entry_in).collect::<Result<_, _>>()?;
             ToReplica::Append(Append {
-                since: Epoch(append.since),
-                first: Lsn(append.first),
-                committed: Lsn(append.committed),
-                stamp: append.stamp.map(Millis),
-                prev: Lsn(append.prev),
+                since: epoch(append.since)?,
+                first: lsn(append.first)?,
+                committed: lsn(append.committed)?,
+                stamp: append.stamp.map(stamp).transpose()?,
+                prev: lsn(append.prev)?,
                 entries: payloads.iter().map(|entry| entry.header).collect(),
             })
         }
@@ -80,6 +89,7 @@ pub fn to_replica_in(
         Body::Alive(_)
         | Body::Facts(_)
         | Body::CutDone(_)
+        | Body::Entries(_)
         | Body::Ack(_)
         | Body::GapEnd(_)
         | Body::Closed(_)
@@ -95,19 +105,32 @@ pub(super) fn close_out(session: RecoveryId, through: Lsn) -> v1::CloseSession {
 
 pub(super) fn close_in(close: v1::CloseSession) -> Decoded<ToReplica> {
     let session = recovery_in(close.session)?;
-    Ok(ToReplica::Close { session, through: Lsn(close.through) })
+    Ok(ToReplica::Close { session, through: lsn(close.through)? })
 }
 
-/// A message to the primary. `RebuildStarted` has no place here: it goes over `Recover`.
+/// A message to the primary, with the payloads of fetched entries beside it. `RebuildStarted` has no
+/// place here: it goes over `Recover`.
 ///
 /// # Panics
-/// On a `RebuildStarted`.
-pub fn to_primary_out(lineage: Lineage, message: &ToPrimary) -> v1::ReplicationMessage {
+/// On a `RebuildStarted`, and if fetched headers are not those of `entries`.
+pub fn to_primary_out(
+    lineage: Lineage,
+    message: &ToPrimary,
+    entries: &[WireEntry],
+) -> v1::ReplicationMessage {
     let body = match message {
         ToPrimary::Alive { request } => Body::Alive(*request),
         ToPrimary::Facts { request, facts } => Body::Facts(facts_out(*request, facts)),
         ToPrimary::CutDone { request, durable } => {
             Body::CutDone(v1::CutDone { request: *request, durable: durable.0 })
+        }
+        ToPrimary::Entries { request, prev, entries: headers } => {
+            assert!(
+                headers.iter().eq(entries.iter().map(|entry| &entry.header)),
+                "the payloads of fetched entries are theirs"
+            );
+            let entries = entries.iter().map(entry_out).collect();
+            Body::Entries(v1::Entries { request: *request, prev: prev.0, entries })
         }
         ToPrimary::Ack { durable, recorded, promised } => Body::Ack(v1::Ack {
             durable: durable.0,
@@ -119,17 +142,18 @@ pub fn to_primary_out(lineage: Lineage, message: &ToPrimary) -> v1::ReplicationM
         ToPrimary::SessionFailed { session, cause } => {
             Body::SessionFailed(session_failed_out(*session, *cause))
         }
-        ToPrimary::Refused { config } => {
-            Body::Refused(v1::Refused { config: config.as_ref().map(config_out) })
-        }
+        ToPrimary::Refused { fenced, config } => Body::Refused(refused_out(*fenced, config)),
         ToPrimary::RebuildStarted { .. } => panic!("a rebuild starts on the base lane"),
     };
     v1::ReplicationMessage { lineage: Some(lineage_out(lineage)), body: Some(body) }
 }
 
-/// What came from a replica.
-pub fn to_primary_in(message: v1::ReplicationMessage) -> Decoded<(Lineage, ToPrimary)> {
+/// What came from a replica, with fetched entries beside it.
+pub fn to_primary_in(
+    message: v1::ReplicationMessage,
+) -> Decoded<(Lineage, ToPrimary, Vec<WireEntry>)> {
     let lineage = lineage_in(message.lineage)?;
+    let mut payloads = Vec::new();
     let message = match need(message.body, "body")? {
         Body::Alive(request) => ToPrimary::Alive { request },
         Body::Facts(facts) => {
@@ -137,22 +161,33 @@ pub fn to_primary_in(message: v1::ReplicationMessage) -> Decoded<(Lineage, ToPri
             ToPrimary::Facts { request, facts }
         }
         Body::CutDone(done) => {
-            ToPrimary::CutDone { request: done.request, durable: Lsn(done.durable) }
+            ToPrimary::CutDone { request: done.request, durable: lsn(done.durable)? }
+        }
+        Body::Entries(fetched) => {
+            payloads = fetched.entries.into_iter().map(entry_in).collect::<Result<_, _>>()?;
+            ToPrimary::Entries {
+                request: fetched.request,
+                prev: lsn(fetched.prev)?,
+                entries: payloads.iter().map(|entry| entry.header).collect(),
+            }
         }
         Body::Ack(ack) => ToPrimary::Ack {
-            durable: Lsn(ack.durable),
-            recorded: ack.recorded.map(Epoch),
-            promised: ack.promised.map(Millis),
+            durable: lsn(ack.durable)?,
+            recorded: ack.recorded.map(epoch).transpose()?,
+            promised: ack.promised.map(stamp).transpose()?,
         },
-        Body::GapEnd(end) => ToPrimary::Gap { end: Lsn(end) },
+        Body::GapEnd(end) => ToPrimary::Gap { end: lsn(end)? },
         Body::Closed(closed) => closed_in(closed)?,
         Body::SessionFailed(failed) => session_failed_in(failed)?,
         Body::Refused(refused) => refused_in(refused)?,
-        Body::Probe(_) | Body::Fence(_) | Body::Cut(_) | Body::Append(_) | Body::Close(_) => {
-            return bad("a question where an answer was expected");
-        }
+        Body::Probe(_)
+        | Body::Fence(_)
+        | Body::Cut(_)
+        | Body::Fetch(_)
+        | Body::Append(_)
+        | Body::Close(_) => return bad("a question where an answer was expected"),
     };
-    Ok((lineage, message))
+    Ok((lineage, message, payloads))
 }
 
 pub(super) fn closed_out(session: RecoveryId, achieved: Lsn) -> v1::Closed {
@@ -161,7 +196,7 @@ pub(super) fn closed_out(session: RecoveryId, achieved: Lsn) -> v1::Closed {
 
 pub(super) fn closed_in(closed: v1::Closed) -> Decoded<ToPrimary> {
     let session = recovery_in(closed.session)?;
-    Ok(ToPrimary::Closed { session, achieved: Lsn(closed.achieved) })
+    Ok(ToPrimary::Closed { session, achieved: lsn(closed.achieved)? })
 }
 
 pub(super) fn session_failed_out(session: RecoveryId, cause: FailureKind) -> v1::SessionFailed {
@@ -173,8 +208,13 @@ pub(super) fn session_failed_in(failed: v1::SessionFailed) -> Decoded<ToPrimary>
     Ok(ToPrimary::SessionFailed { session, cause: failure_in(failed.kind)? })
 }
 
+pub(super) fn refused_out(fenced: Epoch, config: &Option<Config>) -> v1::Refused {
+    v1::Refused { config: config.as_ref().map(config_out), fenced: fenced.0 }
+}
+
 pub(super) fn refused_in(refused: v1::Refused) -> Decoded<ToPrimary> {
-    Ok(ToPrimary::Refused { config: refused.config.map(config_in).transpose()? })
+    let config = refused.config.map(config_in).transpose()?;
+    Ok(ToPrimary::Refused { fenced: epoch(refused.fenced)?, config })
 }
 
 fn facts_out(request: u64, facts: &Facts) -> v1::Facts {
@@ -186,20 +226,27 @@ fn facts_out(request: u64, facts: &Facts) -> v1::Facts {
         checkpoint: facts.checkpoint.0,
         incomplete: facts.incomplete.map(incomplete_out),
         loss_generation: facts.loss_generation.0,
+        retained: facts.retained.0,
+        promised_ms: facts.promised_ms,
     }
 }
 
 fn facts_in(facts: v1::Facts) -> Decoded<(u64, Facts)> {
     let told = Facts {
         table: table_in(facts.table)?,
-        durable: Lsn(facts.durable),
-        committed: Lsn(facts.committed),
-        checkpoint: Lsn(facts.checkpoint),
+        durable: lsn(facts.durable)?,
+        committed: lsn(facts.committed)?,
+        checkpoint: lsn(facts.checkpoint)?,
         incomplete: facts.incomplete.map(incomplete_in).transpose()?,
-        loss_generation: LossGeneration(facts.loss_generation),
+        loss_generation: loss_generation(facts.loss_generation)?,
+        retained: lsn(facts.retained)?,
+        promised_ms: stamp(facts.promised_ms)?.0,
     };
     if told.committed > told.durable || told.checkpoint > told.committed {
         return bad(format!("facts with committed {} of {}", told.committed, told.durable));
+    }
+    if told.retained > told.durable.next() {
+        return bad(format!("facts with a WAL from {} of {}", told.retained, told.durable));
     }
     Ok((facts.request, told))
 }

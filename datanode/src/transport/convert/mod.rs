@@ -7,6 +7,8 @@
 mod base;
 mod entry;
 mod messages;
+mod modes;
+mod numbers;
 
 use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
@@ -14,15 +16,17 @@ use sbk_engine::replication::io::StreamEnd;
 use sbk_engine::replication::log::EpochTable;
 use sbk_engine::replication::message::{Incomplete, Lineage, RecoveryId};
 use sbk_engine::types::{
-    Config, Epoch, Incarnation, LossGeneration, Lsn, NodeId, Placement, ReplicaId, ReplicaRef,
-    SessionId, VolumeId,
+    Config, Epoch, Incarnation, NodeId, Placement, ReplicaId, ReplicaRef, SessionId, VolumeId,
 };
 use sbk_proto::v1;
 use uuid::Uuid;
 
+use numbers::{counter, size};
+
 pub use base::{Recover, recover_in, recover_out};
 pub use entry::{WireEntry, entry_in, entry_out};
 pub use messages::{to_primary_in, to_primary_out, to_replica_in, to_replica_out};
+pub use numbers::{attach_generation, epoch, loss_generation, lsn, sequence};
 
 /// A message that this version of sbk would not have sent.
 #[derive(Clone, Debug, PartialEq, Eq, thiserror::Error)]
@@ -91,7 +95,10 @@ pub fn replica_ref_in(replica: v1::ReplicaRef) -> Decoded<ReplicaRef> {
     let incarnation = need(replica.incarnation, "incarnation")?;
     Ok(ReplicaRef {
         id: replica_id(&replica.id)?,
-        incarnation: Incarnation { process: incarnation.process, open: incarnation.open },
+        incarnation: Incarnation {
+            process: counter(incarnation.process, "incarnation")?,
+            open: counter(incarnation.open, "incarnation")?,
+        },
     })
 }
 
@@ -115,6 +122,8 @@ pub fn config_out(config: &Config) -> v1::Config {
         min_in_sync: config.min_in_sync,
         blocks: config.blocks,
         loss_generation: config.loss_generation.0,
+        durability: modes::durability_out(config.durability).into(),
+        write_ack: modes::write_ack_out(config.write_ack).into(),
     }
 }
 
@@ -128,14 +137,16 @@ pub fn config_in(config: v1::Config) -> Decoded<Config> {
     let isr: Result<_, _> = config.isr.iter().map(|r| replica_id(r)).collect();
     let config = Config {
         volume: volume_id(&config.volume)?,
-        epoch: Epoch(config.epoch),
+        epoch: epoch(config.epoch)?,
         primary: replica_ref_in(need(config.primary, "primary")?)?,
-        since: Epoch(config.since),
+        since: epoch(config.since)?,
         isr: isr?,
         replicas,
+        durability: modes::durability_in(config.durability)?,
+        write_ack: modes::write_ack_in(config.write_ack)?,
         min_in_sync: config.min_in_sync,
-        blocks: config.blocks,
-        loss_generation: LossGeneration(config.loss_generation),
+        blocks: size(config.blocks)?,
+        loss_generation: loss_generation(config.loss_generation)?,
     };
     if config.epoch == Epoch(0) || config.since > config.epoch {
         return bad(format!("epoch {} since {}", config.epoch, config.since));
@@ -161,7 +172,7 @@ pub fn lineage_in(lineage: Option<v1::Lineage>) -> Decoded<Lineage> {
     let lineage = need(lineage, "lineage")?;
     Ok(Lineage {
         volume: volume_id(&lineage.volume)?,
-        epoch: Epoch(lineage.epoch),
+        epoch: epoch(lineage.epoch)?,
         from: replica_ref_in(need(lineage.from, "lineage.from")?)?,
         to: replica_ref_in(need(lineage.to, "lineage.to")?)?,
     })
@@ -176,7 +187,8 @@ fn table_in(table: Vec<v1::EpochStart>) -> Decoded<EpochTable> {
     if table.len() > MAX_TABLE {
         return bad(format!("an epoch table of {} pairs", table.len()));
     }
-    let pairs = table.into_iter().map(|p| (Epoch(p.epoch), Lsn(p.first_lsn))).collect();
+    let pairs = table.into_iter().map(|p| Ok((epoch(p.epoch)?, lsn(p.first_lsn)?)));
+    let pairs = pairs.collect::<Decoded<_>>()?;
     need(EpochTable::from_pairs(pairs), "order in the epoch table")
 }
 
@@ -186,7 +198,7 @@ fn recovery_out(session: RecoveryId) -> v1::RecoveryId {
 
 fn recovery_in(session: Option<v1::RecoveryId>) -> Decoded<RecoveryId> {
     let session = need(session, "session")?;
-    Ok(RecoveryId { epoch: Epoch(session.epoch), number: session.number })
+    Ok(RecoveryId { epoch: epoch(session.epoch)?, number: counter(session.number, "session")? })
 }
 
 fn incomplete_out(mark: Incomplete) -> v1::Incomplete {
@@ -201,9 +213,9 @@ fn incomplete_out(mark: Incomplete) -> v1::Incomplete {
 fn incomplete_in(mark: v1::Incomplete) -> Decoded<Incomplete> {
     Ok(Incomplete {
         session: recovery_in(mark.session)?,
-        from: Lsn(mark.from),
-        base: Lsn(mark.base),
-        target: Lsn(mark.target),
+        from: lsn(mark.from)?,
+        base: lsn(mark.base)?,
+        target: lsn(mark.target)?,
     })
 }
 
@@ -215,6 +227,7 @@ fn failure_out(kind: FailureKind) -> u32 {
         FailureKind::StartTimeout => 4,
         FailureKind::Invalidated => 5,
         FailureKind::PinLost => 6,
+        FailureKind::Stalled => 7,
     }
 }
 
@@ -226,6 +239,7 @@ fn failure_in(kind: u32) -> Decoded<FailureKind> {
         4 => Ok(FailureKind::StartTimeout),
         5 => Ok(FailureKind::Invalidated),
         6 => Ok(FailureKind::PinLost),
+        7 => Ok(FailureKind::Stalled),
         other => bad(format!("failure kind {other}")),
     }
 }

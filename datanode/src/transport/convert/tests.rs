@@ -10,7 +10,7 @@ use sbk_engine::replication::log::{
     EntryHeader, EntryKind, LogState, Origin, RequestTag, SessionLog,
 };
 use sbk_engine::replication::message::{Append, Facts, ToPrimary, ToReplica};
-use sbk_engine::types::{AttachGeneration, Lba, Millis};
+use sbk_engine::types::{AttachGeneration, Durability, Lba, LossGeneration, Lsn, Millis, WriteAck};
 
 use super::*;
 
@@ -18,15 +18,25 @@ fn an_id() -> impl Strategy<Value = Uuid> {
     any::<u128>().prop_map(Uuid::from_u128)
 }
 
+/// One that is counted up.
+fn a_number() -> impl Strategy<Value = u64> {
+    0..1u64 << 62
+}
+
+/// A volume's, or a block of it.
+fn a_size() -> impl Strategy<Value = u64> {
+    0..=1u64 << 34
+}
+
 fn a_ref() -> impl Strategy<Value = ReplicaRef> {
-    (an_id(), any::<u64>(), any::<u64>()).prop_map(|(id, process, open)| ReplicaRef {
+    (an_id(), a_number(), a_number()).prop_map(|(id, process, open)| ReplicaRef {
         id: ReplicaId(id),
         incarnation: Incarnation { process, open },
     })
 }
 
 fn a_lineage() -> impl Strategy<Value = Lineage> {
-    (an_id(), any::<u64>(), a_ref(), a_ref()).prop_map(|(volume, epoch, from, to)| Lineage {
+    (an_id(), a_number(), a_ref(), a_ref()).prop_map(|(volume, epoch, from, to)| Lineage {
         volume: VolumeId(volume),
         epoch: Epoch(epoch),
         from,
@@ -37,9 +47,17 @@ fn a_lineage() -> impl Strategy<Value = Lineage> {
 fn a_config() -> impl Strategy<Value = Config> {
     let placement = (an_id(), "[a-z0-9.]{1,12}:[0-9]{1,5}");
     let placements = btree_map(an_id(), placement, 0..4);
-    let numbers = (1..u64::MAX, any::<u64>(), any::<u32>(), any::<u64>(), any::<u64>());
-    (an_id(), a_ref(), btree_set(an_id(), 0..4), placements, numbers).prop_map(
-        |(volume, primary, isr, placements, (epoch, since, min_in_sync, blocks, loss))| {
+    let numbers = (1..1u64 << 62, a_number(), any::<u32>(), a_size(), a_number());
+    let durability = prop_oneof![
+        Just(Durability::SyncAll),
+        Just(Durability::SyncQuorum),
+        Just(Durability::BestEffort)
+    ];
+    let write_ack = prop_oneof![Just(WriteAck::Durable), Just(WriteAck::Written)];
+    let mode = (durability, write_ack);
+    (an_id(), a_ref(), btree_set(an_id(), 0..4), placements, numbers, mode).prop_map(
+        |(volume, primary, isr, placements, numbers, (durability, write_ack))| {
+            let (epoch, since, min_in_sync, blocks, loss) = numbers;
             let mut isr: BTreeSet<_> = isr.into_iter().map(ReplicaId).collect();
             isr.insert(primary.id);
             let placed = placements.into_iter();
@@ -53,6 +71,8 @@ fn a_config() -> impl Strategy<Value = Config> {
                 since: Epoch(since.min(epoch)),
                 isr,
                 replicas,
+                durability,
+                write_ack,
                 min_in_sync,
                 blocks,
                 loss_generation: LossGeneration(loss),
@@ -74,25 +94,19 @@ fn a_table() -> impl Strategy<Value = EpochTable> {
 }
 
 fn a_session() -> impl Strategy<Value = RecoveryId> {
-    (any::<u64>(), any::<u64>())
-        .prop_map(|(epoch, number)| RecoveryId { epoch: Epoch(epoch), number })
+    (a_number(), a_number()).prop_map(|(epoch, number)| RecoveryId { epoch: Epoch(epoch), number })
 }
 
 fn a_mark() -> impl Strategy<Value = Incomplete> {
-    (a_session(), any::<u64>(), any::<u64>(), any::<u64>()).prop_map(
-        |(session, from, base, target)| Incomplete {
-            session,
-            from: Lsn(from),
-            base: Lsn(base),
-            target: Lsn(target),
-        },
-    )
+    (a_session(), a_number(), a_number(), a_number()).prop_map(|(session, from, base, target)| {
+        Incomplete { session, from: Lsn(from), base: Lsn(base), target: Lsn(target) }
+    })
 }
 
 fn a_state() -> impl Strategy<Value = LogState> {
-    let session = (0..1000u64, btree_set(1..=512u64, 0..4), any::<u64>());
+    let session = (0..1000u64, btree_set(1..=512u64, 0..4), a_number());
     let sessions = btree_map(an_id(), session, 0..4);
-    (any::<u64>(), any::<u64>(), sessions).prop_map(|(attach, blocks, sessions)| {
+    (a_number(), a_size(), sessions).prop_map(|(attach, blocks, sessions)| {
         let mut state = LogState::new(blocks);
         state.attach = AttachGeneration(attach);
         for (id, (low, above, newest)) in sessions {
@@ -110,15 +124,15 @@ fn a_kind() -> impl Strategy<Value = EntryKind> {
         range.clone().prop_map(|(lba, blocks)| EntryKind::Write { lba: Lba(lba), blocks }),
         range.clone().prop_map(|(lba, blocks)| EntryKind::Trim { lba: Lba(lba), blocks }),
         range.prop_map(|(lba, blocks)| EntryKind::Zero { lba: Lba(lba), blocks }),
-        any::<u64>().prop_map(|g| EntryKind::Attach { generation: AttachGeneration(g) }),
+        a_number().prop_map(|g| EntryKind::Attach { generation: AttachGeneration(g) }),
         an_id().prop_map(|id| EntryKind::Close { session: SessionId(id) }),
-        any::<u64>().prop_map(|blocks| EntryKind::Resize { blocks }),
+        a_size().prop_map(|blocks| EntryKind::Resize { blocks }),
     ]
 }
 
 fn an_entry() -> impl Strategy<Value = WireEntry> {
-    let origin = option::of((an_id(), any::<u64>(), any::<u64>()));
-    (1..u64::MAX, 1..u64::MAX, a_kind(), origin, any::<u32>(), any::<u8>()).prop_map(
+    let origin = option::of((an_id(), a_number(), a_number()));
+    (1..1u64 << 62, 1..1u64 << 62, a_kind(), origin, any::<u32>(), any::<u8>()).prop_map(
         |(epoch, lsn, kind, origin, crc, fill)| {
             let origin = origin.map(|(session, sequence, low)| Origin {
                 tag: RequestTag { session: SessionId(session), sequence },
@@ -132,8 +146,8 @@ fn an_entry() -> impl Strategy<Value = WireEntry> {
 }
 
 fn an_append() -> impl Strategy<Value = (ToReplica, Vec<WireEntry>)> {
-    let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
-    (numbers, option::of(any::<u64>()), vec(an_entry(), 0..3)).prop_map(
+    let numbers = (a_number(), a_number(), a_number(), a_number());
+    (numbers, option::of(a_number()), vec(an_entry(), 0..3)).prop_map(
         |((since, first, committed, prev), stamp, entries)| {
             let append = Append {
                 since: Epoch(since),
@@ -154,14 +168,17 @@ fn plain(message: ToReplica) -> (ToReplica, Vec<WireEntry>) {
 
 fn a_question() -> impl Strategy<Value = (ToReplica, Vec<WireEntry>)> {
     prop_oneof![
-        any::<u64>().prop_map(|request| plain(ToReplica::Probe { request })),
-        (any::<u64>(), a_config())
+        a_number().prop_map(|request| plain(ToReplica::Probe { request })),
+        (a_number(), a_config())
             .prop_map(|(request, config)| plain(ToReplica::Fence { request, config })),
-        (any::<u64>(), any::<u64>(), a_table()).prop_map(|(request, end, table)| plain(
+        (a_number(), a_number(), a_table()).prop_map(|(request, end, table)| plain(
             ToReplica::Cut { request, end: Lsn(end), table }
         )),
+        (a_number(), a_number(), a_number()).prop_map(|(request, prev, last)| plain(
+            ToReplica::Fetch { request, prev: Lsn(prev), last: Lsn(last) }
+        )),
         an_append(),
-        (a_session(), any::<u64>())
+        (a_session(), a_number())
             .prop_map(|(session, lsn)| plain(ToReplica::Close { session, through: Lsn(lsn) })),
     ]
 }
@@ -174,54 +191,79 @@ fn a_failure() -> impl Strategy<Value = FailureKind> {
         Just(FailureKind::StartTimeout),
         Just(FailureKind::Invalidated),
         Just(FailureKind::PinLost),
+        Just(FailureKind::Stalled),
     ]
 }
 
 fn some_facts() -> impl Strategy<Value = Facts> {
-    let numbers = (any::<u64>(), any::<u64>(), any::<u64>(), any::<u64>());
-    (a_table(), numbers, option::of(a_mark())).prop_map(|(table, (a, b, c, loss), incomplete)| {
-        let mut ordered = [a, b, c];
-        ordered.sort_unstable();
-        let [checkpoint, committed, durable] = ordered.map(Lsn);
-        let loss_generation = LossGeneration(loss);
-        Facts { table, durable, committed, checkpoint, incomplete, loss_generation }
-    })
+    let numbers = [a_number(), a_number(), a_number(), a_number()];
+    let others = (a_number(), a_number(), option::of(a_mark()));
+    (a_table(), numbers, others).prop_map(
+        |(table, mut ordered, (loss, promised_ms, incomplete))| {
+            ordered.sort_unstable();
+            let [checkpoint, retained, committed, durable] = ordered.map(Lsn);
+            let loss_generation = LossGeneration(loss);
+            Facts {
+                table,
+                durable,
+                committed,
+                checkpoint,
+                retained,
+                incomplete,
+                loss_generation,
+                promised_ms,
+            }
+        },
+    )
 }
 
 fn a_session_end() -> impl Strategy<Value = ToPrimary> {
     prop_oneof![
-        (a_session(), any::<u64>())
+        (a_session(), a_number())
             .prop_map(|(session, lsn)| ToPrimary::Closed { session, achieved: Lsn(lsn) }),
         (a_session(), a_failure())
             .prop_map(|(session, cause)| ToPrimary::SessionFailed { session, cause }),
-        option::of(a_config()).prop_map(|config| ToPrimary::Refused { config }),
+        (a_number(), option::of(a_config()))
+            .prop_map(|(epoch, config)| ToPrimary::Refused { fenced: Epoch(epoch), config }),
     ]
 }
 
-fn an_answer() -> impl Strategy<Value = ToPrimary> {
-    let ack = (any::<u64>(), option::of(any::<u64>()), option::of(any::<u64>()));
+fn fetched() -> impl Strategy<Value = (ToPrimary, Vec<WireEntry>)> {
+    (a_number(), a_number(), vec(an_entry(), 0..3)).prop_map(|(request, prev, entries)| {
+        let headers = entries.iter().map(|entry| entry.header).collect();
+        (ToPrimary::Entries { request, prev: Lsn(prev), entries: headers }, entries)
+    })
+}
+
+fn an_answer() -> impl Strategy<Value = (ToPrimary, Vec<WireEntry>)> {
+    prop_oneof![an_empty_answer().prop_map(|message| (message, Vec::new())), fetched()]
+}
+
+fn an_empty_answer() -> impl Strategy<Value = ToPrimary> {
+    let ack = (a_number(), option::of(a_number()), option::of(a_number()));
     prop_oneof![
-        any::<u64>().prop_map(|request| ToPrimary::Alive { request }),
-        (any::<u64>(), some_facts())
-            .prop_map(|(request, facts)| ToPrimary::Facts { request, facts }),
-        (any::<u64>(), any::<u64>())
+        a_number().prop_map(|request| ToPrimary::Alive { request }),
+        (a_number(), some_facts()).prop_map(|(request, facts)| ToPrimary::Facts { request, facts }),
+        (a_number(), a_number())
             .prop_map(|(request, lsn)| ToPrimary::CutDone { request, durable: Lsn(lsn) }),
         ack.prop_map(|(durable, recorded, promised)| ToPrimary::Ack {
             durable: Lsn(durable),
             recorded: recorded.map(Epoch),
             promised: promised.map(Millis),
         }),
-        any::<u64>().prop_map(|end| ToPrimary::Gap { end: Lsn(end) }),
+        a_number().prop_map(|end| ToPrimary::Gap { end: Lsn(end) }),
         a_session_end(),
     ]
 }
 
 fn a_base_message() -> impl Strategy<Value = Recover> {
-    let begin = (a_mark(), a_table(), a_state())
-        .prop_map(|(mark, table, state)| ToReplica::BeginRebuild { mark, table, state });
-    let close = (a_session(), any::<u64>())
+    let begin =
+        (a_number(), a_mark(), a_table(), a_state()).prop_map(|(request, mark, table, state)| {
+            ToReplica::BeginRebuild { request, mark, table, state }
+        });
+    let close = (a_session(), a_number())
         .prop_map(|(session, lsn)| ToReplica::Close { session, through: Lsn(lsn) });
-    let blocks = (any::<u64>(), 1..3usize, any::<u64>(), any::<u32>());
+    let blocks = (a_size(), 1..3usize, a_number(), any::<u32>());
     prop_oneof![
         begin.prop_map(Recover::ToReplica),
         close.prop_map(Recover::ToReplica),
@@ -233,12 +275,12 @@ fn a_base_message() -> impl Strategy<Value = Recover> {
             read_at: Lsn(read_at),
             crc,
         }),
-        (any::<u64>(), vec(any::<u64>(), 0..4)).prop_map(|(first, lsns)| Recover::Regions {
+        (0..1u64 << 20, vec(a_number(), 0..4)).prop_map(|(first, lsns)| Recover::Regions {
             first,
             lsns: lsns.into_iter().map(Lsn).collect(),
         }),
         Just(Recover::End),
-        any::<u64>().prop_map(Recover::Taken),
+        a_number().prop_map(Recover::Taken),
     ]
 }
 
@@ -257,9 +299,9 @@ proptest! {
     }
 
     #[test]
-    fn answers_survive(lineage in a_lineage(), message in an_answer()) {
-        let sent = over_the_wire(&to_primary_out(lineage, &message));
-        prop_assert_eq!(to_primary_in(sent), Ok((lineage, message)));
+    fn answers_survive(lineage in a_lineage(), (message, entries) in an_answer()) {
+        let sent = over_the_wire(&to_primary_out(lineage, &message, &entries));
+        prop_assert_eq!(to_primary_in(sent), Ok((lineage, message, entries)));
     }
 
     #[test]
@@ -291,4 +333,37 @@ fn a_range_past_the_last_address_is_refused() {
     let header = EntryHeader { epoch: Epoch(1), lsn: Lsn(1), kind, origin: None };
     let entry = WireEntry { header, crc: 0, payload: Bytes::new() };
     assert!(entry_in(entry_out(&entry)).is_err());
+}
+
+#[test]
+fn numbers_that_nothing_counts_up_to_are_refused() {
+    for number in [1 << 62, u64::MAX - 1, u64::MAX] {
+        assert!(epoch(number).is_err() && lsn(number).is_err() && sequence(number).is_err());
+        let incarnation = v1::Incarnation { process: number, open: 1 };
+        let replica = v1::ReplicaRef { id: id(Uuid::nil()), incarnation: Some(incarnation) };
+        assert!(replica_ref_in(replica).is_err());
+    }
+    assert!(epoch((1 << 62) - 1).is_ok());
+    let table = |first_region, count| v1::RecoverMessage {
+        lineage: Some(lineage_out(Lineage {
+            volume: VolumeId(Uuid::nil()),
+            epoch: Epoch(1),
+            from: a_replica(),
+            to: a_replica(),
+        })),
+        body: Some(v1::recover_message::Body::Regions(v1::RegionTable {
+            first_region,
+            lsns: vec![1; count],
+        })),
+    };
+    // 64 TiB are 2^26 regions; memory for more is not asked for.
+    assert!(recover_in(table((1 << 26) - 2, 2)).is_ok());
+    for first in [(1 << 26) - 1, 1 << 40, u64::MAX] {
+        assert!(recover_in(table(first, 2)).is_err(), "{first}");
+    }
+}
+
+fn a_replica() -> ReplicaRef {
+    let incarnation = Incarnation { process: 1, open: 1 };
+    ReplicaRef { id: ReplicaId(Uuid::nil()), incarnation }
 }

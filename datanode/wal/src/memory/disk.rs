@@ -5,6 +5,7 @@ use std::io;
 use std::ops::Range;
 
 use super::{Fault, OpKind};
+use crate::bytes_io::is_zero;
 
 const SECTOR: usize = 512;
 const PAGE: usize = 4096;
@@ -13,7 +14,7 @@ const PAGE_SECTORS: u64 = (PAGE / SECTOR) as u64;
 type Sector = [u8; SECTOR];
 
 /// A file's bytes. A page that is not there is zeros.
-#[derive(Default)]
+#[derive(Clone, Default)]
 pub(super) struct Inode {
     pages: BTreeMap<u64, Box<[u8; PAGE]>>,
     len: u64,
@@ -87,6 +88,9 @@ impl Inode {
 
     pub(super) fn punch(&mut self, offset: u64, len: u64) {
         let end = offset.saturating_add(len).min(self.len);
+        if offset >= end {
+            return;
+        }
         let pages: Vec<u64> = self
             .pages
             .range(offset / PAGE as u64..end.div_ceil(PAGE as u64))
@@ -100,7 +104,7 @@ impl Inode {
                 self.write(&vec![0; (stop - start) as usize], start);
                 self.len = before;
             }
-            if self.pages.get(&page).is_some_and(|p| p.iter().all(|b| *b == 0)) {
+            if self.pages.get(&page).is_some_and(|p| is_zero(&p[..])) {
                 self.pages.remove(&page);
             }
         }
@@ -122,6 +126,14 @@ impl Inode {
         let start = (first * PAGE as u64).max(offset);
         let stop = (end * PAGE as u64).min(self.len);
         (start < stop).then_some(start..stop)
+    }
+
+    /// How many bytes can be written at `offset` without a new page: all, or up to the first one.
+    fn allocated(&self, offset: u64, len: usize) -> usize {
+        let end = offset + len as u64;
+        let pages = offset / PAGE as u64..end.div_ceil(PAGE as u64);
+        let missing = pages.into_iter().find(|page| !self.pages.contains_key(page));
+        missing.map_or(len, |page| (page * PAGE as u64).saturating_sub(offset) as usize)
     }
 
     pub(super) fn sync(&mut self) {
@@ -196,6 +208,7 @@ fn parent(path: &str) -> &str {
     path.rsplit_once('/').map_or("", |(dir, _)| dir)
 }
 
+#[derive(Clone)]
 struct Armed {
     kind: OpKind,
     after: u64,
@@ -203,6 +216,7 @@ struct Armed {
     fault: Fault,
 }
 
+#[derive(Clone)]
 pub(super) struct Disk {
     inodes: BTreeMap<u64, Inode>,
     names: BTreeMap<String, u64>,
@@ -211,9 +225,13 @@ pub(super) struct Disk {
     dirs: BTreeSet<String>,
     next_inode: u64,
     operations: u64,
+    pub(super) bytes_read: u64,
     crash_at: Option<u64>,
     crashed: bool,
     armed: Vec<Armed>,
+    /// Allocations left before the disk is full.
+    room: Option<u64>,
+    ran_full: bool,
     /// Raised by every restart: files opened before are dead.
     epoch: u64,
     random: u64,
@@ -233,9 +251,12 @@ impl Disk {
             dirs: BTreeSet::new(),
             next_inode: 1,
             operations: 0,
+            bytes_read: 0,
             crash_at: None,
             crashed: false,
             armed: Vec::new(),
+            room: None,
+            ran_full: false,
             epoch: 0,
             random: seed,
         }
@@ -264,6 +285,49 @@ impl Disk {
 
     pub(super) fn arm(&mut self, kind: OpKind, after: u64, path: &str, fault: Fault) {
         self.armed.push(Armed { kind, after, path: path.to_owned(), fault });
+    }
+
+    pub(super) fn faults(&self) -> usize {
+        self.armed.len()
+    }
+
+    pub(super) fn fill_up_after(&mut self, room: Option<u64>) {
+        self.room = room;
+        self.ran_full = false;
+    }
+
+    pub(super) fn ran_full(&self) -> bool {
+        self.ran_full
+    }
+
+    /// Takes space from what is left. `fits`: bytes that need none.
+    pub(super) fn allocate(&mut self, fits: usize) -> io::Result<usize> {
+        match &mut self.room {
+            Some(0) => {
+                self.ran_full = true;
+                if fits > 0 { Ok(fits) } else { Err(Self::error(Fault::NoSpace)) }
+            }
+            Some(room) => {
+                *room -= 1;
+                Ok(usize::MAX)
+            }
+            None => Ok(usize::MAX),
+        }
+    }
+
+    /// The part of `data` that has room at `offset`.
+    pub(super) fn fitting<'a>(
+        &mut self,
+        inode: u64,
+        data: &'a [u8],
+        offset: u64,
+    ) -> io::Result<&'a [u8]> {
+        let fits = self.inodes[&inode].allocated(offset, data.len());
+        if fits == data.len() {
+            return Ok(data);
+        }
+        let fits = self.allocate(fits)?;
+        Ok(&data[..fits.min(data.len())])
     }
 
     pub(super) fn check_epoch(&self, epoch: u64) -> io::Result<()> {
@@ -328,10 +392,11 @@ impl Disk {
         }
     }
 
-    /// How much of a write of `len` bytes happens, and whether it fails after that.
+    /// How much of a write of `len` bytes at `offset` happens, and whether it fails after that.
     pub(super) fn write_allowed(
         &mut self,
         path: &str,
+        offset: u64,
         len: usize,
     ) -> Result<usize, (usize, io::Error)> {
         let before = self.crashed;
@@ -350,9 +415,12 @@ impl Disk {
         match self.change(OpKind::Write, path) {
             Ok(()) => Ok(short.unwrap_or(len)),
             Err(error) if self.crashed && !before => {
-                // The write that was under way happened in part.
-                let part = Self::random(&mut self.random, len as u64 + 1) as usize;
-                Err((part, error))
+                // The write that was under way happened in part. A sector is written whole or not
+                // at all; the page cache is filled in larger pieces still.
+                let within = offset % SECTOR as u64;
+                let sectors = (within + len as u64).div_ceil(SECTOR as u64);
+                let part = Self::random(&mut self.random, sectors + 1) * SECTOR as u64;
+                Err((part.saturating_sub(within).min(len as u64) as usize, error))
             }
             Err(error) => Err((0, error)),
         }
@@ -374,6 +442,7 @@ impl Disk {
             return Err(not_found(parent(path)));
         }
         self.change(OpKind::Meta, path)?;
+        self.allocate(0)?;
         let inode = self.next_inode;
         self.next_inode += 1;
         self.inodes.insert(inode, Inode::default());
@@ -452,6 +521,10 @@ impl Disk {
     pub(super) fn restart(&mut self) {
         self.epoch += 1;
         self.crashed = false;
+        self.disarm();
+    }
+
+    pub(super) fn disarm(&mut self) {
         self.crash_at = None;
         self.armed.clear();
     }

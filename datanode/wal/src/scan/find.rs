@@ -5,7 +5,7 @@ use std::sync::{Arc, OnceLock};
 use super::{Expect, best_mark};
 use crate::error::LogError;
 use crate::log::{Log, Piece, segment_path, spare_path};
-use crate::manage::{SPARES, list};
+use crate::manage::{MAX_SPARES, list};
 use crate::segment::{HEADER_BYTES, Head, Header, Segment, io_error};
 use crate::storage::RawFile;
 
@@ -32,7 +32,7 @@ impl Log {
         self.next_sequence = sequences.last().map_or(1, |s| s + 1);
         self.next_spare = spares.last().map_or(1, |s| s + 1);
         self.spares = spares.iter().map(|n| spare_path(&self.dir, *n)).collect();
-        let superfluous = self.spares.len().min(SPARES);
+        let superfluous = self.spares.len().min(MAX_SPARES);
         self.garbage = self.spares.split_off(superfluous);
         let mut proofs = Vec::new();
         for sequence in sequences {
@@ -121,10 +121,10 @@ impl Log {
         Ok(notes)
     }
 
+    /// Removes what the log is not made of. The directory is synced in any case: a process that was
+    /// killed may have removed segments, for a cut too, and not have synced that, and a loss of
+    /// power would bring them back into a log that was seen without them.
     pub(super) fn remove_garbage(&mut self) -> Result<(), LogError> {
-        if self.garbage.is_empty() {
-            return Ok(());
-        }
         let storage = &*self.storage;
         for path in self.garbage.drain(..) {
             storage.remove(&path).map_err(|e| io_error(storage, &path, "remove", e))?;

@@ -1,0 +1,350 @@
+//! Clients of one volume that survive the loss of the datanode that they are connected to: they come
+//! again by another one. Every operation is recorded.
+
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::{Duration, Instant};
+
+use anyhow::{Context, anyhow};
+use bytes::BytesMut;
+use serde::Serialize;
+use tokio::sync::{OwnedRwLockWriteGuard, RwLock};
+use tokio::task::JoinSet;
+
+use super::history::{History, MAX_OPERATIONS};
+use super::load::read_blocks;
+use super::nbd::{NbdClient, NbdError};
+use super::stamp::{BLOCK, Noise};
+use crate::wait::{self, Look};
+
+/// What the datanodes promise: a request that could not be done in 120 s is answered with an error.
+/// One that fails before that, by the client's clock, is a violation.
+const PATIENCE: Duration = Duration::from_secs(119);
+/// Between two attempts to connect.
+const AGAIN: Duration = Duration::from_millis(50);
+/// Requests after which a client moves on to another datanode by itself, at most.
+const STAY: u64 = 2000;
+/// Blocks in which requests meet often, and of 100 requests, how many go there.
+const HOT: u64 = 48;
+const HOT_PERCENT: u64 = 40;
+/// Of 100 requests.
+const READ_PERCENT: u64 = 40;
+const FLUSH_PERCENT: u64 = 2;
+/// Blocks of one request, at most.
+const MOST_BLOCKS: u64 = 8;
+/// Errors that are kept in words.
+const LISTED: usize = 20;
+/// Blocks per request of the read that checks everything.
+const READ_BACK: u64 = 128;
+
+/// What the clients are like.
+#[derive(Clone, Debug)]
+pub struct RoamingOptions {
+    /// The datanodes, `host:port` of NBD.
+    pub nodes: Vec<String>,
+    /// The export.
+    pub export: String,
+    /// The first so many blocks are used.
+    pub blocks: u64,
+    /// Clients, each with a connection of its own.
+    pub clients: u32,
+    /// Requests in flight of each.
+    pub depth: u32,
+    /// Bytes a second of all of them together.
+    pub pace: u64,
+    /// Seed of their choices.
+    pub seed: u64,
+}
+
+/// What happened so far.
+#[derive(Clone, Debug, Default, Serialize)]
+pub struct RoamingStats {
+    /// Write requests acknowledged.
+    pub writes: u64,
+    /// Read requests answered.
+    pub reads: u64,
+    /// Flushes answered.
+    pub flushes: u64,
+    /// Connections that ended under a client.
+    pub lost_connections: u64,
+    /// Requests without an answer, because their connection ended.
+    pub unanswered: u64,
+    /// Requests answered with an error after 120 s, as documented.
+    pub timed_out: u64,
+    /// The longest time that one request took until it was answered, in milliseconds.
+    pub longest_request_ms: u64,
+    /// Requests answered with an error that is not documented: how many, and the first of them.
+    pub errors: u64,
+    /// The first of them.
+    pub first_errors: Vec<String>,
+}
+
+/// A connection that ended under a client.
+#[derive(Clone, Debug)]
+pub struct Lost {
+    /// Position of the datanode in the options.
+    pub node: usize,
+    /// When.
+    pub at: Instant,
+    /// Why, as far as the client knows.
+    pub why: String,
+}
+
+/// Clients at work; they end when this is dropped.
+#[derive(Debug)]
+pub struct Roaming {
+    shared: Arc<Shared>,
+    _tasks: JoinSet<()>,
+}
+
+/// While this exists nothing is in flight.
+#[derive(Debug)]
+pub struct Rest(#[expect(dead_code, reason = "held")] OwnedRwLockWriteGuard<()>);
+
+#[derive(Debug)]
+struct Shared {
+    options: RoamingOptions,
+    history: Arc<History>,
+    /// Held shared by every request in flight.
+    gate: Arc<RwLock<()>>,
+    stats: Mutex<RoamingStats>,
+    /// When the next request may be sent, under the pace.
+    next: Mutex<Instant>,
+    lost: Mutex<Vec<Lost>>,
+}
+
+fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
+    mutex.lock().unwrap_or_else(PoisonError::into_inner)
+}
+
+/// Whether a client stays with its connection.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Connection {
+    Good,
+    Ended,
+}
+
+impl Roaming {
+    /// Starts the clients, recording into `history`.
+    pub fn start(history: Arc<History>, options: RoamingOptions) -> Self {
+        assert!(!options.nodes.is_empty() && options.blocks >= HOT, "there is something to use");
+        let clients = options.clients;
+        let shared = Arc::new(Shared {
+            options,
+            history,
+            gate: Arc::default(),
+            stats: Mutex::default(),
+            next: Mutex::new(Instant::now()),
+            lost: Mutex::default(),
+        });
+        let mut tasks = JoinSet::new();
+        for client in 0..clients {
+            tasks.spawn(Arc::clone(&shared).roam(client));
+        }
+        Self { shared, _tasks: tasks }
+    }
+
+    /// What happened so far.
+    pub fn stats(&self) -> RoamingStats {
+        locked(&self.shared.stats).clone()
+    }
+
+    /// The connections that ended since this was last asked.
+    pub fn lost(&self) -> Vec<Lost> {
+        std::mem::take(&mut *locked(&self.shared.lost))
+    }
+
+    /// The record.
+    pub fn history(&self) -> &History {
+        &self.shared.history
+    }
+
+    /// Waits until every request in flight is answered; no other is sent while the answer exists.
+    ///
+    /// # Errors
+    /// If requests are still unanswered after `limit`.
+    pub async fn rest(&self, limit: Duration) -> anyhow::Result<Rest> {
+        let gate = Arc::clone(&self.shared.gate);
+        let guard = tokio::time::timeout(limit, gate.write_owned()).await.map_err(|_| {
+            let export = &self.shared.options.export;
+            anyhow!("requests of volume {export} are unanswered for {} s", limit.as_secs())
+        })?;
+        Ok(Rest(guard))
+    }
+
+    /// Reads every block in use over the datanode at position `node`, and records what they hold.
+    ///
+    /// # Errors
+    /// If it can't be reached or a read fails within `limit`.
+    pub async fn read_back(&self, node: usize, limit: Duration) -> anyhow::Result<()> {
+        let Shared { options, history, .. } = &*self.shared;
+        let addr = &options.nodes[node];
+        let what = format!("export '{}' at {addr}", options.export);
+        let client = wait::until(&what, limit, async || {
+            Ok(match NbdClient::connect(addr, &options.export).await {
+                Ok(client) => Look::Done(client),
+                Err(e) => Look::NotYet(e.to_string()),
+            })
+        })
+        .await?;
+        let all = async {
+            for first in (0..options.blocks).step_by(READ_BACK as usize) {
+                let count = READ_BACK.min(options.blocks - first);
+                read_blocks(&client, history, first, count).await?;
+            }
+            anyhow::Ok(())
+        };
+        let read = tokio::time::timeout(limit, all).await;
+        read.with_context(|| format!("no answer within {} s", limit.as_secs()))
+            .and_then(|result| result)
+            .with_context(|| format!("reading {what} back"))?;
+        client.disconnect().await;
+        Ok(())
+    }
+}
+
+impl Shared {
+    /// One client: connects, works, and comes again by another datanode, for ever.
+    async fn roam(self: Arc<Self>, client: u32) {
+        let mut noise = Noise::new(self.options.seed ^ u64::from(client) << 40);
+        loop {
+            let node = noise.below(self.options.nodes.len() as u64) as usize;
+            let addr = &self.options.nodes[node];
+            let connected = NbdClient::connect(addr, &self.options.export).await;
+            let Ok(connection) = connected else {
+                // It may be down; another one is tried next.
+                tokio::time::sleep(AGAIN).await;
+                continue;
+            };
+            let stay = 1 + noise.below(STAY);
+            let mut lanes = JoinSet::new();
+            for lane in 0..self.options.depth {
+                let writer = client * self.options.depth + lane;
+                let noise = Noise::new(noise.next());
+                let shared = Arc::clone(&self);
+                lanes.spawn(shared.lane(connection.clone(), node, writer, noise, stay));
+            }
+            while lanes.join_next().await.is_some() {}
+            connection.disconnect().await;
+        }
+    }
+
+    /// Requests one after the other, until the connection has ended or `stay` of them are done.
+    async fn lane(
+        self: Arc<Self>,
+        connection: NbdClient,
+        node: usize,
+        writer: u32,
+        mut noise: Noise,
+        stay: u64,
+    ) {
+        for _ in 0..stay {
+            while self.history.operations() >= MAX_OPERATIONS {
+                // The record is full; it is settled at the next rest.
+                tokio::time::sleep(AGAIN).await;
+            }
+            let count = 1 + noise.below(MOST_BLOCKS);
+            let span = if noise.below(100) < HOT_PERCENT { HOT } else { self.options.blocks };
+            let first = noise.below(span - count + 1);
+            let turn = self.turn(count * BLOCK as u64);
+            tokio::time::sleep_until(turn.into()).await;
+            let _in_flight = self.gate.read().await;
+            let sent = Instant::now();
+            let kind = noise.below(100);
+            let result = if kind < READ_PERCENT {
+                read_blocks(&connection, &self.history, first, count).await.map(|()| Done::Read)
+            } else if kind < READ_PERCENT + FLUSH_PERCENT {
+                connection.flush().await.map(|()| Done::Flush)
+            } else {
+                self.write(&connection, first, count, writer).await.map(|()| Done::Write)
+            };
+            if self.note(node, sent, result) == Connection::Ended {
+                return;
+            }
+        }
+    }
+
+    async fn write(
+        &self,
+        connection: &NbdClient,
+        first: u64,
+        count: u64,
+        writer: u32,
+    ) -> Result<(), NbdError> {
+        let mut data = BytesMut::zeroed(count as usize * BLOCK);
+        let mut stamps = Vec::with_capacity(count as usize);
+        for (block, out) in (first..first + count).zip(data.chunks_exact_mut(BLOCK)) {
+            let stamp = self.history.begin_write(block, writer);
+            stamp.fill(out);
+            stamps.push(stamp);
+        }
+        connection.write(first * BLOCK as u64, data.freeze()).await?;
+        for stamp in &stamps {
+            self.history.acknowledge(stamp);
+        }
+        Ok(())
+    }
+
+    /// When a request of so many bytes may be sent.
+    fn turn(&self, bytes: u64) -> Instant {
+        let mut next = locked(&self.next);
+        // What was not used while nothing could be sent is not made up for.
+        let at = (*next).max(Instant::now());
+        *next = at + Duration::from_secs_f64(bytes as f64 / self.options.pace.max(1) as f64);
+        at
+    }
+
+    fn note(&self, node: usize, sent: Instant, result: Result<Done, NbdError>) -> Connection {
+        let took = sent.elapsed();
+        let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
+        let mut stats = locked(&self.stats);
+        let error = match result {
+            Ok(done) => {
+                stats.longest_request_ms = stats.longest_request_ms.max(millis);
+                match done {
+                    Done::Read => stats.reads += 1,
+                    Done::Write => stats.writes += 1,
+                    Done::Flush => stats.flushes += 1,
+                }
+                return Connection::Good;
+            }
+            Err(error) => error,
+        };
+        match error {
+            NbdError::Request { .. } if took >= PATIENCE => {
+                stats.timed_out += 1;
+                Connection::Good
+            }
+            NbdError::Request { .. } => {
+                stats.errors += 1;
+                if stats.first_errors.len() < LISTED {
+                    let node = &self.options.nodes[node];
+                    let text = format!("{error}, by {node}, {millis} ms after it was sent");
+                    stats.first_errors.push(text);
+                }
+                Connection::Good
+            }
+            NbdError::Io { .. }
+            | NbdError::Silent { .. }
+            | NbdError::Refused { .. }
+            | NbdError::Protocol { .. }
+            | NbdError::Ended { .. } => {
+                stats.unanswered += 1;
+                let mut lost = locked(&self.lost);
+                // One connection is lost once, however many requests learn of it.
+                let at = Instant::now();
+                let known = |l: &Lost| l.node == node && at - l.at < Duration::from_millis(10);
+                if !lost.last().is_some_and(known) {
+                    stats.lost_connections += 1;
+                    lost.push(Lost { node, at, why: error.to_string() });
+                }
+                Connection::Ended
+            }
+        }
+    }
+}
+
+enum Done {
+    Read,
+    Write,
+    Flush,
+}

@@ -1,0 +1,170 @@
+//! Replicas that move between real processes while a client writes and reads.
+
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::sync::Arc;
+use std::time::Duration;
+
+use sbk_cli::args::VolumeSpec;
+use sbk_cli::cluster_file::ClusterFile;
+use sbk_cli::dev::cluster::{DevCluster, Options};
+use sbk_cli::wait::{self, Look};
+use sbk_cli::workload::history::History;
+use sbk_cli::workload::load::{Load, LoadOptions, read_back};
+use sbk_cli::workload::nbd::NbdClient;
+use tempfile::TempDir;
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(120);
+
+struct Bench {
+    cluster: DevCluster,
+    dir: TempDir,
+    file: ClusterFile,
+    history: Arc<History>,
+}
+
+impl Bench {
+    async fn start(datanodes: u64) -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut options = Options::new(dir.path().to_owned()).expect("options");
+        options.exe = env!("CARGO_BIN_EXE_sbkctl").into();
+        options.limit = LIMIT;
+        options.wanted.datanodes = Some(datanodes);
+        options.volumes.push(VolumeSpec { name: "v".into(), size: 64 << 20 });
+        let cluster = DevCluster::start(options).await.expect("the cluster starts");
+        let file = ClusterFile::read(dir.path()).expect("is written");
+        Self { cluster, dir, file, history: Arc::new(History::new(Uuid::new_v4())) }
+    }
+
+    /// A client of the last node, under load.
+    async fn load(&self) -> (NbdClient, Load) {
+        let nbd = &self.file.datanodes.last().expect("a node").nbd;
+        let client = NbdClient::connect(nbd, "v").await.expect("connects");
+        let options = LoadOptions { blocks: 512, depth: 4, ..LoadOptions::default() };
+        let load = Load::start(client.clone(), Arc::clone(&self.history), options);
+        (client, load.expect("a load"))
+    }
+
+    fn volume(&self) -> serde_json::Value {
+        json(self.dir.path(), &["volume", "show", "v"])
+    }
+
+    fn nodes(&self, what: &str) -> Vec<String> {
+        let volume = self.volume();
+        let list = volume[what].as_array().expect("a list").clone();
+        let name =
+            |v: &serde_json::Value| v["node"].as_str().or(v.as_str()).expect("a node").to_owned();
+        list.iter().map(name).collect()
+    }
+
+    async fn close(self, client: NbdClient, load: Load) {
+        let stats = load.stats();
+        assert!(stats.writes > 20, "{stats:?}");
+        assert_eq!(stats.first_error, None);
+        load.stop(LIMIT).await.expect("stops");
+        read_back(&client, &self.history, 512, |_| ()).await.expect("reads");
+        assert_eq!(self.history.check(), []);
+        client.disconnect().await;
+        run(self.dir.path(), &["volume", "verify", "v"]);
+        self.cluster.stop().await.expect("stops");
+    }
+}
+
+fn sbkctl(dir: &Path, args: &[&str]) -> std::process::Output {
+    tokio::task::block_in_place(|| {
+        Command::new(env!("CARGO_BIN_EXE_sbkctl"))
+            .args(args)
+            .arg("--dir")
+            .arg(dir)
+            .env_remove("SBK_MASTERS")
+            .stdin(Stdio::null())
+            .output()
+            .expect("runs")
+    })
+}
+
+fn run(dir: &Path, args: &[&str]) -> String {
+    let output = sbkctl(dir, args);
+    let said = String::from_utf8_lossy(&output.stderr).into_owned();
+    assert!(output.status.success(), "{args:?}: {said}");
+    String::from_utf8(output.stdout).expect("text")
+}
+
+fn json(dir: &Path, args: &[&str]) -> serde_json::Value {
+    let args: Vec<_> = args.iter().copied().chain(["-o", "json"]).collect();
+    serde_json::from_str(&run(dir, &args)).expect("JSON")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn replicas_move_are_drained_and_are_made_anew_under_a_load() {
+    let bench = Bench::start(4).await;
+    let (client, load) = bench.load().await;
+    let dir = bench.dir.path();
+    let (holders, primary) = (bench.nodes("members"), bench.volume()["primary"].clone());
+    let all: Vec<String> = bench.file.datanodes.iter().map(|d| d.id.clone()).collect();
+    let spare = all.iter().find(|n| !holders.contains(n)).expect("one of four is spare").clone();
+    let follower = holders.iter().find(|n| primary != n.as_str()).expect("a follower").clone();
+
+    run(dir, &["volume", "move", "v", "--from", &follower, "--to", &spare]);
+    let isr = bench.nodes("isr");
+    assert!(isr.contains(&spare) && !isr.contains(&follower) && isr.len() == 3, "{isr:?}");
+
+    run(dir, &["node", "drain", &spare]);
+    assert_eq!(json(dir, &["node", "show", &spare])["duty"], "drained");
+    let isr = bench.nodes("isr");
+    assert!(!isr.contains(&spare) && isr.contains(&follower) && isr.len() == 3, "{isr:?}");
+
+    // The spare one is drained, so a replica can be made anew on its own node only.
+    let before = std::fs::read_dir(replicas(&bench, &follower)).expect("a directory").count();
+    run(dir, &["volume", "replace", "v", "--node", &follower, "--yes"]);
+    assert_eq!(bench.nodes("isr").len(), 3);
+    assert!(bench.nodes("members").contains(&follower));
+    assert_eq!(
+        std::fs::read_dir(replicas(&bench, &follower)).expect("a directory").count(),
+        before
+    );
+    // What left is removed from its node once that has heard of it.
+    let left = replicas(&bench, &spare);
+    wait::until("the moved replica's directory to go", LIMIT, async || {
+        let found = std::fs::read_dir(&left).expect("a directory").count();
+        Ok(if found == 0 { Look::Done(()) } else { Look::NotYet(format!("{found} left")) })
+    })
+    .await
+    .expect("is removed");
+    run(dir, &["node", "undrain", &spare]);
+    bench.close(client, load).await;
+}
+
+fn replicas(bench: &Bench, node: &str) -> std::path::PathBuf {
+    let entry = bench.file.datanodes.iter().find(|d| d.id == node).expect("a node");
+    Path::new(&entry.data_dir).join("replicas")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_node_that_is_alive_is_not_removed_and_bad_names_are_refused_in_words() {
+    let bench = Bench::start(3).await;
+    let dir = bench.dir.path();
+    let node = bench.nodes("members")[0].clone();
+    let refused = |args: &[&str], text: &str| {
+        let output = sbkctl(dir, args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(1), "{args:?}: {said}");
+        assert!(said.contains(text), "{args:?}: {said}");
+    };
+    refused(&["node", "remove", &node, "--yes"], "is alive, and would join again");
+    refused(&["volume", "move", "v", "--from", &node, "--to", &node], "holds a replica of volume");
+    refused(&["volume", "replace", "w", "--node", &node, "--yes"], "no volume");
+    refused(&["node", "drain", "nobody"], "no datanode is called");
+    // Without a spare node a drained one keeps its replicas, and it is said why.
+    run(dir, &["node", "drain", &node, "--no-wait"]);
+    wait::until("the reason", LIMIT, async || {
+        let reason = bench.volume()["reason"].as_str().expect("text").to_owned();
+        let told = reason.contains("no other node that is alive has room");
+        Ok(if told { Look::Done(()) } else { Look::NotYet(reason) })
+    })
+    .await
+    .expect("is told");
+    assert_eq!(bench.nodes("isr").len(), 3);
+    bench.cluster.stop().await.expect("stops");
+}

@@ -1,0 +1,179 @@
+//! Receiving the base lane of a rebuild: the wipe, the blocks, the end.
+
+use std::collections::BTreeMap;
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sbk_engine::bugs::{Bug, on};
+use sbk_engine::replication::io::Kept;
+use sbk_engine::replication::log::LogState;
+use sbk_engine::replication::message::Incomplete;
+use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
+use sbk_wal::crc32c;
+
+use super::core::Store;
+use super::entries::Entries;
+use super::error::StoreError;
+use super::image::{REGIONS_PER_SECTOR, encode_sector};
+use super::open::state_record;
+use super::read::Rewriting;
+
+const WORDS: usize = REGION_BLOCKS.div_ceil(64) as usize;
+
+/// One bit for each block that a checkpoint moved from the WAL to the extents since the wipe: what
+/// the base lane still brings for it is older. 32 bytes for each region touched.
+///
+/// An entry that is only logged does not count: it hides the base's block from reads by itself, and
+/// as long as it is not committed it may still be cut.
+/// 1. The WAL lane brings entry 11, not committed, for block b; the base brings b as of 10.
+/// 2. If the base's block were dropped, b would be nowhere below entry 11.
+/// 3. The session ends at 10; a failover cuts entry 11; b reads as zeros, on a replica that is in
+///    sync.
+#[derive(Debug, Default)]
+pub(super) struct Written(BTreeMap<u64, [u64; WORDS]>);
+
+impl Written {
+    pub(super) fn add(&mut self, range: &Range<u64>) {
+        for block in range.clone() {
+            let words = self.0.entry(block / REGION_BLOCKS).or_insert([0; WORDS]);
+            let at = block % REGION_BLOCKS;
+            words[(at / 64) as usize] |= 1 << (at % 64);
+        }
+    }
+
+    fn has(&self, block: u64) -> bool {
+        let at = block % REGION_BLOCKS;
+        self.0
+            .get(&(block / REGION_BLOCKS))
+            .is_some_and(|words| words[(at / 64) as usize] & (1 << (at % 64)) != 0)
+    }
+}
+
+impl Store {
+    /// Writes the superblock with `kept`, which holds `mark`, then drops WAL and extents. The log
+    /// starts anew at `mark.base + 1` with `state` as of the base. Blocks.
+    ///
+    /// A crash anywhere after the first superblock leaves a replica that counts for nothing and is
+    /// wiped again: nothing of a broken session is taken up.
+    ///
+    /// # Panics
+    /// If a batch or a checkpoint is out, or `kept` has not the mark.
+    pub fn wipe(
+        &mut self,
+        mark: &Incomplete,
+        state: &LogState,
+        kept: &Kept,
+    ) -> Result<(), StoreError> {
+        self.check()?;
+        assert!(!self.batching && !self.checkpointing, "a wipe waits for what is out");
+        assert_eq!(kept.incomplete.as_ref(), Some(mark), "the mark is written first");
+        self.superblock.cut = None;
+        self.persist(kept)?;
+        self.log.reset(mark.base.0 + 1).map_err(|e| self.fail(e.into()))?;
+        if !on(Bug::WipeKeepsExtents) {
+            self.image.wipe().map_err(|e| self.fail(e))?;
+        }
+        self.state = state.clone();
+        self.blocks = state.blocks;
+        self.regions = Vec::new();
+        self.entries = Entries::new(mark.base.next(), self.options.tail_cache_bytes);
+        self.map.clear();
+        self.resident = 0;
+        self.resident_entries = 0;
+        self.rewriting = Arc::new(Rewriting::default());
+        self.written = Some(Written::default());
+        self.pins.clear();
+        self.lost_pins.clear();
+        self.durable = mark.base;
+        self.told_committed = mark.base;
+        self.checkpoint = mark.base;
+        self.superblock.checkpoint = mark.base;
+        self.write_state()?;
+        self.write_superblock()?;
+        self.blank = false;
+        Ok(())
+    }
+
+    /// Writes the log's state as of the checkpoint. Blocks.
+    fn write_state(&mut self) -> Result<(), StoreError> {
+        let record = state_record(&self.superblock.identity, &self.state, self.checkpoint);
+        let file = self.state_file.as_mut().expect("no checkpoint is out");
+        let result = file.write(&record);
+        result.map_err(|e| self.fail(e.into()))
+    }
+
+    /// Base blocks from `lba` on, whole ones. Those that have a newer, committed version in the
+    /// extents are left alone. Not durable before [`Store::finish_rebuild`].
+    ///
+    /// # Panics
+    /// If no rebuild is under way.
+    pub fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), StoreError> {
+        self.check()?;
+        let written = self.written.as_ref().expect("base blocks come in a rebuild");
+        assert!((data.len() as u64).is_multiple_of(BLOCK_SIZE), "whole blocks");
+        let blocks: Vec<&[u8]> = data.chunks_exact(BLOCK_SIZE as usize).collect();
+        let mut result = Ok(());
+        let mut at = 0;
+        while at < blocks.len() && result.is_ok() {
+            let wanted = |i: usize| !written.has(lba.0 + i as u64) || on(Bug::BaseOverWal);
+            if !wanted(at) {
+                at += 1;
+                continue;
+            }
+            let end = (at..blocks.len()).find(|i| !wanted(*i)).unwrap_or(blocks.len());
+            let run = &blocks[at..end];
+            result = self.image.write(lba.0 + at as u64, run, run.iter().map(|b| crc32c(b)));
+            at = end;
+        }
+        result.map_err(|e| self.fail(e))
+    }
+
+    /// Base blocks that are zeros. The wipe left zeros everywhere, so only the lane's earlier
+    /// blocks would have to go; none is sent twice.
+    ///
+    /// # Panics
+    /// If no rebuild is under way.
+    pub fn write_base_zeros(&mut self, range: Range<u64>) -> Result<(), StoreError> {
+        self.check()?;
+        let written = self.written.as_ref().expect("base blocks come in a rebuild");
+        let mut result = Ok(());
+        for block in range {
+            if result.is_ok() && (!written.has(block) || on(Bug::BaseOverWal)) {
+                result = self.image.zero(block..block + 1);
+            }
+        }
+        result.map_err(|e| self.fail(e))
+    }
+
+    /// The sender's region LSNs from region `first` on. Durable with [`Store::finish_rebuild`].
+    pub fn set_regions(&mut self, first: u64, lsns: &[Lsn]) {
+        let end = first as usize + lsns.len();
+        if self.regions.len() < end {
+            self.regions.resize(end, Lsn(0));
+        }
+        for (mine, theirs) in self.regions[first as usize..].iter_mut().zip(lsns) {
+            *mine = (*mine).max(*theirs);
+        }
+    }
+
+    /// Syncs everything that the base lane brought and the region table, then writes the superblock
+    /// with `kept`, which has no mark any more. Blocks.
+    ///
+    /// # Panics
+    /// If no rebuild is under way, a checkpoint is out, or `kept` still has a mark.
+    pub fn finish_rebuild(&mut self, kept: &Kept) -> Result<(), StoreError> {
+        self.check()?;
+        assert!(self.written.is_some(), "a rebuild is under way");
+        assert!(!self.checkpointing, "the end of a rebuild waits for what is out");
+        assert!(kept.incomplete.is_none(), "the mark goes last");
+        let sectors = (self.regions.len() as u64).div_ceil(REGIONS_PER_SECTOR);
+        let sectors: Vec<_> =
+            (0..sectors).map(|number| (number, encode_sector(number, &self.regions))).collect();
+        let image = Arc::clone(&self.image);
+        image.write_regions(&sectors).and_then(|()| image.sync()).map_err(|e| self.fail(e))?;
+        self.persist(kept)?;
+        self.written = None;
+        Ok(())
+    }
+}

@@ -1,0 +1,407 @@
+//! The store's state and what its owner does to it directly.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::ops::Range;
+use std::sync::Arc;
+
+use bytes::Bytes;
+use sbk_engine::bugs::{Bug, on};
+use sbk_engine::replication::io::Kept;
+use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind, LogState};
+use sbk_engine::replication::message::RecoveryId;
+use sbk_engine::types::{BLOCK_SIZE, Lsn, REGION_BLOCKS};
+use sbk_wal::{Log, Slots};
+
+use super::base::Written;
+use super::entries::{Entries, Entry};
+use super::error::StoreError;
+use super::image::Image;
+use super::map::{BlockMap, Span};
+use super::open::StoreOptions;
+use super::read::{Piece, ReadPlan, Rewriting, Source};
+use super::superblock::{MAX_EPOCHS, Superblock};
+use super::{effect, regions_of};
+use crate::entry::CANONICAL_HEADER;
+
+/// Whether the WAL takes more.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Pressure {
+    /// It does.
+    Ok,
+    /// It has reached its limit: nothing should be appended before a checkpoint made room.
+    Full,
+}
+
+/// One replica's files. See the [module's documentation](super).
+#[derive(Debug)]
+pub struct Store {
+    pub(super) options: StoreOptions,
+    pub(super) superblock: Superblock,
+    pub(super) superblock_file: Slots,
+    /// Away while a checkpoint step has it.
+    pub(super) state_file: Option<Slots>,
+    pub(super) image: Arc<Image>,
+    pub(super) log: Log,
+    pub(super) entries: Entries,
+    pub(super) map: BlockMap,
+    /// The log's state as of the checkpoint.
+    pub(super) state: LogState,
+    /// The volume's size as of the log's end.
+    pub(super) blocks: u64,
+    /// The last LSN of each region, as of the checkpoint.
+    pub(super) regions: Vec<Lsn>,
+    pub(super) durable: Lsn,
+    /// As the owner said; may be beyond what is durable here.
+    pub(super) told_committed: Lsn,
+    pub(super) checkpoint: Lsn,
+    pub(super) pins: BTreeMap<RecoveryId, Lsn>,
+    pub(super) lost_pins: BTreeSet<RecoveryId>,
+    pub(super) rewriting: Arc<Rewriting>,
+    /// Held by digests that must not be overtaken by a checkpoint.
+    pub(super) verifying: Arc<()>,
+    /// While base blocks come: what checkpoints moved to the extents since the wipe.
+    pub(super) written: Option<Written>,
+    /// WAL bytes and entries that are not in the extents.
+    pub(super) resident: u64,
+    pub(super) resident_entries: u64,
+    pub(super) batching: bool,
+    pub(super) checkpointing: bool,
+    /// The superblock says INCOMPLETE from an earlier run: files count for nothing until a wipe.
+    pub(super) blank: bool,
+    pub(super) failed: Option<String>,
+}
+
+/// What an entry costs in the WAL, about.
+pub(super) fn resident_cost(header: &EntryHeader) -> u64 {
+    (CANONICAL_HEADER + sbk_wal::FRAME_HEADER) as u64 + header.kind.payload_len()
+}
+
+impl Store {
+    /// The last LSN that was appended.
+    pub fn end(&self) -> Lsn {
+        self.entries.end()
+    }
+
+    /// Everything up to here is durable.
+    pub fn durable(&self) -> Lsn {
+        self.durable
+    }
+
+    /// Everything up to here is committed and durable.
+    pub fn committed(&self) -> Lsn {
+        self.told_committed.min(self.durable)
+    }
+
+    /// Everything up to here is in the extents.
+    pub fn checkpoint(&self) -> Lsn {
+        self.checkpoint
+    }
+
+    /// S: the oldest LSN that the WAL holds, or one above its end.
+    pub fn retained(&self) -> Lsn {
+        Lsn(self.log.first_index())
+    }
+
+    /// The volume's size in blocks as of the log's end.
+    pub fn blocks(&self) -> u64 {
+        self.blocks
+    }
+
+    /// What the superblock keeps for the engine.
+    pub fn kept(&self) -> &Kept {
+        &self.superblock.kept
+    }
+
+    /// Why nothing can be written any more, if so.
+    pub fn failure(&self) -> Option<&str> {
+        self.failed.as_deref()
+    }
+
+    /// WAL bytes that are not in the extents yet.
+    pub fn resident_bytes(&self) -> u64 {
+        self.resident
+    }
+
+    /// Adds an entry to the log in memory. It is readable at once; [`Store::take_batch`] makes it
+    /// durable. `crc` is [`entry_crc`](crate::entry::entry_crc) of both.
+    ///
+    /// # Panics
+    /// If it is not the next one, or `payload` has not the length that the header says.
+    pub fn append(
+        &mut self,
+        header: EntryHeader,
+        crc: u32,
+        payload: Bytes,
+    ) -> Result<(), StoreError> {
+        self.check()?;
+        assert!(!self.blank, "an incomplete replica takes entries only after its wipe");
+        self.entries.push(Entry::new(header, crc, payload));
+        self.index(&header);
+        Ok(())
+    }
+
+    /// Takes an entry that is in `entries` into the map and the sums.
+    pub(super) fn index(&mut self, header: &EntryHeader) {
+        if let Some((range, data)) = effect(header, self.blocks) {
+            self.map.insert(range, header.lsn, data);
+        }
+        if let EntryKind::Resize { blocks } = header.kind {
+            self.blocks = blocks;
+        }
+        self.resident += resident_cost(header);
+        self.resident_entries += 1;
+    }
+
+    /// Extents may take everything up to `lsn`, as far as it is durable here.
+    pub fn set_committed(&mut self, lsn: Lsn) {
+        self.told_committed = self.told_committed.max(lsn);
+    }
+
+    /// Whether the WAL takes more.
+    pub fn wal_pressure(&self) -> Pressure {
+        let full = self.resident >= self.options.wal_max_bytes
+            || self.resident_entries >= self.options.wal_max_entries;
+        if full { Pressure::Full } else { Pressure::Ok }
+    }
+
+    /// Reads blocks as they are logged now. Blocks behind the volume's end are zeros.
+    pub fn plan_read(&self, range: BlockRange) -> ReadPlan {
+        let range = range.lba.0..range.end();
+        let pieces = self.map.lookup(range.clone()).into_iter();
+        let pieces = pieces.map(|(range, span)| self.piece(range, span)).collect();
+        let (image, rewriting) = (Arc::clone(&self.image), Arc::clone(&self.rewriting));
+        ReadPlan { range, pieces, image, rewriting }
+    }
+
+    pub(super) fn piece(&self, range: Range<u64>, span: Option<Span>) -> Piece {
+        let Some(span) = span else { return Piece { range, source: Source::Extents } };
+        let Some(skip) = span.skip else { return Piece { range, source: Source::Zeros } };
+        let entry = self.entries.get(span.lsn).expect("the map names entries that are there");
+        let blocks = skip as usize..(skip + span.len) as usize;
+        let source = match &entry.payload {
+            Some(payload) => {
+                let block = BLOCK_SIZE as usize;
+                Source::Memory(payload.slice(blocks.start * block..blocks.end * block))
+            }
+            None => {
+                let at = entry.place.and_then(|place| self.log.locate(place));
+                let at = at.expect("an entry without its payload is in the WAL");
+                Source::Wal { at, skip, crcs: entry.crcs[blocks].into() }
+            }
+        };
+        Piece { range, source }
+    }
+
+    pub(super) fn pieces(&self, spans: impl Iterator<Item = (Range<u64>, Span)>) -> Vec<Piece> {
+        spans.map(|(range, span)| self.piece(range, Some(span))).collect()
+    }
+
+    /// The last committed LSN of each region, from region 0; 0 where none wrote.
+    pub fn regions(&self) -> Vec<Lsn> {
+        self.regions_at(self.committed())
+    }
+
+    pub(super) fn regions_at(&self, upto: Lsn) -> Vec<Lsn> {
+        let mut table = self.regions.clone();
+        let mut blocks = self.state.blocks;
+        for entry in self.entries.from(self.checkpoint.next()) {
+            let header = &entry.header;
+            if header.lsn > upto {
+                break;
+            }
+            if let Some((range, _)) = effect(header, blocks) {
+                let regions = regions_of(&range);
+                if table.len() < regions.end as usize {
+                    table.resize(regions.end as usize, Lsn(0));
+                }
+                for region in regions {
+                    table[region as usize] = table[region as usize].max(header.lsn);
+                }
+            }
+            if let EntryKind::Resize { blocks: new } = header.kind {
+                blocks = new;
+            }
+        }
+        table.resize(blocks.div_ceil(REGION_BLOCKS) as usize, Lsn(0));
+        table
+    }
+
+    /// The regions whose committed blocks may be anything but zeros, ascending.
+    pub fn allocated_regions(&self) -> Vec<u64> {
+        let table = self.regions();
+        (0..table.len() as u64).filter(|r| table[*r as usize] > Lsn(0)).collect()
+    }
+
+    /// Writes and syncs the superblock with `kept`. Blocks.
+    pub fn persist(&mut self, kept: &Kept) -> Result<(), StoreError> {
+        self.check()?;
+        self.superblock.kept = kept.clone();
+        self.write_superblock()
+    }
+
+    /// Records in the superblock how far the log is durable. Blocks.
+    ///
+    /// The records themselves tell that of all but the last batch, so without this the next
+    /// opening after a crash takes these for a torn write if they are damaged, and a log whose only
+    /// segment is gone for one that was never written.
+    pub fn record_durable(&mut self) -> Result<(), StoreError> {
+        self.check()?;
+        if self.blank || self.superblock.durable >= self.durable {
+            return Ok(());
+        }
+        self.write_superblock()
+    }
+
+    /// Ends the log at `end`: what lies behind it is overwritten and synced, then the superblock
+    /// written with `kept`. Blocks.
+    ///
+    /// The superblock is written before as well, with the cut as its intent: a crash in between
+    /// leaves records that look like damage, and the next opening finishes the cut instead.
+    ///
+    /// # Panics
+    /// If a batch or a checkpoint is out, or `end` is below the committed LSN.
+    pub fn cut(&mut self, end: Lsn, kept: &Kept) -> Result<(), StoreError> {
+        self.check()?;
+        assert!(!self.batching && !self.checkpointing, "a cut waits for what is out");
+        assert!(end >= self.committed(), "a cut to {end} below committed {}", self.committed());
+        assert!(end >= self.checkpoint, "a cut to {end} below checkpoint {}", self.checkpoint);
+        if end < self.durable {
+            self.superblock.cut = (!on(Bug::CutNotMarked)).then_some(end);
+            self.superblock.kept.table = self.superblock.kept.table.up_to(end);
+            self.durable = end;
+            self.write_superblock()?;
+            self.log.truncate(end.0).map_err(|e| self.fail(e.into()))?;
+        }
+        self.told_committed = self.told_committed.min(end);
+        self.entries.truncate(end);
+        self.reindex();
+        self.superblock.cut = None;
+        self.persist(kept)
+    }
+
+    /// Builds the map anew from the entries behind the checkpoint.
+    pub(super) fn reindex(&mut self) {
+        self.map.clear();
+        self.resident = 0;
+        self.resident_entries = 0;
+        self.blocks = self.state.blocks;
+        let headers: Vec<EntryHeader> =
+            self.entries.from(self.checkpoint.next()).map(|e| e.header).collect();
+        for header in &headers {
+            self.index(header);
+        }
+    }
+
+    /// Keeps the WAL from `from` on for a session, as long as the bound on pins allows.
+    pub fn pin(&mut self, session: RecoveryId, from: Lsn) {
+        self.lost_pins.remove(&session);
+        if from < self.retained() {
+            self.lost_pins.insert(session);
+        } else {
+            self.pins.insert(session, from);
+        }
+    }
+
+    /// The session needs its pin no more.
+    pub fn unpin(&mut self, session: RecoveryId) {
+        self.pins.remove(&session);
+        self.lost_pins.remove(&session);
+    }
+
+    /// Whether the bound on pinned WAL, or recycling before the pin, took the session's pin.
+    pub fn pin_lost(&self, session: RecoveryId) -> bool {
+        self.lost_pins.contains(&session)
+    }
+
+    /// How many bytes the next step of the checkpoint may take, if one is worth its syncs now or is
+    /// `urgent`; 0 for file work alone. None is while somebody verifies, unless it is urgent.
+    pub fn checkpoint_budget(&self, urgent: bool) -> Option<u64> {
+        if !urgent && self.is_verifying() {
+            return None;
+        }
+        let due = self.resident_bytes() >= self.options.checkpoint_bytes;
+        if !urgent && !due && !self.wants_housekeeping() {
+            return None;
+        }
+        Some(if urgent || due { self.options.checkpoint_bytes } else { 0 })
+    }
+
+    /// Whether any session lost its pin.
+    pub fn lost_a_pin(&self) -> bool {
+        !self.lost_pins.is_empty()
+    }
+
+    /// Lets segments go that are checkpointed, beyond what is retained for catch-up. A pin keeps
+    /// them, up to its own bound; then it is lost.
+    pub(super) fn release_segments(&mut self) {
+        let checkpoint = self.checkpoint.0;
+        loop {
+            let spent: Vec<(u64, u64)> = self
+                .log
+                .segments()
+                .take_while(|(_, last, _)| *last <= checkpoint)
+                .map(|(_, last, bytes)| (last, bytes))
+                .collect();
+            let total: u64 = spent.iter().map(|(_, bytes)| bytes).sum();
+            let Some(&(last, oldest)) = spent.first() else { return };
+            // What stays is at least what is to be retained: a replica that was away for less than
+            // that catches up.
+            if total - oldest < self.options.wal_retain_bytes {
+                return;
+            }
+            let pinned = self.pins.values().any(|from| from.0 <= last);
+            if pinned && total <= self.options.wal_retain_bytes + self.options.wal_pin_bytes {
+                return;
+            }
+            if !self.log.release_oldest() {
+                return;
+            }
+            let retained = self.retained();
+            let lost: Vec<RecoveryId> =
+                self.pins.iter().filter(|(_, from)| **from < retained).map(|(s, _)| *s).collect();
+            for session in lost {
+                tracing::info!(session = ?session, %retained, "a WAL pin was lost to its bound");
+                self.pins.remove(&session);
+                self.lost_pins.insert(session);
+            }
+        }
+    }
+
+    /// Ends a run in order: the superblock says so, and how far the log is durable, so the next
+    /// opening copies nothing. What was appended and not batched is gone.
+    pub fn close_clean(mut self) -> Result<(), StoreError> {
+        self.check()?;
+        assert!(!self.batching && !self.checkpointing, "closing waits for what is out");
+        self.superblock.clean = true;
+        self.write_superblock()?;
+        self.superblock_file.sync().map_err(StoreError::from)
+    }
+
+    pub(super) fn write_superblock(&mut self) -> Result<(), StoreError> {
+        self.superblock.durable = self.durable;
+        self.superblock.committed = self.committed();
+        let mut block = self.superblock.clone();
+        block.kept.table.prune(self.checkpoint);
+        let epochs = block.kept.table.pairs().len();
+        if epochs > MAX_EPOCHS {
+            let cause = format!("{epochs} epochs above the checkpoint; {MAX_EPOCHS} fit");
+            return Err(self.fail(StoreError::Failed { cause }));
+        }
+        self.superblock_file.write(&block.encode()).map_err(|e| self.fail(e.into()))
+    }
+
+    pub(super) fn check(&self) -> Result<(), StoreError> {
+        match &self.failed {
+            Some(cause) => Err(StoreError::Failed { cause: cause.clone() }),
+            None => Ok(()),
+        }
+    }
+
+    /// Remembers that the store can't go on.
+    pub(super) fn fail(&mut self, error: StoreError) -> StoreError {
+        if self.failed.is_none() {
+            self.failed = Some(error.to_string());
+        }
+        error
+    }
+}

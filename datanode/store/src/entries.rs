@@ -1,0 +1,162 @@
+//! The end of the log in memory: every entry that is not in the extents yet, and recent ones that
+//! are, for the feed.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use sbk_engine::replication::log::EntryHeader;
+use sbk_engine::types::{BLOCK_SIZE, Lsn};
+use sbk_wal::{Place, crc32c};
+
+/// What an entry costs beside its payload, about.
+const ENTRY_COST: u64 = 256;
+
+/// One entry.
+#[derive(Clone, Debug)]
+pub(super) struct Entry {
+    pub(super) header: EntryHeader,
+    /// Over canonical header and payload.
+    pub(super) crc: u32,
+    /// Kept until it is durable, and as long as the cache has room.
+    pub(super) payload: Option<Bytes>,
+    /// Where it is in the WAL, once it has been handed over to be written.
+    pub(super) place: Option<Place>,
+    /// CRC-32C of each block.
+    pub(super) crcs: Box<[u32]>,
+}
+
+impl Entry {
+    /// Takes an entry, its payload at hand.
+    pub(super) fn new(header: EntryHeader, crc: u32, payload: Bytes) -> Self {
+        assert_eq!(
+            payload.len() as u64,
+            header.kind.payload_len(),
+            "entry {} comes with its payload",
+            header.lsn
+        );
+        let crcs = payload.chunks_exact(BLOCK_SIZE as usize).map(crc32c).collect();
+        Self { header, crc, payload: Some(payload), place: None, crcs }
+    }
+
+    fn cost(&self) -> u64 {
+        ENTRY_COST + self.payload.as_ref().map_or(0, |p| p.len() as u64)
+    }
+}
+
+/// Consecutive entries up to the log's end.
+#[derive(Debug)]
+pub(super) struct Entries {
+    queue: VecDeque<Entry>,
+    /// LSN of the first one in the queue.
+    first: u64,
+    /// Payloads below this LSN are gone.
+    cached_from: u64,
+    cost: u64,
+    limit: u64,
+}
+
+impl Entries {
+    /// None; the next one is `next`. The cache takes about `limit` bytes.
+    pub(super) fn new(next: Lsn, limit: u64) -> Self {
+        Self { queue: VecDeque::new(), first: next.0, cached_from: next.0, cost: 0, limit }
+    }
+
+    /// The last entry's LSN.
+    pub(super) fn end(&self) -> Lsn {
+        Lsn(self.first + self.queue.len() as u64 - 1)
+    }
+
+    pub(super) fn get(&self, lsn: Lsn) -> Option<&Entry> {
+        self.queue.get(lsn.0.checked_sub(self.first)? as usize)
+    }
+
+    pub(super) fn get_mut(&mut self, lsn: Lsn) -> Option<&mut Entry> {
+        self.queue.get_mut(lsn.0.checked_sub(self.first)? as usize)
+    }
+
+    /// The entries from `lsn` on, as far as they are in memory.
+    pub(super) fn from(&self, lsn: Lsn) -> impl Iterator<Item = &Entry> {
+        self.queue.iter().skip(lsn.0.saturating_sub(self.first) as usize)
+    }
+
+    pub(super) fn push(&mut self, entry: Entry) {
+        assert_eq!(entry.header.lsn, self.end().next(), "the log has no gap");
+        self.cost += entry.cost();
+        self.queue.push_back(entry);
+    }
+
+    /// Drops the entries behind `end`.
+    pub(super) fn truncate(&mut self, end: Lsn) {
+        while self.end() > end {
+            let Some(entry) = self.queue.pop_back() else { break };
+            self.cost -= entry.cost();
+        }
+        self.cached_from = self.cached_from.min(self.end().0 + 1);
+    }
+
+    /// Gives memory back: payloads of durable entries, oldest first, while the cache is too large,
+    /// and entries that are in the extents and whose payload is gone.
+    pub(super) fn trim(&mut self, durable: Lsn, checkpoint: Lsn) {
+        while self.cost > self.limit && self.cached_from <= durable.0 {
+            if let Some(entry) = self.get_mut(Lsn(self.cached_from)) {
+                let gone = entry.payload.take().map_or(0, |p| p.len() as u64);
+                self.cost -= gone;
+            }
+            self.cached_from += 1;
+            self.pop(checkpoint);
+        }
+        self.pop(checkpoint);
+    }
+
+    fn pop(&mut self, checkpoint: Lsn) {
+        while self.first <= checkpoint.0 && self.first < self.cached_from {
+            let Some(entry) = self.queue.pop_front() else { break };
+            self.cost -= entry.cost();
+            self.first += 1;
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use sbk_engine::replication::log::EntryKind;
+    use sbk_engine::types::{Epoch, Lba};
+
+    use super::*;
+    use crate::map::Span;
+
+    /// `docs/on-disk-format.md` says what the log behind the checkpoint costs.
+    #[test]
+    fn an_entry_costs_no_more_than_is_documented() {
+        assert!(size_of::<Entry>() as u64 <= ENTRY_COST);
+        // A tree keeps its nodes half full or more.
+        assert!(2 * size_of::<(u64, Span)>() <= 96);
+    }
+
+    fn write(lsn: u64) -> Entry {
+        let kind = EntryKind::Write { lba: Lba(0), blocks: 1 };
+        let header = EntryHeader { epoch: Epoch(1), lsn: Lsn(lsn), kind, origin: None };
+        Entry::new(header, 0, Bytes::from(vec![0; 4096]))
+    }
+
+    #[test]
+    fn payloads_go_only_when_durable_and_entries_only_when_checkpointed() {
+        let mut entries = Entries::new(Lsn(1), 10 * 4096);
+        for lsn in 1..=100 {
+            entries.push(write(lsn));
+        }
+        entries.trim(Lsn(0), Lsn(0));
+        assert!((1..=100).all(|l| entries.get(Lsn(l)).is_some_and(|e| e.payload.is_some())));
+        entries.trim(Lsn(100), Lsn(0));
+        assert!(entries.get(Lsn(1)).is_some_and(|e| e.payload.is_none()));
+        assert!(entries.get(Lsn(99)).is_some());
+        entries.trim(Lsn(100), Lsn(50));
+        assert!(entries.get(Lsn(50)).is_none() && entries.get(Lsn(51)).is_some());
+        entries.trim(Lsn(100), Lsn(100));
+        assert!(entries.get(Lsn(100)).is_some_and(|e| e.payload.is_some()), "the cache stays");
+        assert!(entries.cost <= entries.limit);
+        entries.truncate(Lsn(97));
+        assert_eq!(entries.end(), Lsn(97));
+        entries.push(write(98));
+    }
+}

@@ -1,0 +1,64 @@
+//! The local data of one replica: WAL, extents, superblock.
+//!
+//! A [`Store`] is owned by one task and is the only writer of its directory. What may take long is
+//! handed out as a plan that runs on a thread that may block ([`WalBatch`], [`ReadPlan`],
+//! [`CommittedReadPlan`], [`LogReadPlan`], [`CheckpointPlan`], [`DigestPlan`]); its outcome is given back. The rest blocks
+//! the caller, durably done when it returns: [`Store::persist`], [`Store::cut`], [`Store::wipe`],
+//! [`Store::finish_rebuild`].
+//!
+//! An entry is readable and counts as logged once it was appended; it is durable once its batch is
+//! back; once it is committed as well, a checkpoint moves it to the extents, and its segment can
+//! go. Extents hold nothing that is not committed. `docs/on-disk-format.md` has every file.
+
+mod base;
+mod batch;
+mod checkpoint;
+mod codec;
+mod committed;
+mod core;
+mod data_dir;
+mod digest;
+mod entries;
+pub mod entry;
+mod error;
+mod feed;
+mod image;
+mod map;
+mod open;
+mod read;
+mod superblock;
+
+use std::ops::Range;
+
+use sbk_engine::replication::log::{EntryHeader, EntryKind};
+use sbk_engine::types::REGION_BLOCKS;
+
+pub use self::batch::{BatchResult, WalBatch};
+pub use self::checkpoint::{CheckpointDone, CheckpointPlan};
+pub use self::committed::CommittedReadPlan;
+pub use self::core::{Pressure, Store};
+pub use self::data_dir::{DataDir, NodeError};
+pub use self::digest::{Digest, DigestPlan};
+pub use self::error::{LogReadError, ReadError, StoreError};
+pub use self::feed::{LogEntry, LogReadPlan};
+pub use self::open::{CreateSpec, StoreOptions};
+pub use self::read::ReadPlan;
+pub use self::superblock::Identity;
+
+/// The blocks that an entry changes in a volume of `blocks` blocks, and whether it brings data for
+/// them; otherwise they become zeros. A volume that shrinks loses what lies behind its new end.
+fn effect(header: &EntryHeader, blocks: u64) -> Option<(Range<u64>, bool)> {
+    match header.kind {
+        EntryKind::Write { lba, blocks } => Some((lba.0..lba.0 + u64::from(blocks), true)),
+        EntryKind::Trim { lba, blocks } | EntryKind::Zero { lba, blocks } => {
+            Some((lba.0..lba.0 + u64::from(blocks), false))
+        }
+        EntryKind::Resize { blocks: new } if new < blocks => Some((new..blocks, false)),
+        EntryKind::Resize { .. } | EntryKind::Attach { .. } | EntryKind::Close { .. } => None,
+    }
+}
+
+/// The regions that a range of blocks touches.
+fn regions_of(range: &Range<u64>) -> Range<u64> {
+    range.start / REGION_BLOCKS..range.end.div_ceil(REGION_BLOCKS)
+}

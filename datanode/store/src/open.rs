@@ -1,0 +1,463 @@
+//! Making a store and opening one.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::sync::Arc;
+
+use sbk_engine::replication::io::{Kept, Opened};
+use sbk_engine::replication::log::{EpochTable, LogState};
+use sbk_engine::types::{BootId, Epoch, Incarnation, LossGeneration, Lsn, ReplicaRef};
+use sbk_wal::{Expect, Get, Log, LogOptions, Place, Put, ReadRecord, Slots, Storage};
+
+use super::codec;
+use super::core::Store;
+use super::entries::{Entries, Entry};
+use super::error::StoreError;
+use super::image::{Image, io_error};
+use super::map::BlockMap;
+use super::read::Rewriting;
+use super::superblock::{Identity, Superblock};
+
+const SUPERBLOCK: &str = "superblock";
+/// The superblock's name until everything else is in its place.
+const UNFINISHED: &str = "superblock.new";
+const SUPERBLOCK_MAGIC: [u8; 8] = *b"SBKSUPER";
+const SUPERBLOCK_SLOT: usize = 4096;
+const STATE: &str = "logstate";
+const STATE_MAGIC: [u8; 8] = *b"SBKLGSTA";
+/// Fits 64 sessions with 1024 sequences each, and the identity.
+const STATE_SLOT: usize = 1088 << 10;
+const VERSION: u32 = 1;
+const WAL: &str = "wal";
+
+/// What a new replica is.
+#[derive(Clone, Debug)]
+pub struct CreateSpec {
+    /// Whose it is.
+    pub identity: Identity,
+    /// The volume's size in blocks.
+    pub blocks: u64,
+    /// The volume's loss generation.
+    pub loss_generation: LossGeneration,
+}
+
+/// How a store is kept. The limits are per replica.
+#[derive(Clone, Debug)]
+pub struct StoreOptions {
+    /// Size of a WAL segment.
+    pub wal_segment_bytes: u64,
+    /// Most payload bytes of one batch; one entry always fits.
+    pub batch_bytes: u64,
+    /// Checkpointed WAL that is kept for replicas that were away for a while.
+    pub wal_retain_bytes: u64,
+    /// How much more than that a pin can hold before it is lost.
+    pub wal_pin_bytes: u64,
+    /// WAL bytes not yet in the extents at which [`Store::wal_pressure`] says full.
+    pub wal_max_bytes: u64,
+    /// The same for the number of entries.
+    pub wal_max_entries: u64,
+    /// Memory for payloads of recent entries.
+    pub tail_cache_bytes: u64,
+    /// Committed bytes at which a checkpoint is worth its syncs; also the size of one step.
+    pub checkpoint_bytes: u64,
+}
+
+impl Default for StoreOptions {
+    fn default() -> Self {
+        Self {
+            wal_segment_bytes: 64 << 20,
+            batch_bytes: 8 << 20,
+            wal_retain_bytes: 256 << 20,
+            wal_pin_bytes: 1 << 30,
+            wal_max_bytes: 512 << 20,
+            wal_max_entries: 256 << 10,
+            tail_cache_bytes: 16 << 20,
+            checkpoint_bytes: 16 << 20,
+        }
+    }
+}
+
+impl StoreOptions {
+    /// The defaults for a WAL that keeps `wal_retain_bytes` for others. It goes by the segment, so
+    /// one that keeps little is made of smaller ones (a record that is larger gets its own).
+    pub fn retaining(wal_retain_bytes: u64) -> Self {
+        let default = Self::default();
+        let smaller = (wal_retain_bytes / 4).next_multiple_of(1 << 20).max(1 << 20);
+        let wal_segment_bytes = default.wal_segment_bytes.min(smaller);
+        Self { wal_retain_bytes, wal_segment_bytes, ..default }
+    }
+
+    fn log(&self) -> LogOptions {
+        LogOptions { segment_bytes: self.wal_segment_bytes, batch_bytes: self.batch_bytes }
+    }
+}
+
+/// The record of the `logstate` file.
+pub(super) fn state_record(identity: &Identity, state: &LogState, upto: Lsn) -> Vec<u8> {
+    let mut record = Put::default();
+    identity.put(&mut record);
+    codec::put_state(state, upto, &mut record);
+    record.0
+}
+
+impl Store {
+    /// Makes an empty replica's files in `storage`, a directory of its own, all durable. Doing it
+    /// again for the same replica changes nothing, so a create whose answer was lost can be
+    /// repeated; leftovers of one that never finished are replaced. Blocks.
+    pub fn create(
+        storage: &Arc<dyn Storage>,
+        spec: &CreateSpec,
+        options: &StoreOptions,
+    ) -> Result<(), StoreError> {
+        let error = |path: &'static str, doing| {
+            let storage = Arc::clone(storage);
+            move |e| io_error(&*storage, path, doing, e)
+        };
+        let names = storage.list("").map_err(error("", "list"))?;
+        if names.iter().any(|name| name == SUPERBLOCK) {
+            let (_, record) = open_superblock(storage)?;
+            let path = storage.describe(SUPERBLOCK);
+            spec.identity.check(record.identity, &path)?;
+            // The one who made it may have been killed before its name was durable.
+            return storage.sync_dir("").map_err(error("", "sync"));
+        }
+        for name in ["extents", "checksums", "regions", STATE, UNFINISHED] {
+            if names.iter().any(|n| n == name) {
+                storage.remove(name).map_err(error(name, "remove"))?;
+            }
+        }
+        storage.create_dir(WAL).map_err(error(WAL, "make"))?;
+        for name in storage.list(WAL).map_err(error(WAL, "list"))? {
+            let path = format!("{WAL}/{name}");
+            storage.remove(&path).map_err(|e| io_error(&**storage, &path, "remove", e))?;
+        }
+        Image::create(Arc::clone(storage), &spec.identity, spec.blocks)?;
+        let state = state_record(&spec.identity, &LogState::new(spec.blocks), Lsn(0));
+        let shared = || Arc::clone(storage);
+        Slots::create(shared(), STATE, STATE_MAGIC, VERSION, STATE_SLOT, &state)?;
+        // The first segment is ready before the first write.
+        let owner = spec.identity.owner();
+        let mut log = Log::create(shared(), WAL, owner, options.log(), 1);
+        if let Some(work) = log.housekeeping() {
+            log.housekeeping_done(work.run())?;
+        }
+        let record = Superblock {
+            identity: spec.identity,
+            blocks: spec.blocks,
+            kept: Kept {
+                fenced: Epoch(0),
+                loss_generation: spec.loss_generation,
+                ..Kept::default()
+            },
+            checkpoint: Lsn(0),
+            durable: Lsn(0),
+            committed: Lsn(0),
+            cut: None,
+            clean: true,
+        };
+        let block = record.encode();
+        Slots::create(shared(), UNFINISHED, SUPERBLOCK_MAGIC, VERSION, SUPERBLOCK_SLOT, &block)?;
+        storage.sync_dir("").map_err(error("", "sync"))?;
+        // With its name the superblock says that all the rest is there.
+        storage.rename(UNFINISHED, SUPERBLOCK).map_err(error(SUPERBLOCK, "rename"))?;
+        storage.sync_dir("").map_err(error("", "sync"))
+    }
+
+    /// Opens a replica's files. What the log holds past the last LSN that was recorded as durable
+    /// is copied and synced first, so all of what is reported is durable. Blocks, for as long as it
+    /// takes to read the WAL behind the checkpoint.
+    ///
+    /// # Errors
+    /// Files of another volume or replica, of a newer format, or damaged ones are refused by name,
+    /// and a directory without a superblock is not a store. Nothing is changed then.
+    pub fn open(
+        storage: &Arc<dyn Storage>,
+        identity: Identity,
+        incarnation: Incarnation,
+        boot: BootId,
+        options: StoreOptions,
+    ) -> Result<(Self, Opened), StoreError> {
+        let (superblock_file, mut superblock) = open_superblock(storage)?;
+        identity.check(superblock.identity, &storage.describe(SUPERBLOCK))?;
+        let image = Arc::new(Image::open(Arc::clone(storage), &identity)?);
+        let shared = Arc::clone(storage);
+        let (state_file, record) = Slots::open(shared, STATE, STATE_MAGIC, VERSION, STATE_SLOT)?;
+        let (state, as_of) = decode_state(storage, &identity, &record)?;
+        let clean = std::mem::replace(&mut superblock.clean, false);
+        let me = ReplicaRef { id: identity.replica, incarnation };
+        let files = Files { superblock_file, superblock, state_file, image };
+        if files.superblock.kept.incomplete.is_some() {
+            return Self::open_blank(storage, files, me, boot, options);
+        }
+        let checkpoint = files.superblock.checkpoint;
+        if as_of < checkpoint {
+            return Err(StoreError::Damaged {
+                path: storage.describe(STATE),
+                what: format!("it is as of LSN {as_of}, the checkpoint is at {checkpoint}"),
+            });
+        }
+        let found = Found::scan(storage, &files, as_of, &options)?;
+        let (store, opened) = found.build(storage, files, (state, as_of), me, boot, options)?;
+        tracing::info!(
+            volume = %identity.volume, replica = %identity.replica, clean,
+            durable = %opened.durable, committed = %opened.committed,
+            checkpoint = %opened.checkpoint, retained = %opened.retained, "opened a store"
+        );
+        Ok((store, opened))
+    }
+
+    /// Opens a replica whose rebuild was not finished. It holds nothing that counts; only a wipe
+    /// brings it on.
+    fn open_blank(
+        storage: &Arc<dyn Storage>,
+        files: Files,
+        me: ReplicaRef,
+        boot: BootId,
+        options: StoreOptions,
+    ) -> Result<(Self, Opened), StoreError> {
+        let identity = files.superblock.identity;
+        let log = Log::blank(Arc::clone(storage), WAL, identity.owner(), options.log())?;
+        let state = LogState::new(files.superblock.blocks);
+        let mut files = files;
+        files.superblock.checkpoint = Lsn(0);
+        files.superblock.committed = Lsn(0);
+        files.superblock.cut = None;
+        // Checkpoints of the rebuild recorded what its WAL lane brought, and none of that is there.
+        files.superblock.kept.table = EpochTable::default();
+        let opened = Opened {
+            volume: identity.volume,
+            me,
+            boot,
+            kept: files.superblock.kept.clone(),
+            durable: Lsn(0),
+            committed: Lsn(0),
+            checkpoint: Lsn(0),
+            retained: Lsn(1),
+            state: state.clone(),
+            uncommitted: Vec::new(),
+        };
+        let entries = Entries::new(Lsn(1), options.tail_cache_bytes);
+        let mut store = Self::assemble(files, log, entries, state, Vec::new(), options);
+        store.blank = true;
+        tracing::info!(
+            volume = %identity.volume, replica = %identity.replica,
+            "opened a store whose rebuild was not finished"
+        );
+        Ok((store, opened))
+    }
+
+    fn assemble(
+        files: Files,
+        log: Log,
+        entries: Entries,
+        state: LogState,
+        regions: Vec<Lsn>,
+        options: StoreOptions,
+    ) -> Self {
+        let durable = entries.end();
+        let checkpoint = files.superblock.checkpoint;
+        Self {
+            options,
+            superblock_file: files.superblock_file,
+            state_file: Some(files.state_file),
+            image: files.image,
+            log,
+            entries,
+            map: BlockMap::default(),
+            blocks: state.blocks,
+            state,
+            regions,
+            durable,
+            told_committed: files.superblock.committed,
+            checkpoint,
+            superblock: files.superblock,
+            pins: BTreeMap::new(),
+            lost_pins: BTreeSet::new(),
+            rewriting: Arc::new(Rewriting::default()),
+            verifying: Arc::new(()),
+            written: None,
+            resident: 0,
+            resident_entries: 0,
+            batching: false,
+            checkpointing: false,
+            blank: false,
+            failed: None,
+        }
+    }
+}
+
+/// The files beside the WAL.
+struct Files {
+    superblock_file: Slots,
+    superblock: Superblock,
+    state_file: Slots,
+    image: Arc<Image>,
+}
+
+/// What the WAL held.
+struct Found {
+    log: Log,
+    entries: Entries,
+    end: Lsn,
+    committed: Lsn,
+    /// The region table.
+    regions: Vec<Lsn>,
+}
+
+impl Found {
+    /// Reads the log behind the superblock's checkpoint. The log state may be as of a later LSN: a
+    /// crash came between it, which is written last of what a step of the checkpoint writes, and
+    /// the superblock. The step is complete then, but the epochs of its entries may be recorded
+    /// nowhere but in the log.
+    fn scan(
+        storage: &Arc<dyn Storage>,
+        files: &Files,
+        as_of: Lsn,
+        options: &StoreOptions,
+    ) -> Result<Self, StoreError> {
+        let regions = files.image.read_regions()?;
+        let superblock = &files.superblock;
+        let identity = superblock.identity;
+        let from = superblock.checkpoint.next();
+        let mut entries = Entries::new(from, options.tail_cache_bytes);
+        let mut epoch = Epoch(0);
+        let mut visit = |record: &ReadRecord, place: Place| {
+            let (header, payload) = codec::entry(&record.body)
+                .filter(|(header, _)| header.lsn.0 == record.index)
+                .ok_or_else(|| format!("record {} is no entry of that LSN", record.index))?;
+            if header.epoch < epoch {
+                let (lsn, found) = (header.lsn, header.epoch);
+                return Err(format!("entry {lsn} is of epoch {found}, behind one of {epoch}"));
+            }
+            epoch = header.epoch;
+            let mut entry = Entry::new(header, record.crc, payload);
+            entry.place = Some(place);
+            entries.push(entry);
+            // Payloads need not stay: they can be read where they were found. A record that has
+            // yet to be copied keeps its own.
+            entries.trim(header.lsn, superblock.checkpoint);
+            Ok(())
+        };
+        let expect = Expect {
+            from: from.0,
+            durable: superblock.durable.max(as_of).0,
+            cut: superblock.cut.map(|end| end.0),
+        };
+        let (log, opened) = Log::open(
+            Arc::clone(storage),
+            WAL,
+            identity.owner(),
+            options.log(),
+            expect,
+            &mut visit,
+        )?;
+        for note in &opened.notes {
+            tracing::warn!(replica = %identity.replica, %note, "opening the WAL");
+        }
+        for (index, place) in opened.moved {
+            if let Some(entry) = entries.get_mut(Lsn(index)) {
+                entry.place = Some(place);
+            }
+        }
+        let end = Lsn(opened.end);
+        let committed = Lsn(opened.committed).max(superblock.committed).min(end);
+        Ok(Self { log, entries, end, committed: committed.max(as_of), regions })
+    }
+
+    fn build(
+        self,
+        storage: &Arc<dyn Storage>,
+        mut files: Files,
+        (state, as_of): (LogState, Lsn),
+        me: ReplicaRef,
+        boot: BootId,
+        options: StoreOptions,
+    ) -> Result<(Store, Opened), StoreError> {
+        let Self { log, mut entries, end, committed, regions } = self;
+        let block = &mut files.superblock;
+        block.cut = None;
+        // What was recorded for entries that did not survive is not true of this log.
+        let mut table = block.kept.table.up_to(end);
+        // Region LSNs are durable before the first block of a checkpoint's step is written, and are
+        // those of committed entries. So extents that a crash left half-written are never newer
+        // than the committed LSN, even if that was told after the last frame was written:
+        // otherwise a read as of the committed LSN would find bytes of a later entry, or torn ones,
+        // and a cut could take away an entry that the extents keep.
+        let written = regions.iter().copied().max().unwrap_or(Lsn(0));
+        let committed = committed.max(written.min(end));
+        block.committed = committed;
+        let mut at_committed = state.clone();
+        let mut uncommitted = Vec::new();
+        for entry in entries.from(block.checkpoint.next()) {
+            let header = &entry.header;
+            let (lsn, epoch) = (header.lsn, header.epoch);
+            if table.last().is_some_and(|(last, first)| epoch > last && lsn < first) {
+                return Err(StoreError::Damaged {
+                    path: storage.describe(WAL),
+                    what: format!("entry {lsn} is of epoch {epoch}, which began later"),
+                });
+            }
+            table.observe(header);
+            if lsn <= as_of {
+                continue;
+            }
+            if lsn > committed {
+                uncommitted.push(*header);
+            } else {
+                at_committed.apply(header);
+            }
+        }
+        block.kept.table = table;
+        block.checkpoint = as_of;
+        entries.trim(end, as_of);
+        let opened = Opened {
+            volume: block.identity.volume,
+            me,
+            boot,
+            kept: block.kept.clone(),
+            durable: end,
+            committed,
+            checkpoint: block.checkpoint,
+            retained: Lsn(log.first_index()),
+            state: at_committed,
+            uncommitted,
+        };
+        let mut store = Store::assemble(files, log, entries, state, regions, options);
+        store.reindex();
+        store.write_superblock()?;
+        Ok((store, opened))
+    }
+}
+
+fn open_superblock(storage: &Arc<dyn Storage>) -> Result<(Slots, Superblock), StoreError> {
+    let path = storage.describe(SUPERBLOCK);
+    match storage.open(SUPERBLOCK) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => {
+            return Err(StoreError::Absent { path: storage.describe("") });
+        }
+        Ok(_) | Err(_) => {}
+    }
+    let shared = Arc::clone(storage);
+    let (slots, record) =
+        Slots::open(shared, SUPERBLOCK, SUPERBLOCK_MAGIC, VERSION, SUPERBLOCK_SLOT)?;
+    let superblock = Superblock::decode(&record).ok_or_else(|| StoreError::Damaged {
+        path,
+        what: "its record can't be read although its checksum is right".to_owned(),
+    })?;
+    Ok((slots, superblock))
+}
+
+fn decode_state(
+    storage: &Arc<dyn Storage>,
+    identity: &Identity,
+    record: &[u8],
+) -> Result<(LogState, Lsn), StoreError> {
+    let path = storage.describe(STATE);
+    let mut get = Get(record);
+    let damaged = || StoreError::Damaged {
+        path: path.clone(),
+        what: "its record can't be read although its checksum is right".to_owned(),
+    };
+    let found = Identity::get(&mut get).ok_or_else(damaged)?;
+    identity.check(found, &path)?;
+    codec::get_state(&mut get).ok_or_else(damaged)
+}

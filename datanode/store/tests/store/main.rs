@@ -1,0 +1,29 @@
+//! What a replica's store promises, tried by killing it, by faulting its disk and by rotting its
+//! files.
+//!
+//! A [`driver::Driver`] does random work on a store and tells what it did; a [`model::Model`] takes
+//! that and knows what must be there after a crash. Everything follows from a seed.
+
+use std::sync::{Mutex, MutexGuard, PoisonError};
+
+mod committed;
+mod content;
+mod driver;
+mod events;
+mod model;
+mod retain;
+
+mod blank;
+mod crash;
+mod faults;
+mod flips;
+mod format;
+mod kill;
+
+/// Held while a process is started, and while a data directory is open. Otherwise the new process
+/// has a copy of the directory's lock until it executes its program, and whoever opens the
+/// directory next is told that it is in use.
+fn no_fork_meanwhile() -> MutexGuard<'static, ()> {
+    static FORK: Mutex<()> = Mutex::new(());
+    FORK.lock().unwrap_or_else(PoisonError::into_inner)
+}

@@ -1,0 +1,155 @@
+//! How long NBD clients may do nothing, on a clock that jumps ahead whenever all wait.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use futures::StreamExt;
+use futures::stream::FuturesUnordered;
+use sbk_datanode::catalogue::{Catalogue, Volume};
+use sbk_datanode::frontend::{Frontends, nbd};
+use sbk_datanode::transport::Channels;
+use sbk_datanode::volume::Registry;
+use sbk_engine::types::{NodeId, VolumeId};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::watch;
+use tokio::time::{Instant, sleep};
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+const WRITE: u16 = 1;
+const MAX: u32 = 32 << 20;
+
+/// A server of a volume that has no primary: requests wait.
+async fn server() -> SocketAddr {
+    let id = VolumeId(Uuid::from_u128(1));
+    let volume = Volume {
+        retired: BTreeMap::new(),
+        wish: sbk_engine::types::Wish::default(),
+        id,
+        name: "vol".to_owned(),
+        blocks: 1 << 20,
+        replicas: BTreeMap::new(),
+        config: None,
+        deleted: false,
+    };
+    let catalogue = Catalogue { volumes: BTreeMap::from([(id, Arc::new(volume))]), heard: true };
+    let (told, watched) = watch::channel(Arc::new(catalogue));
+    let channels = Arc::new(Channels::default());
+    let frontends =
+        Frontends::new(watched, Registry::default(), channels, NodeId(Uuid::from_u128(9)));
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = listener.local_addr().expect("bound");
+    tokio::spawn(async move {
+        nbd::serve(frontends, listener, CancellationToken::new()).await;
+        drop(told);
+    });
+    addr
+}
+
+async fn greeted(addr: SocketAddr) -> TcpStream {
+    let mut stream = TcpStream::connect(addr).await.expect("connects");
+    stream.read_exact(&mut [0; 18]).await.expect("is greeted");
+    stream
+}
+
+/// In the transmission phase.
+async fn export(addr: SocketAddr) -> TcpStream {
+    let mut stream = greeted(addr).await;
+    let mut bytes = 3u32.to_be_bytes().to_vec();
+    bytes.extend(b"IHAVEOPT");
+    bytes.extend(1u32.to_be_bytes());
+    bytes.extend(3u32.to_be_bytes());
+    bytes.extend(b"vol");
+    stream.write_all(&bytes).await.expect("sends");
+    stream.read_exact(&mut [0; 10]).await.expect("agrees");
+    stream
+}
+
+fn header(command: u16, length: u32) -> Vec<u8> {
+    let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+    bytes.extend([0; 2]);
+    bytes.extend(command.to_be_bytes());
+    bytes.extend([0; 16]);
+    bytes.extend(length.to_be_bytes());
+    bytes
+}
+
+/// Waits until the server hangs up; how long that took on the clock that jumps.
+async fn ends(mut stream: TcpStream) -> Duration {
+    let started = Instant::now();
+    let mut rest = Vec::new();
+    // A reset is an end too.
+    let _end = stream.read_to_end(&mut rest).await;
+    assert_eq!(rest, Vec::<u8>::new());
+    started.elapsed()
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_that_does_not_negotiate_is_not_waited_for() {
+    let addr = server().await;
+    let silent = greeted(addr).await;
+    assert!(ends(silent).await >= Duration::from_secs(20), "a slow client has some time");
+    // A byte now and then is no progress either.
+    let mut slow = greeted(addr).await;
+    let started = Instant::now();
+    let flags_and_magic = [&3u32.to_be_bytes()[..], b"IHAVEOPT"].concat();
+    let mut sent = 0;
+    for byte in flags_and_magic.iter().cycle() {
+        sleep(Duration::from_secs(5)).await;
+        if slow.write_all(&[*byte]).await.is_err() {
+            break;
+        }
+        sent += 1;
+        assert!(sent < 100, "it is waited for, for {:?}", started.elapsed());
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_client_may_pause_as_long_as_nobody_waits_for_its_memory() {
+    let addr = server().await;
+    let mut idle = export(addr).await;
+    let mut half = export(addr).await;
+    half.write_all(&header(WRITE, MAX)).await.expect("sends");
+    half.write_all(&[1; 1000]).await.expect("sends");
+    sleep(Duration::from_secs(3600)).await;
+    for stream in [&mut idle, &mut half] {
+        stream.write_all(&[1; 1000]).await.expect("the connection stands");
+        let mut byte = [0];
+        let silence = tokio::time::timeout(Duration::from_secs(1), stream.peek(&mut byte)).await;
+        // The idle one said what is no request, an hour later: that ends it.
+        assert!(silence.is_err() || matches!(silence, Ok(Ok(0))), "{silence:?}");
+    }
+    let mut byte = [0];
+    let open = tokio::time::timeout(Duration::from_secs(1), half.peek(&mut byte)).await;
+    assert!(open.is_err(), "the paused client lost its connection: {open:?}");
+}
+
+#[tokio::test(start_paused = true)]
+async fn clients_that_pause_with_all_the_memory_lose_their_connections() {
+    let addr = server().await;
+    // Seven times 32 MiB and what the requests cost themselves are 256 MiB but for a little.
+    let (mut stalled, mut waiting) = (Vec::new(), Vec::new());
+    for n in 0..9 {
+        let mut stream = export(addr).await;
+        stream.write_all(&header(WRITE, MAX)).await.expect("sends");
+        stream.write_all(&[1; 1000]).await.expect("sends");
+        if n < 7 { stalled.push(stream) } else { waiting.push(stream) }
+    }
+    // As many as it takes for the other two lose theirs.
+    let mut ending: FuturesUnordered<_> = stalled.into_iter().map(ends).collect();
+    for _ in 0..2 {
+        let ended = ending.next().await.expect("there are seven");
+        assert!(ended < Duration::from_secs(60), "{ended:?}");
+    }
+    // Those that waited have the memory now, and nobody waits for it.
+    sleep(Duration::from_secs(3600)).await;
+    for mut stream in waiting {
+        stream.write_all(&[1; 1000]).await.expect("the connection stands");
+        let mut byte = [0];
+        let open = tokio::time::timeout(Duration::from_secs(1), stream.peek(&mut byte)).await;
+        assert!(open.is_err(), "a client lost its connection: {open:?}");
+    }
+}

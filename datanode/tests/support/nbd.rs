@@ -1,0 +1,191 @@
+//! An NBD server on a node that holds no replica, and a client that says byte for byte what a test
+//! wants.
+
+use std::io::{Read, Write};
+use std::net::{Shutdown, SocketAddr, TcpStream};
+use std::sync::Arc;
+
+use sbk_datanode::catalogue::Catalogue;
+use sbk_datanode::frontend::{Frontends, nbd};
+use sbk_datanode::transport::Channels;
+use sbk_datanode::volume::Registry;
+use sbk_engine::types::NodeId;
+use tokio::sync::watch;
+use tokio_util::sync::CancellationToken;
+use uuid::Uuid;
+
+use super::{Cluster, PATIENCE};
+
+pub(crate) const READ: u16 = 0;
+pub(crate) const WRITE: u16 = 1;
+pub(crate) const DISC: u16 = 2;
+pub(crate) const FLUSH: u16 = 3;
+pub(crate) const TRIM: u16 = 4;
+pub(crate) const WRITE_ZEROES: u16 = 6;
+
+pub(crate) const EINVAL: u32 = 22;
+pub(crate) const ENOSPC: u32 = 28;
+
+pub(crate) struct Server {
+    pub(crate) addr: SocketAddr,
+    pub(crate) catalogue: watch::Sender<Arc<Catalogue>>,
+    stop: CancellationToken,
+}
+
+impl Server {
+    pub(crate) fn start(cluster: &Cluster) -> Self {
+        let (catalogue, watched) = watch::channel(Arc::new(cluster.catalogue()));
+        let stop = CancellationToken::new();
+        let addr = cluster.runtime().block_on(async {
+            let node = NodeId(Uuid::from_u128(999));
+            let channels = Arc::new(Channels::default());
+            let frontends = Frontends::new(watched, Registry::default(), channels, node);
+            let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
+            let addr = listener.local_addr().expect("bound");
+            tokio::spawn(nbd::serve(frontends, listener, stop.clone()));
+            addr
+        });
+        Self { addr, catalogue, stop }
+    }
+
+    pub(crate) fn uri(&self) -> String {
+        format!("nbd://{}/vol", self.addr)
+    }
+}
+
+impl Drop for Server {
+    fn drop(&mut self) {
+        self.stop.cancel();
+    }
+}
+
+/// A connection. Everything on it fails the test if it takes unreasonably long.
+pub(crate) struct Raw(pub(crate) TcpStream);
+
+impl Raw {
+    /// Connects and takes the greeting.
+    pub(crate) fn connect(addr: SocketAddr) -> Self {
+        let stream = TcpStream::connect(addr).expect("connects");
+        stream.set_read_timeout(Some(PATIENCE)).expect("sets");
+        stream.set_write_timeout(Some(PATIENCE)).expect("sets");
+        stream.set_nodelay(true).expect("sets");
+        let mut raw = Self(stream);
+        let greeting = raw.take(18);
+        assert_eq!(&greeting[..16], b"NBDMAGICIHAVEOPT");
+        raw
+    }
+
+    /// In the transmission phase of the export `vol`.
+    pub(crate) fn export(addr: SocketAddr) -> Self {
+        let mut raw = Self::connect(addr);
+        raw.send(&3u32.to_be_bytes());
+        raw.option(7, &wish("vol"));
+        loop {
+            let (kind, _) = raw.option_reply(7).expect("an answer to GO");
+            match kind {
+                1 => return raw,
+                3 => {}
+                other => panic!("GO was answered with {other:#x}"),
+            }
+        }
+    }
+
+    pub(crate) fn send(&mut self, bytes: &[u8]) {
+        self.0.write_all(bytes).expect("sends");
+    }
+
+    /// Sends what the server may not want to hear to its end.
+    pub(crate) fn blurt(&mut self, bytes: &[u8]) {
+        let _closed = self.0.write_all(bytes);
+    }
+
+    pub(crate) fn take(&mut self, count: usize) -> Vec<u8> {
+        let mut bytes = vec![0; count];
+        self.0.read_exact(&mut bytes).expect("the server answers");
+        bytes
+    }
+
+    /// Waits until the server has closed the connection; a reset is an end too.
+    pub(crate) fn ends(mut self) {
+        let mut rest = Vec::new();
+        if let Err(error) = self.0.read_to_end(&mut rest) {
+            let kind = error.kind();
+            assert_eq!(kind, std::io::ErrorKind::ConnectionReset, "the server does not hang up");
+        }
+    }
+
+    pub(crate) fn option(&mut self, option: u32, data: &[u8]) {
+        let mut bytes = b"IHAVEOPT".to_vec();
+        bytes.extend(option.to_be_bytes());
+        bytes.extend((data.len() as u32).to_be_bytes());
+        bytes.extend(data);
+        self.send(&bytes);
+    }
+
+    /// The kind and data of a reply; `None` if the server hung up instead.
+    pub(crate) fn option_reply(&mut self, option: u32) -> Option<(u32, Vec<u8>)> {
+        let mut head = [0; 20];
+        self.0.read_exact(&mut head).ok()?;
+        let word = |at: usize| u32::from_be_bytes(head[at..at + 4].try_into().expect("4 bytes"));
+        assert_eq!(head[..8], 0x0003_e889_0455_65a9_u64.to_be_bytes());
+        assert_eq!(word(8), option);
+        let data = self.take(word(16) as usize);
+        Some((word(12), data))
+    }
+
+    pub(crate) fn request(&mut self, command: u16, cookie: u64, offset: u64, length: u32) {
+        self.send(&header(0, command, cookie, offset, length));
+    }
+
+    /// The next reply's error and cookie.
+    pub(crate) fn reply(&mut self) -> (u32, u64) {
+        let head = self.take(16);
+        assert_eq!(head[..4], 0x6744_6698_u32.to_be_bytes());
+        let error = u32::from_be_bytes(head[4..8].try_into().expect("4 bytes"));
+        (error, u64::from_be_bytes(head[8..].try_into().expect("8 bytes")))
+    }
+
+    /// A request alone and its error, 0 for none.
+    pub(crate) fn ask(&mut self, command: u16, offset: u64, length: u32) -> u32 {
+        self.request(command, 77, offset, length);
+        let (error, cookie) = self.reply();
+        assert_eq!(cookie, 77);
+        error
+    }
+
+    pub(crate) fn write(&mut self, offset: u64, data: &[u8]) -> u32 {
+        self.request(WRITE, 78, offset, data.len() as u32);
+        self.send(data);
+        let (error, cookie) = self.reply();
+        assert_eq!(cookie, 78);
+        error
+    }
+
+    pub(crate) fn read(&mut self, offset: u64, length: u32) -> Vec<u8> {
+        assert_eq!(self.ask(READ, offset, length), 0, "read of {length} at {offset}");
+        self.take(length as usize)
+    }
+
+    /// Closes in both directions at once.
+    pub(crate) fn vanish(self) {
+        let _gone = self.0.shutdown(Shutdown::Both);
+    }
+}
+
+pub(crate) fn header(flags: u16, command: u16, cookie: u64, offset: u64, length: u32) -> Vec<u8> {
+    let mut bytes = 0x2560_9513_u32.to_be_bytes().to_vec();
+    bytes.extend(flags.to_be_bytes());
+    bytes.extend(command.to_be_bytes());
+    bytes.extend(cookie.to_be_bytes());
+    bytes.extend(offset.to_be_bytes());
+    bytes.extend(length.to_be_bytes());
+    bytes
+}
+
+/// The data of a GO or INFO that asks for nothing special.
+pub(crate) fn wish(name: &str) -> Vec<u8> {
+    let mut data = (name.len() as u32).to_be_bytes().to_vec();
+    data.extend(name.as_bytes());
+    data.extend(0u16.to_be_bytes());
+    data
+}

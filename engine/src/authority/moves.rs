@@ -1,0 +1,307 @@
+//! Which replicas are replaced, moved or dropped, one small step at a time.
+//!
+//! Level-triggered: [`look`] compares what a volume lists with what it should, and names the next
+//! step. The order of the steps is what keeps the data: a new replica is listed first; it is
+//! rebuilt and joins the in-sync set, which its primary proposes; only then does the one leave in
+//! whose place it is; and only from outside of the in-sync set does that one leave the list. A
+//! master that dies in between leaves nothing but a state from which the next one goes on.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use super::detector::Detector;
+use super::placement::free_bytes;
+use super::state::{Assignment, Duty, Fate, State, Volume, Wish};
+use crate::types::{Epoch, Millis, NodeId, ReplicaId, VolumeId};
+
+/// Volumes that may have a replica more than they want at a time: each is a copy of a whole volume
+/// over the network.
+const AT_ONCE: usize = 8;
+
+/// Something to propose.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum Step {
+    /// List a fresh replica.
+    Add {
+        /// Of which volume.
+        volume: VolumeId,
+        /// Where.
+        node: NodeId,
+    },
+    /// Take a replica off the list.
+    Remove {
+        /// Of which volume.
+        volume: VolumeId,
+        /// The epoch that must still be in force.
+        expect_epoch: Epoch,
+        /// Which.
+        replica: ReplicaId,
+    },
+    /// Tell the primary what to propose.
+    Wish {
+        /// Of which volume.
+        volume: VolumeId,
+        /// What.
+        wish: Wish,
+    },
+    /// Forget a node that was removed.
+    Forget {
+        /// Which.
+        node: NodeId,
+    },
+}
+
+/// What is to be done for a volume.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct Outlook {
+    /// The next step; `None` if it waits for something, or all is as it should be.
+    pub step: Option<Step>,
+    /// What goes on or what it waits for, in words; empty if all is as it should be.
+    pub reason: String,
+}
+
+/// Why a replica is to go.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Why {
+    Ordered,
+    Drained,
+    Removed,
+    Gone,
+    Surplus,
+}
+
+impl Why {
+    fn words(self) -> &'static str {
+        match self {
+            Why::Ordered => "as ordered",
+            Why::Drained => "its node is drained",
+            Why::Removed => "its node is removed",
+            Why::Gone => "it has been away for too long",
+            Why::Surplus => "there is one more than wanted",
+        }
+    }
+}
+
+/// The steps that can be taken now, at most one for each volume.
+pub fn steps(state: &State, detector: &Detector, now: Millis, overcommit: u32) -> Vec<Step> {
+    let moving = |v: &&Volume| v.replicas.len() > v.spec.replicas as usize;
+    let mut room = AT_ONCE.saturating_sub(state.volumes().values().filter(moving).count());
+    let mut steps = Vec::new();
+    for volume in state.volumes().values() {
+        let Some(step) = look(state, detector, now, volume, overcommit).step else { continue };
+        if matches!(step, Step::Add { .. }) {
+            if room == 0 {
+                continue;
+            }
+            room -= 1;
+        }
+        steps.push(step);
+    }
+    let removed = state.nodes().keys().filter(|node| state.duty(**node) == Some(Duty::Removed));
+    steps.extend(
+        removed
+            .filter(|node| state.replicas_on(**node) == 0 && !detector.is_heard(now, **node))
+            .map(|node| Step::Forget { node: *node }),
+    );
+    steps
+}
+
+/// What is to be done for a volume. `overcommit`: how much of a node's capacity volumes may claim,
+/// in percent.
+pub fn look(
+    state: &State,
+    detector: &Detector,
+    now: Millis,
+    volume: &Volume,
+    overcommit: u32,
+) -> Outlook {
+    let Some(assignment) = &volume.assignment else { return Outlook::default() };
+    let view = Look { state, detector, now, volume, assignment };
+    let going = view.going();
+    let wanted = volume.spec.replicas as usize;
+    let staying = volume.replicas.len() - going.len();
+    let place = if staying < wanted { view.place(&going, overcommit) } else { None };
+    let stuck = staying < wanted && place.is_none();
+    let leaves = view.leaves(&going, stuck);
+    let reason = view.reason(&going, stuck, &leaves);
+    let wish = view.wish(&going, &leaves);
+    let step = if let Some(node) = place {
+        Some(Step::Add { volume: volume.id, node })
+    } else if wish != volume.wish {
+        Some(Step::Wish { volume: volume.id, wish })
+    } else {
+        let out = leaves.iter().find(|id| !assignment.isr.contains(id));
+        out.filter(|id| view.removable(**id)).map(|id| Step::Remove {
+            volume: volume.id,
+            expect_epoch: assignment.epoch,
+            replica: *id,
+        })
+    };
+    Outlook { step, reason }
+}
+
+struct Look<'a> {
+    state: &'a State,
+    detector: &'a Detector,
+    now: Millis,
+    volume: &'a Volume,
+    assignment: &'a Assignment,
+}
+
+impl Look<'_> {
+    fn going(&self) -> BTreeMap<ReplicaId, Why> {
+        let mut going: BTreeMap<_, _> =
+            self.volume.replicas.keys().filter_map(|id| Some((*id, self.why(*id)?))).collect();
+        if going.is_empty()
+            && self.volume.replicas.len() > self.volume.spec.replicas as usize
+            && let Some(extra) = self.extra()
+        {
+            going.insert(extra, Why::Surplus);
+        }
+        going
+    }
+
+    fn why(&self, id: ReplicaId) -> Option<Why> {
+        let replica = self.volume.replicas.get(&id)?;
+        match (replica.fate, self.state.duty(replica.node)) {
+            (Fate::Goes | Fate::GoesFirst, _) => return Some(Why::Ordered),
+            (Fate::Stays, Some(Duty::Removed)) => return Some(Why::Removed),
+            (Fate::Stays, Some(Duty::Drained)) => return Some(Why::Drained),
+            (Fate::Stays, None) => {}
+        }
+        self.detector.is_gone(self.now, self.state, self.volume, id).then_some(Why::Gone)
+    }
+
+    /// The one to drop of more than are wanted: one that is not in sync, else one whose node holds
+    /// most; never the primary.
+    fn extra(&self) -> Option<ReplicaId> {
+        let others = self.volume.replicas.iter();
+        let others = others.filter(|(id, _)| **id != self.assignment.primary.id);
+        others
+            .max_by_key(|(id, replica)| {
+                let apart = !self.assignment.isr.contains(id);
+                (apart, self.state.committed_bytes(replica.node), **id)
+            })
+            .map(|(id, _)| *id)
+    }
+
+    /// The node for a fresh replica: alive, without another of the volume, with room; in a zone
+    /// with fewest of those that stay, then the one with most free space.
+    fn place(&self, going: &BTreeMap<ReplicaId, Why>, overcommit: u32) -> Option<NodeId> {
+        if self.volume.replicas.len() >= 2 * self.volume.spec.replicas as usize {
+            return None;
+        }
+        let mut used: BTreeMap<Option<String>, u32> = BTreeMap::new();
+        for (id, replica) in &self.volume.replicas {
+            if !going.contains_key(id)
+                && let Some(node) = self.state.nodes().get(&replica.node)
+            {
+                *used.entry(node.zone.clone()).or_default() += 1;
+            }
+        }
+        let free = |id: NodeId| {
+            self.state.nodes().get(&id).map_or(0, |n| free_bytes(self.state, n, overcommit))
+        };
+        let fits = self.state.nodes().values().filter(|n| {
+            self.detector.is_heard(self.now, n.node)
+                && self.state.duty(n.node).is_none()
+                && !self.volume.holds(n.node)
+                && free(n.node) >= self.volume.spec.bytes()
+                && !(self.volume.spec.zone_spread && used.contains_key(&n.zone))
+        });
+        fits.min_by_key(|n| {
+            let in_zone = used.get(&n.zone).copied().unwrap_or(0);
+            (in_zone, std::cmp::Reverse(free(n.node)), n.node)
+        })
+        .map(|n| n.node)
+    }
+
+    /// Those that can go now: as many others as the volume wants are in sync. One that goes first
+    /// needs no more than `min_in_sync`, if its place is on its own node.
+    fn leaves(&self, going: &BTreeMap<ReplicaId, Why>, stuck: bool) -> BTreeSet<ReplicaId> {
+        let spec = &self.volume.spec;
+        let mut left = self.assignment.isr.clone();
+        let mut listed = self.volume.replicas.len();
+        let mut leaves = BTreeSet::new();
+        for id in going.keys() {
+            let mut without = left.clone();
+            without.remove(id);
+            let first = stuck
+                && self.volume.replicas[id].fate == Fate::GoesFirst
+                && listed >= spec.replicas as usize
+                && without.len() >= (spec.min_in_sync as usize).max(1);
+            if first || without.len() >= spec.replicas as usize {
+                left = without;
+                listed -= 1;
+                leaves.insert(*id);
+            }
+        }
+        leaves
+    }
+
+    fn removable(&self, id: ReplicaId) -> bool {
+        let listed = self.volume.replicas.len();
+        let wanted = self.volume.spec.replicas as usize;
+        listed > wanted || self.volume.replicas[&id].fate == Fate::GoesFirst && listed == wanted
+    }
+
+    fn wish(&self, going: &BTreeMap<ReplicaId, Why>, leaves: &BTreeSet<ReplicaId>) -> Wish {
+        let primary = self.assignment.primary.id;
+        // A primary that is away has nothing to hand over; the detector replaces it.
+        let moves = going.get(&primary).is_some_and(|why| *why != Why::Gone);
+        let good = |id: &ReplicaId| {
+            *id != primary && self.assignment.isr.contains(id) && !going.contains_key(id)
+        };
+        let target = match moves {
+            true => self.successor(good).or(self.volume.wish.primary.filter(good)),
+            false => self.volume.wish.primary.filter(good),
+        };
+        let leave = leaves.iter().copied().filter(|id| *id != primary).collect();
+        Wish { primary: target, leave }
+    }
+
+    /// The one to hand over to: what was wished stays wished; else the node with fewest primaries.
+    fn successor(&self, good: impl Fn(&ReplicaId) -> bool) -> Option<ReplicaId> {
+        let able = |id: &ReplicaId| {
+            let node = self.volume.replicas.get(id).map(|replica| replica.node);
+            good(id)
+                && self.state.promotable(self.volume.id, *id).is_ok()
+                && node.is_some_and(|node| self.detector.is_heard(self.now, node))
+        };
+        let able: Vec<_> = self.assignment.isr.iter().copied().filter(able).collect();
+        let wished = self.volume.wish.primary.filter(|id| able.contains(id));
+        let load = |id: &ReplicaId| {
+            let node = self.volume.replicas[id].node;
+            (self.state.primaries_on(node), *id)
+        };
+        wished.or_else(|| able.iter().copied().min_by_key(load))
+    }
+
+    fn reason(
+        &self,
+        going: &BTreeMap<ReplicaId, Why>,
+        stuck: bool,
+        leaves: &BTreeSet<ReplicaId>,
+    ) -> String {
+        let Some((id, why)) =
+            going.iter().find(|(id, _)| !leaves.contains(id)).or(going.iter().next())
+        else {
+            let listed = self.volume.replicas.len();
+            let wanted = self.volume.spec.replicas as usize;
+            return if listed < wanted && stuck {
+                format!("it has {listed} of {wanted} replicas, and no node has room for another")
+            } else {
+                String::new()
+            };
+        };
+        let node = self.volume.replicas[id].node;
+        let what = format!("replica {id} on node {node} is to go ({})", why.words());
+        if leaves.contains(id) {
+            what
+        } else if stuck {
+            format!("{what}, but no other node that is alive has room for one in its place")
+        } else {
+            let (in_sync, wanted) = (self.assignment.isr.len(), self.volume.spec.replicas);
+            format!("{what} once {wanted} others are in sync; {in_sync} replicas are")
+        }
+    }
+}

@@ -1,0 +1,308 @@
+//! Known bugs, put back one at a time to show that the tests bite. Only with the feature `bugs`.
+//!
+//! Each rule of the protocol stands for a failure that came without it. [`Bug`] names the rules that
+//! can be taken out; the code of a rule asks [`on`] at its place. Without the feature [`on`] is a
+//! constant `false` and nothing of this is left in the machine code; a program that ships refuses
+//! to be built with it ([`PRESENT`]).
+//!
+//! A switch belongs to the thread that set it, so that threads can try different bugs.
+
+/// Whether the feature `bugs` is on. What is shipped says
+/// `const _: () = assert!(!sbk_engine::bugs::PRESENT, ...)`.
+pub const PRESENT: bool = cfg!(feature = "bugs");
+
+macro_rules! bugs {
+    ($($(#[doc = $doc:literal])+ $name:ident,)*) => {
+        /// A rule that can be taken out. The documentation says which, and in brackets what goes wrong
+        /// then.
+        #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+        pub enum Bug {
+            $($(#[doc = $doc])+ $name,)*
+        }
+
+        impl Bug {
+            /// All of them.
+            pub const ALL: &'static [Bug] = &[$(Bug::$name,)*];
+
+            /// Its name, as in the source.
+            pub fn name(self) -> &'static str {
+                match self {
+                    $(Bug::$name => stringify!($name),)*
+                }
+            }
+
+            /// Its documentation.
+            pub fn text(self) -> &'static str {
+                match self {
+                    $(Bug::$name => concat!($($doc),+).trim_ascii(),)*
+                }
+            }
+        }
+    };
+}
+
+bugs! {
+    /// A write is committed as soon as the primary has it. [The primary dies, a member that never
+    /// got the write is promoted, and an acknowledged write is gone.]
+    AckBeforeMember,
+    /// A log that parted from the primary's is not cut. [It goes on with entries of a dead primary
+    /// below those of the new one: one LSN, two contents.]
+    SkipCut,
+    /// A promoted replica serves at once. [The old primary, cut off from the masters but not yet
+    /// out of its lease, answers a read with data that the new one has overwritten.]
+    SkipLeaseWait,
+    /// A joiner counts only once the masters list it. [What is committed between the proposal and
+    /// its answer is not on the joiner, which can be promoted.]
+    CountJoinerLate,
+    /// What earlier runs promised is forgotten at a restart. [A replica promises, restarts, is
+    /// promoted and serves beside the primary that holds its promise.]
+    ForgetPromises,
+    /// Reads are answered without a lease. [A primary that was replaced behind its back answers
+    /// with what its successor has overwritten.]
+    ReadWithoutLease,
+    /// A read is answered although what it saw is not committed. [The write is lost in a failover,
+    /// and a later read sees the older data.]
+    ReadUncommitted,
+    /// A request that is sent again is logged again. [It overwrites what was written since.]
+    LogResentTwice,
+    /// Writes to blocks that are being merged are not held up. [The merge writes back the rest of
+    /// the block as it was before them.]
+    MergesNotSerialised,
+    /// The epoch table is not read at a restart. [A log is taken to agree only as far as it knows
+    /// itself to be committed: acknowledged entries above are cut off a member.]
+    ForgetEpochTable,
+    /// A promise is answered before it is on the disk. [The replica restarts, forgets it, and
+    /// follows the old primary again, which cuts what the new one has acknowledged.]
+    FenceNotDurable,
+    /// An epoch is recorded although the log below its start is not whole. [The table says that the
+    /// log agrees with one that holds more.]
+    RecordTableEarly,
+    /// Entries of a newer epoch are not taken into the table. [A log with entries of epoch 3 says
+    /// that they are of epoch 2, and agrees with a log that has others there.]
+    ForgetObserved,
+    /// A committed LSN is taken beyond the own durable end. [Extents get what a power cut takes out
+    /// of the log.]
+    CommitBeyondDurable,
+    /// What the log implies is not computed anew after a cut. [A request whose entry was cut counts
+    /// as logged: sent again, it is acknowledged and never logged.]
+    KeepStateAtCut,
+    /// A promise lasts no longer than the lease that it stands for. [The clock of the one who
+    /// promised runs faster: it serves while the other's lease still runs.]
+    NoDriftMargin,
+    /// A member that was proposed to leave need not acknowledge any more. [The proposal fails, the
+    /// member is promoted, and what was acknowledged meanwhile is gone.]
+    LeaveUncounted,
+    /// A joiner counts for writes, but its lease is not needed for reads. [It joins, is promoted by
+    /// those who know, and the old primary still serves reads under the leases of the others.]
+    JoinWithoutLease,
+    /// Acknowledgements count although the member has not recorded the epoch. [What it acknowledges
+    /// is, by its table, of another epoch: the next reconciliation cuts it.]
+    AcksBeforeRecorded,
+    /// A primary proposes joins while promises to earlier primaries run. [The joiner, which
+    /// promised nobody, is promoted and serves beside the primary that holds the promise.]
+    ProposeUnready,
+    /// A joiner is proposed once it reached its session's target. [What was committed since the
+    /// session began is not on it, and it can be promoted.]
+    JoinBehind,
+    /// An answer with an unchanged epoch, or none, ends a joiner's counting. [The abandoned proposal
+    /// is committed late and makes a replica promotable that lacks acknowledged writes.]
+    UnchangedIsAnswer,
+    /// Logs are compared by the promised epoch, which both sides share, and by their ends. [A tail
+    /// of a dead primary, no longer than the new one's log, is taken for a part of it.]
+    CompareByFence,
+    /// A lease runs from when the promise was heard. [The one who promised counts from when it was
+    /// asked, and serves while the lease still runs.]
+    LeaseFromReceipt,
+    /// A replica that a configuration lists as in sync is wiped for a rebuild. [A failover promotes
+    /// it.]
+    BaseToMember,
+    /// A rebuild hands over the log's state as of the end, not of the base. [The WAL lane brings
+    /// entries that the state counts as logged already.]
+    BaseStateOfEnd,
+    /// A recovery session's target follows the head. [Under load it never ends, and what the session
+    /// is to reach is not what was decided.]
+    WidenTarget,
+    /// Messages of an epoch that is over are taken. [Two primaries write to one log.]
+    TakeOlderEpoch,
+    /// A restarted replica takes the primary's role for its earlier run. [Nobody waited out what the
+    /// earlier run had promised or been promised.]
+    ResumeAfterRestart,
+    /// A primary goes on in a newer epoch of its own although there was another in between. [It does
+    /// not reconcile with what that one wrote.]
+    ContinueAlways,
+    /// A primary that hears of a newer epoch goes on. [Its successor waits for promises only, and
+    /// both serve.]
+    ServeAfterRefusal,
+    /// A log that was cut keeps its own table. [Epochs without entries, in which it had no part, are
+    /// missing, so a later comparison finds less in common than there is, or more.]
+    OwnTableAtCut,
+    /// A late copy of the order to begin a rebuild is carried out. [The replica has joined since,
+    /// and is wiped.]
+    LateBeginRebuild,
+    /// A rebuild does not hand over the log's state. [Promoted, the replica knows no session: it
+    /// refuses requests that were logged, or logs them again.]
+    StateNotHandedOver,
+    /// Requests of a session that the log does not know are logged. [The log keeps no account of
+    /// them: sent again, they take effect twice.]
+    UnknownSession,
+    /// A frontend's low-water mark passes requests whose fate it does not know. [Sent again, they
+    /// are not told from new ones.]
+    LowPassesUnknown,
+    /// A request does not wait for an earlier one to its blocks that was given up. [The earlier one
+    /// is still on its way and overwrites it.]
+    GivenUpForgotten,
+    /// A replica outside the in-sync set is promoted. [It lacks acknowledged writes.]
+    PromoteOutsideIsr,
+    /// A leave below `min_in_sync` is applied. [Writes are acknowledged with fewer copies than the
+    /// volume demands.]
+    ShrinkBelowMin,
+    /// A proposal of a run that ended is applied. [Its tenure is over, and what it promised to count
+    /// nobody counts any more.]
+    ProposalOfEndedRun,
+    /// A join is applied although another run of the replica is registered. [What the proposal
+    /// speaks of may be gone.]
+    JoinOfOtherRun,
+    /// A configuration is changed without another epoch. [One epoch has two primaries, or two
+    /// in-sync sets, and no replica can tell which is newer.]
+    MintSameEpoch,
+    /// A recovery session gets the id of an earlier one. [A late message of the earlier one ends or
+    /// closes the later one.]
+    ReuseSessionId,
+    /// A failed sync of the WAL is ignored. [What was acknowledged as durable is not on the disk.]
+    IgnoreFailedSync,
+    /// What an opening reads counts as durable, though nothing was synced. [It was in the page cache
+    /// only, was counted, and is gone after a loss of power.]
+    TrustPageCache,
+    /// A cut that a kill interrupted is finished in the page cache only. [A loss of power brings the
+    /// cut records back.]
+    CutInPageCache,
+    /// A superblock that an opening reads counts as durable. [The promise in it was in the page cache
+    /// only and is taken back by a loss of power.]
+    TrustSlot,
+    /// A checkpoint moves what is durable but not committed. [It is cut, but stays in the extents.]
+    CheckpointUncommitted,
+    /// A checkpoint writes region LSNs after the blocks. [A crash in between leaves blocks newer than
+    /// the log is known to be committed: a cut takes them out of the log only.]
+    RegionsLast,
+    /// A checkpoint does not sync the extents. [The WAL that holds their blocks is recycled, and a
+    /// loss of power takes the blocks.]
+    ExtentsNotSynced,
+    /// WAL segments are recycled before the superblock says how far the checkpoint came. [A crash in
+    /// between: the log begins above the checkpoint that the superblock knows.]
+    RecycleFirst,
+    /// A base block is written over one that the WAL lane has brought since. [The older data stays.]
+    BaseOverWal,
+    /// A rebuild does not wipe the extents. [Blocks of the old image stay where the base has zeros.]
+    WipeKeepsExtents,
+    /// A rebuild leaves no mark on the disk. [After a crash in its middle the torn image counts as
+    /// complete.]
+    IncompleteNotMarked,
+    /// Base blocks are read as logged, not as committed. [What a failover cuts from the log stays in
+    /// the extents of the receiver.]
+    BaseUncommitted,
+    /// A cut does not leave its intent in the superblock first. [A crash in its middle looks like
+    /// damage.]
+    CutNotMarked,
+    /// A candidate takes its own log for the volume's without asking a majority of the voters. [It
+    /// never got an acknowledged write, and cuts those that have it.]
+    CandidateAlone,
+    /// A candidate asks a majority and keeps its own log. [As before: asking alone helps nobody.]
+    AdoptOwnLog,
+    /// Candidates compare logs by their length alone. [The long tail of a dead primary, which nobody
+    /// else has, wins over what was committed in a newer epoch.]
+    RankByLength,
+    /// A candidate's table has its epoch before its log is whole. [Elections prefer it from then on,
+    /// to those that hold what was acknowledged.]
+    RecordEpochEarly,
+    /// A candidate waits out only its own promises. [The old primary reads on under those of the
+    /// others.]
+    ForgetVoterPromises,
+    /// Only the list of voters in force counts while a change of it is undecided. [The change was
+    /// committed, and what is acknowledged then is on no majority of the new list.]
+    OldVotersOnly,
+    /// A failover drops voters that are not heard. [What remains is a majority by itself, and never
+    /// had the write.]
+    FailoverDropsVoters,
+}
+
+/// Whether the bug is put back, in this thread.
+#[cfg(not(feature = "bugs"))]
+#[inline(always)]
+pub const fn on(_: Bug) -> bool {
+    false
+}
+
+#[cfg(feature = "bugs")]
+mod switch {
+    use std::cell::Cell;
+    use std::marker::PhantomData;
+
+    use super::Bug;
+
+    thread_local! {
+        static ON: Cell<Option<Bug>> = const { Cell::new(None) };
+    }
+
+    /// Whether the bug is put back, in this thread.
+    pub fn on(bug: Bug) -> bool {
+        ON.get() == Some(bug)
+    }
+
+    /// Puts a bug back in this thread until the guard goes.
+    ///
+    /// # Panics
+    /// If one is back already: the run would not tell which of the two was found.
+    pub fn put_back(bug: Bug) -> Guard {
+        let before = ON.replace(Some(bug));
+        assert_eq!(before, None, "{bug:?}: a bug is put back already");
+        Guard { this_thread: PhantomData }
+    }
+
+    /// Takes the bug out again when dropped.
+    #[derive(Debug)]
+    #[must_use = "the bug is back only as long as this lives"]
+    pub struct Guard {
+        this_thread: PhantomData<*const ()>,
+    }
+
+    impl Drop for Guard {
+        fn drop(&mut self) {
+            ON.set(None);
+        }
+    }
+}
+
+#[cfg(feature = "bugs")]
+pub use switch::{Guard, on, put_back};
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// The switch is a constant: the compiler would refuse this if it asked anything at run time.
+    #[cfg(not(feature = "bugs"))]
+    const _: () = assert!(!PRESENT && !on(Bug::AckBeforeMember));
+
+    #[test]
+    fn a_bug_is_back_only_with_the_feature_and_a_guard_and_in_its_thread() {
+        assert!(Bug::ALL.iter().all(|bug| !on(*bug)));
+        #[cfg(feature = "bugs")]
+        {
+            let guard = put_back(Bug::SkipCut);
+            assert!(on(Bug::SkipCut) && !on(Bug::AckBeforeMember));
+            #[expect(clippy::disallowed_methods, reason = "the switch is about threads")]
+            let elsewhere = std::thread::spawn(|| on(Bug::SkipCut)).join();
+            assert!(matches!(elsewhere, Ok(false)));
+            drop(guard);
+            assert!(!on(Bug::SkipCut));
+        }
+    }
+
+    #[test]
+    fn every_bug_says_which_rule_goes_and_what_comes_of_it() {
+        for bug in Bug::ALL {
+            let text = bug.text();
+            assert!(text.contains(" [") && text.ends_with(".]"), "{bug:?}: {text}");
+        }
+    }
+}

@@ -1,0 +1,395 @@
+//! Creates, compare-and-set, failover, deletes, and what the detector proposes.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sbk_engine::authority::detector::{Detector, DetectorEvent, DetectorParams, ReplicaReport};
+use sbk_engine::authority::placement::check_request;
+use sbk_engine::authority::{
+    Accepted, Addrs, ClusterId, Command, Durability, RegisteredReplica, Registration, State,
+    VolumeRequest, WriteAck,
+};
+use sbk_engine::replication::io::IsrChange;
+use sbk_engine::types::{
+    BootId, Config, Epoch, Incarnation, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId,
+};
+use uuid::Uuid;
+
+pub(super) fn node(n: u128) -> NodeId {
+    NodeId(Uuid::from_u128(n))
+}
+
+pub(super) fn replica(n: u128) -> ReplicaId {
+    ReplicaId(Uuid::from_u128(100 + n))
+}
+
+pub(super) fn volume() -> VolumeId {
+    VolumeId(Uuid::from_u128(7))
+}
+
+pub(super) fn run(n: u128, process: u64) -> ReplicaRef {
+    ReplicaRef { id: replica(n), incarnation: Incarnation { process, open: 1 } }
+}
+
+pub(super) fn registration(n: u128, process: u64, revision: u64, holds: bool) -> Registration {
+    let entry = RegisteredReplica {
+        volume: volume(),
+        incarnation: Incarnation { process, open: 1 },
+        complete: true,
+    };
+    Registration {
+        node: node(n),
+        process,
+        revision,
+        boot: BootId(Uuid::from_u128(1)),
+        addrs: Addrs { grpc: format!("127.0.0.{n}:7301"), http: None, nbd: None },
+        zone: None,
+        capacity_bytes: 100 << 30,
+        replicas: if holds { BTreeMap::from([(replica(n), entry)]) } else { BTreeMap::new() },
+    }
+}
+
+pub(super) fn request(name: &str) -> VolumeRequest {
+    VolumeRequest {
+        name: name.to_owned(),
+        size_bytes: 1 << 30,
+        replicas: 3,
+        durability: Durability::SyncAll,
+        write_ack: WriteAck::Durable,
+        min_in_sync: None,
+        zone_spread: false,
+    }
+}
+
+fn create(name: &str) -> Command {
+    Command::CreateVolume {
+        volume: volume(),
+        request: request(name),
+        placement: (1..=3).map(|n| (replica(n), node(n))).collect(),
+        overcommit_percent: 100,
+    }
+}
+
+/// Three nodes, one volume, all replicas confirmed.
+pub(super) fn cluster() -> State {
+    cluster_of(Durability::SyncAll, WriteAck::Durable)
+}
+
+pub(super) fn cluster_of(durability: Durability, write_ack: WriteAck) -> State {
+    let mut state = State::new();
+    let cluster = ClusterId(Uuid::from_u128(9));
+    state.apply(&Command::BootstrapCluster { cluster }).expect("bootstraps");
+    for n in 1..=3 {
+        state.apply(&Command::RegisterNode(registration(n, 1, 1, false))).expect("registers");
+    }
+    let mut create = create("vol");
+    if let Command::CreateVolume { request, .. } = &mut create {
+        (request.durability, request.write_ack) = (durability, write_ack);
+    }
+    state.apply(&create).expect("creates");
+    for n in 1..=3 {
+        let confirm = Command::ConfirmReplica {
+            node: node(n),
+            process: 1,
+            volume: volume(),
+            replica: run(n, 1),
+        };
+        state.apply(&confirm).expect("confirms");
+    }
+    state
+}
+
+pub(super) fn config(state: &State) -> Config {
+    state.config(volume()).expect("an epoch is in force")
+}
+
+pub(super) fn propose(
+    state: &mut State,
+    epoch: Epoch,
+    change: IsrChange,
+) -> Result<Accepted, String> {
+    let primary = config(state).primary;
+    let command = Command::ProposeIsr { volume: volume(), expect_epoch: epoch, primary, change };
+    state.apply(&command).map_err(|refusal| refusal.word().to_owned())
+}
+
+#[test]
+fn the_first_epoch_has_min_in_sync_members_and_the_rest_are_listed_later() {
+    let state = cluster();
+    let config = config(&state);
+    assert_eq!(config.isr.len(), 2);
+    assert_eq!(config.replicas.len(), 3);
+    assert_eq!(config.since, Epoch(1));
+    assert_eq!(
+        config.epoch,
+        Epoch(2),
+        "the third replica's listing is an epoch of the same tenure"
+    );
+}
+
+#[test]
+fn a_change_applies_only_at_the_epoch_it_names() {
+    let mut state = cluster();
+    let before = config(&state);
+    let outsider =
+        (1..=3).map(|n| run(n, 1)).find(|r| !before.isr.contains(&r.id)).expect("a third");
+    let join = IsrChange::Join { replica: outsider };
+    assert_eq!(propose(&mut state, Epoch(1), join.clone()), Err("stale-epoch".to_owned()));
+    propose(&mut state, before.epoch, join.clone()).expect("joins");
+    assert_eq!(config(&state).isr.len(), 3);
+    assert_eq!(propose(&mut state, before.epoch, join), Err("stale-epoch".to_owned()));
+}
+
+#[test]
+fn a_leave_below_min_in_sync_is_refused_and_a_burn_only_counts_up() {
+    let mut state = cluster();
+    let before = config(&state);
+    let other = *before.isr.iter().find(|id| **id != before.primary.id).expect("a second member");
+    let leave = IsrChange::Leave { replica: other };
+    assert!(propose(&mut state, before.epoch, leave).is_err());
+    propose(&mut state, before.epoch, IsrChange::Burn).expect("burns");
+    let after = config(&state);
+    assert_eq!(
+        (after.epoch, after.isr, after.since),
+        (before.epoch.next(), before.isr, before.since)
+    );
+}
+
+#[test]
+fn a_join_of_another_run_than_the_registered_is_refused() {
+    let mut state = cluster();
+    let before = config(&state);
+    let outsider =
+        (1..=3).map(|n| run(n, 9)).find(|r| !before.isr.contains(&r.id)).expect("a third");
+    assert!(propose(&mut state, before.epoch, IsrChange::Join { replica: outsider }).is_err());
+}
+
+#[test]
+fn a_name_in_use_and_bad_sizes_are_refused_in_words() {
+    let mut state = cluster();
+    let again = Command::CreateVolume {
+        volume: VolumeId(Uuid::from_u128(8)),
+        request: request("vol"),
+        placement: (1..=3).map(|n| (replica(n + 10), node(n))).collect(),
+        overcommit_percent: 100,
+    };
+    assert_eq!(state.apply(&again).expect_err("taken").word(), "name-taken");
+    for (bytes, word) in [(0, "bad-size"), (4097, "bad-size"), (1 << 60, "bad-size")] {
+        let mut bad = request("other");
+        bad.size_bytes = bytes;
+        let refusal = sbk_engine::authority::placement::check_request(&bad).expect_err("refused");
+        assert_eq!(refusal.word(), word, "{bytes} bytes: {refusal}");
+    }
+    assert_eq!(
+        state.apply(&create("vol")),
+        Ok(Accepted::Created(volume())),
+        "the same create again"
+    );
+}
+
+#[test]
+fn a_deleted_volume_is_a_tombstone_until_every_replica_is_gone() {
+    let mut state = cluster();
+    state.apply(&Command::DeleteVolume { volume: volume() }).expect("deletes");
+    assert!(state.config(volume()).is_none());
+    for n in 1..=3 {
+        assert!(!state.is_gone(volume()), "replica {n} is still there");
+        let confirm = Command::ConfirmDelete {
+            node: node(n),
+            process: 1,
+            volume: volume(),
+            replica: replica(n),
+        };
+        state.apply(&confirm).expect("confirms");
+    }
+    assert!(state.is_gone(volume()));
+}
+
+pub(super) fn report(n: u128, durable: u64) -> ReplicaReport {
+    ReplicaReport {
+        replica: run(n, 1),
+        table_epoch: Epoch(1),
+        durable: Lsn(durable),
+        primary_in: None,
+        lacking: BTreeSet::new(),
+        lacking_ms: 0,
+        promised: BTreeSet::new(),
+    }
+}
+
+/// A detector whose leader was elected at 0 and heard every node at `at`.
+pub(super) fn listening(state: &State, at: u64) -> Detector {
+    let mut detector = Detector::new(DetectorParams::default());
+    assert!(detector.step(Millis(0), state, DetectorEvent::Elected).is_empty());
+    for n in 1..=3 {
+        let reports = vec![report(n, 10 + n as u64)];
+        let heartbeat = DetectorEvent::Heartbeat { node: node(n), process: 1, reports };
+        assert!(detector.step(Millis(at), state, heartbeat).is_empty());
+    }
+    detector
+}
+
+pub(super) fn number(id: ReplicaId) -> u128 {
+    id.0.as_u128() - 100
+}
+
+#[test]
+fn a_killed_primary_is_replaced_by_the_other_member_and_the_set_is_not_shrunk_below_the_least() {
+    let mut state = cluster();
+    let before = config(&state);
+    let mut detector = listening(&state, 100);
+    let killed = DetectorEvent::Killed { node: node(number(before.primary.id)), process: 1 };
+    let decisions = detector.step(Millis(150), &state, killed);
+    assert_eq!(decisions.len(), 1);
+    let decision = &decisions[0];
+    assert_ne!(decision.primary.id, before.primary.id);
+    assert!(before.isr.contains(&decision.primary.id));
+    assert_eq!(decision.isr, before.isr, "two members with two needed: nobody is dropped");
+    assert!(detector.step(Millis(160), &state, DetectorEvent::Tick).is_empty(), "proposed once");
+    let failover = Command::Failover {
+        volume: volume(),
+        expect_epoch: decision.expect_epoch,
+        primary: decision.primary,
+        isr: decision.isr.clone(),
+    };
+    state.apply(&failover).expect("fails over");
+    let after = config(&state);
+    assert_eq!((after.since, after.primary), (after.epoch, decision.primary));
+    assert!(
+        detector.step(Millis(5_000), &state, DetectorEvent::Tick).is_empty()
+            || after.epoch > before.epoch
+    );
+}
+
+#[test]
+fn a_silent_primary_is_suspected_after_t_and_not_before() {
+    let state = cluster();
+    let primary = number(config(&state).primary.id);
+    let mut detector = listening(&state, 100);
+    for n in (1..=3).filter(|n| *n != primary) {
+        let heartbeat = DetectorEvent::Heartbeat { node: node(n), process: 1, reports: vec![] };
+        assert!(detector.step(Millis(2_000), &state, heartbeat).is_empty());
+    }
+    assert!(detector.step(Millis(2_099), &state, DetectorEvent::Tick).is_empty());
+    assert_eq!(detector.step(Millis(2_100), &state, DetectorEvent::Tick).len(), 1);
+}
+
+#[test]
+fn a_new_leader_waits_for_nodes_that_it_has_not_heard_yet() {
+    let state = cluster();
+    let mut detector = Detector::new(DetectorParams::default());
+    assert!(detector.step(Millis(0), &state, DetectorEvent::Elected).is_empty());
+    let primary = number(config(&state).primary.id);
+    let others = (1..=3).filter(|n| *n != primary).collect::<Vec<_>>();
+    for at in [100, 5_000, 9_900] {
+        for n in &others {
+            let heartbeat =
+                DetectorEvent::Heartbeat { node: node(*n), process: 1, reports: vec![] };
+            assert!(detector.step(Millis(at), &state, heartbeat).is_empty());
+        }
+    }
+    assert_eq!(detector.step(Millis(10_000), &state, DetectorEvent::Tick).len(), 1);
+}
+
+#[test]
+fn a_restarted_primary_gets_its_role_back_by_a_new_epoch() {
+    let mut state = cluster();
+    let primary = config(&state).primary;
+    let n = number(primary.id);
+    state.apply(&Command::RegisterNode(registration(n, 2, 1, true))).expect("registers again");
+    let mut detector = Detector::new(DetectorParams::default());
+    assert!(detector.step(Millis(0), &state, DetectorEvent::Elected).is_empty());
+    let heartbeat = DetectorEvent::Heartbeat { node: node(n), process: 2, reports: vec![] };
+    let decisions = detector.step(Millis(100), &state, heartbeat);
+    assert_eq!(decisions.len(), 1, "the assigned run is over");
+    assert_eq!(decisions[0].primary, run(n, 2), "its own replica holds all that it had logged");
+}
+
+/// A volume of three replicas whose voters' majority decides, two of them confirmed.
+fn quorum() -> State {
+    let mut state = State::new();
+    let cluster = ClusterId(Uuid::from_u128(9));
+    state.apply(&Command::BootstrapCluster { cluster }).expect("bootstraps");
+    for n in 1..=3 {
+        state.apply(&Command::RegisterNode(registration(n, 1, 1, false))).expect("registers");
+    }
+    let create = Command::CreateVolume {
+        volume: volume(),
+        request: VolumeRequest { durability: Durability::SyncQuorum, ..request("vol") },
+        placement: (1..=3).map(|n| (replica(n), node(n))).collect(),
+        overcommit_percent: 100,
+    };
+    state.apply(&create).expect("creates");
+    for n in 1..=2 {
+        assert!(state.config(volume()).is_none(), "one is no majority of three");
+        let (node, replica) = (node(n), run(n, 1));
+        let confirm = Command::ConfirmReplica { node, process: 1, volume: volume(), replica };
+        state.apply(&confirm).expect("confirms");
+    }
+    state
+}
+
+#[test]
+fn the_first_voters_are_a_majority_and_the_others_join_one_by_one() {
+    let mut state = quorum();
+    let first = config(&state);
+    assert_eq!((first.epoch, first.isr.len()), (Epoch(1), 2));
+    assert_eq!(first.durability, Durability::SyncQuorum);
+    let (node, replica) = (node(3), run(3, 1));
+    let confirm = Command::ConfirmReplica { node, process: 1, volume: volume(), replica };
+    state.apply(&confirm).expect("confirms");
+    assert_eq!(config(&state).isr.len(), 2, "a replica that was created is no voter yet");
+    propose(&mut state, Epoch(2), IsrChange::Join { replica }).expect("joins");
+    assert_eq!(config(&state).isr.len(), 3);
+}
+
+#[test]
+fn what_makes_no_sense_with_voters_is_refused() {
+    let voters = VolumeRequest { durability: Durability::SyncQuorum, ..request("vol") };
+    let least = VolumeRequest { min_in_sync: Some(2), ..voters.clone() };
+    let written = VolumeRequest { write_ack: WriteAck::Written, ..voters.clone() };
+    assert!(check_request(&voters).is_ok());
+    for (request, word, hint) in [
+        (least, "min-in-sync-of-quorum", "leave it out"),
+        (written, "unsupported", "write-ack durable"),
+    ] {
+        let refusal = check_request(&request).expect_err(word);
+        assert_eq!(refusal.word(), word);
+        assert!(refusal.to_string().contains(hint), "{refusal}");
+    }
+}
+
+#[test]
+fn a_failover_never_changes_the_voters() {
+    let mut state = quorum();
+    let before = config(&state);
+    let other = *before.isr.iter().find(|id| **id != before.primary.id).expect("two voters");
+    let to = run(number(other), 1);
+    let failover =
+        |isr| Command::Failover { volume: volume(), expect_epoch: before.epoch, primary: to, isr };
+    let refusal = state.apply(&failover(BTreeSet::from([other]))).expect_err("drops a voter");
+    assert_eq!(refusal.word(), "bad-isr");
+    state.apply(&failover(before.isr.clone())).expect("fails over");
+
+    let mut detector = listening(&state, 100);
+    let killed = DetectorEvent::Killed { node: node(number(other)), process: 1 };
+    let decisions = detector.step(Millis(150), &state, killed);
+    assert_eq!(decisions.len(), 1);
+    assert_eq!(decisions[0].isr, before.isr, "suspected or not, they stay listed");
+}
+
+#[test]
+fn a_candidate_may_name_another_voter_and_no_other_primary_may() {
+    let mut state = quorum();
+    let before = config(&state);
+    let other = *before.isr.iter().find(|id| **id != before.primary.id).expect("two voters");
+    let to = run(number(other), 1);
+    propose(&mut state, Epoch(1), IsrChange::Yield { to }).expect("yields");
+    let after = config(&state);
+    assert_eq!((after.primary, after.since, &after.isr), (to, Epoch(2), &before.isr));
+    let outside = IsrChange::Yield { to: run(3, 1) };
+    assert_eq!(propose(&mut state, Epoch(2), outside), Err("not-in-sync".to_owned()));
+
+    let mut state = cluster();
+    let epoch = config(&state).epoch;
+    assert_eq!(propose(&mut state, epoch, IsrChange::Yield { to }), Err("bad-isr".to_owned()));
+}

@@ -1,0 +1,8 @@
+//! The masters' state through its public door, and the detector that proposes failovers.
+
+mod cases;
+mod history;
+mod losses;
+mod moves;
+mod properties;
+mod tables;

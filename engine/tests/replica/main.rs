@@ -1,0 +1,10 @@
+//! One replica alone, with its peers' and its driver's parts played by hand: what the simulated
+//! cluster reaches only by luck.
+
+mod bench;
+mod best_effort;
+mod follower;
+mod losses;
+mod primary;
+mod quorum;
+mod recording;

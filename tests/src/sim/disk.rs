@@ -1,0 +1,235 @@
+//! A node's disk: the real store over a simulated disk, and what it must and may hold.
+
+use std::collections::BTreeMap;
+use std::sync::Arc;
+
+use sbk_engine::replication::io::{Kept, Opened};
+use sbk_engine::replication::log::EntryHeader;
+use sbk_engine::types::{
+    BootId, Incarnation, LossGeneration, Lsn, ReplicaId, ReplicaRef, VolumeId,
+};
+use sbk_store::{CreateSpec, Identity, Pressure, Store, StoreError, StoreOptions};
+use sbk_wal::{Memory, Storage};
+use uuid::Uuid;
+
+use super::content::VOLUME_BLOCKS;
+use super::rng::Rng;
+
+/// An entry as far as the checkers care: its header, and the CRC of header and payload.
+pub(crate) type Entry = (EntryHeader, u32);
+
+/// What the disk must and may hold, told from what was asked of the store and what it confirmed.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Shadow {
+    /// What was appended and not taken back since the log began.
+    log: BTreeMap<Lsn, Entry>,
+    /// What the store said to be durable: it must be there after everything.
+    pub(crate) durable: Lsn,
+    /// What the store was told to be committed.
+    pub(crate) committed: Lsn,
+    /// What the superblock holds at least.
+    pub(crate) kept: Kept,
+    /// How far the log went that a cut or a wipe has begun to take away.
+    going: Lsn,
+}
+
+impl Shadow {
+    pub(crate) fn end(&self) -> Lsn {
+        let logged = self.log.last_key_value().map_or(self.durable, |(lsn, _)| *lsn);
+        logged.max(self.going)
+    }
+
+    pub(crate) fn get(&self, lsn: Lsn) -> Option<&Entry> {
+        self.log.get(&lsn)
+    }
+
+    pub(crate) fn entries(&self, first: Lsn, last: Lsn) -> Vec<Entry> {
+        if first > last {
+            return Vec::new();
+        }
+        self.log.range(first..=last).map(|(_, entry)| *entry).collect()
+    }
+
+    pub(crate) fn append(&mut self, entry: Entry) {
+        self.log.insert(entry.0.lsn, entry);
+    }
+
+    /// A cut begins: what lies behind `end` may go from now on.
+    pub(crate) fn cutting(&mut self, end: Lsn) {
+        self.going = self.end();
+        self.durable = self.durable.min(end);
+    }
+
+    pub(crate) fn was_cut(&mut self, end: Lsn, kept: Kept) {
+        self.log.retain(|lsn, _| *lsn <= end);
+        self.committed = self.committed.min(end);
+        self.going = Lsn(0);
+        self.kept = kept;
+    }
+
+    /// A wipe begins: everything may go from now on.
+    pub(crate) fn wiping(&mut self) {
+        self.going = self.end();
+        self.durable = Lsn(0);
+    }
+
+    /// The log begins anew above `base`; the image that comes is of these entries.
+    pub(crate) fn was_wiped(&mut self, base: Lsn, kept: Kept, image: BTreeMap<Lsn, Entry>) {
+        self.log = image;
+        self.going = Lsn(0);
+        self.durable = base;
+        self.committed = base;
+        self.kept = kept;
+    }
+
+    /// What an opening found stands from now on.
+    fn opened(&mut self, opened: &Opened) {
+        if opened.kept.incomplete.is_some() {
+            self.log.clear();
+        }
+        self.log.retain(|lsn, _| *lsn <= opened.durable);
+        self.going = Lsn(0);
+        self.durable = opened.durable;
+        self.committed = opened.committed;
+        self.kept = opened.kept.clone();
+    }
+}
+
+/// How the disks of a run are kept.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Keeping {
+    /// Bytes of a WAL segment.
+    pub(crate) segment: u64,
+    /// Bytes of checkpointed WAL that stay for catch-up.
+    pub(crate) retain: u64,
+    /// Bytes at which a checkpoint is due.
+    pub(crate) checkpoint: u64,
+}
+
+impl Keeping {
+    fn options(self) -> StoreOptions {
+        StoreOptions {
+            wal_segment_bytes: self.segment,
+            batch_bytes: 32 << 10,
+            wal_retain_bytes: self.retain,
+            wal_pin_bytes: 24 << 10,
+            wal_max_bytes: 1 << 20,
+            wal_max_entries: 400,
+            tail_cache_bytes: 24 << 10,
+            checkpoint_bytes: self.checkpoint,
+        }
+    }
+}
+
+pub(crate) struct Disk {
+    pub(crate) memory: Memory,
+    storage: Arc<dyn Storage>,
+    identity: Identity,
+    options: StoreOptions,
+    process: u64,
+    opens: u64,
+    boot: u64,
+    pub(crate) store: Option<Store>,
+    pub(crate) shadow: Shadow,
+}
+
+impl Disk {
+    /// A disk with an empty replica on it, durably made.
+    pub(crate) fn new(
+        volume: VolumeId,
+        replica: ReplicaId,
+        keeping: Keeping,
+        rng: &mut Rng,
+    ) -> Self {
+        let memory = Memory::new(rng.next());
+        let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+        let identity = Identity { volume, replica };
+        let options = keeping.options();
+        let loss_generation = LossGeneration(0);
+        let spec = CreateSpec { identity, blocks: VOLUME_BLOCKS, loss_generation };
+        Store::create(&storage, &spec, &options).expect("nothing fails yet");
+        let shadow = Shadow::default();
+        Self {
+            memory,
+            storage,
+            identity,
+            options,
+            process: 0,
+            opens: 0,
+            boot: 1,
+            store: None,
+            shadow,
+        }
+    }
+
+    pub(crate) fn process(&self) -> u64 {
+        self.process
+    }
+
+    pub(crate) fn boot(&self) -> BootId {
+        BootId(Uuid::from_u128(u128::from(self.boot)))
+    }
+
+    /// The process is started; no replica is open yet.
+    pub(crate) fn process_starts(&mut self) {
+        self.process += 1;
+        self.opens = 0;
+    }
+
+    /// The process ends without a word. `power`: and the machine with it.
+    pub(crate) fn dies(&mut self, power: bool) {
+        self.store = None;
+        if power {
+            self.memory.power_loss();
+            self.boot += 1;
+        } else {
+            self.memory.process_killed();
+        }
+    }
+
+    /// Opens the store, as the runtime does at its start and after each failure. What the opening
+    /// must have found is the caller's to check, by the shadow before it.
+    pub(crate) fn open(&mut self) -> Result<Opened, StoreError> {
+        self.store = None;
+        self.opens += 1;
+        let incarnation = Incarnation { process: self.process, open: self.opens };
+        let options = self.options.clone();
+        let (store, opened) =
+            Store::open(&self.storage, self.identity, incarnation, self.boot(), options)?;
+        assert_eq!(opened.me, ReplicaRef { id: self.identity.replica, incarnation });
+        self.store = Some(store);
+        Ok(opened)
+    }
+
+    /// Takes an opening for true.
+    pub(crate) fn accept(&mut self, opened: &Opened) {
+        self.shadow.opened(opened);
+    }
+
+    pub(crate) fn store(&mut self) -> &mut Store {
+        self.store.as_mut().expect("a replica that runs has its store open")
+    }
+
+    /// Bytes of the WAL's files.
+    pub(crate) fn wal_bytes(&self) -> u64 {
+        let paths = self.memory.paths().into_iter().filter(|path| path.starts_with("wal/"));
+        paths.map(|path| self.memory.content(&path).map_or(0, |content| content.len() as u64)).sum()
+    }
+
+    /// Bytes of WAL that are to stay for others.
+    pub(crate) fn retained_bytes(&self) -> u64 {
+        self.options.wal_retain_bytes + self.options.wal_pin_bytes
+    }
+
+    /// How many bytes the next step of the checkpoint should take, if one is due: as the runtime
+    /// has it.
+    pub(crate) fn checkpoint_budget(&self) -> Option<u64> {
+        let store = self.store.as_ref()?;
+        let urgent = store.wal_pressure() == Pressure::Full;
+        let due = store.resident_bytes() >= self.options.checkpoint_bytes;
+        if urgent || due {
+            return Some(self.options.checkpoint_bytes);
+        }
+        store.wants_housekeeping().then_some(0)
+    }
+}

@@ -1,0 +1,220 @@
+//! Which faults come together.
+
+use sbk_engine::types::Durability;
+
+use super::Faults;
+
+/// Faults that come together, drawn by the seed.
+#[derive(Clone, Copy, Debug)]
+pub struct Family {
+    /// What it is called on the command line.
+    pub name: &'static str,
+    /// The faults of a seed.
+    pub faults: fn(u64) -> Faults,
+}
+
+/// The family of that name.
+pub fn family(name: &str) -> Option<Family> {
+    FAMILIES.iter().copied().find(|family| family.name == name)
+}
+
+/// Seeds that once found something, with their family.
+pub const REGRESSIONS: &[(&str, u64)] = &[
+    // A broken rebuild's superblock told of epochs beyond the empty log.
+    ("echoes", 46),
+    ("everything", 2),
+    // The checkpoint of one rebuild came after the wipe of the next.
+    ("disks", 1052),
+    // A primary that stepped down left a base lane open.
+    ("swarm", 89),
+];
+
+/// Every family, the default first.
+pub const FAMILIES: &[Family] = &[
+    Family { name: "swarm", faults: Faults::swarm },
+    Family { name: "quiet", faults: |_| Faults::none() },
+    Family { name: "lossy", faults: |_| Faults { loss: 3, repeat: 5, slow: 10, ..Faults::none() } },
+    Family {
+        name: "crashes",
+        faults: |seed| Faults {
+            crash: true,
+            power: true,
+            blink: seed % 2 == 0,
+            min_in_sync: 1 + (seed % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "partitions",
+        faults: |seed| Faults {
+            partition: true,
+            whim: true,
+            hasty: true,
+            drift: true,
+            impatient: seed % 2 == 0,
+            min_in_sync: 1 + (seed % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "coups",
+        faults: |seed| Faults {
+            coup: true,
+            drift: seed % 2 == 0,
+            repeat: seed % 3,
+            replicas: [3, 3, 2, 4][(seed / 4 % 4) as usize],
+            min_in_sync: 1 + (seed / 2 % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "plots",
+        faults: |seed| Faults {
+            plot: true,
+            blink: seed % 4 == 1,
+            drift: seed % 3 == 0,
+            slow: seed % 2 * 15,
+            min_in_sync: 1 + (seed / 2 % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "echoes",
+        faults: |seed| Faults {
+            loss: seed % 3,
+            repeat: 30,
+            echo_ms: 3_000,
+            slow: seed % 20,
+            blink: true,
+            short_wal: seed % 2 == 0,
+            min_in_sync: 1 + (seed / 2 % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "masters",
+        faults: |seed| Faults {
+            leader: true,
+            quorum: seed % 3 == 0,
+            loss: seed % 4,
+            repeat: seed % 10,
+            echo_ms: 3_000,
+            crash: seed % 2 == 0,
+            whim: true,
+            hasty: true,
+            min_in_sync: 1 + (seed / 4 % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "disks",
+        faults: |seed| Faults {
+            crash: seed % 2 == 0,
+            power: seed % 3 == 0,
+            blink: seed % 5 == 0,
+            disk: true,
+            short_wal: seed / 2 % 2 == 0,
+            min_in_sync: 1 + (seed / 4 % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "disasters",
+        faults: |seed| Faults {
+            loss: seed % 3,
+            repeat: seed % 2 * 2,
+            slow: seed % 7,
+            crash: seed % 2 == 0,
+            power: seed % 4 == 0,
+            partition: seed % 5 == 0,
+            short_wal: seed % 3 == 0,
+            impatient: seed % 4 == 1,
+            disaster: true,
+            replicas: [3, 2, 4][(seed / 2 % 3) as usize],
+            min_in_sync: 1 + (seed / 3 % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "best-effort",
+        faults: |seed| Faults {
+            loss: seed % 4,
+            repeat: seed % 3,
+            slow: seed % 20,
+            crash: true,
+            power: seed % 2 == 0,
+            disk: seed % 4 == 0,
+            partition: seed % 3 != 0,
+            coup: seed % 5 == 0,
+            blink: seed % 7 == 0,
+            short_wal: seed % 2 == 0,
+            drift: seed % 3 == 0,
+            impatient: seed % 4 == 0,
+            disaster: seed % 6 == 5,
+            durability: Durability::BestEffort,
+            replicas: [3, 2, 4][(seed / 2 % 3) as usize],
+            min_in_sync: 1,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "everything",
+        faults: |seed| Faults {
+            loss: seed % 4,
+            repeat: seed % 3,
+            echo_ms: 300 + 1_000 * (seed % 3),
+            slow: seed % 20,
+            crash: true,
+            power: seed % 2 == 0,
+            disk: seed % 4 < 2,
+            partition: true,
+            whim: true,
+            hasty: seed % 2 == 0,
+            leader: seed % 3 == 1,
+            coup: seed % 5 == 0,
+            plot: false,
+            blink: seed % 7 == 0,
+            short_wal: seed % 2 == 0,
+            drift: seed % 3 == 0,
+            impatient: seed % 4 == 0,
+            replicas: [3, 3, 2, 4, 5][(seed / 6 % 5) as usize],
+            min_in_sync: 1 + (seed / 3 % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "quorum",
+        faults: |seed| Faults {
+            loss: seed % 4,
+            repeat: seed % 3,
+            echo_ms: 300 + 1_000 * (seed % 3),
+            slow: seed % 20,
+            crash: true,
+            power: seed % 2 == 0,
+            partition: seed % 4 != 1,
+            whim: seed % 4 != 1,
+            hasty: seed % 2 == 0,
+            leader: seed % 3 == 1,
+            coup: seed % 5 == 0,
+            blink: seed % 7 == 0,
+            short_wal: seed % 2 == 0,
+            drift: seed % 3 == 0,
+            impatient: seed % 4 == 0,
+            durability: Durability::SyncQuorum,
+            replicas: [3, 5, 3, 4, 3, 5, 2][(seed % 7) as usize],
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "elections",
+        faults: |seed| Faults {
+            coup: true,
+            crash: seed % 3 == 0,
+            drift: seed % 2 == 0,
+            repeat: seed % 3,
+            durability: Durability::SyncQuorum,
+            replicas: [3, 3, 5, 4][(seed / 4 % 4) as usize],
+            ..Faults::none()
+        },
+    },
+];

@@ -1,0 +1,434 @@
+//! What goes wrong.
+
+use sbk_engine::authority::detector::DetectorParams;
+use sbk_engine::types::Durability;
+use sbk_wal::{Fault, OpKind};
+
+use super::content::{BLOCKS, address};
+use super::disk::Keeping;
+use super::marks::{Injected, Mark};
+use super::rng::Rng;
+use super::world::{Event, World};
+
+/// Which faults occur, in percent of messages or at all.
+#[derive(Clone, Copy, Debug)]
+pub struct Faults {
+    /// Messages lost, in percent.
+    pub(crate) loss: u64,
+    /// Messages that arrive twice, in percent, and how much later the second may be.
+    pub(crate) repeat: u64,
+    pub(crate) echo_ms: u64,
+    /// Messages that take long, in percent.
+    pub(crate) slow: u64,
+    pub(crate) crash: bool,
+    /// Machines lose power, not only processes die.
+    pub(crate) power: bool,
+    /// Disks fail an operation, stop in the middle of one, or answer nothing for a while.
+    pub(crate) disk: bool,
+    /// Disks run full, and have room again.
+    pub(crate) full: bool,
+    /// Bits of blocks flip on disks.
+    pub(crate) rot: bool,
+    /// Nodes are cut off, or stand still.
+    pub(crate) partition: bool,
+    /// Nodes hear others that don't hear them.
+    pub(crate) one_way: bool,
+    /// Links go and come.
+    pub(crate) flap: bool,
+    /// Links are slow.
+    pub(crate) slow_link: bool,
+    /// Primaries are cut off with clients that stay, while another one is promoted at once.
+    pub(crate) coup: bool,
+    /// The masters replace a primary without reason.
+    pub(crate) whim: bool,
+    /// The masters change their leader, and some lag.
+    pub(crate) leader: bool,
+    /// The masters have no quorum for a while.
+    pub(crate) quorum: bool,
+    /// What takes several steps to go wrong: see `plots`.
+    pub(crate) plot: bool,
+    /// Processes end and are back before anybody notices.
+    pub(crate) blink: bool,
+    /// The WAL holds so little that replicas that were away have to be rebuilt.
+    pub(crate) short_wal: bool,
+    /// Replicas' clocks run at different speeds.
+    pub(crate) drift: bool,
+    /// Replicas' clocks jump, by less than the leases allow for.
+    pub(crate) jump: bool,
+    /// Clients give up requests that take long.
+    pub(crate) impatient: bool,
+    /// The masters suspect sooner than they should.
+    pub(crate) hasty: bool,
+    /// How busy clients are: requests in percent of their turns.
+    pub(crate) busy: u64,
+    /// All replicas that hold everything go, and an operator gives them up.
+    pub(crate) disaster: bool,
+    pub(crate) durability: Durability,
+    pub(crate) replicas: u128,
+    pub(crate) min_in_sync: u32,
+}
+
+impl Faults {
+    pub(crate) fn none() -> Self {
+        Self {
+            loss: 0,
+            repeat: 0,
+            echo_ms: 300,
+            slow: 0,
+            crash: false,
+            power: false,
+            disk: false,
+            full: false,
+            rot: false,
+            partition: false,
+            one_way: false,
+            flap: false,
+            slow_link: false,
+            coup: false,
+            whim: false,
+            leader: false,
+            quorum: false,
+            plot: false,
+            blink: false,
+            short_wal: false,
+            drift: false,
+            jump: false,
+            impatient: false,
+            hasty: false,
+            busy: 12,
+            disaster: false,
+            durability: Durability::SyncAll,
+            replicas: 3,
+            min_in_sync: 2,
+        }
+    }
+
+    /// A mix that the seed draws: which classes are on, and how often each strikes. Classes that
+    /// are off matter as much as those that are on: some states are reached only where nothing else
+    /// disturbs.
+    pub(crate) fn swarm(seed: u64) -> Self {
+        let mut rng = Rng::new(seed ^ 0x5377_4152_4d21);
+        let mut on = |percent: u64| rng.chance(percent);
+        let (lossy, echoes, late) = (on(30), on(30), on(30));
+        let mut faults = Self {
+            crash: on(50),
+            power: on(50),
+            disk: on(30),
+            full: on(15),
+            rot: on(15),
+            partition: on(40),
+            one_way: on(20),
+            flap: on(15),
+            slow_link: on(20),
+            coup: on(20),
+            whim: on(25),
+            leader: on(40),
+            quorum: on(15),
+            blink: on(30),
+            short_wal: on(50),
+            impatient: on(25),
+            hasty: on(50),
+            ..Self::none()
+        };
+        match rng.below(4) {
+            0 => faults.drift = true,
+            1 => faults.jump = true,
+            _ => {}
+        }
+        faults.loss = if lossy { 1 + rng.below(5) } else { 0 };
+        faults.repeat = if echoes { 1 + rng.below(20) } else { 0 };
+        faults.echo_ms = 300 + 1_000 * rng.below(4);
+        faults.slow = if late { 1 + rng.below(20) } else { 0 };
+        faults.busy = [3, 8, 15, 25][rng.below(4) as usize];
+        faults.replicas = [3, 3, 3, 2, 4, 5][rng.below(6) as usize];
+        faults.min_in_sync = 1 + rng.below(2) as u32;
+        faults
+    }
+
+    /// How the disks are kept.
+    pub(crate) fn keeping(&self) -> Keeping {
+        if self.short_wal {
+            Keeping { segment: 16 << 10, retain: 24 << 10, checkpoint: 8 << 10 }
+        } else {
+            Keeping { segment: 64 << 10, retain: 64 << 20, checkpoint: 32 << 10 }
+        }
+    }
+
+    /// When the masters suspect a node.
+    pub(crate) fn detector(&self) -> DetectorParams {
+        let default = DetectorParams::default();
+        if self.hasty {
+            return DetectorParams { suspect_ms: 700, unheard_ms: 1_500, ..default };
+        }
+        default
+    }
+}
+
+impl World {
+    pub(crate) fn fault_turn(&mut self) {
+        if self.faults.crash && self.rng.below(600) == 0 {
+            let node = self.any_node();
+            let away = 50 + self.rng.below(4_000);
+            self.crash(node, away);
+            // Now and then the power goes for all.
+            if self.rng.chance(8) {
+                self.inject(Injected::SiteLoss);
+                let power = self.faults.power;
+                for other in 0..self.nodes.len() {
+                    let away = 50 + self.rng.below(4_000);
+                    self.die(other, power, away);
+                }
+            }
+        }
+        if self.faults.blink && self.rng.below(200) == 0 {
+            let node = self.any_node();
+            let away = 1 + self.rng.below(30);
+            if self.rng.chance(30) {
+                self.restart_in_order(node, away);
+            } else {
+                self.crash(node, away);
+            }
+        }
+        if self.faults.disk && self.rng.below(400) == 0 {
+            self.spoil();
+        }
+        if self.faults.partition && self.rng.below(500) == 0 {
+            let node = self.any_node();
+            if self.rng.chance(50) {
+                let unseen = self.rng.chance(40);
+                self.cut_off(node, unseen);
+            } else if self.nodes[node].up {
+                self.inject(Injected::Pause);
+                self.nodes[node].paused = true;
+                let delay = self.rng.below(5_000);
+                self.after(delay, Event::Resume { node });
+            }
+        }
+        if self.faults.disaster && self.rng.below(1_200) == 0 {
+            self.disaster();
+        }
+        if self.faults.coup && self.rng.below(500) == 0 {
+            self.coup();
+        }
+        self.link_faults();
+        self.disk_faults();
+        self.master_faults();
+        if self.faults.jump && self.rng.below(300) == 0 {
+            self.jump();
+        }
+        if self.faults.plot && self.rng.below(500) == 0 {
+            self.plot();
+        }
+    }
+
+    fn two_nodes(&mut self) -> (usize, usize) {
+        let from = self.any_node();
+        let other = self.rng.below(self.nodes.len() as u64 - 1) as usize;
+        (from, if other >= from { other + 1 } else { other })
+    }
+
+    fn link_faults(&mut self) {
+        if self.faults.one_way && self.rng.below(600) == 0 {
+            let (from, to) = self.two_nodes();
+            self.inject(Injected::OneWay);
+            self.broken.insert((from, to));
+            let delay = self.rng.below(4_000);
+            self.after(delay, Event::Mend);
+        }
+        if self.faults.flap && self.rng.below(600) == 0 {
+            let (from, to) = self.two_nodes();
+            self.inject(Injected::Flap);
+            let left = 2 + self.rng.below(20);
+            self.flap(from, to, left);
+        }
+        if self.faults.slow_link && self.rng.below(400) == 0 {
+            let (from, to) = self.two_nodes();
+            self.inject(Injected::SlowLink);
+            let by = self.rng.below(400);
+            self.slow_links.insert((from, to), by);
+        }
+    }
+
+    /// A link goes, or comes again.
+    pub(crate) fn flap(&mut self, from: usize, to: usize, left: u64) {
+        if self.healed || left == 0 {
+            self.broken.remove(&(from, to));
+            return;
+        }
+        if !self.broken.remove(&(from, to)) {
+            self.broken.insert((from, to));
+        }
+        let delay = self.rng.below(300);
+        self.after(delay, Event::Flap { from, to, left: left - 1 });
+    }
+
+    fn disk_faults(&mut self) {
+        if self.faults.full && self.rng.below(800) == 0 {
+            let node = self.any_node();
+            let memory = self.nodes[node].disk.memory.clone();
+            memory.fill_up_after(self.rng.below(20));
+            let delay = self.rng.below(8_000);
+            self.after(delay, Event::MakeRoom { node });
+        }
+        if self.faults.rot && self.rng.below(400) == 0 {
+            let node = self.any_node();
+            let block = address(self.rng.below(BLOCKS));
+            // The header and the blocks before it.
+            let bit = (4096 * (1 + block) + self.rng.below(4096)) * 8 + self.rng.below(8);
+            if self.nodes[node].disk.memory.flip("extents", bit) {
+                self.inject(Injected::Flip);
+            }
+        }
+    }
+
+    fn master_faults(&mut self) {
+        if self.faults.leader && self.rng.below(600) == 0 {
+            let away = 150 + self.rng.below(1_200);
+            self.depose(away);
+        }
+        if self.faults.leader && self.rng.below(200) == 0 {
+            self.masters.toggle(&mut self.rng);
+        }
+        if self.faults.quorum && self.rng.below(1_500) == 0 {
+            let away = 3_000 + self.rng.below(6_000);
+            self.inject(Injected::QuorumLoss);
+            self.mark(Mark::NoQuorum);
+            self.depose(away);
+        }
+    }
+
+    /// A clock is set forward, by less than what the leases allow for in one of them.
+    fn jump(&mut self) {
+        let node = self.any_node();
+        if self.now < self.nodes[node].may_jump {
+            return;
+        }
+        self.inject(Injected::ClockJump);
+        let by = 1 + self.rng.below(15);
+        self.nodes[node].ahead += by;
+        self.nodes[node].may_jump = self.now + 2_500;
+    }
+
+    pub(super) fn any_node(&mut self) -> usize {
+        self.rng.below(self.nodes.len() as u64) as usize
+    }
+
+    /// Cuts a node off from the others and the masters for a while, and perhaps from the clients.
+    pub(super) fn cut_off(&mut self, node: usize, unseen: bool) {
+        self.inject(Injected::Partition);
+        for other in (0..self.nodes.len()).filter(|other| *other != node) {
+            self.broken.insert((node, other));
+            self.broken.insert((other, node));
+        }
+        self.nodes[node].unheard = true;
+        self.nodes[node].unseen = unseen;
+        let reads_only = self.rng.chance(50);
+        for client in 0..self.clients.len() {
+            // Some are on its side, and learn nothing of what the masters do.
+            let apart = !unseen && self.rng.chance(60);
+            self.clients[client].apart = apart;
+            self.clients[client].reads_only = apart && reads_only;
+        }
+        let delay = self.rng.below(5_000);
+        self.after(delay, Event::Mend);
+    }
+
+    /// The primary is cut off, but not from its clients, and the masters replace it while its
+    /// leases still run. A primary that only its clients reach is the one that could serve stale
+    /// reads; a successor that forgot what it promised is the one that could make them stale.
+    pub(super) fn coup(&mut self) {
+        let primary = self.index(self.masters.config.primary.id);
+        self.cut_off(primary, false);
+        if self.rng.chance(30) {
+            return self.split(primary);
+        }
+        for other in 0..self.nodes.len() {
+            if other != primary && self.rng.chance(40) {
+                let away = 1 + self.rng.below(60);
+                self.crash(other, away);
+            }
+        }
+        for _ in 0..3 {
+            let delay = self.rng.below(400);
+            self.after(delay, Event::FailOver);
+        }
+    }
+
+    /// One member still hears the primary and goes on promising to it, until another is promoted
+    /// whose own promise has run out by then.
+    fn split(&mut self, primary: usize) {
+        let friend = self.any_node();
+        self.broken.remove(&(primary, friend));
+        self.broken.remove(&(friend, primary));
+        for _ in 0..3 {
+            let delay = 1_000 + self.rng.below(1_500);
+            self.after(delay, Event::FailOver);
+        }
+    }
+
+    fn crash(&mut self, index: usize, away: u64) {
+        let power = self.faults.power && self.rng.chance(50);
+        self.die(index, power, away);
+    }
+
+    /// A disk fails.
+    fn spoil(&mut self) {
+        let node = self.any_node();
+        let memory = self.nodes[node].disk.memory.clone();
+        let n = self.rng.below(30);
+        let kind = [OpKind::Write, OpKind::Sync, OpKind::Meta, OpKind::Read];
+        let kind = kind[self.rng.below(4) as usize];
+        let what = self.rng.below(4);
+        self.inject(if what == 3 { Injected::Stall } else { Injected::IoError });
+        match what {
+            0 => memory.crash_after(n),
+            1 => memory.fail(kind, n, "", Fault::Io),
+            2 if kind == OpKind::Write => memory.fail(kind, n, "", Fault::Short(512)),
+            2 => memory.fail(OpKind::Sync, n, "wal/", Fault::Io),
+            _ => {
+                let stall = self.rng.below(2_500);
+                self.nodes[node].stalled_until = self.now + stall;
+            }
+        }
+    }
+
+    pub(crate) fn mend(&mut self) {
+        self.broken.clear();
+        self.slow_links.clear();
+        for node in &mut self.nodes {
+            (node.unheard, node.unseen) = (false, false);
+        }
+        for client in &mut self.clients {
+            (client.apart, client.reads_only) = (false, false);
+        }
+    }
+
+    /// Nothing goes wrong any more.
+    pub(crate) fn heal(&mut self) {
+        self.healed = true;
+        self.mend();
+        self.masters.lagging.clear();
+        self.elect();
+        if self.faults.rot {
+            self.overwrite_all();
+        }
+        for index in 0..self.nodes.len() {
+            if self.nodes[index].paused {
+                self.after(0, Event::Resume { node: index });
+            }
+            // It stopped in work that nobody waited for.
+            if self.nodes[index].up && self.nodes[index].disk.memory.crashed() {
+                self.stops(index);
+            }
+            self.nodes[index].disk.memory.mend();
+            self.nodes[index].stalled_until = 0;
+            if !self.nodes[index].up {
+                self.after(0, Event::Restart { node: index });
+            }
+            // Somebody looks after a disk that failed too often.
+            if self.nodes[index].is_retired() {
+                self.die(index, false, 1_000);
+            }
+        }
+    }
+}

@@ -1,0 +1,219 @@
+//! Between the clients and the nodes.
+
+use sbk_engine::forward::{Input as Fact, LinkId, Op as Wanted, Output as Order};
+use sbk_engine::replication::io::{Input, Op, OpenStream, Outcome, Request, StreamEnd, StreamId};
+use sbk_engine::replication::log::RequestTag;
+use sbk_engine::types::{BLOCK_SIZE, LossGeneration, ReplicaRef, SessionId};
+
+use super::client::Line;
+use super::content::{self, BLOCKS};
+use super::marks::Mark;
+use super::node::Held;
+use super::world::{Event, World};
+
+/// Blocks of a request, and whether it covers them.
+fn blocks(wanted: Wanted) -> Op {
+    match wanted {
+        Wanted::Read(range) => Op::Read(range.blocks()),
+        Wanted::Write(range) if range.length.is_multiple_of(BLOCK_SIZE) => {
+            Op::Write(range.blocks())
+        }
+        Wanted::Write(range) => Op::PartialWrite(range.blocks()),
+        Wanted::Trim(range) => Op::Trim(range.blocks()),
+        Wanted::Zero(range) => Op::Zero(range.blocks()),
+        Wanted::Flush => Op::Flush,
+    }
+}
+
+/// The bytes of a request.
+fn held(op: Op, value: u64) -> Held {
+    match op {
+        Op::Read(_) => Held::Read(None),
+        Op::Write(_) => Held::Write(content::block(value)),
+        Op::PartialWrite(_) => Held::Partial(content::part(value)),
+        Op::Trim(_) | Op::Zero(_) | Op::Flush | Op::Detach => Held::Nothing,
+    }
+}
+
+impl World {
+    pub(crate) fn handle_frontend(&mut self, event: Event) {
+        match event {
+            Event::Catalogue { client, config } => {
+                let orders = self.clients[client].learn(self.now, &mut self.history, config);
+                self.follow(client, orders);
+            }
+            Event::Open { node, primary, open } => self.open_stream(node, primary, open),
+            Event::Close { node, stream } => {
+                self.nodes[node].forget(stream);
+                self.step(node, Input::CloseStream { stream }, Vec::new());
+            }
+            Event::Ask { node, stream, request, value } => {
+                self.values.insert(request.tag, value);
+                if self.truth.has(request.tag) {
+                    self.mark(Mark::Resent);
+                }
+                // The stream ended meanwhile: nobody takes from it any more.
+                if !self.nodes[node].open.contains(&stream) {
+                    return;
+                }
+                self.nodes[node].held.insert((stream, request.tag), held(request.op, value));
+                self.step(node, Input::Request { stream, request }, Vec::new());
+            }
+            Event::Opened { stream, epoch, attach, loss } => {
+                let Some((client, link)) = self.live(stream) else { return };
+                self.clients[client].opened(loss);
+                self.feed(client, Fact::LinkOpened { link, epoch, attach, loss_generation: loss });
+            }
+            Event::Ended { stream, reason, config } => {
+                let Some((client, link)) = self.live(stream) else { return };
+                self.streams.remove(&stream);
+                self.clients[client].line = None;
+                self.feed(client, Fact::LinkEnded { link, reason, config });
+            }
+            Event::Answer { stream, sequence, outcome, data, loss } => {
+                let Some((client, link)) = self.live(stream) else { return };
+                if outcome == Outcome::Done && self.clients[client].waits_for(sequence) {
+                    self.check_attached(client, loss);
+                }
+                if let Some(data) = data {
+                    let seen =
+                        content::seen(&data).unwrap_or_else(|how| panic!("I4: a read: {how}"));
+                    self.clients[client].saw(sequence, seen);
+                }
+                self.feed(client, Fact::Reply { link, sequence, outcome });
+            }
+            other => panic!("{other:?} is not the frontends' business"),
+        }
+    }
+
+    /// The client whose line the stream is, if it still listens to it.
+    fn live(&mut self, stream: StreamId) -> Option<(usize, LinkId)> {
+        let (client, _) = *self.streams.get(&stream)?;
+        let line = self.clients[client].line.filter(|line| line.stream == stream)?;
+        self.clients[client].heard = self.now;
+        Some((client, line.link))
+    }
+
+    pub(crate) fn feed(&mut self, client: usize, fact: Fact) {
+        let orders = self.clients[client].step(self.now, &mut self.history, fact);
+        self.follow(client, orders);
+    }
+
+    /// Whether the sequence on the stream is a read (`true`) or a write.
+    pub(crate) fn asked_for(&self, stream: StreamId, sequence: u64) -> Option<bool> {
+        let (client, _) = *self.streams.get(&stream)?;
+        let client = &self.clients[client];
+        client.line.filter(|line| line.stream == stream)?;
+        client.reads(sequence)
+    }
+
+    fn open_stream(&mut self, node: usize, primary: ReplicaRef, open: OpenStream) {
+        let now = self.nodes[node].clock(self.now);
+        let replica = self.nodes[node].replica.as_ref();
+        let other = replica.filter(|replica| replica.view(now).me != primary);
+        if let Some(other) = other {
+            let (stream, reason) = (open.stream, StreamEnd::NotPrimary);
+            let config = other.config().cloned();
+            self.stream_send(stream, false, node, Event::Ended { stream, reason, config });
+            return;
+        }
+        if self.nodes[node].replica.is_some() {
+            self.nodes[node].open.insert(open.stream);
+        }
+        self.step(node, Input::OpenStream(open), Vec::new());
+    }
+
+    /// Does what a client's forwarder wants.
+    fn follow(&mut self, number: usize, orders: Vec<Order>) {
+        for order in orders {
+            match order {
+                Order::Open { link, primary, session: id, create, loss_generation, .. } => {
+                    self.connect(number, link, primary, id, create, loss_generation);
+                }
+                Order::CloseLink(link) => self.hang_up(number, link),
+                Order::Send { link, request, sequence, low, epoch, attach } => {
+                    let client = &mut self.clients[number];
+                    let Some(line) = client.line.filter(|line| line.link == link) else { continue };
+                    client.sent.insert(sequence, request);
+                    let (wanted, value) = client.payload(request);
+                    let tag = RequestTag { session: client.session(), sequence };
+                    let request = Request { tag, low, epoch, attach, op: blocks(wanted) };
+                    let (stream, node) = (line.stream, line.node);
+                    let ask = Event::Ask { node, stream, request, value };
+                    self.stream_send(stream, true, node, ask);
+                }
+                Order::SendDetach { .. } | Order::Closed => panic!("nobody closed the forwarder"),
+                Order::NeedSession | Order::Answer { .. } => panic!("the client's own business"),
+            }
+        }
+    }
+
+    fn connect(
+        &mut self,
+        number: usize,
+        link: LinkId,
+        primary: ReplicaRef,
+        session: SessionId,
+        create: bool,
+        loss_generation: Option<LossGeneration>,
+    ) {
+        let node = self.index(primary.id);
+        self.next_stream += 1;
+        let stream = StreamId(self.next_stream);
+        let patience = if self.rng.chance(30) { 6_000 } else { 1_500 };
+        let client = &mut self.clients[number];
+        assert!(client.line.is_none(), "a client has one line");
+        client.line = Some(Line { link, stream, node });
+        client.sent.clear();
+        client.open_in = None;
+        client.heard = self.now;
+        client.patience = patience;
+        let open = OpenStream { stream, session, create, loss_generation };
+        self.streams.insert(stream, (number, node));
+        self.stream_send(stream, true, node, Event::Open { node, primary, open });
+    }
+
+    fn hang_up(&mut self, number: usize, link: LinkId) {
+        let client = &mut self.clients[number];
+        let Some(line) = client.line.take_if(|line| line.link == link) else { return };
+        self.streams.remove(&line.stream);
+        let close = Event::Close { node: line.node, stream: line.stream };
+        self.stream_send(line.stream, true, line.node, close);
+    }
+
+    pub(crate) fn client_turns(&mut self) {
+        for number in 0..self.clients.len() {
+            let client = &self.clients[number];
+            let silent = self.now.saturating_sub(client.heard) > client.patience;
+            if let Some(line) = client.line.filter(|_| silent && client.waits()) {
+                self.hang_up(number, line.link);
+                self.feed(number, Fact::LinkLost(line.link));
+            }
+            if self.clients[number].deadline().is_some_and(|due| due.0 <= self.now) {
+                self.feed(number, Fact::Tick);
+            }
+            if !self.healed && self.rng.chance(self.faults.busy) {
+                self.ask(number);
+            }
+        }
+    }
+
+    /// Every block is written anew: what rotted is whole again, as after a repair.
+    pub(crate) fn overwrite_all(&mut self) {
+        for block in 0..BLOCKS {
+            self.next_value += 1;
+            let value = self.next_value;
+            let fact = self.clients[0].overwrite(&mut self.history, block, value);
+            self.feed(0, fact);
+        }
+    }
+
+    fn ask(&mut self, number: usize) {
+        self.next_value += 1;
+        let value = self.next_value;
+        let client = &mut self.clients[number];
+        if let Some(fact) = client.begin(&mut self.rng, &mut self.history, BLOCKS, value) {
+            self.feed(number, fact);
+        }
+    }
+}

@@ -1,0 +1,215 @@
+//! Base lanes: the committed image on its way to a replica that is rebuilt. A lane is one stream:
+//! it keeps its order, and one that loses anything is broken for good.
+
+use std::collections::VecDeque;
+
+use bytes::Bytes;
+use sbk_engine::recovery::FailureKind;
+use sbk_engine::replication::io::Input;
+use sbk_engine::replication::log::BlockRange;
+use sbk_engine::replication::message::{Incomplete, Lineage, RecoveryId};
+use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
+use sbk_store::CommittedReadPlan;
+use sbk_wal::is_zero;
+
+use super::content::VOLUME_BLOCKS;
+use super::marks::Mark;
+use super::node::Node;
+use super::world::{Event, World};
+
+/// The sender's end.
+#[derive(Debug)]
+pub(crate) struct Sending {
+    lineage: Lineage,
+    base: Lsn,
+    /// Regions yet to be read.
+    regions: VecDeque<u64>,
+    /// The read under way.
+    reading: Option<(u64, CommittedReadPlan)>,
+    table: Vec<Lsn>,
+    through: Lsn,
+    /// When the last piece arrives.
+    arrives: u64,
+}
+
+/// The receiver's end.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Receiving {
+    session: RecoveryId,
+}
+
+/// What travels on a lane.
+#[derive(Clone, Debug)]
+pub(crate) enum Piece {
+    Blocks { first: u64, data: Bytes },
+    Regions(Vec<Lsn>),
+    End { through: Lsn },
+}
+
+impl Node {
+    /// Takes base blocks of this session from here on.
+    pub(crate) fn receive(&mut self, session: RecoveryId) {
+        self.receiving = Some(Receiving { session });
+    }
+}
+
+impl World {
+    pub(crate) fn start_base(&mut self, index: usize, mark: Incomplete, lineage: Lineage) {
+        let store = self.nodes[index].disk.store();
+        let sending = Sending {
+            lineage,
+            base: mark.base,
+            regions: store.allocated_regions().into(),
+            reading: None,
+            table: store.regions(),
+            through: Lsn(0),
+            arrives: self.now,
+        };
+        self.nodes[index].sending.insert(mark.session, sending);
+        self.next_base(index, mark.session, 1);
+    }
+
+    pub(crate) fn stop_base(&mut self, index: usize, session: RecoveryId) {
+        let node = &mut self.nodes[index];
+        node.sending.remove(&session);
+        if node.receiving.is_some_and(|receiving| receiving.session == session) {
+            node.receiving = None;
+        }
+    }
+
+    fn next_base(&mut self, index: usize, session: RecoveryId, delay: u64) {
+        let run = self.nodes[index].run;
+        self.after(delay, Event::BaseTurn { node: index, run, session });
+    }
+
+    /// The lane plans its next read, or does it and sends what it found.
+    pub(crate) fn base_turn(&mut self, index: usize, run: u64, session: RecoveryId) {
+        let delay = 1 + self.delay();
+        let node = &mut self.nodes[index];
+        if node.run != run {
+            return;
+        }
+        let Some(lane) = node.sending.get_mut(&session) else { return };
+        if let Some((region, plan)) = lane.reading.take() {
+            let read = plan.run();
+            if node.disk.memory.crashed() {
+                return self.stops(index);
+            }
+            let Ok((data, read_at)) = read else {
+                node.sending.remove(&session);
+                let cause = FailureKind::StoreIo;
+                return self.step(index, Input::BaseFailed { session, cause }, Vec::new());
+            };
+            assert!(read_at >= lane.base, "base blocks as of {read_at}, the base is {}", lane.base);
+            let same_age = node.disk.shadow.kept.loss_generation == self.truth.loss_generation;
+            assert!(
+                read_at <= self.truth.newest() || !same_age,
+                "I5: base blocks as of {read_at}, which nobody committed"
+            );
+            lane.through = lane.through.max(read_at);
+            for (first, data) in nonzero_runs(region * REGION_BLOCKS, &data) {
+                self.push(index, session, Piece::Blocks { first, data });
+            }
+            return self.next_base(index, session, delay);
+        }
+        if let Some(region) = lane.regions.pop_front() {
+            let first = region * REGION_BLOCKS;
+            let blocks = REGION_BLOCKS.min(VOLUME_BLOCKS - first) as u32;
+            let range = BlockRange { lba: Lba(first), blocks };
+            let store = node.disk.store.as_ref().expect("a replica that runs has its store open");
+            lane.reading = Some((region, store.plan_read_committed(range)));
+            return self.next_base(index, session, delay);
+        }
+        let (table, through) = (lane.table.clone(), lane.through);
+        if through > lane.base {
+            self.mark(Mark::RebuildOvertaken);
+        }
+        self.push(index, session, Piece::Regions(table));
+        self.push(index, session, Piece::End { through });
+    }
+
+    fn push(&mut self, index: usize, session: RecoveryId, piece: Piece) {
+        let delay = self.delay();
+        let breaks = !self.healed && self.rng.chance(self.faults.loss);
+        let now = self.now;
+        let Some(lane) = self.nodes[index].sending.get_mut(&session) else { return };
+        let (lineage, arrives) = (lane.lineage, lane.arrives.max(now + delay));
+        lane.arrives = arrives;
+        let to = self.index(lineage.to.id);
+        if breaks || !self.hears(index, to) {
+            return self.break_base(index, session);
+        }
+        self.at(arrives, Event::Base { lineage, session, piece });
+    }
+
+    /// The connection is lost; both ends hear of it sooner or later.
+    fn break_base(&mut self, index: usize, session: RecoveryId) {
+        let Some(lane) = self.nodes[index].sending.remove(&session) else { return };
+        self.mark(Mark::LaneBroke);
+        let to = self.index(lane.lineage.to.id);
+        for node in [index, to] {
+            let run = self.nodes[node].run;
+            let delay = self.rng.below(1_500);
+            self.after(delay, Event::BaseBroke { node, run, session });
+        }
+    }
+
+    pub(crate) fn base_broke(&mut self, index: usize, run: u64, session: RecoveryId) {
+        let node = &self.nodes[index];
+        let receives = node.receiving.is_some_and(|receiving| receiving.session == session);
+        let sends = node.replica.is_some() && !node.sending.contains_key(&session);
+        if node.run == run && (receives || sends) {
+            let cause = FailureKind::Transport;
+            self.step(index, Input::BaseFailed { session, cause }, Vec::new());
+        }
+    }
+
+    /// A piece arrives.
+    pub(crate) fn take_base(&mut self, lineage: Lineage, session: RecoveryId, piece: &Piece) {
+        let index = self.index(lineage.to.id);
+        let now = self.nodes[index].clock(self.now);
+        let node = &mut self.nodes[index];
+        let current = node
+            .replica
+            .as_ref()
+            .is_some_and(|replica| replica.view(now).me.incarnation == lineage.to.incarnation);
+        if !current || node.receiving.is_none_or(|receiving| receiving.session != session) {
+            return;
+        }
+        let taken = match piece {
+            Piece::Blocks { first, data } => node.disk.store().write_base(Lba(*first), data),
+            Piece::Regions(table) => {
+                node.disk.store().set_regions(0, table);
+                Ok(())
+            }
+            Piece::End { through } => {
+                let from = self.index(lineage.from.id);
+                let through = *through;
+                self.send(index, from, Event::BaseTaken { lineage, session, through });
+                Ok(())
+            }
+        };
+        if let Err(error) = taken {
+            self.store_failed(index, &error.to_string());
+        }
+    }
+}
+
+/// The stretches of `data`, which starts at block `first`, whose blocks are not all zeros.
+fn nonzero_runs(first: u64, data: &Bytes) -> Vec<(u64, Bytes)> {
+    let block = BLOCK_SIZE as usize;
+    let blocks = data.len() / block;
+    let zero = |n: usize| is_zero(&data[n * block..(n + 1) * block]);
+    let mut runs = Vec::new();
+    let mut at = 0;
+    while at < blocks {
+        if zero(at) {
+            at += 1;
+            continue;
+        }
+        let end = (at..blocks).find(|n| zero(*n)).unwrap_or(blocks);
+        runs.push((first + at as u64, data.slice(at * block..end * block)));
+        at = end;
+    }
+    runs
+}

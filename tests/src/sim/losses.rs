@@ -1,0 +1,151 @@
+//! Losses that a mode allows for: when one is traced, what it took, and that no client goes on in
+//! silence.
+//!
+//! A loss takes effect when the replica that was chosen is ready: until then an earlier primary may
+//! still answer under its lease. What was acknowledged then and is not in the chosen log is lost;
+//! nothing else is, and nothing is at any other time.
+
+use std::collections::{BTreeMap, BTreeSet};
+
+use sbk_engine::forward::{ClientId, Input as Fact};
+use sbk_engine::replication::log::RequestTag;
+use sbk_engine::replication::message::Incomplete;
+use sbk_engine::replication::view::RoleView;
+use sbk_engine::types::{Durability, LossGeneration, Lsn};
+
+use super::disk::Entry;
+use super::masters::Pending;
+use super::node::Node;
+use super::world::{Event, World};
+
+impl World {
+    /// Whether the masters have traced a loss that has not taken effect yet.
+    pub(crate) fn loss_pending(&self) -> bool {
+        self.masters.config.loss_generation > self.truth.loss_generation
+    }
+
+    /// Whether a node's log is of another age than the truth: of before a loss, and what it takes for
+    /// committed may be lost; or of after one that has not taken effect, which will tell it.
+    pub(crate) fn outdated(&self, index: usize) -> bool {
+        self.nodes[index].disk.shadow.kept.loss_generation != self.truth.loss_generation
+    }
+
+    /// A primary may have become ready by the step that was just taken, whose outputs come next.
+    pub(crate) fn notice_loss(&mut self, index: usize) {
+        if !self.loss_pending() {
+            return;
+        }
+        let node = &self.nodes[index];
+        let Some(replica) = &node.replica else { return };
+        let view = replica.view(node.clock(self.now));
+        let of = view.config.map(|config| config.loss_generation);
+        let Some(of) = of.filter(|of| *of > self.truth.loss_generation) else { return };
+        if view.role == RoleView::Primary && view.ready {
+            self.lose(index, of);
+        }
+    }
+
+    /// What is acknowledged and not in the node's log is lost from here on.
+    fn lose(&mut self, index: usize, generation: LossGeneration) {
+        let shadow = &self.nodes[index].disk.shadow;
+        let end = shadow.end();
+        let parted = self
+            .truth
+            .entries()
+            .find(|(lsn, entry)| *lsn > end || shadow.get(*lsn).is_some_and(|held| held != *entry));
+        let common = parted.map_or(self.truth.newest(), |(lsn, _)| lsn.prev());
+        let held = shadow.entries(Lsn(1), end);
+        let held: BTreeSet<_> = held.iter().filter_map(|(h, _)| Some(h.origin?.tag)).collect();
+        let committed = shadow.entries(common.next(), shadow.committed);
+        self.truth.lose(common, end, generation);
+        self.truth.note(&committed);
+        // What the chosen log holds may have been lost before, and is back then. All else that was
+        // asked for can't happen any more: its sessions are over.
+        let (mut found, mut lost) = (Vec::new(), Vec::new());
+        for (tag, value) in &self.values {
+            if held.contains(tag) { found.push(*value) } else { lost.push(*value) }
+        }
+        self.summary.losses += 1;
+        self.note(index, || format!("goes on after loss {generation}, from {common}"));
+        self.history.lose(generation, &lost, &found);
+    }
+
+    /// The log whose image a rebuild brings: its primary's, up to the base.
+    pub(crate) fn image_log(&self, mark: &Incomplete) -> BTreeMap<Lsn, Entry> {
+        let sends = |node: &&Node| {
+            let view = node.replica.as_ref().map(|replica| replica.view(node.clock(self.now)));
+            view.is_some_and(|v| v.role == RoleView::Primary && v.epoch >= mark.session.epoch)
+        };
+        let entries = match self.nodes.iter().find(sends) {
+            Some(primary) => primary.disk.shadow.entries(Lsn(1), mark.base),
+            None => {
+                self.truth.entries().take_while(|(l, _)| *l <= mark.base).map(|e| *e.1).collect()
+            }
+        };
+        entries.into_iter().map(|entry| (entry.0.lsn, entry)).collect()
+    }
+
+    /// A `best_effort` primary acknowledges: its own disk must have it, and it must be the one.
+    pub(crate) fn note_acknowledged(&mut self, index: usize, tag: RequestTag) {
+        if self.faults.durability != Durability::BestEffort {
+            return;
+        }
+        self.check_read(index);
+        let shadow = &self.nodes[index].disk.shadow;
+        let known = self.truth.newest();
+        let logged = shadow.entries(Lsn(1), shadow.durable);
+        let found = logged.iter().rev().find(|(h, _)| h.origin.is_some_and(|o| o.tag == tag));
+        let Some((header, _)) = found else {
+            panic!("I2: {tag:?} is acknowledged and not on the disk of node {index}");
+        };
+        let entries = shadow.entries(known.next(), header.lsn);
+        self.truth.note(&entries);
+    }
+
+    /// A client is answered by a primary of a loss generation: it must have attached in that one.
+    pub(crate) fn check_attached(&self, client: usize, generation: LossGeneration) {
+        let attached = self.clients[client].attached;
+        assert_eq!(
+            attached,
+            Some(generation),
+            "I2: a client of before a loss goes on as if nothing had happened"
+        );
+    }
+
+    /// Clients that were told of a loss attach again, sooner or later.
+    pub(crate) fn attach_again(&mut self) {
+        for number in 0..self.clients.len() {
+            if !self.clients[number].is_stale() || !(self.healed || self.rng.chance(10)) {
+                continue;
+            }
+            let (old, new) = self.clients[number].renew(&mut self.history);
+            self.feed(number, Fact::Detached(ClientId(old)));
+            self.feed(number, Fact::Attached(ClientId(new)));
+        }
+    }
+
+    /// All but one node go, after that one was away: it lacks what was written meanwhile, and is all
+    /// that is left of the volume when the operator gives up the others.
+    pub(crate) fn disaster(&mut self) {
+        let left = self.rng.below(self.nodes.len() as u64) as usize;
+        self.die(left, false, 3_200);
+        let delay = 3_000;
+        self.after(delay, Event::Disaster { left });
+    }
+
+    pub(crate) fn all_but(&mut self, left: usize) {
+        for node in (0..self.nodes.len()).filter(|node| *node != left) {
+            let away = 4_000 + self.rng.below(4_000);
+            self.die(node, false, away);
+        }
+    }
+
+    /// An operator looks after a volume that waits: the nodes that are off are given up.
+    pub(crate) fn operator_turn(&mut self) {
+        let off: BTreeSet<_> = self.nodes.iter().filter(|n| !n.up).map(|n| n.id).collect();
+        if let Some(command) = self.masters.recovery(self.now, &off) {
+            self.note_all(|| "an operator gives up the nodes that are off".to_owned());
+            self.submit(Pending { command, proposer: None });
+        }
+    }
+}

@@ -1,0 +1,172 @@
+//! What a run reached, and what was done to it, counted.
+
+macro_rules! counted {
+    ($(#[$doc:meta])* $name:ident { $($(#[$meta:meta])* $variant:ident = $word:literal,)+ }) => {
+        $(#[$doc])*
+        #[derive(Clone, Copy, Debug, PartialEq, Eq)]
+        pub(crate) enum $name {
+            $($(#[$meta])* $variant,)+
+        }
+
+        impl $name {
+            /// Their words, in order.
+            pub(crate) const WORDS: &[&str] = &[$($word),+];
+        }
+    };
+}
+
+counted! {
+    /// An interesting state that a run reached. A run of the fixed seeds must reach each.
+    Mark {
+        /// A log was cut by one entry.
+        CutOfOne = "cut of one entry",
+        /// A log was cut by more.
+        CutOfMany = "cut of several entries",
+        /// A promoted replica waited for promises that it had made.
+        LeaseWait = "lease wait at a promotion",
+        /// A primary stepped down for a newer epoch.
+        SteppedDown = "zombie primary refused",
+        /// A paused primary went on after it was replaced.
+        Zombie = "zombie primary resumed",
+        /// The old primary's own replica was promoted again.
+        OwnAgain = "restarted primary promoted again",
+        /// A failover kept members that it could not reach, for `min_in_sync`.
+        KeptSilent = "failover that may drop nobody",
+        /// A join came after the failover that ended its tenure.
+        JoinRaced = "join raced by a failover",
+        /// A proposal at an epoch that was over.
+        ProposalLate = "proposal refused for a newer epoch",
+        /// A proposal whose outcome its primary did not learn.
+        ProposalUnknown = "proposal with unknown outcome",
+        /// A proposal that its primary gave up was committed by the next leader.
+        ProposalRevived = "proposal committed by the next leader",
+        /// A proposal was lost with its leader.
+        ProposalLost = "proposal lost with its leader",
+        /// An epoch was burned.
+        Burn = "epoch burned",
+        /// A node was told of an older configuration than it knew.
+        StalePush = "push from a lagging master",
+        /// A member left.
+        Left = "member left",
+        /// A replica joined.
+        Joined = "replica joined",
+        /// A replica caught up from the WAL.
+        CatchUp = "catch-up",
+        /// A replica was rebuilt.
+        Rebuilt = "rebuild completed",
+        /// A base block was read newer than the session's base.
+        RebuildOvertaken = "rebuild overtaken by writes",
+        /// A replica was opened in the middle of a rebuild.
+        RebuildInterrupted = "rebuild interrupted",
+        /// A base lane broke.
+        LaneBroke = "base lane broken",
+        /// A session lost its pin.
+        PinLost = "pin lost",
+        /// A session failed.
+        SessionFailed = "recovery session failed",
+        /// A frontend opened a stream where the primary is not.
+        StaleStream = "stale stream refused",
+        /// A stream took the place of another of its session.
+        StreamReplaced = "stream replaced",
+        /// A write was sent again that is in the log.
+        Resent = "resent write found in the log",
+        /// A partial write was merged.
+        Merged = "partial write merged",
+        /// A replica missed a part of its feed.
+        Gap = "gap in a feed",
+        /// A late copy of a question changed nothing.
+        LateCopy = "late copy ignored",
+        /// A message of an old epoch changed nothing.
+        OldEpoch = "message of an old epoch refused",
+        /// A message for another incarnation changed nothing.
+        OldIncarnation = "message for an old incarnation refused",
+        /// A completion of a log that was cut since changed nothing.
+        OldGeneration = "completion of an old log ignored",
+        /// What was written and not confirmed was gone after an opening.
+        TailLost = "unconfirmed tail lost",
+        /// What was written and not confirmed was there after an opening.
+        TailKept = "unconfirmed tail kept",
+        /// A node died with a batch under way.
+        BatchInterrupted = "batch interrupted",
+        /// A node died with a step of the checkpoint under way.
+        CheckpointInterrupted = "checkpoint interrupted",
+        /// A machine stopped in the middle of a cut.
+        CutInterrupted = "cut interrupted",
+        /// A machine stopped in the middle of a wipe.
+        WipeInterrupted = "wipe interrupted",
+        /// A machine stopped in the middle of a superblock's write.
+        PersistInterrupted = "superblock write interrupted",
+        /// A store was opened again after a failed sync.
+        SyncFailed = "failed sync reopened",
+        /// A store failed for want of space.
+        DiskFull = "disk full",
+        /// A block did not match its checksum.
+        Rotten = "damaged block refused",
+        /// A store failed so often that it was not opened again.
+        Retired = "replica retired",
+        /// Every process was down at a time.
+        AllDown = "all down at once",
+        /// The masters had no leader for longer than a failover takes.
+        NoQuorum = "masters without a quorum",
+    }
+}
+
+counted! {
+    /// Something that was done to the cluster.
+    Injected {
+        MessageLost = "messages lost",
+        MessageRepeated = "messages repeated",
+        MessageSlow = "messages late",
+        Partition = "partitions",
+        OneWay = "one-way partitions",
+        Flap = "flapping links",
+        SlowLink = "slow links",
+        Crash = "processes killed",
+        PowerLoss = "machines without power",
+        SiteLoss = "all at once",
+        InOrder = "orderly restarts",
+        Pause = "pauses",
+        StopInIo = "stops within an I/O",
+        IoError = "failed I/Os armed",
+        Full = "full disks",
+        Stall = "stalled disks",
+        Flip = "bit flips",
+        ClockJump = "clock jumps",
+        LeaderChange = "leader changes",
+        QuorumLoss = "quorum losses",
+        Coup = "failovers without reason",
+    }
+}
+
+/// Counts of one kind.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Counts {
+    words: &'static [&'static str],
+    counts: Vec<u64>,
+}
+
+impl Counts {
+    pub(crate) fn marks() -> Self {
+        Self { words: Mark::WORDS, counts: vec![0; Mark::WORDS.len()] }
+    }
+
+    pub(crate) fn injected() -> Self {
+        Self { words: Injected::WORDS, counts: vec![0; Injected::WORDS.len()] }
+    }
+
+    pub(crate) fn count(&mut self, which: usize) {
+        self.counts[which] += 1;
+    }
+
+    /// Adds another run's.
+    pub fn add(&mut self, other: &Self) {
+        for (mine, theirs) in self.counts.iter_mut().zip(&other.counts) {
+            *mine += theirs;
+        }
+    }
+
+    /// What was counted, in words, and how often.
+    pub fn iter(&self) -> impl Iterator<Item = (&'static str, u64)> + '_ {
+        self.words.iter().copied().zip(self.counts.iter().copied())
+    }
+}

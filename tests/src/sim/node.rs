@@ -1,0 +1,407 @@
+//! One node: its clock, its disk, and what its driver holds. How it lives and dies.
+
+use std::collections::{BTreeMap, BTreeSet, VecDeque};
+
+use bytes::Bytes;
+use sbk_engine::replication::io::{Input, Opened, StreamEnd, StreamId};
+use sbk_engine::replication::log::RequestTag;
+use sbk_engine::replication::message::RecoveryId;
+use sbk_engine::replication::{Params, Replica};
+use sbk_engine::types::{Config, Incarnation, Lsn, Millis, ReplicaId, VolumeId};
+use sbk_store::{BatchResult, CheckpointDone, CheckpointPlan, LogEntry, ReadPlan, WalBatch};
+
+use super::disk::Disk;
+use super::faults::Faults;
+use super::lanes::{Receiving, Sending};
+use super::marks::{Injected, Mark};
+use super::masters::{Masters, Told};
+use super::rng::Rng;
+use super::world::{Event, World};
+
+/// A store that fails so often in one process is retired, as the runtime has it.
+const MAX_FAILURES: u32 = 5;
+
+/// Work of the store that runs beside the node's other business.
+#[derive(Debug)]
+pub(crate) enum Work<P, R> {
+    Planned(P),
+    Done(R),
+}
+
+/// What the engine needs no bytes of.
+#[derive(Clone, Debug)]
+pub(crate) enum Held {
+    Write(Bytes),
+    Partial(Bytes),
+    Read(Option<Bytes>),
+    Nothing,
+}
+
+pub(crate) struct Node {
+    pub(crate) id: ReplicaId,
+    pub(crate) disk: Disk,
+    /// Whether its process runs.
+    pub(crate) up: bool,
+    /// `None` while the process is down or the store closed.
+    pub(crate) replica: Option<Replica>,
+    /// Counts openings: what was under way for an earlier one is void.
+    pub(crate) run: u64,
+    /// Failures of the store in this process.
+    failures: u32,
+    /// The newest configuration that the masters sent to this process, for the next opening.
+    pub(crate) config: Option<Config>,
+    /// What it told the masters last of its replica, and how often that changed in this process.
+    said: Option<(Incarnation, bool)>,
+    revision: u64,
+    /// Deaf and still until resumed; what comes meanwhile waits.
+    pub(crate) paused: bool,
+    pub(crate) waiting: Vec<Event>,
+    /// Cut off from the masters.
+    pub(crate) unheard: bool,
+    /// Cut off from the clients.
+    pub(crate) unseen: bool,
+    /// Its disk answers nothing before this time.
+    pub(crate) stalled_until: u64,
+    /// When its timer fires, on the world's clock.
+    pub(crate) timer: u64,
+    /// Its own clock: so many thousandths faster than the world's, and so far ahead.
+    rate: i64,
+    pub(crate) ahead: u64,
+    /// When its clock may jump again: at most once within a lease.
+    pub(crate) may_jump: u64,
+    /// Inputs that outputs led to, before anything from outside.
+    pub(crate) inbox: VecDeque<(Input, Vec<LogEntry>)>,
+    /// The entries beside the input that is being handled.
+    pub(crate) fed: Vec<LogEntry>,
+    /// Frontends' streams, and the bytes of requests on them that have no answer yet.
+    pub(crate) open: BTreeSet<StreamId>,
+    pub(crate) held: BTreeMap<(StreamId, RequestTag), Held>,
+    pub(crate) reads: BTreeMap<(StreamId, RequestTag), ReadPlan>,
+    pub(crate) batch: Option<(u64, Work<WalBatch, BatchResult>)>,
+    pub(crate) checkpoint: Option<(u64, Work<CheckpointPlan, CheckpointDone>)>,
+    /// What was last recorded as durable, and when.
+    pub(crate) recorded: (Lsn, u64),
+    /// Base lanes to replicas that are rebuilt.
+    pub(crate) sending: BTreeMap<RecoveryId, Sending>,
+    /// The base lane that this replica is rebuilt from.
+    pub(crate) receiving: Option<Receiving>,
+}
+
+impl Node {
+    pub(crate) fn new(volume: VolumeId, id: ReplicaId, faults: &Faults, rng: &mut Rng) -> Self {
+        // Any two clocks differ by less than the 2 % that the leases allow for.
+        let rate = if faults.drift { rng.below(19) as i64 - 9 } else { 0 };
+        let ahead = if faults.drift { rng.below(100_000) } else { 0 };
+        Self {
+            id,
+            disk: Disk::new(volume, id, faults.keeping(), rng),
+            up: false,
+            replica: None,
+            run: 0,
+            failures: 0,
+            config: None,
+            said: None,
+            revision: 1,
+            paused: false,
+            waiting: Vec::new(),
+            unheard: false,
+            unseen: false,
+            stalled_until: 0,
+            timer: 0,
+            rate,
+            ahead,
+            may_jump: 0,
+            inbox: VecDeque::new(),
+            fed: Vec::new(),
+            open: BTreeSet::new(),
+            held: BTreeMap::new(),
+            reads: BTreeMap::new(),
+            batch: None,
+            checkpoint: None,
+            recorded: (Lsn(0), 0),
+            sending: BTreeMap::new(),
+            receiving: None,
+        }
+    }
+
+    /// What the node's clock shows when it is `now` in the world.
+    pub(crate) fn clock(&self, now: u64) -> Millis {
+        let own = now as i64 * (1000 + self.rate) / 1000;
+        Millis(own as u64 + self.ahead)
+    }
+
+    /// The first time in the world at which the node's clock shows `due`.
+    pub(crate) fn world_time(&self, due: Millis) -> u64 {
+        let own = due.0.saturating_sub(self.ahead) as i64 * 1000;
+        let rate = 1000 + self.rate;
+        ((own + rate - 1) / rate) as u64
+    }
+
+    /// What the node tells the masters of its replica.
+    pub(crate) fn told(&mut self, now: u64) -> Told {
+        let view = self.replica.as_ref().map(|replica| replica.view(self.clock(now)));
+        let open = view.map(|view| (view.me.incarnation, view.incomplete.is_none()));
+        if self.said != open {
+            self.said = open;
+            self.revision += 1;
+        }
+        let (process, boot) = (self.disk.process(), self.disk.boot());
+        Told { id: self.id, process, boot, revision: self.revision, open }
+    }
+
+    /// Remembers a configuration for the next opening.
+    pub(crate) fn keep_config(&mut self, config: &Config) {
+        if self.up && self.config.as_ref().is_none_or(|kept| kept.epoch <= config.epoch) {
+            self.config = Some(config.clone());
+        }
+    }
+
+    /// Whether its store failed too often for this process.
+    pub(crate) fn is_retired(&self) -> bool {
+        self.up && self.replica.is_none() && self.failures >= MAX_FAILURES
+    }
+
+    /// A frontend's stream is over.
+    pub(crate) fn forget(&mut self, stream: StreamId) {
+        self.open.remove(&stream);
+        self.held.retain(|(of, _), _| *of != stream);
+    }
+
+    /// Drops all that an opening held but its store.
+    fn clear(&mut self) {
+        self.replica = None;
+        self.run += 1;
+        self.timer = 0;
+        self.inbox.clear();
+        self.fed.clear();
+        self.open.clear();
+        self.held.clear();
+        self.reads.clear();
+        self.batch = None;
+        self.checkpoint = None;
+        self.sending.clear();
+        self.receiving = None;
+    }
+}
+
+impl World {
+    /// A process starts.
+    pub(crate) fn start(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        node.up = true;
+        node.failures = 0;
+        node.config = None;
+        node.said = None;
+        node.revision = 1;
+        node.paused = false;
+        node.waiting.clear();
+        node.disk.process_starts();
+        self.open(index);
+    }
+
+    /// The store is opened, for the first time in its process or after a failure.
+    pub(crate) fn open(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        node.clear();
+        match node.disk.open() {
+            Ok(opened) => self.opened(index, opened),
+            Err(_) if node.disk.memory.crashed() => self.stops(index),
+            Err(error) => {
+                let why = error.to_string();
+                self.mark_failure(index, &why);
+                self.note(index, || format!("the store can't be opened: {why}"));
+                self.back_off(index);
+            }
+        }
+    }
+
+    fn opened(&mut self, index: usize, opened: Opened) {
+        self.check_opened(index, &opened);
+        self.mark_opened(index, &opened);
+        self.note(index, || {
+            format!(
+                "opened in run {}, durable {}, committed {}, {}",
+                opened.me.incarnation,
+                opened.durable,
+                opened.committed,
+                if opened.kept.incomplete.is_some() { "INCOMPLETE" } else { "complete" }
+            )
+        });
+        let node = &mut self.nodes[index];
+        node.disk.accept(&opened);
+        node.recorded = (opened.durable, self.now);
+        let (clock, now) = (node.clock(self.now), self.now);
+        // A base lane that broke is noticed by nothing else here.
+        let params = Params { stall_ms: 3_000, ..Params::default() };
+        node.replica = Some(Replica::open(clock, opened, params));
+        if !node.unheard {
+            let told = node.told(now);
+            let delay = self.delay();
+            self.after(delay, Event::Register(told));
+        }
+        let node = &self.nodes[index];
+        if let Some(config) = node.config.clone() {
+            self.step(index, Input::Assignment(config), Vec::new());
+        }
+    }
+
+    /// The store could not be opened, or failed: it is opened again after a pause, up to a number
+    /// of times.
+    fn back_off(&mut self, index: usize) {
+        let node = &mut self.nodes[index];
+        node.failures += 1;
+        let (failures, run) = (node.failures, node.run);
+        if failures >= MAX_FAILURES {
+            self.mark(Mark::Retired);
+        } else {
+            self.after(100 << failures.min(6), Event::Reopen { node: index, run });
+        }
+    }
+
+    /// The store failed, and the process goes on: as the runtime does it.
+    pub(crate) fn store_failed(&mut self, index: usize, cause: &str) {
+        if self.nodes[index].disk.memory.crashed() {
+            return self.stops(index);
+        }
+        self.summary.store_failures += 1;
+        self.mark_failure(index, cause);
+        self.note(index, || format!("the store failed: {cause}"));
+        let node = &mut self.nodes[index];
+        node.inbox.clear();
+        let now = node.clock(self.now);
+        if let Some(replica) = &mut node.replica {
+            let (_, outputs) = replica.step(now, Input::StoreFailed { cause: cause.to_owned() });
+            for output in outputs {
+                // What touches the store fails again; the rest tells frontends and peers.
+                let _failed = self.execute(index, output);
+            }
+        }
+        // What is under way ends, whatever comes of it.
+        let node = &mut self.nodes[index];
+        if let Some((_, work)) = node.batch.take() {
+            let result = match work {
+                Work::Planned(batch) => batch.run(),
+                Work::Done(result) => result,
+            };
+            let _too_late = node.disk.store().batch_done(result);
+        }
+        if let Some((_, work)) = node.checkpoint.take() {
+            let done = match work {
+                Work::Planned(plan) => plan.run(),
+                Work::Done(done) => done,
+            };
+            let _too_late = node.disk.store().checkpoint_done(done);
+        }
+        if node.disk.memory.crashed() {
+            return self.stops(index);
+        }
+        self.end_streams(index, 1);
+        let node = &mut self.nodes[index];
+        node.disk.store = None;
+        node.clear();
+        self.back_off(index);
+    }
+
+    /// The machine stopped in the middle of an operation on its disk.
+    pub(crate) fn stops(&mut self, index: usize) {
+        let away = 50 + self.rng.below(3_000);
+        let power = self.rng.chance(70);
+        self.die(index, power, away);
+    }
+
+    /// The process dies, and the power with it or not; it is back after a while. What was under way
+    /// on the disk may have happened in part.
+    pub(crate) fn die(&mut self, index: usize, power: bool, away: u64) {
+        if !self.nodes[index].up {
+            return;
+        }
+        self.summary.crashes += 1;
+        self.summary.power_losses += u64::from(power);
+        self.mark_death(index, power);
+        self.note(index, || format!("dies{}", if power { ", without power" } else { "" }));
+        self.tear(index);
+        let node = &mut self.nodes[index];
+        node.disk.dies(power);
+        node.clear();
+        node.up = false;
+        if self.nodes.iter().all(|node| !node.up) {
+            self.mark(Mark::AllDown);
+        }
+        self.tell_gone(index, power);
+        // A machine that is gone says nothing, a process that is gone has its machine say so.
+        let told = 1 + if power { self.rng.below(2_000) } else { 0 };
+        self.end_streams(index, told);
+        self.after(away, Event::Restart { node: index });
+    }
+
+    /// Begins what was planned, and stops somewhere in it.
+    fn tear(&mut self, index: usize) {
+        let (first, at) = (self.rng.chance(50), self.rng.below(12));
+        let node = &mut self.nodes[index];
+        if node.disk.memory.crashed() {
+            return;
+        }
+        node.disk.memory.crash_after(at);
+        let (batch, checkpoint) = (node.batch.take(), node.checkpoint.take());
+        let batch = || {
+            if let Some((_, Work::Planned(batch))) = batch {
+                batch.run();
+            }
+        };
+        let checkpoint = || {
+            if let Some((_, Work::Planned(plan))) = checkpoint {
+                plan.run();
+            }
+        };
+        if first {
+            batch();
+            checkpoint();
+        } else {
+            checkpoint();
+            batch();
+        }
+    }
+
+    /// Ends a process in order, and starts the next after a while.
+    pub(crate) fn restart_in_order(&mut self, index: usize, away: u64) {
+        if self.nodes[index].replica.is_none() || self.nodes[index].paused {
+            return;
+        }
+        if self.quiesce(index).is_err() {
+            return;
+        }
+        self.note(index, || "ends in order".to_owned());
+        self.end_streams(index, 1);
+        let node = &mut self.nodes[index];
+        if node.replica.is_none() {
+            return;
+        }
+        let store = node.disk.store.take().expect("a replica that runs has its store open");
+        let _not_in_order = store.close_clean();
+        node.disk.dies(false);
+        node.clear();
+        node.up = false;
+        self.inject(Injected::InOrder);
+        self.tell_gone(index, false);
+        self.after(away, Event::Restart { node: index });
+    }
+
+    /// The machine of a process that is gone says so to the masters.
+    fn tell_gone(&mut self, index: usize, power: bool) {
+        let node = &self.nodes[index];
+        if !power && !node.unheard {
+            let event = Masters::killed(node.id, node.disk.process());
+            let delay = self.rng.below(100);
+            self.after(delay, Event::Detect(event));
+        }
+    }
+
+    fn end_streams(&mut self, index: usize, told: u64) {
+        let gone: Vec<_> =
+            self.streams.iter().filter(|(_, (_, node))| *node == index).map(|(s, _)| *s).collect();
+        for stream in gone {
+            let (reason, config) = (StreamEnd::NotPrimary, None);
+            self.after(told, Event::Ended { stream, reason, config });
+        }
+    }
+}

@@ -1,0 +1,248 @@
+//! Between the nodes and the masters.
+
+use std::collections::BTreeMap;
+
+use sbk_engine::authority::detector::{DetectorEvent, ReplicaReport};
+use sbk_engine::authority::{Accepted, Command, Refusal, Response};
+use sbk_engine::replication::io::{IsrChange, Proposal};
+use sbk_engine::replication::view::RoleView;
+use sbk_engine::types::{Config, ReplicaId};
+
+use super::marks::{Injected, Mark};
+use super::masters::{Masters, Pending, Told, promoted};
+use super::world::{Event, World};
+
+/// Nodes speak to the masters so often.
+const HEARTBEAT_MS: u64 = 200;
+/// A node takes a proposal for unanswered after so long.
+const ANSWER_MS: u64 = 1_000;
+
+impl World {
+    /// A node's or the leader's command goes into the leader's log.
+    pub(crate) fn submit(&mut self, pending: Pending) {
+        let delay = 1 + self.delay();
+        let proposer = pending.proposer.clone();
+        match self.masters.propose(pending) {
+            Some(id) => self.after(delay, Event::Commit { id }),
+            None => self.unanswered(proposer),
+        }
+    }
+
+    fn unanswered(&mut self, proposer: Option<(usize, u64, Proposal)>) {
+        if let Some((node, run, proposal)) = proposer {
+            self.after(ANSWER_MS, Event::Answered { node, run, proposal, config: None });
+        }
+    }
+
+    /// A majority has it.
+    pub(crate) fn commit(&mut self, id: u64) {
+        let Some(Pending { command, proposer }) = self.masters.pending.remove(&id) else { return };
+        self.apply(&command);
+        if let Some((node, run, proposal)) = proposer {
+            let config = self.masters.config.clone();
+            self.answer_proposal(node, run, proposal, Some(config));
+        }
+    }
+
+    pub(super) fn apply(&mut self, command: &Command) {
+        let before = self.masters.config.clone();
+        let response = self.masters.apply(command);
+        self.mark_applied(&before, command, &response);
+        if self.masters.config != before {
+            let now = &self.masters.config;
+            self.note_all(|| {
+                let number = |id: ReplicaId| id.0.as_u128() - 1;
+                let in_sync: Vec<_> = now.isr.iter().map(|id| number(*id)).collect();
+                let primary = number(now.primary.id);
+                format!("masters: epoch {}, primary {primary}, in sync {in_sync:?}", now.epoch)
+            });
+            self.check_members();
+        }
+    }
+
+    fn mark_applied(&mut self, before: &Config, command: &Command, response: &Response) {
+        let took = matches!(response, Ok(Accepted::Configured(_)));
+        if let Some(primary) = promoted(command).filter(|_| took) {
+            if primary.id == before.primary.id {
+                self.mark(Mark::OwnAgain);
+            }
+            let silent = |id: &ReplicaId| !self.nodes[self.index(*id)].up;
+            if self.masters.config.isr.iter().any(silent) {
+                self.mark(Mark::KeptSilent);
+            }
+        }
+        let Command::ProposeIsr { change, primary, .. } = command else { return };
+        match response {
+            Ok(_) => self.mark(match change {
+                IsrChange::Leave { .. } => Mark::Left,
+                IsrChange::Join { .. } => Mark::Joined,
+                IsrChange::Burn => Mark::Burn,
+                IsrChange::Yield { .. } => return,
+            }),
+            Err(Refusal::StaleEpoch { .. }) => {
+                self.mark(Mark::ProposalLate);
+                let join = matches!(change, IsrChange::Join { .. });
+                if join && before.primary != *primary {
+                    self.mark(Mark::JoinRaced);
+                }
+            }
+            Err(_) => {}
+        }
+    }
+
+    /// The leader is gone; another one follows, soon or not.
+    pub(crate) fn depose(&mut self, away: u64) {
+        if self.masters.leader.is_none() {
+            return;
+        }
+        self.inject(Injected::LeaderChange);
+        self.note_all(|| "masters: no leader".to_owned());
+        for lost in self.masters.depose(&mut self.rng) {
+            if lost.proposer.is_some() {
+                self.mark(Mark::ProposalLost);
+            }
+            self.unanswered(lost.proposer);
+        }
+        self.after(away, Event::Elect);
+    }
+
+    pub(crate) fn elect(&mut self) {
+        if self.masters.leader.is_some() {
+            return;
+        }
+        for command in self.masters.elect(self.now, &mut self.rng) {
+            if matches!(command, Command::ProposeIsr { .. }) {
+                self.mark(Mark::ProposalRevived);
+            }
+            self.apply(&command);
+        }
+        let (leader, term) = (self.masters.leader, self.masters.term);
+        self.note_all(|| format!("masters: master {leader:?} leads term {term}"));
+    }
+
+    /// A fact reaches the leader.
+    pub(crate) fn detect(&mut self, event: DetectorEvent) {
+        for command in self.masters.detect(self.now, event) {
+            self.submit(Pending { command, proposer: None });
+        }
+    }
+
+    pub(crate) fn register(&mut self, told: &Told) {
+        let command = self.masters.registration(told);
+        self.submit(Pending { command, proposer: None });
+    }
+
+    pub(crate) fn propose(&mut self, node: usize, run: u64, proposal: Proposal) {
+        let command = self.masters.proposal(&proposal);
+        self.submit(Pending { command, proposer: Some((node, run, proposal)) });
+        // Leaders go when it hurts.
+        if !self.healed && self.faults.leader && self.rng.chance(3) {
+            let away = 150 + self.rng.below(1_200);
+            self.depose(away);
+        }
+    }
+
+    fn answer_proposal(
+        &mut self,
+        node: usize,
+        run: u64,
+        proposal: Proposal,
+        config: Option<Config>,
+    ) {
+        let lost =
+            !self.healed && self.rng.chance(self.faults.loss * 4) || self.nodes[node].unheard;
+        let config = config.filter(|_| !lost);
+        let delay = if lost { ANSWER_MS } else { self.delay() };
+        self.after(delay, Event::Answered { node, run, proposal, config });
+    }
+
+    /// The masters do what is due.
+    pub(crate) fn master_turn(&mut self) {
+        self.register_changes();
+        self.masters.catch_up();
+        if self.now.is_multiple_of(HEARTBEAT_MS) {
+            self.heartbeats();
+        }
+        self.detect(DetectorEvent::Tick);
+        let whim = !self.healed && self.faults.whim && self.rng.chance(1);
+        if whim {
+            self.coup_now();
+        }
+        if self.faults.disaster && self.rng.chance(5) {
+            self.operator_turn();
+        }
+        for node in 0..self.nodes.len() {
+            if !self.nodes[node].unheard && self.rng.chance(60) {
+                let config = self.masters.pushed(node).clone();
+                let delay = self.delay();
+                self.after(delay, Event::Push { node, config });
+            }
+        }
+        for client in 0..self.clients.len() {
+            if !self.clients[client].apart && self.rng.chance(60) {
+                let config = self.masters.pushed(client + 1).clone();
+                let delay = self.delay();
+                self.after(delay, Event::Catalogue { client, config });
+            }
+        }
+    }
+
+    fn heartbeats(&mut self) {
+        for index in 0..self.nodes.len() {
+            let node = &self.nodes[index];
+            if !node.up || node.unheard || node.paused {
+                continue;
+            }
+            let reports = self.report(index).into_iter().collect();
+            let event = Masters::heartbeat(node.id, node.disk.process(), reports);
+            let delay = self.delay();
+            self.after(delay, Event::Detect(event));
+        }
+    }
+
+    fn report(&self, index: usize) -> Option<ReplicaReport> {
+        let node = &self.nodes[index];
+        let view = node.replica.as_ref()?.view(node.clock(self.now));
+        Some(ReplicaReport {
+            replica: view.me,
+            table_epoch: view.table_epoch.unwrap_or_default(),
+            durable: view.durable,
+            primary_in: (view.role == RoleView::Primary).then_some(view.epoch),
+            lacking: view.lacking.into_iter().collect(),
+            lacking_ms: view.lacking_ms,
+            promised: view.promised,
+        })
+    }
+
+    /// The masters replace the primary, with reason or without.
+    pub(crate) fn coup_now(&mut self) {
+        let heard = (0..self.nodes.len()).filter(|n| {
+            let node = &self.nodes[*n];
+            !node.unheard && !node.paused
+        });
+        let ranks: BTreeMap<_, _> = heard
+            .filter_map(|n| self.report(n))
+            .map(|report| (report.replica.id, (report.table_epoch.0, report.durable.0)))
+            .collect();
+        if let Some(command) = self.masters.coup(&ranks) {
+            self.inject(Injected::Coup);
+            self.submit(Pending { command, proposer: None });
+        }
+    }
+
+    /// Nodes register again when they became complete or were not heard at their start.
+    fn register_changes(&mut self) {
+        for index in 0..self.nodes.len() {
+            let now = self.now;
+            let node = &mut self.nodes[index];
+            if !node.up || node.unheard || node.paused {
+                continue;
+            }
+            let told = node.told(now);
+            if self.masters.registered(node.id) != told.open {
+                let delay = self.delay();
+                self.after(delay, Event::Register(told));
+            }
+        }
+    }
+}

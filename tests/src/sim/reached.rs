@@ -1,0 +1,134 @@
+//! Which interesting states a step reached, told from what the engine and the store say anyway.
+
+use sbk_engine::recovery::FailureKind;
+use sbk_engine::replication::io::{Opened, Output, StreamEnd};
+use sbk_engine::replication::message::ToPrimary;
+use sbk_engine::replication::trace::TraceEvent;
+use sbk_engine::replication::view::RoleView;
+use sbk_engine::replication::{IgnoredReason, Verdict};
+use sbk_engine::types::Lsn;
+
+use super::marks::{Injected, Mark};
+use super::world::World;
+
+impl World {
+    /// A decision of a node's engine.
+    pub(crate) fn traced(&mut self, index: usize, event: &TraceEvent) {
+        self.note(index, || format!("[{}] {}: {}", event.epoch, event.what, event.why));
+        let mark = match event.what.as_str() {
+            "promoted" if !event.why.contains("waits 0 ms") => Mark::LeaseWait,
+            "stepped-down" => Mark::SteppedDown,
+            "unanswered" => Mark::ProposalUnknown,
+            "session-failed" => Mark::SessionFailed,
+            "rebuilt" => Mark::Rebuilt,
+            "recovery" if event.why.contains("catch-up of") => Mark::CatchUp,
+            _ => return,
+        };
+        self.mark(mark);
+    }
+
+    pub(crate) fn mark_verdict(&mut self, verdict: Verdict) {
+        let Verdict::Ignored(reason) = verdict else { return };
+        let mark = match reason {
+            IgnoredReason::LateCopy => Mark::LateCopy,
+            IgnoredReason::StaleEpoch => Mark::OldEpoch,
+            IgnoredReason::StaleIncarnation => Mark::OldIncarnation,
+            IgnoredReason::OldGeneration => Mark::OldGeneration,
+            _ => return,
+        };
+        self.mark(mark);
+    }
+
+    pub(crate) fn mark_output(&mut self, index: usize, output: &Output) {
+        let mark = match output {
+            Output::Cut { end, .. } => {
+                let cut = self.nodes[index].disk.shadow.end().0.saturating_sub(end.0);
+                if cut > 1 { Mark::CutOfMany } else { Mark::CutOfOne }
+            }
+            Output::ToPrimary { message: ToPrimary::Gap { .. }, .. } => Mark::Gap,
+            Output::StreamEnded { reason: StreamEnd::Replaced, .. } => Mark::StreamReplaced,
+            Output::StreamEnded { reason: StreamEnd::NotPrimary, .. } => Mark::StaleStream,
+            Output::Read { merge: true, .. } => Mark::Merged,
+            _ => return,
+        };
+        self.mark(mark);
+    }
+
+    pub(crate) fn mark_feed_failure(&mut self, cause: FailureKind) {
+        if cause == FailureKind::PinLost {
+            self.mark(Mark::PinLost);
+        }
+    }
+
+    /// A store was opened; the shadow is still what it was before.
+    pub(crate) fn mark_opened(&mut self, index: usize, opened: &Opened) {
+        if opened.kept.incomplete.is_some() {
+            return self.mark(Mark::RebuildInterrupted);
+        }
+        let shadow = &self.nodes[index].disk.shadow;
+        let (lost, kept) = (opened.durable < shadow.end(), opened.durable > shadow.durable);
+        if lost {
+            self.mark(Mark::TailLost);
+        }
+        if kept && shadow_is_whole(self, index) {
+            self.mark(Mark::TailKept);
+        }
+    }
+
+    /// The machine stopped within a blocking operation.
+    pub(crate) fn mark_stop(&mut self, output: &'static str) {
+        self.mark(match output {
+            "cut" => Mark::CutInterrupted,
+            "wipe" => Mark::WipeInterrupted,
+            _ => Mark::PersistInterrupted,
+        });
+    }
+
+    pub(crate) fn mark_failure(&mut self, index: usize, cause: &str) {
+        self.inject_failure(index);
+        if cause.contains("cannot sync") {
+            self.mark(Mark::SyncFailed);
+        }
+        if cause.contains("os error 28") {
+            self.mark(Mark::DiskFull);
+        }
+    }
+
+    fn inject_failure(&mut self, index: usize) {
+        if self.nodes[index].disk.memory.ran_full() {
+            self.inject(Injected::Full);
+        }
+    }
+
+    pub(crate) fn mark_death(&mut self, index: usize, power: bool) {
+        let node = &self.nodes[index];
+        let (batch, checkpoint) = (node.batch.is_some(), node.checkpoint.is_some());
+        let stopped = node.disk.memory.crashed();
+        self.inject(if power { Injected::PowerLoss } else { Injected::Crash });
+        if stopped {
+            self.inject(Injected::StopInIo);
+        }
+        if batch {
+            self.mark(Mark::BatchInterrupted);
+        }
+        if checkpoint {
+            self.mark(Mark::CheckpointInterrupted);
+        }
+    }
+
+    /// A paused node goes on: as the primary that it is no more?
+    pub(crate) fn mark_zombie(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        let Some(view) = node.replica.as_ref().map(|r| r.view(node.clock(self.now))) else {
+            return;
+        };
+        let newer = self.masters.config.primary != view.me;
+        if node.paused && view.role == RoleView::Primary && newer {
+            self.mark(Mark::Zombie);
+        }
+    }
+}
+
+fn shadow_is_whole(world: &World, index: usize) -> bool {
+    world.nodes[index].disk.shadow.durable > Lsn(0)
+}

@@ -1,0 +1,260 @@
+//! What is true of the whole cluster, whatever its parts believe. A broken rule is caught at the
+//! step that breaks it, long before a client could notice.
+
+use std::collections::BTreeMap;
+
+use sbk_engine::replication::io::{Kept, Opened};
+use sbk_engine::replication::log::{EntryKind, LogState, RequestTag};
+use sbk_engine::replication::view::RoleView;
+use sbk_engine::types::{Durability, Epoch, LossGeneration, Lsn, ReplicaId};
+
+use super::content::VOLUME_BLOCKS;
+use super::disk::Entry;
+use super::world::World;
+
+/// The log as far as it was committed anywhere.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Truth {
+    committed: BTreeMap<Lsn, Entry>,
+    tags: BTreeMap<RequestTag, Lsn>,
+    /// What every counted replica has: all of it, but in `best_effort`.
+    everywhere: Lsn,
+    /// Where the log of the last loss ended: a replica may know as committed what was so before that
+    /// loss, is in this log, and is yet to be committed again.
+    inherited: Lsn,
+    /// The losses that took effect.
+    pub(crate) loss_generation: LossGeneration,
+}
+
+impl Truth {
+    /// The newest LSN that was ever committed.
+    pub(crate) fn newest(&self) -> Lsn {
+        self.committed.last_key_value().map_or(Lsn(0), |(lsn, _)| *lsn)
+    }
+
+    /// Whether a request is in the committed log.
+    pub(crate) fn has(&self, tag: RequestTag) -> bool {
+        self.tags.contains_key(&tag)
+    }
+
+    pub(crate) fn entries(&self) -> impl Iterator<Item = (Lsn, &Entry)> {
+        self.committed.iter().map(|(lsn, entry)| (*lsn, entry))
+    }
+
+    /// Some replica knows everything up to here to be on every member.
+    pub(crate) fn note_everywhere(&mut self, lsn: Lsn) {
+        self.everywhere = self.everywhere.max(lsn);
+    }
+
+    /// What lies behind `common` is lost.
+    pub(crate) fn lose(&mut self, common: Lsn, end: Lsn, generation: LossGeneration) {
+        self.loss_generation = generation;
+        self.inherited = end;
+        self.everywhere = self.everywhere.min(common);
+        self.committed.split_off(&common.next());
+        self.tags.retain(|_, lsn| *lsn <= common);
+    }
+
+    /// What the log up to `lsn` implies.
+    pub(crate) fn state(&self, lsn: Lsn) -> LogState {
+        let mut state = LogState::new(VOLUME_BLOCKS);
+        self.committed.range(..=lsn).for_each(|(_, (header, _))| state.apply(header));
+        state
+    }
+
+    /// Some replica knows these to be committed.
+    pub(crate) fn note(&mut self, entries: &[Entry]) {
+        for entry in entries {
+            let (header, _) = entry;
+            if let Some(known) = self.committed.get(&header.lsn) {
+                assert_eq!(known, entry, "I4: two entries are committed at {}", header.lsn);
+                continue;
+            }
+            self.committed.insert(header.lsn, *entry);
+            let request = header.origin.filter(|_| {
+                // An attach is logged again by a primary that does not know it.
+                !matches!(header.kind, EntryKind::Attach { .. })
+            });
+            if let Some(origin) = request {
+                let before = self.tags.insert(origin.tag, header.lsn);
+                assert_eq!(before, None, "I3: a request took effect twice: {:?}", origin.tag);
+            }
+        }
+    }
+}
+
+impl World {
+    /// Every acknowledged entry is on every member of the set in force: whichever is promoted, none
+    /// is lost, and all but one may die.
+    pub(crate) fn check_members(&self) {
+        let config = &self.masters.config;
+        if self.loss_pending() {
+            return;
+        }
+        if config.durability == Durability::SyncQuorum {
+            return self.check_voters(None);
+        }
+        let newest = self.truth.everywhere;
+        for id in &config.isr {
+            let disk = &self.nodes[self.index(*id)].disk.shadow;
+            assert!(disk.kept.incomplete.is_none(), "I6: {id} is in sync and INCOMPLETE");
+            assert!(
+                disk.durable >= newest,
+                "I2: {id} is in sync in epoch {} with {} of {newest}",
+                config.epoch,
+                disk.durable
+            );
+            for (lsn, entry) in self.truth.committed.range(..=newest).rev().take(4) {
+                let held = disk.get(*lsn).unwrap_or(entry);
+                assert_eq!(held, entry, "I2: {id} is in sync and holds another entry at {lsn}");
+            }
+        }
+    }
+
+    /// Whether the replica durably holds everything that was ever committed.
+    fn holds(&self, id: ReplicaId) -> bool {
+        let disk = &self.nodes[self.index(id)].disk.shadow;
+        let same = |(lsn, entry): (&Lsn, &Entry)| disk.get(*lsn).is_none_or(|held| held == entry);
+        disk.kept.incomplete.is_none()
+            && disk.durable >= self.truth.newest()
+            && self.truth.committed.iter().rev().take(4).all(same)
+    }
+
+    /// What an election goes by: the newest epoch of the log as its disk has it, then its length.
+    fn rank(&self, id: ReplicaId) -> (Epoch, Lsn) {
+        let disk = &self.nodes[self.index(id)].disk.shadow;
+        let recorded = disk.kept.table.last().map(|(epoch, _)| epoch);
+        let logged = disk.get(disk.durable).map(|(header, _)| header.epoch);
+        (recorded.max(logged).unwrap_or_default(), disk.durable)
+    }
+
+    /// A majority of the voters in force holds everything, without the one that is about to drop
+    /// something; and whichever majority is asked, its best log is of one that does.
+    fn check_voters(&self, without: Option<ReplicaId>) {
+        let config = &self.masters.config;
+        let (holders, others): (Vec<_>, Vec<_>) =
+            config.isr.iter().partition(|id| Some(**id) != without && self.holds(**id));
+        let majority = config.isr.len() / 2 + 1;
+        let (epoch, newest) = (config.epoch, self.truth.newest());
+        assert!(
+            holders.len() >= majority,
+            "I2: of {} voters in epoch {epoch} only {} hold what is committed up to {newest}",
+            config.isr.len(),
+            holders.len(),
+        );
+        let complete =
+            |id: &&ReplicaId| self.nodes[self.index(**id)].disk.shadow.kept.incomplete.is_none();
+        // What the one that drops something is worth then is seen when it has done so.
+        let rivals = others.into_iter().filter(|id| complete(id) && Some(**id) != without);
+        for other in rivals {
+            let rank = self.rank(*other);
+            let better = holders.iter().filter(|id| self.rank(***id) > rank).count();
+            assert!(
+                better + majority > config.isr.len(),
+                "I2: {other} could be elected in epoch {epoch} with {rank:?}, without all up to \
+                 {newest}"
+            );
+        }
+    }
+
+    /// A log state that a replica was given or keeps is that of the log.
+    pub(crate) fn check_state(&self, index: usize, lsn: Lsn, state: &LogState) {
+        assert_eq!(
+            *state,
+            self.truth.state(lsn),
+            "I4: node {index} has another log state at {lsn}"
+        );
+    }
+
+    /// A replica is about to drop its log above `end`, or all it has.
+    pub(crate) fn check_drop(&self, index: usize, end: Option<Lsn>) {
+        let node = &self.nodes[index];
+        let config = &self.masters.config;
+        if !config.isr.contains(&node.id) {
+            return;
+        }
+        if config.durability == Durability::SyncQuorum {
+            let keeps = end.is_some_and(|end| end >= self.truth.newest());
+            return self.check_voters((!keeps).then_some(node.id));
+        }
+        let Some(end) = end else {
+            panic!("I6: {} is in sync in epoch {} and is wiped", node.id, config.epoch);
+        };
+        let newest = self.truth.everywhere;
+        if self.loss_pending() {
+            return;
+        }
+        assert!(end >= newest, "I2: {} is in sync and cut to {end} of {newest}", node.id);
+    }
+
+    /// What a replica promised is never taken back.
+    pub(crate) fn check_kept(&self, index: usize, kept: &Kept) {
+        let before = &self.nodes[index].disk.shadow.kept;
+        assert!(kept.fenced >= before.fenced, "I7: the fenced epoch went back");
+        assert!(
+            kept.loss_generation >= before.loss_generation,
+            "I7: the loss generation went back"
+        );
+    }
+
+    /// A store was opened: it holds all that it had confirmed, nothing that was never given to it,
+    /// and takes nothing for committed that was not.
+    pub(crate) fn check_opened(&self, index: usize, opened: &Opened) {
+        let shadow = &self.nodes[index].disk.shadow;
+        self.check_kept(index, &opened.kept);
+        if opened.kept.incomplete.is_some() {
+            return;
+        }
+        assert!(
+            opened.durable >= shadow.durable,
+            "I2: node {index} opens with {} of {}, which it had confirmed",
+            opened.durable,
+            shadow.durable
+        );
+        let end = shadow.end();
+        assert!(opened.durable <= end, "I4: node {index} opens with {} of {end}", opened.durable);
+        for header in &opened.uncommitted {
+            let known = shadow.get(header.lsn).map(|(header, _)| header);
+            assert_eq!(known, Some(header), "I4: node {index} opens with another entry");
+        }
+        if self.outdated(index) {
+            return;
+        }
+        let newest = self.truth.newest();
+        if opened.committed > newest && opened.committed <= self.truth.inherited {
+            return;
+        }
+        assert!(
+            opened.committed <= newest,
+            "I5: node {index} takes {} for committed, of {newest}",
+            opened.committed
+        );
+        self.check_state(index, opened.committed, &opened.state);
+    }
+
+    /// A primary answers a read: nobody may be ready to serve in a newer epoch, for it could have
+    /// committed over what was read.
+    pub(crate) fn check_read(&self, index: usize) {
+        let view = |node: &super::node::Node| {
+            node.replica.as_ref().map(|replica| replica.view(node.clock(self.now)))
+        };
+        let Some(mine) = view(&self.nodes[index]) else { return };
+        for (other, node) in self.nodes.iter().enumerate().filter(|(other, _)| *other != index) {
+            let newer = view(node).filter(|view| {
+                view.role == RoleView::Primary && view.ready && view.epoch > mine.epoch
+            });
+            if let Some(newer) = newer {
+                panic!(
+                    "I1: node {index} answers a read in epoch {} while node {other} is ready in \
+                     epoch {}",
+                    mine.epoch, newer.epoch
+                );
+            }
+        }
+    }
+
+    /// A primary answers a write.
+    pub(crate) fn check_write(&self, tag: RequestTag) {
+        assert!(self.truth.tags.contains_key(&tag), "I2: {tag:?} is answered uncommitted");
+    }
+}
