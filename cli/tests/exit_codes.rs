@@ -1,6 +1,5 @@
 //! What the process tells its caller: exit codes, and where the words go.
 
-use std::net::TcpListener;
 use std::process::{Command, Output};
 
 fn sbkctl(args: &[&str]) -> Output {
@@ -48,11 +47,11 @@ fn wrong_usage_is_2() {
 
 #[test]
 fn masters_that_are_not_there_are_3() {
-    // Bound and dropped: nobody listens there.
-    let addr = TcpListener::bind("127.0.0.1:0").and_then(|l| l.local_addr()).expect("bind");
-    let (code, words) = failure(&["--masters", &addr.to_string(), "cluster", "status"]);
+    // Reserved, and nobody listens there.
+    let addr = format!("127.0.0.1:{}", sbk_ports::kept(1)[0]);
+    let (code, words) = failure(&["--masters", &addr, "cluster", "status"]);
     assert_eq!(code, 3, "{words}");
-    assert!(words.contains(&addr.to_string()), "{words}");
+    assert!(words.contains(&addr), "{words}");
     assert!(words.contains("Check that they run"), "{words}");
 }
 

@@ -8,7 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sbk_master_client::MasterClient;
-use support::{Member, PATIENCE, create, free_ports, names, register_nodes, spawn, volume};
+use support::{Member, PATIENCE, create, names, register_nodes, spawn, volume};
 
 /// A member alone, and its directory after it stopped.
 struct Template {
@@ -20,7 +20,7 @@ struct Template {
 impl Template {
     async fn make(in_order: bool) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let mut template = Self { dir, ports: free_ports(2), volumes: Vec::new() };
+        let mut template = Self { dir, ports: sbk_ports::kept(2), volumes: Vec::new() };
         let mut member = template.start(&template.path());
         let client = template.client();
         register_nodes(&client).await;

@@ -8,9 +8,7 @@ use sbk_proto::v1::control_client::ControlClient;
 use sbk_proto::v1::node_service_client::NodeServiceClient;
 use sbk_proto::v1::propose_isr_request::Change;
 use sbk_proto::v1::raft_client::RaftClient;
-use support::{
-    Member, PATIENCE, create, free_ports, heartbeat, names, node, register_nodes, spawn, volume,
-};
+use support::{Member, PATIENCE, create, heartbeat, names, node, register_nodes, spawn, volume};
 use tonic::transport::Channel;
 use tonic::{Code, Status};
 use uuid::Uuid;
@@ -29,7 +27,7 @@ impl Scene {
     /// One master, three nodes, one volume.
     async fn set() -> Self {
         let dir = tempfile::tempdir().expect("a directory");
-        let ports = free_ports(2);
+        let ports = sbk_ports::kept(2);
         let cluster = format!("1=127.0.0.1:{}", ports[0]);
         let member = spawn(&dir.path().join("m"), 1, ports[0], ports[1], &cluster, &[]);
         let addr = format!("127.0.0.1:{}", ports[0]);

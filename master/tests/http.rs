@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{eventually, free_ports, spawn};
+use support::{eventually, spawn};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -20,7 +20,7 @@ async fn ask(port: u16, method: &str, path: &str) -> Option<(u16, String)> {
 #[tokio::test]
 async fn pages_are_there_and_change_nothing() {
     let dir = tempfile::tempdir().expect("a directory");
-    let ports = free_ports(2);
+    let ports = sbk_ports::kept(2);
     let cluster = format!("1=127.0.0.1:{}", ports[0]);
     let _member = spawn(&dir.path().join("m"), 1, ports[0], ports[1], &cluster, &[]);
     let ready = eventually("a ready member", || async {

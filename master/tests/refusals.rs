@@ -4,7 +4,7 @@ mod support;
 
 use std::path::Path;
 
-use support::{Member, Quorum, create, free_ports, names, register_nodes, spawn, volume};
+use support::{Member, Quorum, create, names, register_nodes, spawn, volume};
 
 fn one(dir: &Path, ports: &[u16]) -> Member {
     spawn(dir, 1, ports[0], ports[1], &format!("1=127.0.0.1:{}", ports[0]), &[])
@@ -23,7 +23,7 @@ async fn a_directory_of_something_else_is_refused_and_left_alone() {
     let own = dir.path().join("m");
     std::fs::create_dir(&own).expect("makes it");
     std::fs::write(own.join("something"), b"of somebody else").expect("writes");
-    refused(one(&own, &free_ports(2)), "no data directory of a master").await;
+    refused(one(&own, &sbk_ports::kept(2)), "no data directory of a master").await;
     assert_eq!(std::fs::read_dir(&own).expect("lists").count(), 1, "nothing is added");
 }
 
@@ -31,7 +31,7 @@ async fn a_directory_of_something_else_is_refused_and_left_alone() {
 async fn a_fresh_file_system_is_not_something_else() {
     let dir = tempfile::tempdir().expect("a directory");
     std::fs::create_dir(dir.path().join("lost+found")).expect("makes it");
-    let ports = free_ports(2);
+    let ports = sbk_ports::kept(2);
     let _member = one(dir.path(), &ports);
     let client = sbk_master_client::MasterClient::new(vec![format!("127.0.0.1:{}", ports[0])]);
     client.list_volumes().await.expect("it serves");
@@ -43,7 +43,7 @@ async fn another_members_directory_is_refused() {
     register_nodes(&quorum.client()).await;
     quorum.kill(0);
     quorum.kill(1);
-    let ports = free_ports(2);
+    let ports = sbk_ports::kept(2);
     let (dir, cluster) = (quorum.data_dir(0), quorum.cluster());
     let other = spawn(&dir, 2, ports[0], ports[1], &cluster, &[]);
     refused(other, "belongs to master 1, not 2").await;
@@ -55,7 +55,7 @@ async fn another_members_directory_is_refused() {
 async fn two_processes_never_share_a_directory_or_a_port() {
     let dir = tempfile::tempdir().expect("a directory");
     let own = dir.path().join("m");
-    let ports = free_ports(4);
+    let ports = sbk_ports::kept(4);
     let first = one(&own, &ports);
     let client = sbk_master_client::MasterClient::new(vec![format!("127.0.0.1:{}", ports[0])]);
     client.list_volumes().await.expect("the first one serves");
@@ -71,7 +71,7 @@ async fn two_processes_never_share_a_directory_or_a_port() {
 #[tokio::test]
 async fn sigterm_drains_and_exits_with_0() {
     let dir = tempfile::tempdir().expect("a directory");
-    let ports = free_ports(2);
+    let ports = sbk_ports::kept(2);
     let mut member = one(&dir.path().join("m"), &ports);
     let client = sbk_master_client::MasterClient::new(vec![format!("127.0.0.1:{}", ports[0])]);
     client.list_volumes().await.expect("it serves");

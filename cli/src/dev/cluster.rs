@@ -6,11 +6,11 @@ use std::time::Duration;
 use anyhow::{Context, bail};
 use rustix::process::Signal;
 use sbk_master_client::MasterClient;
+use sbk_ports::Reserved;
 use sbk_proto::v1::VolumeInfo;
 
 use super::child::{Process, Recipe};
 use super::plan::{DatanodePlan, Host, Hosts, MasterPlan, Plan, Wanted};
-use super::ports::Reserved;
 use crate::args::VolumeSpec;
 use crate::cluster_file::{ClusterFile, DatanodeEntry, DirLock, MasterEntry, VolumeEntry};
 use crate::commands::volume::{create_request, look_at};

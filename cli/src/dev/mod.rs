@@ -16,7 +16,6 @@ pub(crate) mod child;
 pub mod cluster;
 pub(crate) mod part;
 pub mod plan;
-mod ports;
 
 use cluster::{DevCluster, Options};
 use plan::Wanted;

@@ -4,9 +4,9 @@
 use std::path::Path;
 
 use anyhow::{Context, bail};
+use sbk_ports::Reserved;
 use serde::{Deserialize, Serialize};
 
-use super::ports::Reserved;
 use crate::cluster_file::write_atomically;
 use crate::error::Usage;
 

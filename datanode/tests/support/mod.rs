@@ -297,8 +297,7 @@ impl Drop for Cluster {
 }
 
 fn free_port() -> SocketAddr {
-    let listener = std::net::TcpListener::bind("127.0.0.1:0").expect("a free port");
-    listener.local_addr().expect("bound")
+    SocketAddr::from(([127, 0, 0, 1], sbk_ports::kept(1)[0]))
 }
 
 fn publish(config: &Config, nodes: &Mutex<BTreeMap<ReplicaId, Node>>) {

@@ -1,7 +1,7 @@
 //! The datanode's own process, and masters that have one volume with its only replica on it.
 
 use std::fs;
-use std::net::{SocketAddr, TcpListener};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -43,10 +43,10 @@ impl Drop for Process {
     }
 }
 
-/// Ports that were free a moment ago.
+/// Addresses that nobody else listens on.
 pub(crate) fn free_ports() -> [SocketAddr; 3] {
-    let held = [(); 3].map(|()| TcpListener::bind("127.0.0.1:0").expect("binds"));
-    held.map(|listener| listener.local_addr().expect("bound"))
+    let mut ports = sbk_ports::kept(3).into_iter();
+    [(); 3].map(|()| SocketAddr::from(([127, 0, 0, 1], ports.next().expect("as many"))))
 }
 
 impl Process {

@@ -1,8 +1,7 @@
-//! Real master processes on free ports of this machine.
+//! Real master processes on reserved ports of this machine.
 #![allow(dead_code)] // Each test file uses its part of this.
 
 use std::fs::File;
-use std::net::TcpListener;
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus};
 use std::time::{Duration, Instant};
@@ -26,6 +25,11 @@ impl Drop for Member {
         // It may have ended by itself.
         self.child.kill().ok();
         self.child.wait().ok();
+        if std::thread::panicking()
+            && let Ok(logged) = std::fs::read_to_string(&self.log)
+        {
+            eprintln!("{}:\n{logged}", self.log.display());
+        }
     }
 }
 
@@ -52,13 +56,6 @@ impl Member {
         let pid = rustix::process::Pid::from_child(&self.child);
         rustix::process::kill_process(pid, rustix::process::Signal::TERM).expect("signals");
     }
-}
-
-/// Ports that were free a moment ago. Listening and closing reserves nothing, but nobody else on
-/// the machine asks for these numbers meanwhile.
-pub(crate) fn free_ports(n: usize) -> Vec<u16> {
-    let held: Vec<_> = (0..n).map(|_| TcpListener::bind("127.0.0.1:0").expect("binds")).collect();
-    held.iter().map(|listener| listener.local_addr().expect("has an address").port()).collect()
 }
 
 /// Starts a member with these arguments besides its own.
@@ -97,7 +94,7 @@ impl Quorum {
     pub(crate) fn start(more: &[&'static str]) -> Self {
         let dir = tempfile::tempdir().expect("a directory");
         let members = vec![None, None, None];
-        let mut quorum = Self { dir, ports: free_ports(6), members, more: more.to_vec() };
+        let mut quorum = Self { dir, ports: sbk_ports::kept(6), members, more: more.to_vec() };
         for index in 0..3 {
             quorum.launch(index);
         }

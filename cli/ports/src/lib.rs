@@ -1,7 +1,13 @@
-//! Ports for the processes of a development cluster.
+//! Ports of this machine for processes that are killed and come back: those of a development cluster, and
+//! those that tests start.
+//!
+//! A port that the kernel gave and that was closed again is nobody's: the next connection that goes
+//! out, of any process, may get it, and then the process it was meant for can't listen. So ports are
+//! taken from below the kernel's range, and reserved among those who ask here.
 
 use std::collections::BTreeMap;
 use std::net::{TcpListener, UdpSocket};
+use std::sync::{Mutex, PoisonError};
 
 use anyhow::{Context, bail};
 use uuid::Uuid;
@@ -10,19 +16,19 @@ use uuid::Uuid;
 /// connections: a process that was killed must find its port free when it comes back.
 const LOWEST: u16 = 12_000;
 
-/// The ports of one cluster, kept for it as long as it runs: those of a process that was killed too,
-/// and those of one that is about to be started. Another cluster that looks for free ports at that
-/// time leaves them alone, for the UDP ports of the same numbers, which nothing here uses, are
-/// taken. The kernel frees them with this process, whatever way it ends.
+/// Ports that are kept as long as this lives: those of a process that was killed too, and those of one
+/// that is about to be started. Another cluster that looks for free ports at that time leaves them
+/// alone, for the UDP ports of the same numbers, which nothing here uses, are taken. The kernel frees
+/// them with this process, whatever way it ends.
 #[derive(Debug, Default)]
-pub(super) struct Reserved(BTreeMap<u16, UdpSocket>);
+pub struct Reserved(BTreeMap<u16, UdpSocket>);
 
 impl Reserved {
     /// Takes `count` ports of 127.0.0.1 that nobody listens on and nobody has reserved.
     ///
     /// # Errors
     /// If there are not so many.
-    pub(super) fn free(&mut self, count: usize) -> anyhow::Result<Vec<u16>> {
+    pub fn free(&mut self, count: usize) -> anyhow::Result<Vec<u16>> {
         let end = ephemeral_start().max(LOWEST + 1000);
         let span = u32::from(end - LOWEST);
         // Two clusters that start at the same time look at different places.
@@ -50,7 +56,7 @@ impl Reserved {
     ///
     /// # Errors
     /// If somebody listens on it.
-    pub(super) fn take(&mut self, addr: &str, whose: &str) -> anyhow::Result<()> {
+    pub fn take(&mut self, addr: &str, whose: &str) -> anyhow::Result<()> {
         let listener = TcpListener::bind(addr).with_context(|| {
             format!(
                 "{whose} was to listen on {addr}, which is in use; stop what listens there (a \
@@ -65,6 +71,20 @@ impl Reserved {
             self.0.insert(at.port(), reservation);
         }
         Ok(())
+    }
+}
+
+/// Takes `count` ports that this process keeps until it ends: what tests start listens on them.
+///
+/// # Panics
+/// If there are not so many.
+#[must_use]
+pub fn kept(count: usize) -> Vec<u16> {
+    static KEPT: Mutex<Option<Reserved>> = Mutex::new(None);
+    let mut kept = KEPT.lock().unwrap_or_else(PoisonError::into_inner);
+    match kept.get_or_insert_default().free(count) {
+        Ok(ports) => ports,
+        Err(error) => panic!("{error:#}"),
     }
 }
 
