@@ -12,9 +12,10 @@ use sbk_engine::types::Lsn;
 use sbk_store::entry::entry_crc;
 use sbk_store::{LogEntry, LogReadError, ReadError, StoreError};
 
+use super::event::Event;
 use super::marks::Mark;
 use super::node::Held;
-use super::world::{Event, World};
+use super::world::World;
 
 /// Entries of one answer to a candidate: few, so that it is interrupted now and then.
 const FETCHED_ENTRIES: u64 = 3;

@@ -6,9 +6,10 @@ use sbk_wal::{Fault, OpKind};
 
 use super::content::{BLOCKS, address};
 use super::disk::Keeping;
+use super::event::Event;
 use super::marks::{Injected, Mark};
 use super::rng::Rng;
-use super::world::{Event, World};
+use super::world::World;
 
 /// Which faults occur, in percent of messages or at all.
 #[derive(Clone, Copy, Debug)]

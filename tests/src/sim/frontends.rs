@@ -7,9 +7,10 @@ use sbk_engine::types::{BLOCK_SIZE, LossGeneration, ReplicaRef, SessionId};
 
 use super::client::Line;
 use super::content::{self, BLOCKS};
+use super::event::Event;
 use super::marks::Mark;
 use super::node::Held;
-use super::world::{Event, World};
+use super::world::World;
 
 /// Blocks of a request, and whether it covers them.
 fn blocks(wanted: Wanted) -> Op {

@@ -13,9 +13,10 @@ use sbk_store::CommittedReadPlan;
 use sbk_wal::is_zero;
 
 use super::content::VOLUME_BLOCKS;
+use super::event::Event;
 use super::marks::Mark;
 use super::node::Node;
-use super::world::{Event, World};
+use super::world::World;
 
 /// The sender's end.
 #[derive(Debug)]

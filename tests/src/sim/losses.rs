@@ -14,9 +14,10 @@ use sbk_engine::replication::view::RoleView;
 use sbk_engine::types::{Durability, LossGeneration, Lsn};
 
 use super::disk::Entry;
+use super::event::Event;
 use super::masters::Pending;
 use super::node::Node;
-use super::world::{Event, World};
+use super::world::World;
 
 impl World {
     /// Whether the masters have traced a loss that has not taken effect yet.

@@ -10,6 +10,7 @@ mod client;
 mod content;
 mod disk;
 mod drive;
+mod event;
 mod families;
 mod faults;
 mod frontends;
@@ -23,8 +24,10 @@ mod node;
 mod plots;
 mod politics;
 mod reached;
+mod rest;
 mod rng;
 mod story;
+mod summary;
 mod truth;
 mod violation;
 mod work;
@@ -35,8 +38,8 @@ pub use faults::Faults;
 pub use heights::Heights;
 pub use marks::Counts;
 pub use story::{remember, story};
+pub use summary::Summary;
 pub use violation::Violation;
-pub use world::Summary;
 use world::World;
 
 /// Runs one seed.

@@ -11,12 +11,13 @@ use sbk_engine::types::{Config, Incarnation, Lsn, Millis, ReplicaId, VolumeId};
 use sbk_store::{BatchResult, CheckpointDone, CheckpointPlan, LogEntry, ReadPlan, WalBatch};
 
 use super::disk::Disk;
+use super::event::Event;
 use super::faults::Faults;
 use super::lanes::{Receiving, Sending};
 use super::marks::{Injected, Mark};
 use super::masters::{Masters, Told};
 use super::rng::Rng;
-use super::world::{Event, World};
+use super::world::World;
 
 /// A store that fails so often in one process is retired, as the runtime has it.
 const MAX_FAILURES: u32 = 5;

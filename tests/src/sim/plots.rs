@@ -8,7 +8,8 @@ use sbk_engine::replication::io::{IsrChange, OpenStream, Proposal, StreamId};
 use sbk_engine::types::{Config, ReplicaId, ReplicaRef, SessionId};
 use uuid::Uuid;
 
-use super::world::{Event, World};
+use super::event::Event;
+use super::world::World;
 
 impl World {
     pub(super) fn plot(&mut self) {

@@ -8,9 +8,10 @@ use sbk_engine::replication::io::{IsrChange, Proposal};
 use sbk_engine::replication::view::RoleView;
 use sbk_engine::types::{Config, ReplicaId};
 
+use super::event::Event;
 use super::marks::{Injected, Mark};
 use super::masters::{Masters, Pending, Told, promoted};
-use super::world::{Event, World};
+use super::world::World;
 
 /// Nodes speak to the masters so often.
 const HEARTBEAT_MS: u64 = 200;

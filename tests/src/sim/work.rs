@@ -5,8 +5,9 @@ use sbk_engine::replication::Replica;
 use sbk_engine::replication::io::Input;
 use sbk_store::StoreError;
 
+use super::event::Event;
 use super::node::Work;
-use super::world::{Event, World};
+use super::world::World;
 
 /// The durable end is recorded at least this often while it moves, as the runtime has it.
 const RECORD_EVERY_MS: u64 = 1000;

@@ -1,0 +1,174 @@
+//! What happens in the world, each at its time.
+
+use bytes::Bytes;
+use sbk_engine::authority::detector::DetectorEvent;
+use sbk_engine::replication::io::{OpenStream, Outcome, Proposal, Request, StreamEnd, StreamId};
+use sbk_engine::replication::log::RequestTag;
+use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
+use sbk_engine::types::{AttachGeneration, Config, Epoch, LossGeneration, Lsn, ReplicaRef};
+use sbk_store::LogEntry;
+
+use super::lanes::Piece;
+use super::masters::Told;
+
+#[derive(Clone, Debug)]
+pub(crate) enum Event {
+    ToReplica {
+        lineage: Lineage,
+        message: ToReplica,
+        entries: Vec<LogEntry>,
+    },
+    ToPrimary {
+        lineage: Lineage,
+        message: ToPrimary,
+        entries: Vec<LogEntry>,
+    },
+    /// The batch that was planned is written and synced.
+    BatchRuns {
+        node: usize,
+        run: u64,
+    },
+    BatchDone {
+        node: usize,
+        run: u64,
+    },
+    CheckpointRuns {
+        node: usize,
+        run: u64,
+    },
+    CheckpointDone {
+        node: usize,
+        run: u64,
+    },
+    /// The store that failed is opened again.
+    Reopen {
+        node: usize,
+        run: u64,
+    },
+    Timer {
+        node: usize,
+        run: u64,
+    },
+    ReadDone {
+        node: usize,
+        run: u64,
+        stream: StreamId,
+        tag: RequestTag,
+    },
+    /// A piece of a base lane arrives.
+    Base {
+        lineage: Lineage,
+        session: RecoveryId,
+        piece: Piece,
+    },
+    BaseTaken {
+        lineage: Lineage,
+        session: RecoveryId,
+        through: Lsn,
+    },
+    /// The sender of a base lane goes on.
+    BaseTurn {
+        node: usize,
+        run: u64,
+        session: RecoveryId,
+    },
+    BaseBroke {
+        node: usize,
+        run: u64,
+        session: RecoveryId,
+    },
+    /// A process tells the masters what it has open.
+    Register(Told),
+    Propose {
+        node: usize,
+        run: u64,
+        proposal: Proposal,
+    },
+    Answered {
+        node: usize,
+        run: u64,
+        proposal: Proposal,
+        config: Option<Config>,
+    },
+    Push {
+        node: usize,
+        config: Config,
+    },
+    /// The catalogue reaches a client.
+    Catalogue {
+        client: usize,
+        config: Config,
+    },
+    Open {
+        node: usize,
+        primary: ReplicaRef,
+        open: OpenStream,
+    },
+    Close {
+        node: usize,
+        stream: StreamId,
+    },
+    Ask {
+        node: usize,
+        stream: StreamId,
+        request: Request,
+        value: u64,
+    },
+    Opened {
+        stream: StreamId,
+        epoch: Epoch,
+        attach: AttachGeneration,
+        loss: LossGeneration,
+    },
+    Ended {
+        stream: StreamId,
+        reason: StreamEnd,
+        config: Option<Config>,
+    },
+    Answer {
+        stream: StreamId,
+        sequence: u64,
+        outcome: Outcome,
+        data: Option<Bytes>,
+        /// The loss generation in which the stream was opened.
+        loss: LossGeneration,
+    },
+    /// All nodes but one go.
+    Disaster {
+        left: usize,
+    },
+    Restart {
+        node: usize,
+    },
+    Resume {
+        node: usize,
+    },
+    /// A command is committed, if the leader that had it still leads.
+    Commit {
+        id: u64,
+    },
+    Elect,
+    /// A fact for the leader.
+    Detect(DetectorEvent),
+    /// A link goes or comes, so many times more.
+    Flap {
+        from: usize,
+        to: usize,
+        left: u64,
+    },
+    /// The masters replace the primary, with reason or without.
+    FailOver,
+    /// See [`World::relay`].
+    Relay {
+        third: usize,
+    },
+    /// See [`World::crowd`].
+    Crowd,
+    /// A full disk has room again.
+    MakeRoom {
+        node: usize,
+    },
+    Mend,
+    /// Clients, masters and faults have a turn.
+    Beat,
+}

@@ -1,0 +1,118 @@
+//! How a run ends: everything comes to rest, and what is left is compared.
+
+use bytes::Bytes;
+use sbk_engine::replication::log::BlockRange;
+use sbk_engine::types::{BLOCK_SIZE, Lba};
+
+use super::client::Client;
+use super::content::{self, BLOCKS};
+use super::node::Node;
+use super::summary::Summary;
+use super::world::World;
+
+impl World {
+    pub(crate) fn run_until_converged(&mut self, patience: u64) {
+        let end = self.now + patience;
+        loop {
+            if self.converged() {
+                // An impatient client may have given up what was to make a damaged block whole.
+                if !self.faults.rot || !self.is_damaged() {
+                    return;
+                }
+                self.overwrite_all();
+            }
+            assert!(self.now < end, "I8: not converged:\n{}", self.describe());
+            // Looking costs more than many turns.
+            self.run_until(self.now + 20);
+        }
+    }
+
+    /// Whether a block of some replica does not match its checksum.
+    fn is_damaged(&mut self) -> bool {
+        let mut damaged = false;
+        for node in &mut self.nodes {
+            let mut plan = node.disk.store().plan_digest(0, 0);
+            while let Some(read) = plan.next_region() {
+                damaged |= matches!(read, Ok(Some(digest)) if digest.damaged > 0);
+            }
+        }
+        damaged
+    }
+
+    fn describe(&self) -> String {
+        let shown = self.nodes.iter().map(|node| {
+            let view = node.replica.as_ref().map(|replica| replica.view(node.clock(self.now)));
+            view.and_then(|view| serde_json::to_string(&view).ok()).unwrap_or_default()
+        });
+        let clients = self.clients.iter().map(|client| format!("{client:?}"));
+        shown.chain(clients).collect::<Vec<_>>().join("\n")
+    }
+
+    fn converged(&self) -> bool {
+        let idle = self.clients.iter().all(Client::is_idle);
+        // A voter is listed through its rebuild, so the list does not tell that it is over.
+        let up = |node: &Node| {
+            let rebuilds = node.disk.shadow.kept.incomplete.is_some() || node.receiving.is_some();
+            node.replica.is_some() && node.sending.is_empty() && !rebuilds
+        };
+        let whole = self.masters.config.isr.len() == self.nodes.len() && self.nodes.iter().all(up);
+        let ends: Vec<_> = self
+            .nodes
+            .iter()
+            .map(|node| (node.disk.shadow.end(), node.disk.shadow.committed))
+            .collect();
+        idle && whole && ends.iter().all(|(end, committed)| *end == ends[0].0 && committed == end)
+    }
+
+    pub(crate) fn check(&mut self) -> Summary {
+        let image = self.image(0);
+        for node in 1..self.nodes.len() {
+            assert_eq!(image, self.image(node), "I4: node {node} holds another image than node 0");
+        }
+        // The final image is what every later read would see.
+        for (block, data) in image.iter().enumerate() {
+            let invoked = self.history.now();
+            let seen = content::seen(data).unwrap_or_else(|how| panic!("I4: block {block}: {how}"));
+            let loss = self.truth.loss_generation;
+            self.history.read(block as u64, seen, invoked, loss);
+        }
+        self.history.check();
+        self.summary.acknowledged = self.history.acknowledged();
+        self.summary.reads = self.history.answered_reads();
+        self.summary.epochs = self.masters.config.epoch.0;
+        self.summary.lost_sessions = self.clients.iter().map(Client::lost_sessions).sum();
+        self.summary.simulated_ms = self.now;
+        self.check_heights();
+        self.summary.given_up = self.clients.iter().map(|client| client.given_up).sum();
+        self.summary.clone()
+    }
+
+    /// What a node's store reads of the blocks that clients use, after it agreed with the digests
+    /// of node 0's.
+    fn image(&mut self, index: usize) -> Vec<Bytes> {
+        let digests: Vec<_> = [0, index].map(|node| self.digests(node)).into();
+        assert_eq!(digests[0], digests[1], "I4: node {index} has other digests than node 0");
+        let store = self.nodes[index].disk.store();
+        let mut image = Vec::new();
+        for n in 0..BLOCKS {
+            let range = BlockRange { lba: Lba(content::address(n)), blocks: 1 };
+            let read = store.plan_read(range).run();
+            let data = read.unwrap_or_else(|error| panic!("I2: node {index}: {error}"));
+            assert_eq!(data.len() as u64, BLOCK_SIZE);
+            image.push(data);
+        }
+        image
+    }
+
+    fn digests(&mut self, index: usize) -> Vec<(u64, u32)> {
+        let mut plan = self.nodes[index].disk.store().plan_digest(0, 0);
+        let mut digests = Vec::new();
+        while let Some(read) = plan.next_region() {
+            let digest = read.unwrap_or_else(|error| panic!("I2: node {index}: {error}"));
+            let digest = digest.expect("no checkpoint runs meanwhile");
+            assert_eq!(digest.damaged, 0, "I2: node {index} has damaged blocks");
+            digests.push((digest.region, digest.digest));
+        }
+        digests
+    }
+}
