@@ -266,9 +266,15 @@ impl Detector {
                 None => format!("node {node} was not heard since this master leads"),
             });
         }
-        let registered = state.registered(volume.id, primary.id).map(|r| r.incarnation);
-        if registered != Some(primary.incarnation) {
-            return Some(other_run(primary.incarnation, registered));
+        let registered = state.registered(volume.id, primary.id);
+        let run = registered.map(|r| r.incarnation);
+        if run != Some(primary.incarnation) {
+            return Some(other_run(primary.incarnation, run));
+        }
+        // A voter may be wiped for a rebuild while it is listed, and be named before its node has
+        // said so: it refuses the role, for it holds nothing that could be the volume's.
+        if registered.is_some_and(|r| !r.complete) {
+            return Some(format!("{} holds no complete image", primary.id));
         }
         let report = self.reports.get(&primary.id)?;
         let lacks_reachable = report.lacking.iter().any(|member| {

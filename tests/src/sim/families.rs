@@ -191,6 +191,7 @@ pub const FAMILIES: &[Family] = &[
             slow: seed % 20,
             crash: true,
             power: seed % 2 == 0,
+            disk: true,
             partition: seed % 4 != 1,
             whim: seed % 4 != 1,
             hasty: seed % 2 == 0,
