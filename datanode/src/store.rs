@@ -18,7 +18,7 @@ use sbk_store::{
 use sbk_wal::Storage;
 
 use crate::node::Storage as NodeStorage;
-use crate::transport::{ReadEntries, WireEntry};
+use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 use crate::volume::disk::{
     CommittedReadPlan, Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, VerifyPlan, Work,
 };
@@ -142,8 +142,8 @@ impl Work for StoreCheckpoint {
 }
 
 impl ReadEntries for LogReadPlan {
-    fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<WireEntry>, FailureKind> {
-        let read = LogReadPlan::next(self, bytes, entries).map_err(|error| failure(&error))?;
+    fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<WireEntry>, EntriesLost> {
+        let read = LogReadPlan::next(self, bytes, entries).map_err(lost)?;
         Ok(read
             .into_iter()
             .map(|entry| WireEntry { header: entry.header, crc: entry.crc, payload: entry.payload })
@@ -151,13 +151,10 @@ impl ReadEntries for LogReadPlan {
     }
 }
 
-fn failure(error: &LogReadError) -> FailureKind {
+fn lost(error: LogReadError) -> EntriesLost {
     match error {
-        LogReadError::Recycled { .. } => FailureKind::WalRecycled,
-        LogReadError::Log(_) | LogReadError::Damaged { .. } => {
-            tracing::warn!(%error, "entries can't be read from the WAL");
-            FailureKind::StoreIo
-        }
+        LogReadError::Recycled { .. } => EntriesLost::Gone(FailureKind::WalRecycled),
+        LogReadError::Unreadable { lsn, what } => EntriesLost::Unreadable { lsn, what },
     }
 }
 
@@ -245,13 +242,19 @@ impl Disk for Store {
         CommittedReadPlan::new(move || plan.run().map_err(disk_error("read blocks")))
     }
 
-    fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, FailureKind> {
+    fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, EntriesLost> {
         match Store::read_log(self, first, last) {
             Ok(plan) => Ok(Box::new(plan)),
             // The segments that a session had pinned were given up.
-            Err(LogReadError::Recycled { .. }) if self.lost_a_pin() => Err(FailureKind::PinLost),
-            Err(error) => Err(failure(&error)),
+            Err(LogReadError::Recycled { .. }) if self.lost_a_pin() => {
+                Err(EntriesLost::Gone(FailureKind::PinLost))
+            }
+            Err(error) => Err(lost(error)),
         }
+    }
+
+    fn unreadable(&mut self, lsn: Lsn, what: &str) -> Result<(Lsn, Lsn), DiskError> {
+        Store::unreadable(self, lsn, what).map_err(disk_error("read its log"))
     }
 
     fn allocated_regions(&self) -> Vec<u64> {

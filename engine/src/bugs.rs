@@ -223,6 +223,9 @@ bugs! {
     /// A failover drops voters that are not heard. [What remains is a majority by itself, and never
     /// had the write.]
     FailoverDropsVoters,
+    /// A primary whose node says that it holds no complete image stays the primary. [It was wiped as
+    /// a voter and named before the masters knew; it refuses the role, and nobody else has it.]
+    KeepTornPrimary,
 }
 
 /// Whether the bug is put back, in this thread.

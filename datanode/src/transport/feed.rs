@@ -34,11 +34,25 @@ pub enum FeedItem {
     Entries { lineage: Lineage, append: Append, last: Lsn, read: Box<dyn ReadEntries> },
 }
 
+/// Why entries of the log are not to be had.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub enum EntriesLost {
+    /// The WAL does not hold them any more, or nobody wants them.
+    Gone(FailureKind),
+    /// The disk does not give one back: a failure of this node's store, whatever the receiver does.
+    Unreadable {
+        /// Which.
+        lsn: Lsn,
+        /// Why, for people.
+        what: String,
+    },
+}
+
 /// Reads a stretch of the log, piece by piece, on a thread that may block.
 pub trait ReadEntries: Send + std::fmt::Debug {
     /// The next entries, up to about `bytes` of payload and `entries` of them; at least one. Empty
     /// at the end.
-    fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<WireEntry>, FailureKind>;
+    fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<WireEntry>, EntriesLost>;
 }
 
 /// A feed to one replica in one incarnation. Dropping it ends the stream.
@@ -205,9 +219,9 @@ fn messages(outgoing: Outgoing) -> impl Stream<Item = v1::ReplicationMessage> {
                         outgoing.reading = rest;
                         return Some((message, outgoing));
                     }
-                    Err(cause) => {
+                    Err(lost) => {
                         let (replica, lane) = (outgoing.replica, outgoing.lane);
-                        let event = PeerEvent::FeedFailed { replica, lane, cause };
+                        let event = PeerEvent::FeedFailed { replica, lane, lost };
                         // A volume task that has ended needs no answer.
                         let _ended = outgoing.events.send(event).await;
                         return None;
@@ -237,16 +251,17 @@ fn messages(outgoing: Outgoing) -> impl Stream<Item = v1::ReplicationMessage> {
 /// Reads the next piece and makes its message; the rest is what follows it.
 async fn read_some(
     mut reading: Reading,
-) -> Result<(v1::ReplicationMessage, Option<Reading>), FailureKind> {
+) -> Result<(v1::ReplicationMessage, Option<Reading>), EntriesLost> {
     let joined = tokio::task::spawn_blocking(move || {
         let entries = reading.read.next(MESSAGE_BYTES, MESSAGE_ENTRIES);
         (reading, entries)
     });
     // The pool only fails to run a closure when the runtime stops.
-    let (mut reading, entries) = joined.await.map_err(|_| FailureKind::Transport)?;
+    let (mut reading, entries) =
+        joined.await.map_err(|_| EntriesLost::Gone(FailureKind::Transport))?;
     let entries = entries?;
     let Some(end) = entries.last().map(|entry| entry.header.lsn) else {
-        return Err(FailureKind::WalRecycled);
+        return Err(EntriesLost::Gone(FailureKind::WalRecycled));
     };
     let mut append = reading.append.clone();
     append.entries = entries.iter().map(|entry| entry.header).collect();

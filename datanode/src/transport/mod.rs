@@ -22,5 +22,5 @@ pub use channels::{
     CONNECTION_WINDOW, Channels, FRAME_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW, is_refusal,
 };
 pub use convert::{Recover, WireEntry};
-pub use feed::{Feed, FeedItem, ReadEntries};
+pub use feed::{EntriesLost, Feed, FeedItem, ReadEntries};
 pub use server::ReplicationService;

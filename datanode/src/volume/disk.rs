@@ -5,13 +5,12 @@
 //! plan changes what the task sees before it was given back.
 
 use bytes::Bytes;
-use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{BlockRange, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{Lba, Lsn};
 
-use crate::transport::{ReadEntries, WireEntry};
+use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 
 /// Why a store can't go on. After one the store is dropped and opened anew.
 #[derive(Debug, thiserror::Error)]
@@ -131,7 +130,10 @@ pub trait Disk: Send + Sized + 'static {
     /// any more.
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan;
     /// Reads entries `first..=last` of the log.
-    fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, FailureKind>;
+    fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, EntriesLost>;
+    /// An entry of the log can't be read back. Fails the store unless the entry is in the image;
+    /// then the log counts as recycled so far. Returns `(checkpoint, S)`.
+    fn unreadable(&mut self, lsn: Lsn, what: &str) -> Result<(Lsn, Lsn), DiskError>;
     /// The regions whose committed blocks may be anything but zeros, ascending.
     fn allocated_regions(&self) -> Vec<u64>;
     /// Last committed LSN of each region, from region 0; 0 where nothing was written. A receiver

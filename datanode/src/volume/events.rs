@@ -11,7 +11,7 @@ use sbk_proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::link::{Link, OpenLink};
-use crate::transport::{Answers, WireEntry};
+use crate::transport::{Answers, EntriesLost, WireEntry};
 
 /// An answer, with the fetched entries beside it.
 pub type Answer = (Lineage, ToPrimary, Vec<WireEntry>);
@@ -49,7 +49,9 @@ pub enum PeerEvent {
     /// A feed ended that was not reset.
     FeedBroken { replica: ReplicaId, lane: LaneId, refused: bool },
     /// Entries for a feed could not be read any more; the feed has ended.
-    FeedFailed { replica: ReplicaId, lane: LaneId, cause: FailureKind },
+    FeedFailed { replica: ReplicaId, lane: LaneId, lost: EntriesLost },
+    /// An entry of this node's own log could not be read for a candidate, in an opening of it.
+    LogUnreadable { incarnation: Incarnation, lsn: Lsn, what: String },
     /// Receiver: base blocks of a session, their CRC checked.
     BaseBlocks {
         session: RecoveryId,

@@ -9,11 +9,11 @@ use sbk_engine::types::{Lsn, ReplicaId};
 use tokio::task::block_in_place;
 
 use super::disk::{Disk, DiskError};
-use super::events::Control;
+use super::events::{Control, PeerEvent};
 use super::runner::ProposalOrder;
 use super::task::{Running, WantedRead};
 use crate::link::LinkEvent;
-use crate::transport::{BaseSource, FeedItem, WireEntry};
+use crate::transport::{BaseSource, EntriesLost, FeedItem, WireEntry};
 use sbk_store::entry::entry_crc;
 
 /// Payload bytes of one feed message of several entries.
@@ -60,10 +60,10 @@ impl<D: Disk> Running<D> {
                 self.wanted_reads.push(WantedRead { stream, tag, plan });
             }
             Output::ToReplica { addr, lineage, message } => {
-                self.tell_replica(addr, lineage, message);
+                self.tell_replica(addr, lineage, message)?;
             }
             Output::SendEntries { addr, lineage, append, last } => {
-                self.send_entries(addr, lineage, append, last);
+                self.send_entries(addr, lineage, append, last)?;
             }
             Output::ResetFeed { replica } => self.outgoing.reset_feed(replica),
             Output::ToPrimary { lineage, message } => self.incoming.send(lineage, message),
@@ -142,26 +142,39 @@ impl<D: Disk> Running<D> {
         self.disk.append(entries)
     }
 
-    fn tell_replica(&mut self, addr: String, lineage: Lineage, message: ToReplica) {
+    fn tell_replica(
+        &mut self,
+        addr: String,
+        lineage: Lineage,
+        message: ToReplica,
+    ) -> Result<(), DiskError> {
         if let ToReplica::Append(append) = &message
             && let Some(last) = append.entries.last().map(|header| header.lsn)
         {
             let append = Append { entries: Vec::new(), ..append.clone() };
-            self.send_entries(addr, lineage, append, last);
-        } else if !self.outgoing.send(addr, lineage, message) {
+            return self.send_entries(addr, lineage, append, last);
+        }
+        if !self.outgoing.send(addr, lineage, message) {
             self.blocked(lineage.to.id);
         }
+        Ok(())
     }
 
     /// Puts the entries after `append.prev` up to `last` on the feed: those that are in memory
     /// from there, those below are read from the WAL when their turn comes.
-    fn send_entries(&mut self, addr: String, lineage: Lineage, append: Append, last: Lsn) {
+    fn send_entries(
+        &mut self,
+        addr: String,
+        lineage: Lineage,
+        append: Append,
+        last: Lsn,
+    ) -> Result<(), DiskError> {
         let first = append.prev.next();
         match self.tail.start() {
             Some(start) if first < start && start <= last => {
                 let below = start.prev();
-                if !self.send_from_log(&addr, lineage, append.clone(), below) {
-                    return;
+                if !self.send_from_log(&addr, lineage, append.clone(), below)? {
+                    return Ok(());
                 }
                 // One promise is asked for once.
                 let append = Append { prev: below, stamp: None, ..append };
@@ -171,13 +184,20 @@ impl<D: Disk> Running<D> {
                 self.send_from_memory(&addr, lineage, append, last);
             }
             Some(_) | None => {
-                self.send_from_log(&addr, lineage, append, last);
+                self.send_from_log(&addr, lineage, append, last)?;
             }
         }
+        Ok(())
     }
 
     /// Returns whether the entries are on the feed.
-    fn send_from_log(&mut self, addr: &str, lineage: Lineage, append: Append, last: Lsn) -> bool {
+    fn send_from_log(
+        &mut self,
+        addr: &str,
+        lineage: Lineage,
+        append: Append,
+        last: Lsn,
+    ) -> Result<bool, DiskError> {
         let replica = lineage.to.id;
         match self.disk.read_log(append.prev.next(), last) {
             Ok(read) => {
@@ -186,13 +206,28 @@ impl<D: Disk> Running<D> {
                 if !sent {
                     self.blocked(replica);
                 }
-                sent
+                Ok(sent)
             }
-            Err(cause) => {
+            Err(lost) => {
+                let cause = self.entries_lost(lost)?;
                 self.inbox.push_back(Input::FeedFailed { replica, cause });
-                false
+                Ok(false)
             }
         }
+    }
+
+    /// Entries of the own log are not to be had. If the disk lost them, the store says whether it
+    /// can do without: then the engine hears what the log holds now, and who misses them is
+    /// rebuilt. [Told as a failure of the receiver's session, it was tried again for ever.]
+    pub(super) fn entries_lost(&mut self, lost: EntriesLost) -> Result<FailureKind, DiskError> {
+        let (lsn, what) = match lost {
+            EntriesLost::Gone(kind) => return Ok(kind),
+            EntriesLost::Unreadable { lsn, what } => (lsn, what),
+        };
+        let (checkpoint, retained) = self.disk.unreadable(lsn, &what)?;
+        let generation = self.replica.generation();
+        self.inbox.push_back(Input::Checkpointed { generation, checkpoint, retained });
+        Ok(FailureKind::WalRecycled)
     }
 
     fn send_from_memory(&mut self, addr: &str, lineage: Lineage, append: Append, last: Lsn) {
@@ -233,10 +268,16 @@ impl<D: Disk> Running<D> {
     fn send_fetched(&mut self, lineage: Lineage, request: u64, prev: Lsn, last: Lsn) {
         let Some(way) = self.incoming.take_call(lineage.to, request) else { return };
         let read = self.disk.read_log(prev.next(), last);
+        let (events, incarnation) = (self.shared.peers.clone(), self.me.incarnation);
         tokio::task::spawn_blocking(move || {
             let read = read.and_then(|mut read| read.next(MESSAGE_BYTES, MESSAGE_ENTRIES));
-            let entries = read.unwrap_or_else(|cause| {
-                tracing::warn!(%prev, %cause, "entries for a candidate could not be read");
+            let entries = read.unwrap_or_else(|lost| {
+                tracing::warn!(%prev, ?lost, "entries for a candidate could not be read");
+                if let EntriesLost::Unreadable { lsn, what } = lost {
+                    let event = PeerEvent::LogUnreadable { incarnation, lsn, what };
+                    // A volume task that has ended needs no answer.
+                    let _ended = events.blocking_send(event);
+                }
                 Vec::new()
             });
             let headers = entries.iter().map(|entry| entry.header).collect();

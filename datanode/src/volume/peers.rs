@@ -8,7 +8,7 @@ use tokio::task::block_in_place;
 use super::disk::{Disk, DiskError};
 use super::events::{AnswerPath, PeerEvent};
 use super::task::Running;
-use crate::transport::{Recover, WireEntry};
+use crate::transport::{EntriesLost, Recover, WireEntry};
 
 impl<D: Disk> Running<D> {
     pub(super) async fn peer(&mut self, event: PeerEvent) -> Result<(), DiskError> {
@@ -44,11 +44,19 @@ impl<D: Disk> Running<D> {
                 }
                 self.step(Input::Unreachable { replica, refused }).await
             }
-            PeerEvent::FeedFailed { replica, lane, cause } => {
-                if !self.outgoing.feed_ended(replica, lane) {
+            PeerEvent::FeedFailed { replica, lane, lost } => {
+                let current = self.outgoing.feed_ended(replica, lane);
+                let cause = self.entries_lost(lost)?;
+                if !current {
                     return Ok(());
                 }
                 self.step(Input::FeedFailed { replica, cause }).await
+            }
+            PeerEvent::LogUnreadable { incarnation, lsn, what } => {
+                if incarnation == self.me.incarnation {
+                    self.entries_lost(EntriesLost::Unreadable { lsn, what })?;
+                }
+                Ok(())
             }
             PeerEvent::BaseBlocks { session, lineage, lba, data, answers } => {
                 if self.receiving == Some(session) {

@@ -88,6 +88,7 @@ impl Store {
         self.durable = mark.base;
         self.told_committed = mark.base;
         self.checkpoint = mark.base;
+        self.given_up = Lsn(0);
         self.superblock.checkpoint = mark.base;
         self.write_state()?;
         self.write_superblock()?;

@@ -54,6 +54,8 @@ pub struct Store {
     /// As the owner said; may be beyond what is durable here.
     pub(super) told_committed: Lsn,
     pub(super) checkpoint: Lsn,
+    /// Entries up to here can't be read back, though their segments are there.
+    pub(super) given_up: Lsn,
     pub(super) pins: BTreeMap<RecoveryId, Lsn>,
     pub(super) lost_pins: BTreeSet<RecoveryId>,
     pub(super) rewriting: Arc<Rewriting>,
@@ -99,7 +101,7 @@ impl Store {
 
     /// S: the oldest LSN that the WAL holds, or one above its end.
     pub fn retained(&self) -> Lsn {
-        Lsn(self.log.first_index())
+        Lsn(self.log.first_index()).max(self.given_up.next())
     }
 
     /// The volume's size in blocks as of the log's end.
@@ -356,14 +358,19 @@ impl Store {
             if !self.log.release_oldest() {
                 return;
             }
-            let retained = self.retained();
-            let lost: Vec<RecoveryId> =
-                self.pins.iter().filter(|(_, from)| **from < retained).map(|(s, _)| *s).collect();
-            for session in lost {
-                tracing::info!(session = ?session, %retained, "a WAL pin was lost to its bound");
-                self.pins.remove(&session);
-                self.lost_pins.insert(session);
-            }
+            self.drop_pins();
+        }
+    }
+
+    /// Pins of what the WAL does not hold any more are lost.
+    pub(super) fn drop_pins(&mut self) {
+        let retained = self.retained();
+        let lost: Vec<RecoveryId> =
+            self.pins.iter().filter(|(_, from)| **from < retained).map(|(s, _)| *s).collect();
+        for session in lost {
+            tracing::info!(session = ?session, %retained, "a WAL pin was lost");
+            self.pins.remove(&session);
+            self.lost_pins.insert(session);
         }
     }
 

@@ -117,15 +117,13 @@ pub enum LogReadError {
         /// The oldest there is.
         retained: Lsn,
     },
-    /// The WAL could not be read.
-    #[error(transparent)]
-    Log(LogError),
-    /// An entry's bytes can't be an entry.
-    #[error("entry {lsn} in the WAL is damaged: {what}")]
-    Damaged {
+    /// The disk does not give the entry back as it was written. See
+    /// [`Store::unreadable`](super::Store::unreadable).
+    #[error("entry {lsn} can't be read back: {what}")]
+    Unreadable {
         /// Which.
         lsn: Lsn,
         /// How.
-        what: &'static str,
+        what: String,
     },
 }

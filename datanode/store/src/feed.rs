@@ -7,7 +7,7 @@ use sbk_wal::{LogError, LogReader};
 
 use super::codec;
 use super::core::Store;
-use super::error::LogReadError;
+use super::error::{LogReadError, StoreError};
 
 /// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -52,18 +52,46 @@ impl Store {
             from = from.prev();
         }
         recent.reverse();
+        let retained = self.retained();
+        if first < retained && from > first {
+            return Err(LogReadError::Recycled { lsn: first, retained });
+        }
         let stored = if from > first {
             let reader = self.log.reader(first.0, from.prev().0).map_err(|error| match error {
                 LogError::Recycled { index, retained } => {
                     LogReadError::Recycled { lsn: Lsn(index), retained: Lsn(retained) }
                 }
-                other => LogReadError::Log(other),
+                other => LogReadError::Unreadable { lsn: first, what: other.to_string() },
             })?;
             Some(reader)
         } else {
             None
         };
         Ok(LogReadPlan { stored, recent: recent.into_iter(), pushed_back: None })
+    }
+
+    /// An entry of the log can't be read back. One that a checkpoint has moved is in the extents:
+    /// its part of the log counts as recycled, and whoever misses it gets the image. One behind the
+    /// checkpoint is nowhere else on this disk, and others count on it: the store has failed, and
+    /// its next opening tells whether the log is whole. Returns the checkpoint and the oldest LSN
+    /// that the WAL retains.
+    pub fn unreadable(&mut self, lsn: Lsn, what: &str) -> Result<(Lsn, Lsn), StoreError> {
+        self.check()?;
+        if lsn > self.checkpoint {
+            let cause = format!("entry {lsn} can't be read back: {what}");
+            return Err(self.fail(StoreError::Failed { cause }));
+        }
+        // Entries behind it in its segment may be fine, but are read by way of it.
+        let segment = self.log.segments().find(|(_, last, _)| *last >= lsn.0);
+        let last = segment.map_or(lsn.0, |(_, last, _)| last);
+        self.given_up = self.given_up.max(Lsn(last).min(self.checkpoint));
+        let retained = self.retained();
+        tracing::warn!(
+            replica = %self.superblock.identity.replica, %lsn, what, %retained,
+            "an entry of the WAL can't be read back, but it is in the extents"
+        );
+        self.drop_pins();
+        Ok((self.checkpoint, retained))
     }
 }
 
@@ -72,16 +100,22 @@ impl LogReadPlan {
     /// at the end. Blocks.
     pub fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<LogEntry>, LogReadError> {
         if let Some(stored) = &mut self.stored {
-            let records = stored.next(bytes, entries).map_err(LogReadError::Log)?;
+            let records = stored.next(bytes, entries).map_err(|error| {
+                let lsn = Lsn(stored.next_index());
+                LogReadError::Unreadable { lsn, what: error.to_string() }
+            })?;
             if !records.is_empty() {
                 return records
                     .into_iter()
                     .map(|record| {
                         let lsn = Lsn(record.index);
-                        let what = "its bytes are no entry of this LSN";
+                        let damaged = || LogReadError::Unreadable {
+                            lsn,
+                            what: "its bytes are no entry of this LSN".to_owned(),
+                        };
                         let (header, payload) = codec::entry(&record.body)
                             .filter(|(header, _)| header.lsn == lsn)
-                            .ok_or(LogReadError::Damaged { lsn, what })?;
+                            .ok_or_else(damaged)?;
                         Ok(LogEntry { header, crc: record.crc, payload })
                     })
                     .collect();

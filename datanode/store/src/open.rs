@@ -269,6 +269,7 @@ impl Store {
             durable,
             told_committed: files.superblock.committed,
             checkpoint,
+            given_up: Lsn(0),
             superblock: files.superblock,
             pins: BTreeMap::new(),
             lost_pins: BTreeSet::new(),

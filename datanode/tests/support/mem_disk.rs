@@ -6,7 +6,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 
 use bytes::{Bytes, BytesMut};
-use sbk_datanode::transport::{ReadEntries, WireEntry};
+use sbk_datanode::transport::{EntriesLost, ReadEntries, WireEntry};
 use sbk_datanode::volume::disk::{
     CommittedReadPlan, Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, VerifyPlan, Work,
 };
@@ -384,14 +384,18 @@ impl Disk for MemDisk {
         ReadPlan::new(move || Ok((data, committed)))
     }
 
-    fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, FailureKind> {
+    fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, EntriesLost> {
         let disk = self.disk();
         if first < disk.retained || last > disk.durable {
-            return Err(FailureKind::WalRecycled);
+            return Err(EntriesLost::Gone(FailureKind::WalRecycled));
         }
         let entries: Vec<_> =
             disk.log.range(first..=last).map(|(_, entry)| entry.clone()).collect();
         Ok(Box::new(Reader(entries.into_iter())))
+    }
+
+    fn unreadable(&mut self, lsn: Lsn, _what: &str) -> Result<(Lsn, Lsn), DiskError> {
+        unreachable!("memory gives entry {lsn} back")
     }
 
     fn allocated_regions(&self) -> Vec<u64> {
@@ -425,7 +429,7 @@ impl Disk for MemDisk {
 struct Reader(std::vec::IntoIter<WireEntry>);
 
 impl ReadEntries for Reader {
-    fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<WireEntry>, FailureKind> {
+    fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<WireEntry>, EntriesLost> {
         let mut taken = Vec::new();
         let mut length = 0;
         while taken.len() < entries && (taken.is_empty() || length < bytes) {

@@ -71,6 +71,11 @@ impl Log {
 }
 
 impl LogReader {
+    /// The first record that was not returned yet.
+    pub fn next_index(&self) -> u64 {
+        self.index
+    }
+
     /// The next records, up to about `max_bytes` of bodies and `max_records` of them, at least
     /// one; empty at the end.
     pub fn next(

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::state::{Durability, State, Volume};
+use crate::bugs::{Bug, on};
 use crate::types::{Epoch, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId};
 
 /// Times of the detector.
@@ -273,7 +274,7 @@ impl Detector {
         }
         // A voter may be wiped for a rebuild while it is listed, and be named before its node has
         // said so: it refuses the role, for it holds nothing that could be the volume's.
-        if registered.is_some_and(|r| !r.complete) {
+        if registered.is_some_and(|r| !r.complete) && !on(Bug::KeepTornPrimary) {
             return Some(format!("{} holds no complete image", primary.id));
         }
         let report = self.reports.get(&primary.id)?;

@@ -92,11 +92,14 @@ pub enum Input {
         /// was silence.
         refused: bool,
     },
-    /// Entries meant for a replica could not be read from the WAL any more.
+    /// The WAL does not hold entries any more that were meant for a replica. What the disk does not
+    /// give back is no such thing: it is this replica's own failure, and either
+    /// [`Input::StoreFailed`] or, if the extents have it, told as recycled by
+    /// [`Input::Checkpointed`].
     FeedFailed {
         /// Which.
         replica: ReplicaId,
-        /// Why: recycled, pin lost or store I/O.
+        /// Why: recycled, pin lost, or the way was blocked.
         cause: FailureKind,
     },
     /// Primary: bytes of the base lane that the receiver took, for progress.

@@ -393,3 +393,21 @@ fn a_candidate_may_name_another_voter_and_no_other_primary_may() {
     let epoch = config(&state).epoch;
     assert_eq!(propose(&mut state, epoch, IsrChange::Yield { to }), Err("bad-isr".to_owned()));
 }
+
+/// A voter is wiped where it stands in the list. Named primary by masters that had not heard of it
+/// yet, it refuses the role; nobody else would ever have been named.
+#[test]
+fn a_primary_that_turns_out_to_hold_nothing_is_replaced() {
+    let mut state = quorum();
+    let before = config(&state);
+    let n = number(before.primary.id);
+    let mut torn = registration(n, 1, 2, true);
+    torn.replicas.values_mut().for_each(|replica| replica.complete = false);
+    let mut detector = listening(&state, 100);
+    assert!(detector.step(Millis(150), &state, DetectorEvent::Tick).is_empty());
+    state.apply(&Command::RegisterNode(torn)).expect("registers");
+    let decisions = detector.step(Millis(160), &state, DetectorEvent::Tick);
+    assert_eq!(decisions.len(), 1, "it can't be the primary");
+    assert_ne!(decisions[0].primary.id, before.primary.id);
+    assert!(decisions[0].reason.contains("no complete image"), "{}", decisions[0].reason);
+}

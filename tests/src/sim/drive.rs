@@ -10,7 +10,7 @@ use sbk_engine::replication::log::{EntryHeader, RequestTag};
 use sbk_engine::replication::message::{Append, Lineage, ToPrimary, ToReplica};
 use sbk_engine::types::Lsn;
 use sbk_store::entry::entry_crc;
-use sbk_store::{LogEntry, LogReadError, ReadError, StoreError};
+use sbk_store::{LogEntry, LogReadError, ReadError, Store, StoreError};
 
 use super::event::Event;
 use super::marks::Mark;
@@ -104,18 +104,19 @@ impl World {
                 let delay = self.rng.below(5);
                 self.after(delay, Event::ReadDone { node: index, run, stream, tag });
             }
-            Output::ToReplica { lineage, message, .. } => self.tell(index, lineage, message),
+            Output::ToReplica { lineage, message, .. } => self.tell(index, lineage, message)?,
             Output::SendEntries { lineage, append, last, .. } => {
-                self.send_entries(index, lineage, append, last);
+                self.send_entries(index, lineage, append, last)?;
             }
             Output::ResetFeed { .. } => {}
             Output::ToPrimary { lineage, message } => {
                 self.tell_primary(index, lineage, message, Vec::new());
             }
             Output::SendFetched { lineage, request, prev, last } => {
-                // None, if they can't be read: the candidate asks anew what there is.
+                // None, if they are gone: the candidate asks anew what there is.
                 let last = last.min(Lsn(prev.0 + FETCHED_ENTRIES));
-                let entries = self.read_log(index, prev.next(), last).unwrap_or_default();
+                let read = self.read_log(index, prev.next(), last)?;
+                let entries = read.unwrap_or_default();
                 let headers = entries.iter().map(|entry| entry.header).collect();
                 let message = ToPrimary::Entries { request, prev, entries: headers };
                 self.tell_primary(index, lineage, message, entries);
@@ -287,7 +288,12 @@ impl World {
         self.send(index, to, Event::ToPrimary { lineage, message, entries });
     }
 
-    fn tell(&mut self, index: usize, lineage: Lineage, message: ToReplica) {
+    fn tell(
+        &mut self,
+        index: usize,
+        lineage: Lineage,
+        message: ToReplica,
+    ) -> Result<(), StoreError> {
         if let ToReplica::Append(append) = &message
             && let Some(last) = append.entries.last().map(|header| header.lsn)
         {
@@ -296,10 +302,17 @@ impl World {
         }
         let to = self.index(lineage.to.id);
         self.send(index, to, Event::ToReplica { lineage, message, entries: Vec::new() });
+        Ok(())
     }
 
-    fn send_entries(&mut self, index: usize, lineage: Lineage, append: Append, last: Lsn) {
-        let entries = match self.read_log(index, append.prev.next(), last) {
+    fn send_entries(
+        &mut self,
+        index: usize,
+        lineage: Lineage,
+        append: Append,
+        last: Lsn,
+    ) -> Result<(), StoreError> {
+        let entries = match self.read_log(index, append.prev.next(), last)? {
             Ok(entries) => entries,
             Err(cause) => {
                 let replica = lineage.to.id;
@@ -307,7 +320,7 @@ impl World {
                 self.nodes[index]
                     .inbox
                     .push_back((Input::FeedFailed { replica, cause }, Vec::new()));
-                return;
+                return Ok(());
             }
         };
         let to = self.index(lineage.to.id);
@@ -323,30 +336,33 @@ impl World {
             append.stamp = None;
             append.prev = Lsn(append.prev.0 + sent);
         }
+        Ok(())
     }
 
+    /// Entries of a node's own log, or why they are not in it any more. What its disk does not give
+    /// back fails its store, unless the extents have it: as a volume task does it.
     fn read_log(
         &mut self,
         index: usize,
         first: Lsn,
         last: Lsn,
-    ) -> Result<Vec<LogEntry>, FailureKind> {
+    ) -> Result<Result<Vec<LogEntry>, FailureKind>, StoreError> {
         let store = self.nodes[index].disk.store();
-        let lost_a_pin = store.lost_a_pin();
-        let failure = |error: LogReadError| match error {
-            LogReadError::Recycled { .. } if lost_a_pin => FailureKind::PinLost,
-            LogReadError::Recycled { .. } => FailureKind::WalRecycled,
-            LogReadError::Log(_) | LogReadError::Damaged { .. } => FailureKind::StoreIo,
-        };
-        let mut plan = store.read_log(first, last).map_err(failure)?;
-        let mut entries = Vec::new();
-        loop {
-            let some = plan.next(1 << 20, MESSAGE_ENTRIES).map_err(failure)?;
-            if some.is_empty() {
-                return Ok(entries);
+        let (lsn, what) = match read_all(store, first, last) {
+            Ok(entries) => return Ok(Ok(entries)),
+            Err(LogReadError::Recycled { .. }) if store.lost_a_pin() => {
+                return Ok(Err(FailureKind::PinLost));
             }
-            entries.extend(some);
-        }
+            Err(LogReadError::Recycled { .. }) => return Ok(Err(FailureKind::WalRecycled)),
+            Err(LogReadError::Unreadable { lsn, what }) => (lsn, what),
+        };
+        let (checkpoint, retained) = store.unreadable(lsn, &what)?;
+        self.mark(Mark::LogGivenUp);
+        let node = &mut self.nodes[index];
+        let generation = node.replica.as_ref().map_or(0, Replica::generation);
+        let told = Input::Checkpointed { generation, checkpoint, retained };
+        node.inbox.push_back((told, Vec::new()));
+        Ok(Err(FailureKind::WalRecycled))
     }
 
     fn send_proposal(&mut self, index: usize, proposal: Proposal) {
@@ -397,6 +413,18 @@ impl World {
             }
         };
         self.step(index, Input::ReadDone { stream, tag, error }, Vec::new());
+    }
+}
+
+fn read_all(store: &Store, first: Lsn, last: Lsn) -> Result<Vec<LogEntry>, LogReadError> {
+    let mut plan = store.read_log(first, last)?;
+    let mut entries = Vec::new();
+    loop {
+        let some = plan.next(1 << 20, MESSAGE_ENTRIES)?;
+        if some.is_empty() {
+            return Ok(entries);
+        }
+        entries.extend(some);
     }
 }
 

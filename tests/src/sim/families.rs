@@ -191,7 +191,7 @@ pub const FAMILIES: &[Family] = &[
             slow: seed % 20,
             crash: true,
             power: seed % 2 == 0,
-            disk: true,
+            disk: seed % 4 < 2,
             partition: seed % 4 != 1,
             whim: seed % 4 != 1,
             hasty: seed % 2 == 0,
@@ -211,6 +211,7 @@ pub const FAMILIES: &[Family] = &[
         faults: |seed| Faults {
             coup: true,
             crash: seed % 3 == 0,
+            disk: seed % 5 == 1,
             drift: seed % 2 == 0,
             repeat: seed % 3,
             durability: Durability::SyncQuorum,

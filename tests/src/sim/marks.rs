@@ -102,6 +102,8 @@ counted! {
         DiskFull = "disk full",
         /// A block did not match its checksum.
         Rotten = "damaged block refused",
+        /// A part of a log that could not be read back was given up, for the extents have it.
+        LogGivenUp = "unreadable log given up",
         /// A store failed so often that it was not opened again.
         Retired = "replica retired",
         /// Every process was down at a time.

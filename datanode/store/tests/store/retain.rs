@@ -7,7 +7,7 @@ use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind};
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::types::{BootId, Epoch, Incarnation, Lba, LossGeneration, Lsn};
 use sbk_store::entry::entry_crc;
-use sbk_store::{CreateSpec, LogReadError, Store};
+use sbk_store::{CreateSpec, LogReadError, Store, StoreOptions};
 use sbk_wal::{Memory, Storage};
 use uuid::Uuid;
 
@@ -127,4 +127,86 @@ fn opening_reads_the_log_behind_the_checkpoint_not_the_volume() {
     let difference = reads(1 << 18, 400, 5).abs_diff(small);
     assert!(difference < options().wal_segment_bytes, "what is checkpointed: {difference}");
     assert!(reads(1 << 18, 50, 9) > small + 4 * 4096, "what is behind the checkpoint");
+}
+
+/// Flips a bit of the record that holds `payload`, wherever in the WAL it lies.
+fn spoil(disk: &Memory, payload: &Bytes) {
+    for path in disk.paths().into_iter().filter(|path| path.ends_with(".seg")) {
+        let content = disk.content(&path).expect("it is listed");
+        let Some(at) = content.windows(payload.len()).position(|bytes| bytes == &payload[..])
+        else {
+            continue;
+        };
+        assert!(disk.flip(&path, at as u64 * 8 + 3));
+        return;
+    }
+    panic!("the WAL does not hold it");
+}
+
+fn unreadable(store: &Store, first: Lsn) -> (Lsn, String) {
+    match read(store, first).expect_err("it is damaged") {
+        LogReadError::Unreadable { lsn, what } => (lsn, what),
+        other @ LogReadError::Recycled { .. } => panic!("{other}"),
+    }
+}
+
+/// Entries 1 to 35, of which 1 to 30 are in the extents, and a pin from the oldest on. The memory
+/// for recent payloads holds none of them.
+fn a_store_to_spoil() -> (Memory, Arc<dyn Storage>, Store, Lsn) {
+    let disk = Memory::new(1);
+    let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+    driver::create(&storage, 0).expect("a replica");
+    let options = StoreOptions { tail_cache_bytes: 0, ..options() };
+    let incarnation = Incarnation { process: 1, open: 1 };
+    let boot = BootId(Uuid::from_u128(1));
+    let opened = Store::open(&storage, identity(0), incarnation, boot, options);
+    let mut store = opened.expect("a store").0;
+    append(&mut store, 35);
+    let first = store.retained();
+    store.pin(session(1), first);
+    assert!(store.checkpoint() == Lsn(30) && first < Lsn(25), "{first}");
+    (disk, storage, store, first)
+}
+
+#[test]
+fn an_entry_that_rotted_after_its_checkpoint_counts_as_recycled() {
+    let (disk, _, mut store, first) = a_store_to_spoil();
+    let rotten = first.next();
+    spoil(&disk, &bytes_of(&[rotten.0]));
+    let (lsn, what) = unreadable(&store, first);
+    assert_eq!(lsn, rotten);
+    assert!(what.contains("damaged"), "{what}");
+    let (checkpoint, retained) = store.unreadable(lsn, &what).expect("the extents have it");
+    assert_eq!(checkpoint, Lsn(30));
+    assert!(retained > rotten && retained <= Lsn(31), "{retained}");
+    assert_eq!(store.retained(), retained);
+    assert!(store.pin_lost(session(1)), "what it was to keep can't be read");
+    let error = read(&store, rotten).expect_err("it is given up");
+    assert!(matches!(error, LogReadError::Recycled { .. }), "{error}");
+    read(&store, retained).expect("the rest is there");
+    // The store goes on.
+    append(&mut store, 20);
+    read(&store, Lsn(40)).expect("what came since is there");
+}
+
+#[test]
+fn an_entry_that_rotted_before_its_checkpoint_fails_the_store_and_is_not_opened_again() {
+    let (disk, storage, mut store, _) = a_store_to_spoil();
+    spoil(&disk, &bytes_of(&[32]));
+    let (lsn, what) = unreadable(&store, Lsn(31));
+    assert_eq!(lsn, Lsn(32));
+    store.unreadable(lsn, &what).expect_err("it is nowhere else");
+    let header = EntryHeader {
+        epoch: Epoch(1),
+        lsn: Lsn(36),
+        kind: EntryKind::Write { lba: Lba(1), blocks: 1 },
+        origin: None,
+    };
+    let payload = bytes_of(&[36]);
+    let more = store.append(header, entry_crc(&header, &payload), payload);
+    more.expect_err("it takes nothing more");
+    drop(store);
+    disk.process_killed();
+    let error = driver::open(&storage, 0).expect_err("others count on entry 32").to_string();
+    assert!(error.contains("damaged") && error.contains("record 32"), "{error}");
 }
