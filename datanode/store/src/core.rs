@@ -228,6 +228,11 @@ impl Store {
         table
     }
 
+    /// The last LSN of each region that the extents hold, from region 0; 0 where none wrote.
+    pub(super) fn checkpointed_regions(&self) -> &[Lsn] {
+        &self.regions
+    }
+
     /// The regions whose committed blocks may be anything but zeros, ascending.
     pub fn allocated_regions(&self) -> Vec<u64> {
         let table = self.regions();

@@ -23,6 +23,8 @@ pub(super) const HEADER: u64 = 4096;
 const VERSION: u32 = 1;
 const STAMP: u64 = 4;
 const SECTOR: u64 = 512;
+/// Blocks that are read at once to see whether they are holes.
+const HOLE_READ: u64 = 64;
 /// LSNs in a sector of the region table.
 pub(super) const REGIONS_PER_SECTOR: u64 = 62;
 
@@ -127,6 +129,40 @@ impl Image {
             }
         }
         Ok(bad)
+    }
+
+    /// Tells `range` as runs of blocks, and whether they are holes. A block is one if its stamp says
+    /// that it is zeros, and it is: a damaged stamp alone must not make a client skip data. What is
+    /// being rewritten meanwhile is data.
+    pub(super) fn holes(
+        &self,
+        range: Range<u64>,
+        mut run: impl FnMut(u64, bool),
+    ) -> Result<(), ReadError> {
+        let error =
+            |name: &str, source| ReadError::Io { path: self.storage.describe(name), source };
+        let mut stamps = vec![0; ((range.end - range.start) * STAMP) as usize];
+        read_exact(&*self.checksums, &mut stamps, HEADER + range.start * STAMP, true)
+            .map_err(|e| error(CHECKSUMS.name, e))?;
+        let mut buffer = vec![0; bytes(HOLE_READ.min(range.end - range.start)) as usize];
+        let mut at = range.start;
+        for stamps in stamps.chunks(buffer.len() / BLOCK_SIZE as usize * STAMP as usize) {
+            let count = stamps.len() as u64 / STAMP;
+            if stamps.chunks_exact(4).any(is_zero) {
+                let data = &mut buffer[..bytes(count) as usize];
+                read_exact(&*self.extents, data, HEADER + bytes(at), true)
+                    .map_err(|e| error(EXTENTS.name, e))?;
+                for (stamp, block) in
+                    stamps.chunks_exact(4).zip(data.chunks_exact(BLOCK_SIZE as usize))
+                {
+                    run(1, is_zero(stamp) && is_zero(block));
+                }
+            } else {
+                run(count, false);
+            }
+            at += count;
+        }
+        Ok(())
     }
 
     /// Writes consecutive blocks and their stamps; not durable before [`Image::sync`].

@@ -2,14 +2,15 @@
 //!
 //! A [`Store`] is owned by one task and is the only writer of its directory. What may take long is
 //! handed out as a plan that runs on a thread that may block ([`WalBatch`], [`ReadPlan`],
-//! [`CommittedReadPlan`], [`LogReadPlan`], [`CheckpointPlan`], [`DigestPlan`]); its outcome is given back. The rest blocks
-//! the caller, durably done when it returns: [`Store::persist`], [`Store::cut`], [`Store::wipe`],
-//! [`Store::finish_rebuild`].
+//! [`CommittedReadPlan`], [`AllocationPlan`], [`LogReadPlan`], [`CheckpointPlan`], [`DigestPlan`]);
+//! its outcome is given back. The rest blocks the caller, durably done when it returns:
+//! [`Store::persist`], [`Store::cut`], [`Store::wipe`], [`Store::finish_rebuild`].
 //!
 //! An entry is readable and counts as logged once it was appended; it is durable once its batch is
 //! back; once it is committed as well, a checkpoint moves it to the extents, and its segment can
 //! go. Extents hold nothing that is not committed. `docs/on-disk-format.md` has every file.
 
+mod allocation;
 mod base;
 mod batch;
 mod checkpoint;
@@ -33,6 +34,7 @@ use std::ops::Range;
 use sbk_engine::replication::log::{EntryHeader, EntryKind};
 use sbk_engine::types::REGION_BLOCKS;
 
+pub use self::allocation::{AllocationPlan, Run};
 pub use self::batch::{BatchResult, WalBatch};
 pub use self::checkpoint::{CheckpointDone, CheckpointPlan};
 pub use self::committed::CommittedReadPlan;

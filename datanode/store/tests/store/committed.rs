@@ -202,3 +202,29 @@ fn reads_beside_a_running_checkpoint_are_whole() {
     }
     assert!(newer > 0, "no checkpoint was written under a read");
 }
+
+/// Written blocks are data wherever they are, and what was never written, trimmed or zeroed is holes:
+/// in the WAL, in the extents, and while an entry is not committed.
+#[test]
+fn holes_are_told() {
+    let mut store = new_store();
+    let runs = |store: &Store, first: u64, blocks: u32| -> Vec<(u32, bool)> {
+        let range = BlockRange { lba: Lba(first), blocks };
+        let runs = store.plan_allocation(range).run().expect("runs");
+        runs.into_iter().map(|run| (run.blocks, run.hole)).collect()
+    };
+    assert_eq!(runs(&store, 0, 100), [(100, true)], "nothing was written");
+    write(&mut store, 10, &[1, 2, 3]);
+    let written = [(10, true), (3, false), (87, true)];
+    assert_eq!(runs(&store, 0, 100), written, "in the WAL");
+    store.set_committed(Lsn(1));
+    checkpoint(&mut store);
+    assert_eq!(runs(&store, 0, 100), written, "in the extents");
+    assert_eq!(runs(&store, 11, 1), [(1, false)]);
+    append(&mut store, EntryKind::Zero { lba: Lba(11), blocks: 1 }, &Bytes::new());
+    let zeroed = [(10, true), (1, false), (1, true), (1, false), (87, true)];
+    assert_eq!(runs(&store, 0, 100), zeroed, "in the WAL");
+    store.set_committed(Lsn(2));
+    checkpoint(&mut store);
+    assert_eq!(runs(&store, 0, 100), zeroed, "in the extents");
+}

@@ -294,9 +294,28 @@ impl Model {
             }
             first += blocks;
         }
+        self.check_holes(store, &newest.image)?;
         self.check_log(store, opened)?;
         self.check_regions(store, opened)?;
         self.raise_floor(opened.committed.0);
+        Ok(())
+    }
+
+    /// Every hole is of zeros, also where a stamp is damaged: a client that copies skips it.
+    fn check_holes(&self, store: &Store, image: &[Tag]) -> Result<(), String> {
+        let all = BlockRange { lba: Lba(0), blocks: MAX_BLOCKS as u32 };
+        let runs = store.plan_allocation(all).run().map_err(|e| format!("no runs: {e}"))?;
+        let mut at = 0;
+        for run in runs {
+            let end = at + run.blocks as usize;
+            if let Some(block) = (at..end).find(|block| run.hole && image[*block] != 0) {
+                return Err(format!("block {block} is called a hole"));
+            }
+            at = end;
+        }
+        if at as u64 != MAX_BLOCKS {
+            return Err(format!("the runs cover {at} blocks"));
+        }
         Ok(())
     }
 
@@ -312,6 +331,7 @@ impl Model {
                 Err(error) => refused.push(error.to_string()),
             }
         }
+        self.check_holes(store, &newest.image)?;
         let first = opened.retained.0.max(self.floor.lsn + 1);
         for lsn in first..=opened.durable.0 {
             let made = &self.entries[(lsn - self.floor.lsn - 1) as usize];

@@ -1,0 +1,117 @@
+//! Which blocks may be anything but zeros, without their bytes.
+//!
+//! A copying client skips what it is told to be zeros, so a block is a hole only where a read would
+//! bring zeros. In doubt it is data: the client then reads it, and learns of damage from that.
+
+use std::ops::Range;
+
+use sbk_engine::replication::log::BlockRange;
+use sbk_engine::types::{Lsn, REGION_BLOCKS};
+
+use super::core::Store;
+use super::error::ReadError;
+use super::read::{Piece, ReadPlan, Source};
+
+/// A run of blocks of which all, or none, are holes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Run {
+    /// How many, at least 1.
+    pub blocks: u32,
+    /// They read as zeros and take no space.
+    pub hole: bool,
+}
+
+/// Consecutive runs, neighbours of a kind joined.
+#[derive(Debug, Default)]
+struct Runs(Vec<Run>);
+
+impl Runs {
+    fn push(&mut self, blocks: u64, hole: bool) {
+        // A request covers fewer blocks than 32 bits count.
+        let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        match self.0.last_mut() {
+            _ if blocks == 0 => {}
+            Some(last) if last.hole == hole => last.blocks += blocks,
+            _ => self.0.push(Run { blocks, hole }),
+        }
+    }
+}
+
+/// A look at which blocks are holes. See the module's documentation.
+#[derive(Debug)]
+pub struct AllocationPlan {
+    read: ReadPlan,
+    /// For each region that the range touches, whether anything was ever written there to the
+    /// extents.
+    written: Vec<bool>,
+}
+
+impl AllocationPlan {
+    /// The runs, which cover the range. Blocks the thread.
+    pub fn run(self) -> Result<Vec<Run>, ReadError> {
+        let mut runs = Runs::default();
+        let first_region = self.read.range.start / REGION_BLOCKS;
+        for Piece { range, source } in &self.read.pieces {
+            match source {
+                Source::Zeros => runs.push(range.end - range.start, true),
+                Source::Memory(_) | Source::Wal { .. } => {
+                    runs.push(range.end - range.start, false);
+                }
+                Source::Extents => {
+                    for part in by_region(range.clone()) {
+                        let region = (part.start / REGION_BLOCKS - first_region) as usize;
+                        if self.written.get(region).copied().unwrap_or(false) {
+                            self.read.image.holes(part, |blocks, hole| runs.push(blocks, hole))?;
+                        } else {
+                            runs.push(part.end - part.start, true);
+                        }
+                    }
+                }
+            }
+        }
+        Ok(runs.0)
+    }
+}
+
+/// `range`, cut where regions begin.
+fn by_region(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
+    let mut at = range.start;
+    std::iter::from_fn(move || {
+        let start = at;
+        at = range.end.min((start / REGION_BLOCKS + 1) * REGION_BLOCKS);
+        (start < range.end).then_some(start..at)
+    })
+}
+
+impl Store {
+    /// Looks which of these blocks are holes as they are logged now.
+    pub fn plan_allocation(&self, range: BlockRange) -> AllocationPlan {
+        let read = self.plan_read(range);
+        let regions = read.range.start / REGION_BLOCKS..read.range.end.div_ceil(REGION_BLOCKS);
+        // What an entry wrote that is in the WAL alone is a piece of its own.
+        let table = self.checkpointed_regions();
+        let written =
+            regions.map(|region| table.get(region as usize).is_some_and(|at| *at > Lsn(0)));
+        AllocationPlan { read, written: written.collect() }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_are_joined_and_ranges_cut_at_regions() {
+        let mut runs = Runs::default();
+        for (blocks, hole) in [(1, true), (2, true), (0, false), (3, false), (1, true)] {
+            runs.push(blocks, hole);
+        }
+        let expected =
+            [(3, true), (3, false), (1, true)].map(|(blocks, hole)| Run { blocks, hole });
+        assert_eq!(runs.0, expected);
+        let (one, two) = (REGION_BLOCKS, 2 * REGION_BLOCKS);
+        let parts: Vec<_> = by_region(one - 1..two + 1).collect();
+        assert_eq!(parts, [one - 1..one, one..two, two..two + 1]);
+        assert_eq!(by_region(5..5).count(), 0);
+    }
+}
