@@ -8,6 +8,7 @@ use sbk_engine::replication::io::StreamEnd;
 use sbk_engine::types::{
     AttachGeneration, Config, Epoch, LossGeneration, ReplicaRef, SessionId, VolumeId,
 };
+use sbk_store::Run;
 use tokio::sync::mpsc;
 
 /// Requests that one link holds in its queue. The frontend's own window
@@ -51,6 +52,9 @@ pub struct IoRequest {
 pub enum IoOp {
     /// The newest committed data.
     Read { offset: u64, length: u64 },
+    /// Which blocks are holes, as a read would find them: whole blocks, at most
+    /// [`MAX_REQUEST_BYTES`](sbk_engine::types::MAX_REQUEST_BYTES). Answered with [`runs_out`].
+    Map { offset: u64, length: u64 },
     /// Acknowledged once committed.
     Write { offset: u64, data: Bytes },
     /// Reads as zeros, space may go. Rounded inwards to whole blocks.
@@ -70,7 +74,7 @@ pub enum LinkEvent {
     Opened { epoch: Epoch, attach: AttachGeneration, loss_generation: LossGeneration },
     /// The stream is over; what was not answered was not answered.
     Ended { reason: StreamEnd, config: Option<Config> },
-    /// A request's answer; `data` is a read's.
+    /// A request's answer; `data` is a read's or a map's.
     Reply { sequence: u64, outcome: LinkOutcome, data: Bytes },
 }
 
@@ -92,4 +96,41 @@ pub struct Link {
     pub requests: mpsc::Sender<IoRequest>,
     /// Answers and the stream's fate.
     pub events: mpsc::Receiver<LinkEvent>,
+}
+
+/// The top bit of a run on the wire: it is a hole. The others count its blocks.
+const HOLE: u32 = 1 << 31;
+
+/// Runs of blocks as the data of a map's answer.
+pub fn runs_out(runs: &[Run]) -> Bytes {
+    let words = runs.iter().map(|run| run.blocks | if run.hole { HOLE } else { 0 });
+    words.flat_map(u32::to_be_bytes).collect()
+}
+
+/// The runs of a map's answer, which must cover exactly `blocks`.
+pub fn runs_in(data: &[u8], blocks: u64) -> Option<Vec<Run>> {
+    let (words, rest) = data.as_chunks::<4>();
+    let run = |word: &[u8; 4]| {
+        let word = u32::from_be_bytes(*word);
+        Run { blocks: word & !HOLE, hole: word & HOLE != 0 }
+    };
+    let runs: Vec<_> = words.iter().map(run).collect();
+    let covered: u64 = runs.iter().map(|run| u64::from(run.blocks)).sum();
+    let sound = rest.is_empty() && covered == blocks && runs.iter().all(|run| run.blocks > 0);
+    sound.then_some(runs)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn runs_come_back_and_others_are_refused() {
+        let runs = [Run { blocks: 3, hole: true }, Run { blocks: 70_000, hole: false }];
+        let data = runs_out(&runs);
+        assert_eq!(runs_in(&data, 70_003).as_deref(), Some(&runs[..]));
+        assert_eq!(runs_in(&data, 70_002), None, "they cover more");
+        assert_eq!(runs_in(&data[1..], 70_003), None, "cut short");
+        assert_eq!(runs_in(&[0; 4], 0), None, "an empty run");
+    }
 }

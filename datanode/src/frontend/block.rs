@@ -24,6 +24,7 @@ const TRIM: u32 = 3;
 const ZERO: u32 = 4;
 const FLUSH: u32 = 5;
 const DETACH: u32 = 6;
+const MAP: u32 = 7;
 
 pub(super) fn open_out(open: &OpenLink) -> connect::Request {
     let body = v1::block_request::Body::Open(v1::OpenStream {
@@ -55,6 +56,7 @@ fn open_in(open: v1::OpenStream) -> Result<OpenLink, Status> {
 pub(super) fn request_out(request: IoRequest) -> connect::Request {
     let (op, offset, length, payload) = match request.op {
         IoOp::Read { offset, length } => (READ, offset, length, Bytes::new()),
+        IoOp::Map { offset, length } => (MAP, offset, length, Bytes::new()),
         IoOp::Write { offset, data } => (WRITE, offset, data.len() as u64, data),
         IoOp::Trim { offset, length } => (TRIM, offset, length, Bytes::new()),
         IoOp::Zero { offset, length } => (ZERO, offset, length, Bytes::new()),
@@ -90,6 +92,10 @@ fn request_in(io: v1::IoRequest) -> Result<IoRequest, Status> {
         READ => {
             fits(length)?;
             IoOp::Read { offset, length }
+        }
+        MAP => {
+            fits(length)?;
+            IoOp::Map { offset, length }
         }
         WRITE => {
             fits(io.payload.len() as u64)?;

@@ -9,7 +9,7 @@ use sbk_engine::forward::{
     Answer, ByteRange, ClientId, Forwarder, Input, LinkId, Op, Output, Params, RequestId,
 };
 use sbk_engine::replication::io::Outcome;
-use sbk_engine::types::VolumeId;
+use sbk_engine::types::{BLOCK_SIZE, VolumeId};
 use tokio::sync::mpsc;
 
 use super::block::fresh_session;
@@ -17,7 +17,7 @@ use super::connect::Connector;
 use super::limits::Permit;
 use super::split;
 use crate::catalogue::CatalogueWatch;
-use crate::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink};
+use crate::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink, runs_in};
 use crate::volume::clock;
 
 /// Requests that wait for the session's task.
@@ -184,7 +184,10 @@ struct Task {
 fn shape(op: &IoOp) -> Op {
     let range = |offset: u64, length: u64| ByteRange { offset, length };
     match op {
-        IoOp::Read { offset, length } => Op::Read(range(*offset, *length)),
+        // To the engine both are reads: of the newest committed state, once a lease allows it.
+        IoOp::Read { offset, length } | IoOp::Map { offset, length } => {
+            Op::Read(range(*offset, *length))
+        }
         IoOp::Write { offset, data } => Op::Write(range(*offset, data.len() as u64)),
         IoOp::Trim { offset, length } => Op::Trim(range(*offset, *length)),
         IoOp::Zero { offset, length } => Op::Zero(range(*offset, *length)),
@@ -306,7 +309,7 @@ impl Task {
 
     fn submit(&mut self, submit: Submit) {
         let Submit { client, cookie, op, permit } = submit;
-        let reads = matches!(op, IoOp::Read { .. });
+        let reads = matches!(op, IoOp::Read { .. } | IoOp::Map { .. });
         let parts = split::parts(op);
         let asked = self.next_asked;
         self.next_asked += 1;
@@ -430,6 +433,17 @@ impl Task {
                     let got = data.len();
                     Answer::Failed(format!(
                         "the primary answered a read of {length} bytes at {offset} with {got}"
+                    ))
+                }
+            }
+            (Answer::Done, IoOp::Map { offset, length }) => {
+                let data = std::mem::take(&mut self.data);
+                if runs_in(&data, length / BLOCK_SIZE).is_some() {
+                    asked.data[held.part] = data;
+                    Answer::Done
+                } else {
+                    Answer::Failed(format!(
+                        "the primary's answer to a map of {length} bytes at {offset} makes no sense"
                     ))
                 }
             }

@@ -34,6 +34,7 @@ pub(super) fn parts(op: IoOp) -> Vec<IoOp> {
         }
         IoOp::Zero { offset, length } => zero_parts(offset, length),
         op @ (IoOp::Read { .. }
+        | IoOp::Map { .. }
         | IoOp::Write { .. }
         | IoOp::Trim { .. }
         | IoOp::Flush

@@ -31,6 +31,8 @@ enum Held {
     Partial { at: usize, data: Bytes },
     /// A read of `length` bytes, `at` bytes into its blocks; with the data once it was read.
     Read { at: usize, length: usize, data: Option<Bytes> },
+    /// A look at which blocks are holes; with the answer once it was taken.
+    Map(Option<Bytes>),
     /// A request without bytes, or a write that was logged.
     Nothing,
 }
@@ -41,7 +43,8 @@ impl Held {
             Held::Write(data) | Held::Partial { data, .. } => data.len(),
             // Counted from the start, for the answer will need them.
             Held::Read { length, .. } => *length,
-            Held::Nothing => 0,
+            // Small, and a range is looked at only to a limit.
+            Held::Map(_) | Held::Nothing => 0,
         };
         length as u64
     }
@@ -239,6 +242,7 @@ impl Clients {
             Some(Held::Read { at, length, data: _ }) => {
                 Held::Read { at, length, data: Some(blocks.slice(at..at + length)) }
             }
+            Some(Held::Map(_)) => Held::Map(Some(blocks)),
             // The stream ended, or the request was answered otherwise.
             Some(held @ (Held::Write(_) | Held::Nothing)) => held,
             None => return,
@@ -246,12 +250,20 @@ impl Clients {
         self.hold(stream, tag.sequence, merged);
     }
 
+    /// Whether a read of the engine's is a look at which blocks are holes.
+    pub(super) fn wants_map(&self, stream: StreamId, tag: RequestTag) -> bool {
+        let stream = self.streams.get(&stream);
+        matches!(stream.and_then(|s| s.held.get(&tag.sequence)), Some(Held::Map(_)))
+    }
+
     /// Answers a request.
     pub(super) fn answer(&mut self, stream: StreamId, tag: RequestTag, outcome: Outcome) {
         let held = self.take(stream, tag.sequence);
         let (outcome, data) = match (outcome, held) {
-            (Outcome::Done, Some(Held::Read { data: Some(data), .. })) => (LinkOutcome::Done, data),
-            (Outcome::Done, Some(Held::Read { data: None, .. })) => {
+            (Outcome::Done, Some(Held::Read { data: Some(data), .. } | Held::Map(Some(data)))) => {
+                (LinkOutcome::Done, data)
+            }
+            (Outcome::Done, Some(Held::Read { data: None, .. } | Held::Map(None))) => {
                 panic!("read {} of session {} is done without data", tag.sequence, tag.session)
             }
             (Outcome::Done, Some(Held::Write(_) | Held::Partial { .. } | Held::Nothing) | None) => {
@@ -301,6 +313,7 @@ fn limited(offset: u64, length: u64) -> Result<(BlockRange, usize), String> {
 fn blocks_of(op: IoOp) -> Result<Shape, String> {
     let (offset, length) = match &op {
         IoOp::Read { offset, length }
+        | IoOp::Map { offset, length }
         | IoOp::Trim { offset, length }
         | IoOp::Zero { offset, length } => (*offset, *length),
         IoOp::Write { offset, data } => (*offset, data.len() as u64),
@@ -320,6 +333,11 @@ fn blocks_of(op: IoOp) -> Result<Shape, String> {
             let held = Held::Read { at, length: length as usize, data: None };
             Ok(Shape::Engine(Op::Read(range), held))
         }
+        IoOp::Map { .. } if aligned => {
+            let (range, _) = limited(offset, length)?;
+            Ok(Shape::Engine(Op::Read(range), Held::Map(None)))
+        }
+        IoOp::Map { .. } => Err(format!("{length} bytes at {offset} are not whole blocks")),
         IoOp::Write { data, .. } => {
             let (range, at) = limited(offset, length)?;
             Ok(if aligned {

@@ -9,6 +9,7 @@ use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{BlockRange, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{Lba, Lsn};
+use sbk_store::Run;
 
 use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 
@@ -45,6 +46,14 @@ impl<T> ReadPlan<T> {
     /// Does it.
     pub fn run(self) -> Result<T, DiskError> {
         (self.0)()
+    }
+
+    /// The plan that makes something else of what is read.
+    pub fn then<U>(self, make: impl FnOnce(T) -> U + Send + 'static) -> ReadPlan<U>
+    where
+        T: 'static,
+    {
+        ReadPlan::new(move || self.run().map(make))
     }
 }
 
@@ -126,6 +135,8 @@ pub trait Disk: Send + Sized + 'static {
 
     /// Reads blocks as they are logged now.
     fn read(&self, range: BlockRange) -> ReadPlan;
+    /// Looks which of these blocks are holes as they are logged now.
+    fn allocation(&self, range: BlockRange) -> ReadPlan<Vec<Run>>;
     /// Reads blocks as they are committed now, whatever is logged above: nothing in them can be cut
     /// any more.
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan;

@@ -12,7 +12,7 @@ use super::disk::{Disk, DiskError};
 use super::events::{Control, PeerEvent};
 use super::runner::ProposalOrder;
 use super::task::{Running, WantedRead};
-use crate::link::LinkEvent;
+use crate::link::{LinkEvent, runs_out};
 use crate::transport::{BaseSource, EntriesLost, FeedItem, WireEntry};
 use sbk_store::entry::entry_crc;
 
@@ -56,7 +56,10 @@ impl<D: Disk> Running<D> {
             Output::Pin { session, from } => self.disk.pin(session, from),
             Output::Unpin { session } => self.disk.unpin(session),
             Output::Read { stream, tag, range, merge: _ } => {
-                let plan = self.disk.read(range);
+                let plan = match self.clients.wants_map(stream, tag) {
+                    true => self.disk.allocation(range).then(|runs| runs_out(&runs)),
+                    false => self.disk.read(range),
+                };
                 self.wanted_reads.push(WantedRead { stream, tag, plan });
             }
             Output::ToReplica { addr, lineage, message } => {

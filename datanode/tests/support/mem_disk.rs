@@ -17,6 +17,7 @@ use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{
     BLOCK_SIZE, BootId, Incarnation, Lba, Lsn, REGION_BLOCKS, ReplicaId, ReplicaRef, VolumeId,
 };
+use sbk_store::Run;
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -375,6 +376,13 @@ impl Disk for MemDisk {
         ReadPlan::new(move || {
             let _may = reads.read().unwrap();
             Ok(data)
+        })
+    }
+
+    fn allocation(&self, range: BlockRange) -> ReadPlan<Vec<Run>> {
+        self.read(range).then(|data| {
+            let blocks = data.chunks_exact(4096);
+            blocks.map(|b| Run { blocks: 1, hole: b.iter().all(|byte| *byte == 0) }).collect()
         })
     }
 

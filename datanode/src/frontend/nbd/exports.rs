@@ -11,13 +11,22 @@ pub(super) struct Export {
     /// NAME@UUID: a client that connects again by it never reaches another volume of that name.
     pub(super) name: String,
     pub(super) bytes: u64,
+    /// For people.
+    pub(super) description: String,
 }
 
 fn export(volume: &Volume) -> Export {
+    let description = match &volume.config {
+        Some(config) => {
+            format!("sbk volume, {} replicas, {}", config.replicas.len(), config.durability)
+        }
+        None => "sbk volume".to_owned(),
+    };
     Export {
         volume: volume.id,
         name: format!("{}@{}", volume.name, volume.id),
         bytes: volume.blocks * BLOCK_SIZE,
+        description,
     }
 }
 

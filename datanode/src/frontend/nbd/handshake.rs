@@ -6,7 +6,9 @@ use sbk_engine::types::MAX_REQUEST_BYTES;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
 use super::exports::{self, Export};
+use super::options::{Contexts, Wish};
 use super::wire::*;
+use crate::catalogue::Catalogue;
 use crate::frontend::Frontends;
 
 /// Most bytes of one option. The longest that makes sense is a name and a list of infos.
@@ -18,13 +20,38 @@ fn broken(what: &str) -> io::Error {
     io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
+/// What was agreed on.
+#[derive(Debug)]
+pub(super) struct Agreed {
+    pub(super) export: Export,
+    pub(super) framing: Framing,
+    /// The client may ask which blocks are holes.
+    pub(super) allocation: bool,
+}
+
+/// What options have set so far.
+#[derive(Debug, Default)]
+struct Settings {
+    no_zeroes: bool,
+    framing: Framing,
+    /// The name of the export for which `base:allocation` was chosen.
+    allocation: Option<String>,
+}
+
+impl Settings {
+    fn agreed(&self, export: Export, name: &str) -> Step {
+        let allocation = self.allocation.as_deref() == Some(name);
+        Step::Agreed(Agreed { export, framing: self.framing, allocation })
+    }
+}
+
 /// Agrees on an export. `None` if the client ended the negotiation in order. Takes as long as the
 /// client takes: the caller sets the limit.
 pub(super) async fn negotiate<R, W>(
     frontends: &Frontends,
     reader: &mut R,
     writer: &mut W,
-) -> io::Result<Option<Export>>
+) -> io::Result<Option<Agreed>>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -40,6 +67,7 @@ where
         return Err(broken("unknown client flags"));
     }
     let no_zeroes = flags & u32::from(FLAG_NO_ZEROES) != 0;
+    let mut settings = Settings { no_zeroes, ..Settings::default() };
     for _ in 0..MAX_OPTIONS {
         let magic = reader.read_u64().await?;
         if magic != IHAVEOPT {
@@ -54,10 +82,10 @@ where
         }
         let mut data = vec![0; length as usize];
         reader.read_exact(&mut data).await?;
-        match answer(frontends, writer, option, &data, no_zeroes).await? {
+        match answer(frontends, writer, option, &data, &mut settings).await? {
             Step::Next => {}
             Step::Over => return Ok(None),
-            Step::Agreed(export) => return Ok(Some(export)),
+            Step::Agreed(agreed) => return Ok(Some(agreed)),
         }
     }
     Err(broken("too many options"))
@@ -66,7 +94,7 @@ where
 enum Step {
     Next,
     Over,
-    Agreed(Export),
+    Agreed(Agreed),
 }
 
 async fn answer<W: AsyncWrite + Unpin>(
@@ -74,22 +102,25 @@ async fn answer<W: AsyncWrite + Unpin>(
     writer: &mut W,
     option: u32,
     data: &[u8],
-    no_zeroes: bool,
+    settings: &mut Settings,
 ) -> io::Result<Step> {
     let catalogue = frontends.catalogue().borrow().clone();
     match option {
         OPT_EXPORT_NAME => {
+            if settings.framing == Framing::Extended {
+                return Err(broken("EXPORT_NAME after extended headers were agreed on"));
+            }
             let name = std::str::from_utf8(data).map_err(|_| broken("a name that is not UTF-8"))?;
             // This option has no error reply: closing is the answer.
             let export = exports::find(&catalogue, name).ok_or_else(|| broken("no such export"))?;
             let mut bytes = Vec::with_capacity(134);
             bytes.extend(export.bytes.to_be_bytes());
-            bytes.extend(TRANSMISSION.to_be_bytes());
-            if !no_zeroes {
+            bytes.extend(settings.framing.transmission_flags().to_be_bytes());
+            if !settings.no_zeroes {
                 bytes.extend([0; 124]);
             }
             writer.write_all(&bytes).await?;
-            Ok(Step::Agreed(export))
+            Ok(settings.agreed(export, name))
         }
         OPT_ABORT => {
             reply(writer, option, REP_ACK, b"").await?;
@@ -115,18 +146,31 @@ async fn answer<W: AsyncWrite + Unpin>(
                 return Ok(Step::Next);
             };
             let Some(export) = exports::find(&catalogue, &wish.name) else {
-                let text = match catalogue.heard {
-                    true => format!("there is no volume '{}'", wish.name),
-                    false => {
-                        "this datanode has not heard from the masters yet; try again".to_owned()
-                    }
-                };
-                reply(writer, option, REP_ERR_UNKNOWN, text.as_bytes()).await?;
+                unknown(writer, option, &catalogue, &wish.name).await?;
                 return Ok(Step::Next);
             };
-            describe(writer, option, &export, &wish).await?;
+            describe(writer, option, &export, &wish, settings.framing).await?;
             reply(writer, option, REP_ACK, b"").await?;
-            Ok(if option == OPT_GO { Step::Agreed(export) } else { Step::Next })
+            Ok(if option == OPT_GO { settings.agreed(export, &wish.name) } else { Step::Next })
+        }
+        OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS => {
+            let (kind, text): (_, &[u8]) = match (option, settings.framing) {
+                _ if !data.is_empty() => (REP_ERR_INVALID, b"the option takes no data"),
+                (OPT_STRUCTURED_REPLY, Framing::Extended) => {
+                    (REP_ERR_EXT_HEADER_REQD, b"extended headers were agreed on already")
+                }
+                _ => (REP_ACK, b""),
+            };
+            if kind == REP_ACK {
+                let extended = option == OPT_EXTENDED_HEADERS;
+                settings.framing = if extended { Framing::Extended } else { Framing::Structured };
+            }
+            reply(writer, option, kind, text).await?;
+            Ok(Step::Next)
+        }
+        OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => {
+            contexts(writer, option, &catalogue, data, settings).await?;
+            Ok(Step::Next)
         }
         _ => {
             reply(writer, option, REP_ERR_UNSUP, b"").await?;
@@ -135,26 +179,55 @@ async fn answer<W: AsyncWrite + Unpin>(
     }
 }
 
-/// The data of INFO and GO.
-#[derive(Debug, PartialEq, Eq)]
-struct Wish {
-    name: String,
-    infos: Vec<u16>,
+async fn unknown<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    option: u32,
+    catalogue: &Catalogue,
+    name: &str,
+) -> io::Result<()> {
+    let text = match catalogue.heard {
+        true => format!("there is no volume '{name}'"),
+        false => "this datanode has not heard from the masters yet; try again".to_owned(),
+    };
+    reply(writer, option, REP_ERR_UNKNOWN, text.as_bytes()).await
 }
 
-impl Wish {
-    fn parse(data: &[u8]) -> Option<Self> {
-        let (length, rest) = data.split_first_chunk::<4>()?;
-        let length = u32::from_be_bytes(*length) as usize;
-        let name = std::str::from_utf8(rest.get(..length)?).ok()?.to_owned();
-        let (count, infos) = rest.get(length..)?.split_first_chunk::<2>()?;
-        let count = u16::from_be_bytes(*count) as usize;
-        if infos.len() != 2 * count {
-            return None;
-        }
-        let infos = infos.chunks_exact(2).map(|pair| u16::from_be_bytes([pair[0], pair[1]]));
-        Some(Self { name, infos: infos.collect() })
+/// Answers which metadata contexts there are, or chooses among them.
+async fn contexts<W: AsyncWrite + Unpin>(
+    writer: &mut W,
+    option: u32,
+    catalogue: &Catalogue,
+    data: &[u8],
+    settings: &mut Settings,
+) -> io::Result<()> {
+    let set = option == OPT_SET_META_CONTEXT;
+    if set {
+        // Whatever comes of it, what was chosen before is chosen no more.
+        settings.allocation = None;
     }
+    if settings.framing == Framing::Simple {
+        let text = b"structured replies must be agreed on first";
+        return reply(writer, option, REP_ERR_INVALID, text).await;
+    }
+    let Some(contexts) = Contexts::parse(data) else {
+        return reply(writer, option, REP_ERR_INVALID, b"malformed metadata contexts").await;
+    };
+    if exports::find(catalogue, &contexts.name).is_none() {
+        return unknown(writer, option, catalogue, &contexts.name).await;
+    }
+    let named = contexts.queries.iter().any(|query| query == ALLOCATION);
+    // Only a list knows wildcards: nothing at all, or a namespace.
+    let listed = contexts.queries.is_empty() || contexts.queries.iter().any(|q| q == "base:");
+    if named || (!set && listed) {
+        let id = if set { ALLOCATION_ID } else { 0 };
+        let mut bytes = id.to_be_bytes().to_vec();
+        bytes.extend(ALLOCATION.as_bytes());
+        reply(writer, option, REP_META_CONTEXT, &bytes).await?;
+        if set {
+            settings.allocation = Some(contexts.name);
+        }
+    }
+    reply(writer, option, REP_ACK, b"").await
 }
 
 async fn describe<W: AsyncWrite + Unpin>(
@@ -162,15 +235,14 @@ async fn describe<W: AsyncWrite + Unpin>(
     option: u32,
     export: &Export,
     wish: &Wish,
+    framing: Framing,
 ) -> io::Result<()> {
     let mut info = Vec::with_capacity(14);
     info.extend(INFO_EXPORT.to_be_bytes());
     info.extend(export.bytes.to_be_bytes());
-    info.extend(TRANSMISSION.to_be_bytes());
+    info.extend(framing.transmission_flags().to_be_bytes());
     reply(writer, option, REP_INFO, &info).await?;
-    for (kind, text) in
-        [(INFO_NAME, export.name.as_str()), (INFO_DESCRIPTION, "sbk replicated volume")]
-    {
+    for (kind, text) in [(INFO_NAME, &export.name), (INFO_DESCRIPTION, &export.description)] {
         if wish.infos.contains(&kind) {
             let mut info = kind.to_be_bytes().to_vec();
             info.extend(text.as_bytes());
@@ -200,32 +272,4 @@ async fn reply<W: AsyncWrite + Unpin>(
     bytes.extend((data.len() as u32).to_be_bytes());
     bytes.extend(data);
     writer.write_all(&bytes).await
-}
-
-#[cfg(test)]
-mod tests {
-    use proptest::prelude::*;
-
-    use super::Wish;
-
-    #[test]
-    fn a_wish_is_a_name_and_infos() {
-        let mut data = 3u32.to_be_bytes().to_vec();
-        data.extend(b"vol");
-        data.extend(2u16.to_be_bytes());
-        data.extend([0, 3, 0, 1]);
-        let expected = Wish { name: "vol".to_owned(), infos: vec![3, 1] };
-        assert_eq!(Wish::parse(&data), Some(expected));
-        data.pop();
-        assert_eq!(Wish::parse(&data), None, "cut short");
-    }
-
-    proptest! {
-        #[test]
-        fn any_wish_parses_or_is_refused(data in proptest::collection::vec(any::<u8>(), 0..64)) {
-            if let Some(wish) = Wish::parse(&data) {
-                prop_assert_eq!(data.len(), 6 + wish.name.len() + 2 * wish.infos.len());
-            }
-        }
-    }
 }

@@ -1,10 +1,13 @@
-//! The NBD server: fixed newstyle negotiation and the transmission phase with simple replies.
+//! The NBD server: fixed newstyle negotiation and the transmission phase, with simple, structured and
+//! extended framing.
 //!
 //! Follows the NBD protocol document (github.com/NetworkBlockDevice/nbd, doc/proto.md). Every
 //! volume is an export on every datanode, by its name and as NAME@UUID.
 
 mod exports;
 mod handshake;
+mod options;
+mod replies;
 mod transmission;
 mod wire;
 
@@ -84,6 +87,6 @@ async fn connection(
         let text = format!("the client agreed on no export within {} s", NEGOTIATION.as_secs());
         io::Error::new(io::ErrorKind::TimedOut, text)
     })??;
-    let Some(export) = agreed else { return Ok(()) };
-    transmission::serve(frontends, pool, &export, reader, writer, stop).await
+    let Some(agreed) = agreed else { return Ok(()) };
+    transmission::serve(frontends, pool, &agreed, reader, writer, stop).await
 }

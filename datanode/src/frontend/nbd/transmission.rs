@@ -1,50 +1,61 @@
 //! The transmission phase: requests in, replies out of order.
 //!
-//! One task reads, one writes. What a connection holds in memory is [limited](crate::frontend::limits).
+//! One task reads, one [writes](super::replies). What a connection holds in memory is
+//! [limited](crate::frontend::limits).
 
 use std::io;
 
-use bytes::{Bytes, BytesMut};
-use sbk_engine::forward::Answer;
-use sbk_engine::types::MAX_REQUEST_BYTES;
-use tokio::io::{AsyncReadExt, BufReader};
-use tokio::net::tcp::{OwnedReadHalf, OwnedWriteHalf};
+use bytes::{Buf, Bytes, BytesMut};
+use sbk_engine::types::{BLOCK_SIZE, MAX_REQUEST_BYTES};
+use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
-use super::exports::Export;
+use super::handshake::Agreed;
+use super::replies::{Asked, Kind, Refusal, Replies, Table};
 use super::wire::*;
-use crate::frontend::limits::{Budget, Permit, Pool};
+use crate::frontend::Frontends;
+use crate::frontend::limits::{Budget, Pool};
 use crate::frontend::session::Submitter;
-use crate::frontend::{Frontends, Reply};
 use crate::link::IoOp;
 
-/// Replies gathered before they are written.
-const GATHER: usize = 64;
 const SECTOR: u64 = 512;
+/// What the reply to a look at holes may take, at most: an extent for each block.
+const STATUS_BYTES: u64 = MAX_REQUEST_BYTES / BLOCK_SIZE * 16;
 
 /// Serves an agreed export until the client disconnects, breaks the protocol, or `stop`.
-pub(super) async fn serve(
+pub(super) async fn serve<R, W>(
     frontends: &Frontends,
     pool: Pool,
-    export: &Export,
-    reader: OwnedReadHalf,
-    writer: OwnedWriteHalf,
+    agreed: &Agreed,
+    reader: R,
+    writer: W,
     stop: &CancellationToken,
-) -> io::Result<()> {
-    let mut client = frontends.attach(export.volume);
+) -> io::Result<()>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin,
+{
+    let mut client = frontends.attach(agreed.export.volume);
     let submitter = client.submitter();
     let (refusals, refused) = mpsc::unbounded_channel();
     let budget = Budget::of(pool);
+    let table = Table::default();
     let connection = Connection {
         reader: BufReader::with_capacity(64 << 10, reader),
         budget: budget.clone(),
         submitter,
         refusals,
-        bytes: export.bytes,
+        table: table.clone(),
+        rules: Rules {
+            framing: agreed.framing,
+            allocation: agreed.allocation,
+            bytes: agreed.export.bytes,
+        },
     };
     let mut reading = tokio::spawn(connection.read());
-    let write = write(writer, &budget, &mut client.replies, refused);
+    let replies = Replies { writer, framing: agreed.framing, table };
+    let write = replies.write(&budget, &mut client.replies, refused);
     tokio::pin!(write);
     let ended = tokio::select! {
         () = stop.cancelled() => Ok(()),
@@ -67,35 +78,43 @@ pub(super) async fn serve(
     ended
 }
 
-struct Connection {
-    reader: BufReader<OwnedReadHalf>,
+struct Connection<R> {
+    reader: BufReader<R>,
     budget: Budget,
     submitter: Submitter,
     /// Answers that the session need not see.
     refusals: mpsc::UnboundedSender<Refusal>,
+    table: Table,
+    rules: Rules,
+}
+
+/// What requests are checked against.
+#[derive(Clone, Copy, Debug)]
+struct Rules {
+    framing: Framing,
+    allocation: bool,
     bytes: u64,
 }
 
-/// An error for the client, with its budget.
-#[derive(Debug)]
-struct Refusal {
-    cookie: u64,
-    error: u32,
-    _permit: Permit,
+/// An error for the client: its number, and why.
+type Wrong = (u32, &'static str);
+
+fn broken(what: &str) -> io::Error {
+    io::Error::new(io::ErrorKind::InvalidData, what.to_owned())
 }
 
-impl Connection {
+impl<R: AsyncRead + Unpin> Connection<R> {
     async fn read(mut self) -> io::Result<()> {
         loop {
-            let mut header = [0; Request::SIZE];
-            match self.reader.read_exact(&mut header).await {
+            let mut header = [0; Request::LONGEST];
+            let header = &mut header[..self.rules.framing.request_size()];
+            match self.reader.read_exact(header).await {
                 Ok(_) => {}
                 Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
                 Err(error) => return Err(error),
             }
-            let Some(request) = Request::parse(&header) else {
-                return Err(io::Error::new(io::ErrorKind::InvalidData, "not an NBD request"));
-            };
+            let request = Request::parse(self.rules.framing, header);
+            let request = request.ok_or_else(|| broken("not an NBD request"))?;
             if request.command == CMD_DISC {
                 return Ok(());
             }
@@ -107,22 +126,27 @@ impl Connection {
 
     /// Takes one request. `false` once the session has ended.
     async fn take(&mut self, request: Request) -> io::Result<bool> {
-        let length = u64::from(request.length);
-        let carries = matches!(request.command, CMD_READ | CMD_WRITE);
-        if request.command == CMD_WRITE && length > MAX_REQUEST_BYTES {
-            // Its payload would follow: reading it all just to refuse it serves nobody.
-            return Err(io::Error::new(io::ErrorKind::InvalidData, "a write over 32 MiB"));
+        let payload = self.rules.payload(&request);
+        if payload > MAX_REQUEST_BYTES {
+            // Reading it all just to refuse it serves nobody.
+            return Err(broken("a payload over 32 MiB"));
         }
-        let permit = self.budget.take(if carries { length } else { 0 }).await?;
-        let payload = match request.command {
-            CMD_WRITE => self.payload(request.length as usize).await?,
-            _ => Bytes::new(),
+        let holds = match request.command {
+            CMD_READ | CMD_CACHE => request.length.min(MAX_REQUEST_BYTES),
+            CMD_BLOCK_STATUS => STATUS_BYTES.max(payload),
+            _ => payload,
         };
-        let cookie = request.cookie;
-        match self.shape(&request, payload) {
-            Ok(op) => Ok(self.submitter.submit(cookie, op, Some(permit)).await),
-            Err(error) => {
-                Ok(self.refusals.send(Refusal { cookie, error, _permit: permit }).is_ok())
+        let permit = self.budget.take(holds).await?;
+        let payload = self.payload(payload as usize).await?;
+        let Request { cookie, offset, .. } = request;
+        match self.rules.shape(&request, payload) {
+            Ok((op, kind)) => {
+                let number = self.table.add(Asked { cookie, offset, kind });
+                Ok(self.submitter.submit(number, op, Some(permit)).await)
+            }
+            Err((error, text)) => {
+                let asked = Asked { cookie, offset, kind: Kind::Plain };
+                Ok(self.refusals.send(Refusal { asked, error, text, _permit: permit }).is_ok())
             }
         }
     }
@@ -132,92 +156,97 @@ impl Connection {
         let mut limited = (&mut self.reader).take(length as u64);
         while payload.len() < length {
             let read = limited.read_buf(&mut payload);
-            if self.budget.step("sending a write's data", read).await? == 0 {
+            if self.budget.step("sending a request's data", read).await? == 0 {
                 let text = "the client left in mid-request";
                 return Err(io::Error::new(io::ErrorKind::UnexpectedEof, text));
             }
         }
         Ok(payload.freeze())
     }
+}
 
-    /// What the request asks for, or the error that it gets.
-    fn shape(&self, request: &Request, payload: Bytes) -> Result<IoOp, u32> {
-        let (offset, length) = (request.offset, u64::from(request.length));
-        let allowed = match request.command {
-            CMD_WRITE_ZEROES => CMD_FLAG_FUA | CMD_FLAG_NO_HOLE,
-            _ => CMD_FLAG_FUA,
-        };
-        if request.flags & !allowed != 0 {
-            return Err(EINVAL);
+impl Rules {
+    /// Bytes that follow a request's header.
+    fn payload(&self, request: &Request) -> u64 {
+        let told = self.framing == Framing::Extended && request.has(CMD_FLAG_PAYLOAD_LEN);
+        if told || request.command == CMD_WRITE { request.length } else { 0 }
+    }
+
+    fn allowed_flags(&self, command: u16) -> u16 {
+        let chunks = self.framing != Framing::Simple;
+        let payload = if self.framing == Framing::Extended { CMD_FLAG_PAYLOAD_LEN } else { 0 };
+        // FUA may come with anything: an acknowledged write is durable on every in-sync replica,
+        // so it asks for nothing more.
+        CMD_FLAG_FUA
+            | match command {
+                CMD_READ if chunks => CMD_FLAG_DF,
+                CMD_WRITE => payload,
+                CMD_WRITE_ZEROES => CMD_FLAG_NO_HOLE | CMD_FLAG_FAST_ZERO,
+                CMD_BLOCK_STATUS => CMD_FLAG_REQ_ONE | payload,
+                _ => 0,
+            }
+    }
+
+    /// What the request asks for and what its reply carries, or the error that it gets.
+    fn shape(&self, request: &Request, payload: Bytes) -> Result<(IoOp, Kind), Wrong> {
+        if request.flags & !self.allowed_flags(request.command) != 0 {
+            return Err((EINVAL, "a flag that the request does not have"));
         }
+        let Request { offset, mut length, .. } = *request;
         if request.command == CMD_FLUSH {
-            return if offset == 0 && length == 0 { Ok(IoOp::Flush) } else { Err(EINVAL) };
+            return match (offset, length) {
+                (0, 0) => Ok((IoOp::Flush, Kind::Plain)),
+                _ => Err((EINVAL, "a flush has no offset and no length")),
+            };
+        }
+        if request.command == CMD_BLOCK_STATUS && request.has(CMD_FLAG_PAYLOAD_LEN) {
+            length = wanted_status(payload.clone())?;
         }
         let changes = matches!(request.command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
-        let end = offset.checked_add(length).ok_or(EINVAL)?;
+        let behind = if changes { ENOSPC } else { EINVAL };
+        let end = offset.checked_add(length).ok_or((EINVAL, "the request wraps around"))?;
         if end > self.bytes {
-            return Err(if changes { ENOSPC } else { EINVAL });
+            return Err((behind, "the request passes the end of the volume"));
         }
         if length == 0 || !offset.is_multiple_of(SECTOR) || !length.is_multiple_of(SECTOR) {
-            return Err(EINVAL);
+            return Err((EINVAL, "the request is not of whole 512-byte sectors, or of none"));
         }
-        // An acknowledged write is durable on every in-sync replica: FUA asks for nothing more.
         match request.command {
-            CMD_READ if length <= MAX_REQUEST_BYTES => Ok(IoOp::Read { offset, length }),
-            CMD_WRITE => Ok(IoOp::Write { offset, data: payload }),
-            CMD_TRIM => Ok(IoOp::Trim { offset, length }),
-            CMD_WRITE_ZEROES => Ok(IoOp::Zero { offset, length }),
-            _ => Err(EINVAL),
+            CMD_READ if length <= MAX_REQUEST_BYTES => {
+                Ok((IoOp::Read { offset, length }, Kind::Read))
+            }
+            CMD_READ => Err((EINVAL, "a read over 32 MiB")),
+            CMD_WRITE => Ok((IoOp::Write { offset, data: payload }, Kind::Plain)),
+            CMD_TRIM => Ok((IoOp::Trim { offset, length }, Kind::Plain)),
+            // Whole blocks are logged without a payload, so zeroing is always fast.
+            CMD_WRITE_ZEROES => Ok((IoOp::Zero { offset, length }, Kind::Plain)),
+            // Advice: what is read is in the primary's page cache afterwards.
+            CMD_CACHE => {
+                let length = length.min(MAX_REQUEST_BYTES);
+                Ok((IoOp::Read { offset, length }, Kind::Plain))
+            }
+            CMD_BLOCK_STATUS if self.allocation => Ok(self.status(request, offset..end)),
+            CMD_BLOCK_STATUS => Err((EINVAL, "no metadata context was chosen")),
+            _ => Err((EINVAL, "an unknown request")),
         }
+    }
+
+    /// A look at the blocks that a range touches, or at as many of them as go at once: the client
+    /// asks again for the rest.
+    fn status(&self, request: &Request, range: std::ops::Range<u64>) -> (IoOp, Kind) {
+        let first = range.start - range.start % BLOCK_SIZE;
+        let end = range.end.next_multiple_of(BLOCK_SIZE).min(first + MAX_REQUEST_BYTES);
+        let length = range.end.min(end) - range.start;
+        let map = IoOp::Map { offset: first, length: end - first };
+        (map, Kind::Status { length, one: request.has(CMD_FLAG_REQ_ONE) })
     }
 }
 
-fn error_of(answer: &Answer) -> u32 {
-    match answer {
-        Answer::Done => 0,
-        Answer::Invalid(_) => EINVAL,
-        Answer::Failed(_) => EIO,
-        Answer::Deleted => ESHUTDOWN,
-    }
-}
-
-/// Writes replies as they come, a batch at a time.
-async fn write(
-    mut writer: OwnedWriteHalf,
-    budget: &Budget,
-    replies: &mut mpsc::UnboundedReceiver<Reply>,
-    mut refused: mpsc::UnboundedReceiver<Refusal>,
-) -> io::Result<()> {
-    let mut batch = Vec::with_capacity(GATHER);
-    let mut small = BytesMut::new();
-    loop {
-        tokio::select! {
-            Some(refusal) = refused.recv() => {
-                small.extend_from_slice(&simple_reply(refusal.error, refusal.cookie));
-                budget.write_all(&mut writer, &small).await?;
-                small.clear();
-            }
-            count = replies.recv_many(&mut batch, GATHER) => {
-                if count == 0 {
-                    return Ok(());
-                }
-                for reply in batch.drain(..) {
-                    if let Answer::Failed(why) | Answer::Invalid(why) = &reply.answer {
-                        tracing::warn!(%why, "NBD: a request failed");
-                    }
-                    small.extend_from_slice(&simple_reply(error_of(&reply.answer), reply.cookie));
-                    // Small answers share one write; large ones are not copied.
-                    if reply.data.len() <= 16 << 10 {
-                        small.extend_from_slice(&reply.data);
-                    } else {
-                        budget.write_all(&mut writer, &small).await?;
-                        small.clear();
-                        budget.write_all(&mut writer, &reply.data).await?;
-                    }
-                }
-                budget.write_all(&mut writer, &small).await?;
-                small.clear();
-            }
-        }
-    }
+/// The payload of a look at holes: of how many bytes, and in which contexts.
+fn wanted_status(mut payload: Bytes) -> Result<u64, Wrong> {
+    let wrong = (EINVAL, "malformed payload of a block status");
+    let length = payload.try_get_u64().map_err(|_| wrong)?;
+    let (ids, rest) = payload.as_chunks::<4>();
+    let ours = !ids.is_empty() && ids.iter().all(|id| *id == ALLOCATION_ID.to_be_bytes());
+    if ours && rest.is_empty() { Ok(length) } else { Err(wrong) }
 }
