@@ -213,7 +213,8 @@ fn requests_that_make_no_sense_get_an_error_and_the_connection_stays() {
         assert_eq!(error, ENOSPC, "command {command} with {length} at {offset}");
     }
     // Flags that were not offered.
-    for (flags, command) in [(4, READ), (1 << 5, READ), (1 << 4, TRIM), (0x8000, FLUSH), (2, TRIM)] {
+    for (flags, command) in [(4, READ), (1 << 5, READ), (1 << 4, TRIM), (0x8000, FLUSH), (2, TRIM)]
+    {
         raw.send(&header(flags, command, 5, 0, 4096));
         assert_eq!(raw.reply(), (EINVAL, 5), "flags {flags} of command {command}");
     }

@@ -220,13 +220,18 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
 /// The extents of `length` bytes that begin `skip` bytes into `runs`, which cover them.
 fn extents(runs: &[Run], mut skip: u64, length: u64, one: bool) -> Vec<(u64, u32)> {
     let mut left = length;
-    let mut out = Vec::new();
+    let mut out: Vec<(u64, u32)> = Vec::new();
     for run in runs {
         let bytes = (u64::from(run.blocks) * BLOCK_SIZE - skip).min(left);
         skip = 0;
         left -= bytes;
-        out.push((bytes, if run.hole { STATE_HOLE_ZERO } else { 0 }));
-        if left == 0 || one {
+        let state = if run.hole { STATE_HOLE_ZERO } else { 0 };
+        match out.last_mut() {
+            Some((length, last)) if *last == state => *length += bytes,
+            Some(_) if one => break,
+            _ => out.push((bytes, state)),
+        }
+        if left == 0 {
             break;
         }
     }
@@ -244,6 +249,8 @@ mod tests {
         assert_eq!(extents(&runs, 0, 16384, false), all);
         assert_eq!(extents(&runs, 512, 15360, false), [(3584, 3), (8192, 0), (3584, 3)]);
         assert_eq!(extents(&runs, 512, 16384 - 512, true), [(3584, 3)]);
+        let alike = [1, 2].map(|blocks| Run { blocks, hole: true });
+        assert_eq!(extents(&alike, 512, 8192, true), [(8192, 3)], "neighbours are joined");
         assert_eq!(extents(&runs[1..2], 4096, 512, false), [(512, 0)]);
     }
 }
