@@ -64,6 +64,14 @@ impl Default for Pool {
     }
 }
 
+#[cfg(test)]
+impl Pool {
+    /// Whether all that was taken was given back.
+    pub(super) fn is_whole(&self) -> bool {
+        self.0.available_permits() == POOL_KIB
+    }
+}
+
 /// What one connection may take.
 #[derive(Clone, Debug)]
 pub(super) struct Budget {

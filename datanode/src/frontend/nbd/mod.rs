@@ -5,6 +5,8 @@
 //! volume is an export on every datanode, by its name and as NAME@UUID.
 
 mod exports;
+#[cfg(test)]
+mod fuzz;
 mod handshake;
 mod options;
 mod replies;
@@ -15,6 +17,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_util::sync::CancellationToken;
@@ -77,7 +80,22 @@ async fn connection(
 ) -> io::Result<()> {
     stream.set_nodelay(true)?;
     limits::keep_alive(&stream)?;
-    let (mut reader, mut writer) = stream.into_split();
+    let (reader, writer) = stream.into_split();
+    converse(frontends, pool, reader, writer, stop).await
+}
+
+/// A connection from its greeting to its end.
+async fn converse<R, W>(
+    frontends: &Frontends,
+    pool: Pool,
+    mut reader: R,
+    mut writer: W,
+    stop: &CancellationToken,
+) -> io::Result<()>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin,
+{
     let negotiation = handshake::negotiate(frontends, &mut reader, &mut writer);
     let agreed = tokio::select! {
         () = stop.cancelled() => return Ok(()),
