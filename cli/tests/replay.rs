@@ -56,6 +56,7 @@ fn config() -> Config {
         min_in_sync: 2,
         blocks: 16,
         loss_generation: LossGeneration(0),
+        handed_over_by: None,
     }
 }
 

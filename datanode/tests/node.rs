@@ -51,6 +51,7 @@ fn volume(confirmed: bool, process: Option<u64>) -> v1::VolumeAssignment {
             min_in_sync: 1,
             blocks: 256,
             loss_generation: 0,
+            handed_over_by: None,
         }),
         ..Default::default()
     }

@@ -226,6 +226,24 @@ bugs! {
     /// A primary whose node says that it holds no complete image stays the primary. [It was wiped as
     /// a voter and named before the masters knew; it refuses the role, and nobody else has it.]
     KeepTornPrimary,
+    /// A primary goes on answering after it has proposed to hand its role over. [Its successor does
+    /// not wait for what was promised to it, and both serve.]
+    AnswersAfterHandover,
+    /// A primary goes on logging and acknowledging requests while it hands its role over. [In
+    /// `best_effort` its successor never gets them, and no loss is traced.]
+    LogsDuringHandover,
+    /// A primary hands its role over before the successor holds its whole log. [In `best_effort` what
+    /// it acknowledged is gone, and no loss is traced.]
+    HandoverBehind,
+    /// A handover waives every promise, not only those to the primary that hands over, and is proposed
+    /// while others run. [A third replica serves beside the first.]
+    HandoverWaivesAll,
+    /// A handover whose outcome is unknown is taken for refused. [It is committed late, and both
+    /// primaries serve.]
+    UnknownHandoverIsNo,
+    /// What a handover waives is waived in a later tenure too. [The primary of then serves again, and
+    /// another that is promoted does not wait for what was promised to it.]
+    WaiverOutlives,
 }
 
 /// Whether the bug is put back, in this thread.

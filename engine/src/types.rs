@@ -254,6 +254,11 @@ pub struct Config {
     pub blocks: u64,
     /// The volume's loss generation.
     pub loss_generation: LossGeneration,
+    /// The primary that handed this tenure over, if that is how it began. It had stopped before it
+    /// asked for that and answers nothing any more, so what was promised to it binds nobody in this
+    /// tenure; what was promised to others does.
+    #[serde(default)]
+    pub handed_over_by: Option<ReplicaRef>,
 }
 
 impl Config {

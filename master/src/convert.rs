@@ -67,6 +67,7 @@ pub(crate) fn config(config: &Config) -> v1::Config {
         loss_generation: config.loss_generation.0,
         durability: durability(config.durability).into(),
         write_ack: write_ack(config.write_ack).into(),
+        handed_over_by: config.handed_over_by.map(reference),
     }
 }
 
@@ -105,6 +106,7 @@ pub(crate) fn change(raw: Option<&v1::propose_isr_request::Change>) -> Result<Is
         Some(Change::Join(replica)) => Ok(IsrChange::Join { replica: replica_ref(Some(replica))? }),
         Some(Change::Burn(_)) => Ok(IsrChange::Burn),
         Some(Change::YieldTo(to)) => Ok(IsrChange::Yield { to: replica_ref(Some(to))? }),
+        Some(Change::HandOverTo(to)) => Ok(IsrChange::HandOver { to: replica_ref(Some(to))? }),
         None => Err(Status::invalid_argument("the proposal names no change")),
     }
 }

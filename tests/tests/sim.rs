@@ -57,6 +57,11 @@ fn masters_that_change_lose_no_acknowledged_write() {
 }
 
 #[test]
+fn handovers_lose_no_write_and_serve_no_stale_read() {
+    sweep("handovers", 0..120);
+}
+
+#[test]
 fn a_swarm_of_faults_loses_no_acknowledged_write() {
     sweep("swarm", 0..200);
 }

@@ -195,6 +195,7 @@ async fn ask(client: &MasterClient, proposal: &Proposal) -> Control {
         IsrChange::Join { replica } => Change::Join(replica_ref_out(*replica)),
         IsrChange::Burn => Change::Burn(true),
         IsrChange::Yield { to } => Change::YieldTo(replica_ref_out(*to)),
+        IsrChange::HandOver { to } => Change::HandOverTo(replica_ref_out(*to)),
     };
     let request = v1::ProposeIsrRequest {
         volume: id_bytes(proposal.volume.0),

@@ -8,6 +8,7 @@ pub(super) fn input(input: &Input) -> &'static str {
     match input {
         Input::Assignment(_) => "assignment",
         Input::Wish(_) => "wish",
+        Input::Resign => "resign",
         Input::Deleted => "deleted",
         Input::FromPrimary { message, .. } => match message {
             ToReplica::Probe { .. } => "probe",

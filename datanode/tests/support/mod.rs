@@ -157,6 +157,7 @@ impl Cluster {
             min_in_sync,
             blocks,
             loss_generation: LossGeneration(0),
+            handed_over_by: None,
         }));
         let nodes: Arc<Mutex<BTreeMap<ReplicaId, Node>>> = Arc::default();
         let (proposals, orders) = mpsc::channel(16);
@@ -327,6 +328,11 @@ async fn decide(
                     }
                     IsrChange::Burn => {}
                     IsrChange::Yield { to } => {
+                        config.primary = to;
+                        config.since = config.epoch.next();
+                    }
+                    IsrChange::HandOver { to } => {
+                        config.handed_over_by = Some(config.primary);
                         config.primary = to;
                         config.since = config.epoch.next();
                     }

@@ -175,6 +175,7 @@ impl Scene {
                 min_in_sync: 1,
                 blocks: BLOCKS,
                 loss_generation: 0,
+                handed_over_by: None,
             }),
             ..Default::default()
         }

@@ -289,6 +289,7 @@ impl State {
             isr: ready.iter().map(|r| r.id).collect(),
             members: confirmed,
             loss_generation: LossGeneration(0),
+            handed_over_by: None,
         };
         let revision = self.bump();
         let volume = self.volumes.get_mut(&id).expect("found above");

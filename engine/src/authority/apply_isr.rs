@@ -75,6 +75,7 @@ impl State {
             IsrChange::Join { replica } => self.with(volume, assignment, *replica)?,
             IsrChange::Burn => assignment.isr.clone(),
             IsrChange::Yield { to } => return self.yield_to(volume, expected, *to),
+            IsrChange::HandOver { to } => return self.hand_over(volume, expected, *to),
         };
         if let IsrChange::Join { replica } = change {
             self.mark_complete(volume, replica.id);
@@ -175,10 +176,28 @@ impl State {
             return self.mint_lossy(volume, primary);
         }
         self.mint(volume, |assignment| {
-            assignment.primary = primary;
-            assignment.since = assignment.epoch;
+            let kept = assignment.handed_over_by.filter(|_| on(Bug::WaiverOutlives));
+            assignment.begin_tenure(primary, kept);
             assignment.isr = isr.clone();
         })
+    }
+
+    /// The primary hands its role over, as it was wished or because it is about to stop. It is no
+    /// failover: the heir holds everything, so nothing is lost in any mode, and nobody leaves.
+    fn hand_over(&mut self, volume: VolumeId, expected: Epoch, to: ReplicaRef) -> Response {
+        let assignment = self.in_force(volume, expected)?;
+        let (from, replica) = (assignment.primary, to.id);
+        if from.id == replica {
+            return Err(Refusal::AlreadyPrimary { replica });
+        }
+        if !assignment.isr.contains(&replica) {
+            return Err(Refusal::NotInSync { volume, replica });
+        }
+        self.check_run(volume, to)?;
+        self.promotable(volume, replica)?;
+        let live = self.volumes.get_mut(&volume).expect("checked: the volume is live");
+        live.wish.primary = live.wish.primary.filter(|wished| *wished != replica);
+        self.mint(volume, |assignment| assignment.begin_tenure(to, Some(from)))
     }
 
     /// A failover drops members only as far as `min_in_sync` remain, else it drops nobody: a set

@@ -216,10 +216,19 @@ fn assert_follows(old: &Volume, new: &Volume) {
     );
     match was.primary == is.primary {
         true => {
-            assert!(is.since == was.since, "A6: volume {id}: the same tenure has one beginning")
+            assert!(is.since == was.since, "A6: volume {id}: the same tenure has one beginning");
+            assert!(
+                is.handed_over_by == was.handed_over_by,
+                "A6: volume {id}: the same tenure was handed over once"
+            );
         }
         false => {
             assert!(is.since == is.epoch, "A6: volume {id}: a new primary's tenure begins now");
+            let by = is.handed_over_by.filter(|_| !on(Bug::WaiverOutlives));
+            assert!(
+                by.is_none_or(|by| by == was.primary && is.isr == was.isr),
+                "A6: volume {id}: only the primary hands over, and nobody leaves by it"
+            );
             assert!(
                 is.isr.is_subset(&was.isr),
                 "A6: volume {id}: a failover made a replica in-sync"

@@ -34,8 +34,7 @@ impl State {
     /// The next epoch of a volume that goes on with what `primary` holds and nothing else.
     pub(super) fn mint_lossy(&mut self, volume: VolumeId, primary: ReplicaRef) -> Response {
         self.mint(volume, |assignment| {
-            assignment.primary = primary;
-            assignment.since = assignment.epoch;
+            assignment.begin_tenure(primary, None);
             assignment.isr = BTreeSet::from([primary.id]);
             assignment.loss_generation = assignment.loss_generation.next();
         })

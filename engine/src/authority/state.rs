@@ -176,6 +176,18 @@ pub struct Assignment {
     pub members: BTreeSet<ReplicaId>,
     /// Raised by every promotion that may have lost acknowledged writes.
     pub loss_generation: LossGeneration,
+    /// The primary that handed this tenure over, if that is how it began.
+    #[serde(default)]
+    pub handed_over_by: Option<ReplicaRef>,
+}
+
+impl Assignment {
+    /// Another primary, in the epoch that was just minted.
+    pub(super) fn begin_tenure(&mut self, primary: ReplicaRef, by: Option<ReplicaRef>) {
+        self.primary = primary;
+        self.since = self.epoch;
+        self.handed_over_by = by;
+    }
 }
 
 /// How far a volume's life is.
@@ -331,6 +343,7 @@ impl State {
             min_in_sync: volume.spec.min_in_sync,
             blocks: volume.spec.blocks,
             loss_generation: assignment.loss_generation,
+            handed_over_by: assignment.handed_over_by,
         })
     }
 

@@ -126,6 +126,11 @@ impl Clients {
             && self.merges.values().any(|merge| merge.range.overlaps(&range))
     }
 
+    /// Whether partial writes are being merged: each is logged when its blocks were read.
+    pub(super) fn is_merging(&self) -> bool {
+        !self.merges.is_empty()
+    }
+
     /// Requests in any stage.
     pub(super) fn in_flight(&self) -> usize {
         self.logged.len()
@@ -270,7 +275,7 @@ impl Primary {
 
     /// Does for the frontends what the frontiers now allow.
     pub(super) fn serve(&mut self, core: &mut Core) {
-        if self.ready {
+        if self.ready && self.takes_requests() {
             self.open_waiting(core);
             self.log_parked(core);
         }
@@ -448,6 +453,10 @@ impl Primary {
 
     /// Answers what is committed, and reads under the lease.
     fn answer(&mut self, core: &mut Core) {
+        let silent = self.has_stopped() && !on(Bug::AnswersAfterHandover);
+        if silent && !on(Bug::LogsDuringHandover) {
+            return;
+        }
         let answerable = self.answerable(core);
         while let Some(entry) = self.clients.logged.first_entry()
             && Some(*entry.key()) <= answerable
@@ -464,7 +473,7 @@ impl Primary {
         }
         self.finish_attaching(core, answerable);
         let active = self.active(core.now) || on(Bug::ReadWithoutLease);
-        if self.clients.reads.is_empty() || !active {
+        if self.clients.reads.is_empty() || !active || silent {
             return;
         }
         let ready: Vec<_> = self

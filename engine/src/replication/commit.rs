@@ -30,7 +30,7 @@ impl Primary {
     /// As [`Self::active`], but without the pause at an epoch of the same tenure, in which the
     /// promises are asked for anew.
     pub(super) fn serving(&self, now: Millis) -> bool {
-        self.ready && self.large_enough() && self.attended(now)
+        self.ready && self.large_enough() && self.attended(now) && !self.has_stopped()
     }
 
     /// Draws every conclusion that the facts allow. Called at the end of each step.
@@ -56,6 +56,7 @@ impl Primary {
         self.note_served(core);
         self.serve(core);
         self.note_lacking(core.now);
+        self.hand_over(core);
         self.propose(core);
         self.repeat_questions(core);
         self.feed_all(core);
@@ -118,7 +119,7 @@ impl Primary {
     }
 
     /// The next change to ask the masters for, if there is one.
-    fn wish(&self, core: &Core) -> Option<IsrChange> {
+    pub(super) fn wish(&self, core: &Core) -> Option<IsrChange> {
         let suspected = |peer: &&Peer| {
             self.config.isr.contains(&peer.id)
                 && (peer.refused
@@ -171,6 +172,9 @@ impl Primary {
     }
 
     fn propose(&mut self, core: &mut Core) {
+        if self.handover.is_some() {
+            return;
+        }
         if let Some(asked) = self.asked {
             let patience = if asked.answered { 1 } else { 5 };
             if core.now.since(asked.sent) < core.params.retry_ms * patience {
@@ -185,8 +189,13 @@ impl Primary {
             IsrChange::Leave { replica } => {
                 self.peers.entry(*replica).and_modify(|peer| peer.leave_proposed = true);
             }
-            IsrChange::Burn | IsrChange::Yield { .. } => {}
+            IsrChange::Burn | IsrChange::Yield { .. } | IsrChange::HandOver { .. } => {}
         }
+        self.ask(core, change);
+    }
+
+    /// Sends a proposal.
+    pub(super) fn ask(&mut self, core: &mut Core, change: IsrChange) {
         self.proposals += 1;
         let id = ProposalId(self.proposals);
         self.asked = Some(Asked { id, sent: core.now, answered: false });
@@ -211,6 +220,7 @@ impl Primary {
         if let Some(asked) = self.asked.as_mut().filter(|asked| asked.id == proposal) {
             asked.answered = true;
             asked.sent = core.now;
+            self.handover_answered(core.now, config.is_some());
         }
         if on(Bug::UnchangedIsAnswer) {
             self.peers.values_mut().for_each(|peer| {
@@ -292,7 +302,8 @@ impl Primary {
                 due.push(core.now.after(params.retry_ms));
             }
         }
-        if let Some(asked) = self.asked {
+        due.extend(self.handover_deadline(core));
+        if let Some(asked) = self.asked.filter(|_| self.handover.is_none()) {
             let patience = if asked.answered { 1 } else { 5 };
             due.push(asked.sent.after(params.retry_ms * patience));
         }
@@ -309,6 +320,7 @@ impl Primary {
         assert_eq!(self.config.primary, core.me, "I1: a primary acts in its own incarnation");
         assert!(self.config.isr.contains(&core.me.id), "I1: a primary is in sync");
         assert!(core.kept.incomplete.is_none(), "I6: an incomplete replica is no primary");
+        self.assert_handover(core);
         for peer in self.peers.values() {
             assert!(
                 peer.acked.is_none_or(|acked| acked <= core.log.end),

@@ -63,6 +63,9 @@ pub(super) struct Core {
     pub(super) config: Option<Config>,
     /// What the masters want, if this replica is primary.
     pub(super) wish: Wish,
+    /// The process is about to end: the role of primary goes to another replica, if one can take it.
+    #[serde(default)]
+    pub(super) resigning: bool,
     #[serde(skip)]
     pub(super) out: Vec<Output>,
     /// Gathers what the recovery engine is told, while somebody looks on.
@@ -103,6 +106,7 @@ impl Core {
             promises: if on(Bug::ForgetPromises) { Vec::new() } else { vec![earlier] },
             config: None,
             wish: Wish::default(),
+            resigning: false,
             out: Vec::new(),
             observed: None,
             params,
@@ -231,10 +235,11 @@ impl Core {
         self.promises.push(Promise { to: Some(to), until });
     }
 
-    /// When every promise to others than itself has run out.
-    pub(super) fn promised_until(&self) -> Millis {
+    /// When every promise to others than itself has run out, but for those to a primary that handed
+    /// its tenure over: it serves no more.
+    pub(super) fn promised_until(&self, gone: Option<ReplicaRef>) -> Millis {
         let me = self.me;
-        let others = self.promises.iter().filter(|p| p.to != Some(me));
+        let others = self.promises.iter().filter(|p| p.to != Some(me) && !is_waived(p, gone));
         others.map(|p| p.until).max().unwrap_or_default()
     }
 
@@ -249,9 +254,10 @@ impl Core {
     }
 
     /// For how long the promises to others than `asker` still bind, in milliseconds; one more than
-    /// the clock says, for its rounding.
-    pub(super) fn promised_ms(&self, asker: ReplicaRef) -> u64 {
-        let others = self.promises.iter().filter(|p| p.to != Some(asker) && p.until > self.now);
+    /// the clock says, for its rounding. `gone` handed its tenure over to the asker.
+    pub(super) fn promised_ms(&self, asker: ReplicaRef, gone: Option<ReplicaRef>) -> u64 {
+        let binds = |p: &&Promise| p.to != Some(asker) && p.until > self.now && !is_waived(p, gone);
+        let others = self.promises.iter().filter(binds);
         others.map(|p| p.until.since(self.now) + 1).max().unwrap_or_default()
     }
 
@@ -321,6 +327,12 @@ impl Core {
         }
         assert!(log.state.within_limits(), "L4: the log state outgrew its limits");
     }
+}
+
+/// Whether a promise is one to the primary that handed its tenure over. What an earlier run of this
+/// replica promised may be to anybody.
+fn is_waived(promise: &Promise, gone: Option<ReplicaRef>) -> bool {
+    gone.is_some() && (promise.to == gone || on(Bug::HandoverWaivesAll))
 }
 
 /// The entries of an append that follow a log's end, or why there are none.

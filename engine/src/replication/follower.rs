@@ -35,6 +35,9 @@ pub(super) struct Follower {
     closing: Option<(RecoveryId, Lsn)>,
     /// The newest rebuild that was begun for this primary.
     begun: Option<RecoveryId>,
+    /// Who handed this primary its tenure, and serves no more.
+    #[serde(default)]
+    gone: Option<ReplicaRef>,
 }
 
 impl Follower {
@@ -58,6 +61,7 @@ impl Follower {
             question: 0,
             closing: None,
             begun: None,
+            gone: config.handed_over_by,
         }
     }
 
@@ -82,7 +86,7 @@ impl Follower {
             retained: core.log.retained,
             incomplete: core.kept.incomplete,
             loss_generation: core.kept.loss_generation,
-            promised_ms: core.promised_ms(self.primary),
+            promised_ms: core.promised_ms(self.primary, self.gone),
         };
         self.reply(core, lineage, ToPrimary::Facts { request, facts });
         Verdict::Applied

@@ -68,6 +68,9 @@ pub enum Input {
     Assignment(Config),
     /// What the masters want of the volume's primary; all of it, each time.
     Wish(Wish),
+    /// The process is about to end in order: whenever this replica is primary, from now on, it hands
+    /// the role over to another replica, if one can take it.
+    Resign,
     /// The masters deleted the volume. Fences like an epoch above all others.
     Deleted,
     /// From the volume's primary, or one that thinks it is.
@@ -299,6 +302,12 @@ pub enum IsrChange {
         /// Who, in the incarnation that told what it holds.
         to: ReplicaRef,
     },
+    /// The primary, which has stopped and brought another member to its head, hands the role over.
+    /// It is its word that it answers nothing in this epoch any more.
+    HandOver {
+        /// To whom, in the incarnation that holds the whole log.
+        to: ReplicaRef,
+    },
 }
 
 impl std::fmt::Display for IsrChange {
@@ -311,6 +320,9 @@ impl std::fmt::Display for IsrChange {
             IsrChange::Burn => f.write_str("nothing changes but the epoch"),
             IsrChange::Yield { to: ReplicaRef { id, incarnation } } => {
                 write!(f, "{id} is primary instead, in its run {incarnation}: its log is the best")
+            }
+            IsrChange::HandOver { to: ReplicaRef { id, incarnation } } => {
+                write!(f, "{id} is primary instead, in its run {incarnation}: it is handed over")
             }
         }
     }

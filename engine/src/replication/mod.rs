@@ -9,6 +9,7 @@ mod clients;
 mod commit;
 mod core;
 mod follower;
+mod handover;
 mod held;
 pub mod io;
 pub mod log;

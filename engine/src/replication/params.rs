@@ -20,12 +20,20 @@ pub struct Params {
     /// A recovery session that did not come on for so long is ended as failed and tried again. Long
     /// against the longest pause of a disk that still works.
     pub stall_ms: u64,
+    /// A handover whose heir has not got the whole log after so long is given up before it is
+    /// proposed: clients wait meanwhile.
+    #[serde(default = "drain_ms")]
+    pub drain_ms: u64,
     /// Most entries on their way to one replica.
     pub feed_window: u64,
     /// Most entries that the primary logs beyond the committed LSN; more requests wait.
     pub max_uncommitted: u64,
     /// The recovery engine's.
     pub recovery: crate::recovery::Params,
+}
+
+fn drain_ms() -> u64 {
+    500
 }
 
 impl Default for Params {
@@ -37,6 +45,7 @@ impl Default for Params {
             suspect_ms: 2000,
             retry_ms: 1000,
             stall_ms: 30_000,
+            drain_ms: drain_ms(),
             feed_window: 1024,
             max_uncommitted: 4096,
             recovery: crate::recovery::Params::default(),

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 use super::candidate::Standing;
 use super::clients::Clients;
 use super::core::Core;
+use super::handover::Handover;
 use super::io::{Output, ProposalId};
 use super::message::{Facts, Lineage, RecoveryId, ToPrimary, ToReplica};
 use super::peer::{Feed, Link, Peer, Stage};
@@ -54,6 +55,12 @@ pub(super) struct Primary {
     /// Since when a member has been lacking.
     pub(super) lacking_since: Option<Millis>,
     pub(super) clients: Clients,
+    /// The role is on its way to another replica.
+    #[serde(default)]
+    pub(super) handover: Option<Handover>,
+    /// To whom the last attempt went that was given up, and when.
+    #[serde(default)]
+    pub(super) given_up: Option<(ReplicaId, Millis)>,
 }
 
 /// A step of the recovery engine, for the trace: what was seen, and after `; so: ` what is done. A
@@ -95,7 +102,8 @@ impl Primary {
         core.persist();
         let standing = Standing::begin(core, &config);
         let first = core.log.end.next();
-        let wait_until = if on(Bug::SkipLeaseWait) { core.now } else { core.promised_until() };
+        let promised = core.promised_until(config.handed_over_by);
+        let wait_until = if on(Bug::SkipLeaseWait) { core.now } else { promised };
         core.trace(
             "promoted",
             format!(
@@ -122,6 +130,8 @@ impl Primary {
             questions: 0,
             lacking_since: None,
             clients: Clients::default(),
+            handover: None,
+            given_up: None,
             config,
         };
         primary.settle_peers(core);
@@ -147,6 +157,8 @@ impl Primary {
         core.persist();
         self.config = config;
         self.asked = None;
+        // A newer epoch of this tenure: the handover was not decided, and can't be any more.
+        self.handover = None;
         for peer in self.peers.values_mut() {
             // Every proposal at the old epoch is void now.
             peer.join_proposed = false;

@@ -9,7 +9,7 @@ use super::io::{Input, Opened, Output, StreamEnd};
 use super::message::{Lineage, ToPrimary, ToReplica};
 use super::primary::Primary;
 use super::trace::Observed;
-use super::view::{RoleView, View};
+use super::view::{HandoverView, RoleView, View};
 use crate::bugs::{Bug, on};
 use crate::recovery::VolumeState;
 use crate::types::{Config, Epoch, Incarnation, Millis, ReplicaId};
@@ -151,6 +151,10 @@ impl Replica {
                 self.core.wish = wish;
                 Verdict::Applied
             }
+            Input::Resign => {
+                self.core.resigning = true;
+                Verdict::Applied
+            }
             Input::Deleted => {
                 self.core.trace("deleted", "the masters deleted the volume".to_owned());
                 self.leave_role(StreamEnd::Deleted);
@@ -243,6 +247,7 @@ impl Replica {
             Input::ReadDone { stream, tag, error } => primary.read_done(core, stream, tag, error),
             Input::Assignment(_)
             | Input::Wish(_)
+            | Input::Resign
             | Input::Deleted
             | Input::FromPrimary { .. }
             | Input::FromReplica { .. }
@@ -282,7 +287,11 @@ impl Replica {
             }
             // Somebody else's, or this one's after somebody else's.
             let what = format!("epoch {} has primary {}", config.epoch, config.primary.id);
-            self.core.trace("stepped-down", what);
+            if primary.handed_over_to() == Some(config.primary) {
+                self.core.trace("handed-over", what);
+            } else {
+                self.core.trace("stepped-down", what);
+            }
             self.leave_role(StreamEnd::NotPrimary);
         }
         if self.core.newer_than(config.epoch).is_some() {
@@ -476,6 +485,7 @@ impl Replica {
             promised: core.promised_to(now),
             lacking: Vec::new(),
             lacking_ms: 0,
+            handover: HandoverView::None,
             peers: std::collections::BTreeMap::new(),
             sessions: core.log.state.sessions.len(),
             in_flight: 0,

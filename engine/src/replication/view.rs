@@ -51,12 +51,30 @@ pub struct View {
     pub lacking: Vec<ReplicaId>,
     /// Primary: for how long it has lacked one without a break, in milliseconds.
     pub lacking_ms: u64,
+    /// Primary: how far it is with handing its role over.
+    #[serde(default)]
+    pub handover: HandoverView,
     /// Primary: the other replicas.
     pub peers: BTreeMap<ReplicaId, PeerView>,
     /// Open frontend sessions in the log.
     pub sessions: usize,
     /// Primary: requests of frontends that were not answered yet.
     pub in_flight: usize,
+}
+
+/// How far a primary is with handing its role over.
+#[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum HandoverView {
+    /// Nobody wants it to.
+    #[default]
+    None,
+    /// It is to, and can't yet: why.
+    Waits(String),
+    /// It takes no requests, and brings the heir to its head.
+    Draining(ReplicaId),
+    /// It has stopped, and asked the masters to make the other one primary.
+    Proposed(ReplicaId),
 }
 
 /// What a replica is.
@@ -104,7 +122,13 @@ impl Primary {
         view.lacking = self.lacking(now);
         view.lacking_ms = self.lacking_since.map_or(0, |since| now.since(since));
         view.in_flight = self.clients.in_flight();
+        view.handover = self.show_handover(core);
         view.reason = self.why_not_serving(core, now);
+        if let HandoverView::Waits(why) = &view.handover
+            && view.reason.is_empty()
+        {
+            view.reason.clone_from(why);
+        }
         for peer in self.peers.values() {
             let shown = PeerView {
                 addr: peer.addr.clone(),
@@ -124,6 +148,9 @@ impl Primary {
         let lacking = self.lacking(now);
         if let Some(why) = self.why_not_whole() {
             return why;
+        }
+        if let Some(to) = self.handed_over_to() {
+            return format!("has stopped and asked the masters to make {} primary", to.id);
         }
         if !self.ready && now < self.wait_until {
             return format!(

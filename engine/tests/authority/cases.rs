@@ -378,6 +378,80 @@ fn a_failover_never_changes_the_voters() {
 }
 
 #[test]
+fn a_primary_hands_over_to_a_member_in_its_run_and_nobody_leaves_by_it() {
+    let mut state = cluster();
+    let before = config(&state);
+    let (from, isr) = (before.primary, before.isr.clone());
+    let other = *isr.iter().find(|id| **id != from.id).expect("two members");
+    let wish = sbk_engine::authority::Wish { primary: Some(other), ..Default::default() };
+    state.apply(&Command::SetWish { volume: volume(), wish }).expect("wishes");
+
+    let refused = |state: &mut State, to| {
+        propose(state, before.epoch, IsrChange::HandOver { to }).expect_err("is refused")
+    };
+    let outside = replica_outside(&before);
+    assert_eq!(refused(&mut state, outside), "not-in-sync");
+    assert_eq!(refused(&mut state, from), "already-primary");
+    assert_eq!(refused(&mut state, run(number(other), 2)), "stale-incarnation");
+    assert_eq!(config(&state), before);
+
+    let to = run(number(other), 1);
+    propose(&mut state, before.epoch, IsrChange::HandOver { to }).expect("hands over");
+    let after = config(&state);
+    assert_eq!((after.primary, after.since, &after.isr), (to, after.epoch, &isr));
+    assert_eq!((after.epoch, after.handed_over_by), (before.epoch.next(), Some(from)));
+    assert_eq!(state.volumes()[&volume()].wish.primary, None, "it is as was wished");
+
+    // The same proposal again, late: it is a primary's that is none any more.
+    let again = Command::ProposeIsr {
+        volume: volume(),
+        expect_epoch: before.epoch,
+        primary: from,
+        change: IsrChange::HandOver { to },
+    };
+    assert_eq!(state.apply(&again).expect_err("is over").word(), "stale-epoch");
+
+    // An epoch of the same tenure keeps what began it, a failover does not.
+    propose(&mut state, after.epoch, IsrChange::Burn).expect("burns");
+    let burned = config(&state);
+    assert_eq!((burned.since, burned.handed_over_by), (after.since, Some(from)));
+    let failover = Command::Failover {
+        volume: volume(),
+        expect_epoch: burned.epoch,
+        primary: from,
+        isr: isr.clone(),
+    };
+    state.apply(&failover).expect("fails over");
+    assert_eq!(config(&state).handed_over_by, None);
+}
+
+fn replica_outside(config: &Config) -> ReplicaRef {
+    let outside = config.replicas.keys().find(|id| !config.isr.contains(id));
+    run(number(*outside.expect("one of three is not in sync")), 1)
+}
+
+/// In `best_effort` a failover would count a loss; the heir of a handover holds everything.
+#[test]
+fn a_handover_in_best_effort_loses_nothing() {
+    let mut state = cluster_of(Durability::BestEffort, WriteAck::Durable);
+    let before = config(&state);
+    let mut handed = before.epoch;
+    let members: Vec<_> = before.replicas.keys().copied().collect();
+    for id in members.iter().filter(|id| !before.isr.contains(id)) {
+        let replica = run(number(*id), 1);
+        propose(&mut state, handed, IsrChange::Join { replica }).expect("joins");
+        handed = handed.next();
+    }
+    let before = config(&state);
+    let other = *before.isr.iter().find(|id| **id != before.primary.id).expect("a member");
+    let to = run(number(other), 1);
+    propose(&mut state, before.epoch, IsrChange::HandOver { to }).expect("hands over");
+    let after = config(&state);
+    assert_eq!(after.loss_generation, before.loss_generation);
+    assert_eq!(after.isr, before.isr);
+}
+
+#[test]
 fn a_candidate_may_name_another_voter_and_no_other_primary_may() {
     let mut state = quorum();
     let before = config(&state);

@@ -248,7 +248,8 @@ impl Run {
         }
         let mut incarnation = self.run_of(n);
         incarnation.open += u64::from(off == 5);
-        let change = match a % 5 {
+        let change = match a % 6 {
+            5 => IsrChange::HandOver { to: ReplicaRef { id, incarnation } },
             0 | 1 => IsrChange::Leave { replica: id },
             2 | 3 => IsrChange::Join { replica: ReplicaRef { id, incarnation } },
             _ => IsrChange::Burn,
@@ -402,7 +403,7 @@ impl Run {
                 let (was, is) = self.check_minted(before, *volume, *expect_epoch, accepted);
                 assert_eq!(was.primary, *primary, "a proposal of another than the primary");
                 let tenure = match change {
-                    IsrChange::Yield { to } => (*to, is.epoch),
+                    IsrChange::Yield { to } | IsrChange::HandOver { to } => (*to, is.epoch),
                     IsrChange::Leave { .. } | IsrChange::Join { .. } | IsrChange::Burn => {
                         (was.primary, was.since)
                     }
@@ -427,6 +428,15 @@ impl Run {
                         let held = before.registered(*volume, to.id).expect("it is registered");
                         assert!(held.complete && held.incarnation == to.incarnation);
                         assert!(was.isr.contains(&to.id), "yielded out of the voters");
+                    }
+                    IsrChange::HandOver { to } => {
+                        self.reach("handover");
+                        let held = before.registered(*volume, to.id).expect("it is registered");
+                        assert!(held.complete && held.incarnation == to.incarnation);
+                        assert!(was.isr.contains(&to.id), "handed out of the in-sync set");
+                        assert_eq!(is.handed_over_by, Some(*primary));
+                        assert_eq!(is.loss_generation, was.loss_generation, "nothing is lost");
+                        assert_ne!(self.state.volumes()[volume].wish.primary, Some(to.id));
                     }
                 }
                 assert_eq!(is.isr, expected);
@@ -560,6 +570,7 @@ fn the_commands_get_far() {
         "leave",
         "join",
         "burn",
+        "handover",
         "failover",
         "recover",
         "delete",

@@ -37,6 +37,7 @@ pub(crate) fn config(epoch: u64, primary: u128, isr: &[u128]) -> Config {
         min_in_sync: 1,
         blocks: 16,
         loss_generation: LossGeneration(0),
+        handed_over_by: None,
     }
 }
 

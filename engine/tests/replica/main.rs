@@ -4,6 +4,7 @@
 mod bench;
 mod best_effort;
 mod follower;
+mod handover;
 mod losses;
 mod primary;
 mod quorum;

@@ -41,6 +41,7 @@ pub const FAMILIES: &[&str] = &[
     "disasters",
     "quorum",
     "elections",
+    "handovers",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000];

@@ -5,7 +5,7 @@ use sbk_engine::authority::detector::DetectorEvent;
 use sbk_engine::replication::io::{OpenStream, Outcome, Proposal, Request, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
-use sbk_engine::types::{AttachGeneration, Config, Epoch, LossGeneration, Lsn, ReplicaRef};
+use sbk_engine::types::{AttachGeneration, Config, Epoch, LossGeneration, Lsn, ReplicaRef, Wish};
 use sbk_store::LogEntry;
 
 use super::lanes::Piece;
@@ -93,6 +93,7 @@ pub(crate) enum Event {
     Push {
         node: usize,
         config: Config,
+        wish: Wish,
     },
     /// The catalogue reaches a client.
     Catalogue {
@@ -133,6 +134,11 @@ pub(crate) enum Event {
         /// The loss generation in which the stream was opened.
         loss: LossGeneration,
     },
+    /// A process that was told to end does so.
+    End {
+        node: usize,
+        run: u64,
+    },
     /// All nodes but one go.
     Disaster {
         left: usize,
@@ -158,6 +164,10 @@ pub(crate) enum Event {
     },
     /// The masters replace the primary, with reason or without.
     FailOver,
+    /// A primary that waits for the outcome of a handover is cut off.
+    Strand {
+        node: usize,
+    },
     /// See [`World::relay`].
     Relay {
         third: usize,

@@ -219,4 +219,5 @@ pub const FAMILIES: &[Family] = &[
             ..Faults::none()
         },
     },
+    Family { name: "handovers", faults: Faults::handovers },
 ];

@@ -1,6 +1,7 @@
 //! What goes wrong.
 
 use sbk_engine::authority::detector::DetectorParams;
+use sbk_engine::replication::io::Input;
 use sbk_engine::types::Durability;
 use sbk_wal::{Fault, OpKind};
 
@@ -64,6 +65,8 @@ pub struct Faults {
     pub(crate) busy: u64,
     /// All replicas that hold everything go, and an operator gives them up.
     pub(crate) disaster: bool,
+    /// Another primary is wished at any time, and processes hand over before they end in order.
+    pub(crate) handover: bool,
     pub(crate) durability: Durability,
     pub(crate) replicas: u128,
     pub(crate) min_in_sync: u32,
@@ -98,6 +101,7 @@ impl Faults {
             hasty: false,
             busy: 12,
             disaster: false,
+            handover: false,
             durability: Durability::SyncAll,
             replicas: 3,
             min_in_sync: 2,
@@ -143,7 +147,34 @@ impl Faults {
         faults.busy = [3, 8, 15, 25][rng.below(4) as usize];
         faults.replicas = [3, 3, 3, 2, 4, 5][rng.below(6) as usize];
         faults.min_in_sync = 1 + rng.below(2) as u32;
+        if seed % 4 == 3 {
+            faults.hand_over(seed / 4);
+        }
         faults
+    }
+
+    /// As [`Self::swarm`], with handovers, in each mode.
+    pub(crate) fn handovers(seed: u64) -> Self {
+        let mut faults = Self::swarm(seed);
+        faults.hand_over(seed);
+        // One fault less now and then: all of them at once leave few handovers to end well.
+        match seed / 3 % 4 {
+            0 => (faults.crash, faults.power, faults.disk) = (false, false, false),
+            1 => (faults.partition, faults.one_way, faults.coup) = (false, false, false),
+            _ => {}
+        }
+        faults
+    }
+
+    fn hand_over(&mut self, n: u64) {
+        self.handover = true;
+        let modes = [Durability::SyncAll, Durability::SyncQuorum, Durability::BestEffort];
+        self.durability = modes[(n % 3) as usize];
+        if self.durability == Durability::BestEffort {
+            self.min_in_sync = 1;
+        }
+        // What makes damaged blocks whole in the end is a write, which a loss may take.
+        self.rot &= self.durability == Durability::SyncAll;
     }
 
     /// How the disks are kept.
@@ -210,6 +241,9 @@ impl World {
         }
         if self.faults.coup && self.rng.below(500) == 0 {
             self.coup();
+        }
+        if self.faults.handover && self.rng.below(400) == 0 {
+            self.end_soon();
         }
         self.link_faults();
         self.disk_faults();
@@ -365,6 +399,34 @@ impl World {
             let delay = 1_000 + self.rng.below(1_500);
             self.after(delay, Event::FailOver);
         }
+    }
+
+    /// A process is told to end: it hands over what it can, and has some time for it.
+    fn end_soon(&mut self) {
+        let primary = self.index(self.masters.config.primary.id);
+        let node = if self.rng.chance(60) { primary } else { self.any_node() };
+        if !self.nodes[node].up || self.nodes[node].paused || self.nodes[node].ending {
+            return;
+        }
+        self.inject(Injected::Ending);
+        self.nodes[node].ending = true;
+        self.step(node, Input::Resign, Vec::new());
+        let run = self.nodes[node].run;
+        let patience = if self.rng.chance(50) { 100 } else { 3_000 };
+        let delay = 1 + self.rng.below(patience);
+        self.after(delay, Event::End { node, run });
+    }
+
+    /// The time that it had is over.
+    pub(super) fn end(&mut self, node: usize, run: u64) {
+        if !self.nodes[node].up || self.nodes[node].run != run {
+            return;
+        }
+        if self.nodes[node].paused {
+            return self.after(200, Event::End { node, run });
+        }
+        let away = 1 + self.rng.below(1_000);
+        self.restart_in_order(node, away);
     }
 
     fn crash(&mut self, index: usize, away: u64) {

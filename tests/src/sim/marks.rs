@@ -108,6 +108,20 @@ counted! {
         Retired = "replica retired",
         /// Every process was down at a time.
         AllDown = "all down at once",
+        /// A primary handed its role over.
+        HandedOver = "handover done",
+        /// It did in `sync_quorum`.
+        HandedOverQuorum = "handover in sync_quorum",
+        /// It did in `best_effort`, and nothing was lost.
+        HandedOverBestEffort = "handover in best_effort",
+        /// It did because its process was about to end.
+        HandedOverAtEnd = "handover before an orderly stop",
+        /// A handover was given up before it was proposed.
+        HandoverGivenUp = "handover given up before the proposal",
+        /// The outcome of a handover was unknown, and its epoch was burned.
+        HandoverBurned = "unknown handover ended by a burned epoch",
+        /// The outcome of a handover was unknown, and it was committed after all.
+        HandoverLate = "unknown handover committed after all",
         /// The masters had no leader for longer than a failover takes.
         NoQuorum = "masters without a quorum",
     }
@@ -137,6 +151,8 @@ counted! {
         LeaderChange = "leader changes",
         QuorumLoss = "quorum losses",
         Coup = "failovers without reason",
+        Wish = "handovers wished",
+        Ending = "processes told to end",
     }
 }
 

@@ -12,7 +12,7 @@ use sbk_engine::authority::{
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::Proposal;
 use sbk_engine::types::{
-    BLOCK_SIZE, BootId, Config, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId,
+    BLOCK_SIZE, BootId, Config, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish,
 };
 use uuid::Uuid;
 
@@ -35,8 +35,9 @@ pub(crate) struct Masters {
     state: State,
     /// The configuration in force.
     pub(crate) config: Config,
-    /// Every configuration that was ever in force.
-    configs: Vec<Config>,
+    /// Every configuration that was ever in force, with what was wished of its primary: each time one
+    /// of the two changed.
+    configs: Vec<(Config, Wish)>,
     volume: VolumeId,
     /// How far each master has applied what is committed, as a number of configurations.
     applied: [usize; MASTERS],
@@ -122,7 +123,7 @@ impl Masters {
         detector.step(Millis(1), &state, DetectorEvent::Elected);
         Self {
             state,
-            configs: vec![config.clone()],
+            configs: vec![(config.clone(), Wish::default())],
             config,
             volume,
             applied: [1; MASTERS],
@@ -140,9 +141,11 @@ impl Masters {
     pub(crate) fn apply(&mut self, command: &Command) -> Response {
         let response = self.state.apply(command);
         let config = self.state.config(self.volume).expect("the volume has an epoch");
-        if config != self.config {
-            self.configs.push(config.clone());
-            self.config = config;
+        let wish = self.state.volumes()[&self.volume].wish.clone();
+        let now = (config, wish);
+        if self.configs.last() != Some(&now) {
+            self.config = now.0.clone();
+            self.configs.push(now);
         }
         response
     }
@@ -245,7 +248,7 @@ impl Masters {
     }
 
     /// What the master says that the `n`-th watcher follows.
-    pub(crate) fn pushed(&self, n: usize) -> &Config {
+    pub(crate) fn pushed(&self, n: usize) -> &(Config, Wish) {
         let master = (n + self.term as usize) % MASTERS;
         &self.configs[self.applied[master] - 1]
     }

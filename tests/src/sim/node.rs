@@ -7,7 +7,7 @@ use sbk_engine::replication::io::{Input, Opened, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::replication::{Params, Replica};
-use sbk_engine::types::{Config, Incarnation, Lsn, Millis, ReplicaId, VolumeId};
+use sbk_engine::types::{Config, Incarnation, Lsn, Millis, ReplicaId, VolumeId, Wish};
 use sbk_store::{BatchResult, CheckpointDone, CheckpointPlan, LogEntry, ReadPlan, WalBatch};
 
 use super::disk::Disk;
@@ -61,6 +61,12 @@ pub(crate) struct Node {
     pub(crate) unheard: bool,
     /// Cut off from the clients.
     pub(crate) unseen: bool,
+    /// What the replica was told last of what the masters wish.
+    pub(crate) wished: Wish,
+    /// The process was told to end.
+    pub(crate) ending: bool,
+    /// It does not know what became of a handover.
+    pub(crate) handover_unknown: bool,
     /// Its disk answers nothing before this time.
     pub(crate) stalled_until: u64,
     /// When its timer fires, on the world's clock.
@@ -107,6 +113,9 @@ impl Node {
             waiting: Vec::new(),
             unheard: false,
             unseen: false,
+            wished: Wish::default(),
+            ending: false,
+            handover_unknown: false,
             stalled_until: 0,
             timer: 0,
             rate,
@@ -182,6 +191,8 @@ impl Node {
         self.checkpoint = None;
         self.sending.clear();
         self.receiving = None;
+        self.wished = Wish::default();
+        (self.ending, self.handover_unknown) = (false, false);
     }
 }
 

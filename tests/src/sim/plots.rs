@@ -95,10 +95,36 @@ impl World {
         }
     }
 
+    /// A handover that the masters commit after its primary was told that nothing is known of it, while
+    /// only clients reach that primary.
+    fn strand_handover(&mut self, index: usize, run: u64, proposal: &Proposal) -> bool {
+        if !self.faults.handover || self.healed || !self.rng.chance(6) {
+            return false;
+        }
+        let told = 1 + self.rng.below(300);
+        let answered = proposal.clone();
+        self.after(told, Event::Answered { node: index, run, proposal: answered, config: None });
+        let late = told + self.rng.below(900);
+        self.after(late, Event::Strand { node: index });
+        let proposal = proposal.clone();
+        self.after(late + 1, Event::Propose { node: index, run, proposal });
+        true
+    }
+
+    /// See [`World::strand_handover`].
+    pub(super) fn strand_now(&mut self, node: usize) {
+        if !self.healed {
+            self.cut_off(node, false);
+        }
+    }
+
     /// A join that the masters commit without the primary's knowing it: at once, and the joiner is
     /// promoted; or much later, when the primary has given it up and the joiner has fallen away.
     /// Whether that became of the proposal.
     pub(super) fn strand(&mut self, index: usize, run: u64, proposal: &Proposal) -> bool {
+        if let IsrChange::HandOver { .. } = proposal.change {
+            return self.strand_handover(index, run, proposal);
+        }
         let IsrChange::Join { replica } = &proposal.change else { return false };
         if !self.faults.plot || self.healed || !self.rng.chance(40) {
             return false;

@@ -1,12 +1,12 @@
 //! Between the nodes and the masters.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 
 use sbk_engine::authority::detector::{DetectorEvent, ReplicaReport};
 use sbk_engine::authority::{Accepted, Command, Refusal, Response};
 use sbk_engine::replication::io::{IsrChange, Proposal};
 use sbk_engine::replication::view::RoleView;
-use sbk_engine::types::{Config, ReplicaId};
+use sbk_engine::types::{Config, Durability, ReplicaId, Wish};
 
 use super::event::Event;
 use super::marks::{Injected, Mark};
@@ -79,6 +79,7 @@ impl World {
                 IsrChange::Join { .. } => Mark::Joined,
                 IsrChange::Burn => Mark::Burn,
                 IsrChange::Yield { .. } => return,
+                IsrChange::HandOver { .. } => return self.mark_handover(before),
             }),
             Err(Refusal::StaleEpoch { .. }) => {
                 self.mark(Mark::ProposalLate);
@@ -150,8 +151,11 @@ impl World {
         proposal: Proposal,
         config: Option<Config>,
     ) {
-        let lost =
+        let mut lost =
             !self.healed && self.rng.chance(self.faults.loss * 4) || self.nodes[node].unheard;
+        // A primary that has stopped hangs on this answer.
+        let handover = matches!(proposal.change, IsrChange::HandOver { .. });
+        lost |= !self.healed && handover && self.rng.chance(10);
         let config = config.filter(|_| !lost);
         let delay = if lost { ANSWER_MS } else { self.delay() };
         self.after(delay, Event::Answered { node, run, proposal, config });
@@ -172,19 +176,45 @@ impl World {
         if self.faults.disaster && self.rng.chance(5) {
             self.operator_turn();
         }
+        if !self.healed && self.faults.handover && self.rng.chance(4) {
+            self.wish_turn();
+        }
         for node in 0..self.nodes.len() {
             if !self.nodes[node].unheard && self.rng.chance(60) {
-                let config = self.masters.pushed(node).clone();
+                let (config, wish) = self.masters.pushed(node).clone();
                 let delay = self.delay();
-                self.after(delay, Event::Push { node, config });
+                self.after(delay, Event::Push { node, config, wish });
             }
         }
         for client in 0..self.clients.len() {
             if !self.clients[client].apart && self.rng.chance(60) {
-                let config = self.masters.pushed(client + 1).clone();
+                let (config, _) = self.masters.pushed(client + 1).clone();
                 let delay = self.delay();
                 self.after(delay, Event::Catalogue { client, config });
             }
+        }
+    }
+
+    /// Somebody wants another primary, or no other any more.
+    fn wish_turn(&mut self) {
+        let Config { volume, primary, isr, .. } = self.masters.config.clone();
+        let others: Vec<_> = isr.into_iter().filter(|id| *id != primary.id).collect();
+        let n = self.rng.below(others.len() as u64 + 1) as usize;
+        self.inject(Injected::Wish);
+        let wish = Wish { primary: others.get(n).copied(), leave: BTreeSet::new() };
+        self.submit(Pending { command: Command::SetWish { volume, wish }, proposer: None });
+    }
+
+    fn mark_handover(&mut self, before: &Config) {
+        self.mark(Mark::HandedOver);
+        match before.durability {
+            Durability::SyncAll => {}
+            Durability::SyncQuorum => self.mark(Mark::HandedOverQuorum),
+            Durability::BestEffort => self.mark(Mark::HandedOverBestEffort),
+        }
+        let from = self.index(before.primary.id);
+        if self.nodes[from].ending {
+            self.mark(Mark::HandedOverAtEnd);
         }
     }
 

@@ -15,7 +15,18 @@ impl World {
     /// A decision of a node's engine.
     pub(crate) fn traced(&mut self, index: usize, event: &TraceEvent) {
         self.note(index, || format!("[{}] {}: {}", event.epoch, event.what, event.why));
+        let doubtful = self.nodes[index].handover_unknown;
+        if matches!(event.what.as_str(), "continued" | "handed-over" | "stepped-down") {
+            self.nodes[index].handover_unknown = false;
+        }
         let mark = match event.what.as_str() {
+            "handover-given-up" => Mark::HandoverGivenUp,
+            "handover-unknown" => {
+                self.nodes[index].handover_unknown = true;
+                return;
+            }
+            "continued" if doubtful => Mark::HandoverBurned,
+            "handed-over" if doubtful => Mark::HandoverLate,
             "promoted" if !event.why.contains("waits 0 ms") => Mark::LeaseWait,
             "stepped-down" => Mark::SteppedDown,
             "unanswered" => Mark::ProposalUnknown,

@@ -220,14 +220,19 @@ impl World {
                     self.step(node, Input::Answered { proposal, config }, Vec::new());
                 }
             }
-            Event::Push { node, config } => {
+            Event::Push { node, config, wish } => {
                 let known = self.nodes[node].config.as_ref().map(|known| known.epoch);
                 if known > Some(config.epoch) {
                     self.mark(Mark::StalePush);
                 }
                 self.nodes[node].keep_config(&config);
                 self.step(node, Input::Assignment(config), Vec::new());
+                if self.nodes[node].wished != wish {
+                    self.nodes[node].wished = wish.clone();
+                    self.step(node, Input::Wish(wish), Vec::new());
+                }
             }
+            Event::End { node, run } => self.end(node, run),
             Event::Restart { node } => {
                 if !self.nodes[node].up {
                     self.start(node);
@@ -241,6 +246,7 @@ impl World {
                 }
             }
             Event::FailOver => self.coup_now(),
+            Event::Strand { node } => self.strand_now(node),
             Event::Relay { third } => self.relay_on(third),
             Event::Crowd => self.crowd_comes(),
             Event::Flap { from, to, left } => self.flap(from, to, left),

@@ -124,6 +124,7 @@ pub fn config_out(config: &Config) -> v1::Config {
         loss_generation: config.loss_generation.0,
         durability: modes::durability_out(config.durability).into(),
         write_ack: modes::write_ack_out(config.write_ack).into(),
+        handed_over_by: config.handed_over_by.map(replica_ref_out),
     }
 }
 
@@ -147,6 +148,7 @@ pub fn config_in(config: v1::Config) -> Decoded<Config> {
         min_in_sync: config.min_in_sync,
         blocks: size(config.blocks)?,
         loss_generation: loss_generation(config.loss_generation)?,
+        handed_over_by: config.handed_over_by.map(replica_ref_in).transpose()?,
     };
     if config.epoch == Epoch(0) || config.since > config.epoch {
         return bad(format!("epoch {} since {}", config.epoch, config.since));

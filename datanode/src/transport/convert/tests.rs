@@ -76,6 +76,7 @@ fn a_config() -> impl Strategy<Value = Config> {
                 min_in_sync,
                 blocks,
                 loss_generation: LossGeneration(loss),
+                handed_over_by: (loss % 2 == 1).then_some(primary),
             }
         },
     )
