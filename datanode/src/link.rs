@@ -53,8 +53,9 @@ pub enum IoOp {
     /// The newest committed data.
     Read { offset: u64, length: u64 },
     /// Which blocks are holes, as a read would find them: whole blocks, at most
-    /// [`MAX_REQUEST_BYTES`](sbk_engine::types::MAX_REQUEST_BYTES). Answered with [`runs_out`].
-    Map { offset: u64, length: u64 },
+    /// [`MAX_REQUEST_BYTES`](sbk_engine::types::MAX_REQUEST_BYTES). Answered with [`runs_out`]; with the
+    /// first run only if `one`.
+    Map { offset: u64, length: u64, one: bool },
     /// Acknowledged once committed.
     Write { offset: u64, data: Bytes },
     /// Reads as zeros, space may go. Rounded inwards to whole blocks.
@@ -107,8 +108,8 @@ pub fn runs_out(runs: &[Run]) -> Bytes {
     words.flat_map(u32::to_be_bytes).collect()
 }
 
-/// The runs of a map's answer, which must cover exactly `blocks`.
-pub fn runs_in(data: &[u8], blocks: u64) -> Option<Vec<Run>> {
+/// The runs of a map's answer, which must cover exactly `blocks`, or be one of no more.
+pub fn runs_in(data: &[u8], blocks: u64, one: bool) -> Option<Vec<Run>> {
     let (words, rest) = data.as_chunks::<4>();
     let run = |word: &[u8; 4]| {
         let word = u32::from_be_bytes(*word);
@@ -116,7 +117,8 @@ pub fn runs_in(data: &[u8], blocks: u64) -> Option<Vec<Run>> {
     };
     let runs: Vec<_> = words.iter().map(run).collect();
     let covered: u64 = runs.iter().map(|run| u64::from(run.blocks)).sum();
-    let sound = rest.is_empty() && covered == blocks && runs.iter().all(|run| run.blocks > 0);
+    let right = if one { runs.len() == 1 && covered <= blocks } else { covered == blocks };
+    let sound = rest.is_empty() && right && runs.iter().all(|run| run.blocks > 0);
     sound.then_some(runs)
 }
 
@@ -128,9 +130,12 @@ mod tests {
     fn runs_come_back_and_others_are_refused() {
         let runs = [Run { blocks: 3, hole: true }, Run { blocks: 70_000, hole: false }];
         let data = runs_out(&runs);
-        assert_eq!(runs_in(&data, 70_003).as_deref(), Some(&runs[..]));
-        assert_eq!(runs_in(&data, 70_002), None, "they cover more");
-        assert_eq!(runs_in(&data[1..], 70_003), None, "cut short");
-        assert_eq!(runs_in(&[0; 4], 0), None, "an empty run");
+        assert_eq!(runs_in(&data, 70_003, false).as_deref(), Some(&runs[..]));
+        assert_eq!(runs_in(&data, 70_002, false), None, "they cover more");
+        assert_eq!(runs_in(&data[1..], 70_003, false), None, "cut short");
+        assert_eq!(runs_in(&[0; 4], 0, false), None, "an empty run");
+        assert_eq!(runs_in(&data, 70_003, true), None, "two, and one was asked for");
+        assert_eq!(runs_in(&data[..4], 70_003, true).as_deref(), Some(&runs[..1]));
+        assert_eq!(runs_in(&data[..4], 2, true), None, "longer than what was asked for");
     }
 }

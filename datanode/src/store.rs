@@ -237,9 +237,9 @@ impl Disk for Store {
         ReadPlan::new(move || plan.run().map_err(disk_error("read blocks")))
     }
 
-    fn allocation(&self, range: BlockRange) -> ReadPlan<Vec<sbk_store::Run>> {
+    fn allocation(&self, range: BlockRange, most: usize) -> ReadPlan<Vec<sbk_store::Run>> {
         let plan = self.plan_allocation(range);
-        ReadPlan::new(move || plan.run().map_err(disk_error("look which blocks are holes")))
+        ReadPlan::new(move || plan.run(most).map_err(disk_error("look which blocks are holes")))
     }
 
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan {

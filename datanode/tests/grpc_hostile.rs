@@ -401,7 +401,8 @@ fn io(sequence: u64, op: u32, offset: u64, length: u64) -> v1::IoRequest {
     let payload =
         if op == 2 { bytes::Bytes::from(vec![3; length as usize]) } else { Default::default() };
     let length = if op == 2 { 0 } else { length };
-    v1::IoRequest { sequence, low: 0, epoch: 1, attach: 1, op, offset, length, payload }
+    let one = false;
+    v1::IoRequest { sequence, low: 0, epoch: 1, attach: 1, op, offset, length, payload, one }
 }
 
 /// Where nothing of the test's data is.

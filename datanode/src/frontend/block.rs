@@ -54,9 +54,10 @@ fn open_in(open: v1::OpenStream) -> Result<OpenLink, Status> {
 }
 
 pub(super) fn request_out(request: IoRequest) -> connect::Request {
+    let one = matches!(request.op, IoOp::Map { one: true, .. });
     let (op, offset, length, payload) = match request.op {
         IoOp::Read { offset, length } => (READ, offset, length, Bytes::new()),
-        IoOp::Map { offset, length } => (MAP, offset, length, Bytes::new()),
+        IoOp::Map { offset, length, .. } => (MAP, offset, length, Bytes::new()),
         IoOp::Write { offset, data } => (WRITE, offset, data.len() as u64, data),
         IoOp::Trim { offset, length } => (TRIM, offset, length, Bytes::new()),
         IoOp::Zero { offset, length } => (ZERO, offset, length, Bytes::new()),
@@ -72,6 +73,7 @@ pub(super) fn request_out(request: IoRequest) -> connect::Request {
         offset,
         length,
         payload,
+        one,
     };
     v1::BlockRequest { body: Some(v1::block_request::Body::Io(io)) }
 }
@@ -95,7 +97,7 @@ fn request_in(io: v1::IoRequest) -> Result<IoRequest, Status> {
         }
         MAP => {
             fits(length)?;
-            IoOp::Map { offset, length }
+            IoOp::Map { offset, length, one: io.one }
         }
         WRITE => {
             fits(io.payload.len() as u64)?;

@@ -185,7 +185,7 @@ fn shape(op: &IoOp) -> Op {
     let range = |offset: u64, length: u64| ByteRange { offset, length };
     match op {
         // To the engine both are reads: of the newest committed state, once a lease allows it.
-        IoOp::Read { offset, length } | IoOp::Map { offset, length } => {
+        IoOp::Read { offset, length } | IoOp::Map { offset, length, .. } => {
             Op::Read(range(*offset, *length))
         }
         IoOp::Write { offset, data } => Op::Write(range(*offset, data.len() as u64)),
@@ -436,9 +436,9 @@ impl Task {
                     ))
                 }
             }
-            (Answer::Done, IoOp::Map { offset, length }) => {
+            (Answer::Done, IoOp::Map { offset, length, one }) => {
                 let data = std::mem::take(&mut self.data);
-                if runs_in(&data, length / BLOCK_SIZE).is_some() {
+                if runs_in(&data, length / BLOCK_SIZE, *one).is_some() {
                     asked.data[held.part] = data;
                     Answer::Done
                 } else {

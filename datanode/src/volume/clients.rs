@@ -32,7 +32,7 @@ enum Held {
     /// A read of `length` bytes, `at` bytes into its blocks; with the data once it was read.
     Read { at: usize, length: usize, data: Option<Bytes> },
     /// A look at which blocks are holes; with the answer once it was taken.
-    Map(Option<Bytes>),
+    Map { one: bool, data: Option<Bytes> },
     /// A request without bytes, or a write that was logged.
     Nothing,
 }
@@ -44,7 +44,7 @@ impl Held {
             // Counted from the start, for the answer will need them.
             Held::Read { length, .. } => *length,
             // Small, and a range is looked at only to a limit.
-            Held::Map(_) | Held::Nothing => 0,
+            Held::Map { .. } | Held::Nothing => 0,
         };
         length as u64
     }
@@ -242,7 +242,7 @@ impl Clients {
             Some(Held::Read { at, length, data: _ }) => {
                 Held::Read { at, length, data: Some(blocks.slice(at..at + length)) }
             }
-            Some(Held::Map(_)) => Held::Map(Some(blocks)),
+            Some(Held::Map { one, data: _ }) => Held::Map { one, data: Some(blocks) },
             // The stream ended, or the request was answered otherwise.
             Some(held @ (Held::Write(_) | Held::Nothing)) => held,
             None => return,
@@ -250,20 +250,23 @@ impl Clients {
         self.hold(stream, tag.sequence, merged);
     }
 
-    /// Whether a read of the engine's is a look at which blocks are holes.
-    pub(super) fn wants_map(&self, stream: StreamId, tag: RequestTag) -> bool {
-        let stream = self.streams.get(&stream);
-        matches!(stream.and_then(|s| s.held.get(&tag.sequence)), Some(Held::Map(_)))
+    /// How many runs are wanted, if a read of the engine's is a look at which blocks are holes.
+    pub(super) fn wants_runs(&self, stream: StreamId, tag: RequestTag) -> Option<usize> {
+        match self.streams.get(&stream)?.held.get(&tag.sequence)? {
+            Held::Map { one, .. } => Some(if *one { 1 } else { usize::MAX }),
+            _ => None,
+        }
     }
 
     /// Answers a request.
     pub(super) fn answer(&mut self, stream: StreamId, tag: RequestTag, outcome: Outcome) {
         let held = self.take(stream, tag.sequence);
         let (outcome, data) = match (outcome, held) {
-            (Outcome::Done, Some(Held::Read { data: Some(data), .. } | Held::Map(Some(data)))) => {
-                (LinkOutcome::Done, data)
-            }
-            (Outcome::Done, Some(Held::Read { data: None, .. } | Held::Map(None))) => {
+            (
+                Outcome::Done,
+                Some(Held::Read { data: Some(data), .. } | Held::Map { data: Some(data), .. }),
+            ) => (LinkOutcome::Done, data),
+            (Outcome::Done, Some(Held::Read { data: None, .. } | Held::Map { data: None, .. })) => {
                 panic!("read {} of session {} is done without data", tag.sequence, tag.session)
             }
             (Outcome::Done, Some(Held::Write(_) | Held::Partial { .. } | Held::Nothing) | None) => {
@@ -313,7 +316,7 @@ fn limited(offset: u64, length: u64) -> Result<(BlockRange, usize), String> {
 fn blocks_of(op: IoOp) -> Result<Shape, String> {
     let (offset, length) = match &op {
         IoOp::Read { offset, length }
-        | IoOp::Map { offset, length }
+        | IoOp::Map { offset, length, .. }
         | IoOp::Trim { offset, length }
         | IoOp::Zero { offset, length } => (*offset, *length),
         IoOp::Write { offset, data } => (*offset, data.len() as u64),
@@ -333,9 +336,9 @@ fn blocks_of(op: IoOp) -> Result<Shape, String> {
             let held = Held::Read { at, length: length as usize, data: None };
             Ok(Shape::Engine(Op::Read(range), held))
         }
-        IoOp::Map { .. } if aligned => {
+        IoOp::Map { one, .. } if aligned => {
             let (range, _) = limited(offset, length)?;
-            Ok(Shape::Engine(Op::Read(range), Held::Map(None)))
+            Ok(Shape::Engine(Op::Read(range), Held::Map { one, data: None }))
         }
         IoOp::Map { .. } => Err(format!("{length} bytes at {offset} are not whole blocks")),
         IoOp::Write { data, .. } => {

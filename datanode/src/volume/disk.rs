@@ -135,8 +135,9 @@ pub trait Disk: Send + Sized + 'static {
 
     /// Reads blocks as they are logged now.
     fn read(&self, range: BlockRange) -> ReadPlan;
-    /// Looks which of these blocks are holes as they are logged now.
-    fn allocation(&self, range: BlockRange) -> ReadPlan<Vec<Run>>;
+    /// Looks which of these blocks are holes as they are logged now: tells all runs, or the first
+    /// `most`.
+    fn allocation(&self, range: BlockRange, most: usize) -> ReadPlan<Vec<Run>>;
     /// Reads blocks as they are committed now, whatever is logged above: nothing in them can be cut
     /// any more.
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan;

@@ -56,9 +56,9 @@ impl<D: Disk> Running<D> {
             Output::Pin { session, from } => self.disk.pin(session, from),
             Output::Unpin { session } => self.disk.unpin(session),
             Output::Read { stream, tag, range, merge: _ } => {
-                let plan = match self.clients.wants_map(stream, tag) {
-                    true => self.disk.allocation(range).then(|runs| runs_out(&runs)),
-                    false => self.disk.read(range),
+                let plan = match self.clients.wants_runs(stream, tag) {
+                    Some(most) => self.disk.allocation(range, most).then(|runs| runs_out(&runs)),
+                    None => self.disk.read(range),
                 };
                 self.wanted_reads.push(WantedRead { stream, tag, plan });
             }

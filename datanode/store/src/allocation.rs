@@ -3,7 +3,7 @@
 //! A copying client skips what it is told to be zeros, so a block is a hole only where a read would
 //! bring zeros. In doubt it is data: the client then reads it, and learns of damage from that.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 
 use sbk_engine::replication::log::BlockRange;
 use sbk_engine::types::{Lsn, REGION_BLOCKS};
@@ -21,19 +21,23 @@ pub struct Run {
     pub hole: bool,
 }
 
-/// Consecutive runs, neighbours of a kind joined.
-#[derive(Debug, Default)]
-struct Runs(Vec<Run>);
+/// Consecutive runs, neighbours of a kind joined, and how many there may be.
+#[derive(Debug)]
+struct Runs(Vec<Run>, usize);
 
 impl Runs {
-    fn push(&mut self, blocks: u64, hole: bool) {
+    /// Adds blocks; breaks where one run more begins than there may be.
+    fn push(&mut self, blocks: u64, hole: bool) -> ControlFlow<()> {
         // A request covers fewer blocks than 32 bits count.
         let blocks = u32::try_from(blocks).unwrap_or(u32::MAX);
+        let full = self.0.len() == self.1;
         match self.0.last_mut() {
             _ if blocks == 0 => {}
             Some(last) if last.hole == hole => last.blocks += blocks,
+            _ if full => return ControlFlow::Break(()),
             _ => self.0.push(Run { blocks, hole }),
         }
+        ControlFlow::Continue(())
     }
 }
 
@@ -47,29 +51,41 @@ pub struct AllocationPlan {
 }
 
 impl AllocationPlan {
-    /// The runs, which cover the range. Blocks the thread.
-    pub fn run(self) -> Result<Vec<Run>, ReadError> {
-        let mut runs = Runs::default();
+    /// The runs, from the range's first block on: all, which cover the range, or the first `most`.
+    /// What lies behind those is not looked at: who asks for one run at a time would have the
+    /// same blocks looked at again and again. Blocks the thread.
+    pub fn run(self, most: usize) -> Result<Vec<Run>, ReadError> {
+        let mut runs = Runs(Vec::new(), most);
+        let _all_or_enough = self.collect(&mut runs)?;
+        Ok(runs.0)
+    }
+
+    fn collect(&self, runs: &mut Runs) -> Result<ControlFlow<()>, ReadError> {
         let first_region = self.read.range.start / REGION_BLOCKS;
         for Piece { range, source } in &self.read.pieces {
-            match source {
-                Source::Zeros => runs.push(range.end - range.start, true),
-                Source::Memory(_) | Source::Wal { .. } => {
-                    runs.push(range.end - range.start, false);
-                }
+            let hole = match source {
+                Source::Zeros => true,
+                Source::Memory(_) | Source::Wal { .. } => false,
                 Source::Extents => {
                     for part in by_region(range.clone()) {
                         let region = (part.start / REGION_BLOCKS - first_region) as usize;
-                        if self.written.get(region).copied().unwrap_or(false) {
-                            self.read.image.holes(part, |blocks, hole| runs.push(blocks, hole))?;
+                        let flow = if self.written.get(region).copied().unwrap_or(false) {
+                            self.read.image.holes(part, |blocks, hole| runs.push(blocks, hole))?
                         } else {
-                            runs.push(part.end - part.start, true);
+                            runs.push(part.end - part.start, true)
+                        };
+                        if flow.is_break() {
+                            return Ok(flow);
                         }
                     }
+                    continue;
                 }
+            };
+            if runs.push(range.end - range.start, hole).is_break() {
+                return Ok(ControlFlow::Break(()));
             }
         }
-        Ok(runs.0)
+        Ok(ControlFlow::Continue(()))
     }
 }
 
@@ -102,12 +118,14 @@ mod tests {
 
     #[test]
     fn runs_are_joined_and_ranges_cut_at_regions() {
-        let mut runs = Runs::default();
+        let mut runs = Runs(Vec::new(), 3);
         for (blocks, hole) in [(1, true), (2, true), (0, false), (3, false), (1, true)] {
-            runs.push(blocks, hole);
+            assert!(runs.push(blocks, hole).is_continue());
         }
+        assert!(runs.push(1, true).is_continue(), "it makes the last run longer");
+        assert!(runs.push(1, false).is_break(), "a fourth");
         let expected =
-            [(3, true), (3, false), (1, true)].map(|(blocks, hole)| Run { blocks, hole });
+            [(3, true), (3, false), (2, true)].map(|(blocks, hole)| Run { blocks, hole });
         assert_eq!(runs.0, expected);
         let (one, two) = (REGION_BLOCKS, 2 * REGION_BLOCKS);
         let parts: Vec<_> = by_region(one - 1..two + 1).collect();

@@ -8,7 +8,7 @@
 //! * `regions`: 512-byte sectors of 62 LSNs, the sector's number and a CRC-32C, so that a torn
 //!   update leaves each sector whole, old or new.
 
-use std::ops::Range;
+use std::ops::{ControlFlow, Range};
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -133,12 +133,12 @@ impl Image {
 
     /// Tells `range` as runs of blocks, and whether they are holes. A block is one if its stamp says
     /// that it is zeros, and it is: a damaged stamp alone must not make a client skip data. What is
-    /// being rewritten meanwhile is data.
+    /// being rewritten meanwhile is data. Goes on until `run` breaks.
     pub(super) fn holes(
         &self,
         range: Range<u64>,
-        mut run: impl FnMut(u64, bool),
-    ) -> Result<(), ReadError> {
+        mut run: impl FnMut(u64, bool) -> ControlFlow<()>,
+    ) -> Result<ControlFlow<()>, ReadError> {
         let error =
             |name: &str, source| ReadError::Io { path: self.storage.describe(name), source };
         let mut stamps = vec![0; ((range.end - range.start) * STAMP) as usize];
@@ -155,14 +155,16 @@ impl Image {
                 for (stamp, block) in
                     stamps.chunks_exact(4).zip(data.chunks_exact(BLOCK_SIZE as usize))
                 {
-                    run(1, is_zero(stamp) && is_zero(block));
+                    if run(1, is_zero(stamp) && is_zero(block)).is_break() {
+                        return Ok(ControlFlow::Break(()));
+                    }
                 }
-            } else {
-                run(count, false);
+            } else if run(count, false).is_break() {
+                return Ok(ControlFlow::Break(()));
             }
             at += count;
         }
-        Ok(())
+        Ok(ControlFlow::Continue(()))
     }
 
     /// Writes consecutive blocks and their stamps; not durable before [`Image::sync`].

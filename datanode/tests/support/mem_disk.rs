@@ -379,10 +379,12 @@ impl Disk for MemDisk {
         })
     }
 
-    fn allocation(&self, range: BlockRange) -> ReadPlan<Vec<Run>> {
-        self.read(range).then(|data| {
-            let blocks = data.chunks_exact(4096);
-            blocks.map(|b| Run { blocks: 1, hole: b.iter().all(|byte| *byte == 0) }).collect()
+    fn allocation(&self, range: BlockRange, most: usize) -> ReadPlan<Vec<Run>> {
+        self.read(range).then(move |data| {
+            let holes = data.chunks_exact(4096).map(|b| b.iter().all(|byte| *byte == 0));
+            let holes: Vec<bool> = holes.collect();
+            let runs = holes.chunk_by(|a, b| a == b);
+            runs.map(|run| Run { blocks: run.len() as u32, hole: run[0] }).take(most).collect()
         })
     }
 

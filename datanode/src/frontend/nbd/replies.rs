@@ -174,7 +174,7 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
     fn status(&self, asked: &Asked, data: &Bytes, length: u64, one: bool) -> Shaped {
         let first = asked.offset - asked.offset % BLOCK_SIZE;
         let blocks = (asked.offset + length).next_multiple_of(BLOCK_SIZE) - first;
-        let Some(runs) = runs_in(data, blocks / BLOCK_SIZE) else {
+        let Some(runs) = runs_in(data, blocks / BLOCK_SIZE, one) else {
             return self.error(asked, EIO, "the primary's answer makes no sense");
         };
         let extents = extents(&runs, asked.offset - first, length, one);

@@ -237,8 +237,8 @@ impl Rules {
         let first = range.start - range.start % BLOCK_SIZE;
         let end = range.end.next_multiple_of(BLOCK_SIZE).min(first + MAX_REQUEST_BYTES);
         let length = range.end.min(end) - range.start;
-        let map = IoOp::Map { offset: first, length: end - first };
-        (map, Kind::Status { length, one: request.has(CMD_FLAG_REQ_ONE) })
+        let one = request.has(CMD_FLAG_REQ_ONE);
+        (IoOp::Map { offset: first, length: end - first, one }, Kind::Status { length, one })
     }
 }
 

@@ -210,7 +210,7 @@ fn holes_are_told() {
     let mut store = new_store();
     let runs = |store: &Store, first: u64, blocks: u32| -> Vec<(u32, bool)> {
         let range = BlockRange { lba: Lba(first), blocks };
-        let runs = store.plan_allocation(range).run().expect("runs");
+        let runs = store.plan_allocation(range).run(usize::MAX).expect("runs");
         runs.into_iter().map(|run| (run.blocks, run.hole)).collect()
     };
     assert_eq!(runs(&store, 0, 100), [(100, true)], "nothing was written");
@@ -221,6 +221,9 @@ fn holes_are_told() {
     checkpoint(&mut store);
     assert_eq!(runs(&store, 0, 100), written, "in the extents");
     assert_eq!(runs(&store, 11, 1), [(1, false)]);
+    let range = BlockRange { lba: Lba(5), blocks: 50 };
+    let first = store.plan_allocation(range).run(1).expect("runs");
+    assert_eq!(first.iter().map(|run| (run.blocks, run.hole)).collect::<Vec<_>>(), [(5, true)]);
     append(&mut store, EntryKind::Zero { lba: Lba(11), blocks: 1 }, &Bytes::new());
     let zeroed = [(10, true), (1, false), (1, true), (1, false), (87, true)];
     assert_eq!(runs(&store, 0, 100), zeroed, "in the WAL");
