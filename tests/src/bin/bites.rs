@@ -1,29 +1,28 @@
-//! Puts known bugs back, one at a time, and looks for the first seed of the simulator that finds
-//! each.
+//! Puts known bugs back, one at a time, and looks for the first seed of the simulator, crash of the
+//! store or small world that finds each.
 //!
 //! `cargo run --release -p sbk-tests --features bugs --bin bites`
 
 use std::collections::BTreeMap;
-use std::ops::Range;
 use std::process::{Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::sync::atomic::{AtomicUsize, Ordering};
 
 use clap::Parser;
-use sbk_engine::bugs::{self, Bug};
-use sbk_tests::bites::{FAMILIES, Finding, Place, ROUNDS, table};
-use sbk_tests::sim::{Violation, family, run};
+use sbk_engine::bugs::Bug;
+use sbk_tests::bites::{Finding, Place, Step, look, plan, table};
+use sbk_tests::sim::Violation;
 
-/// Puts known bugs back, one at a time, and looks for the first seed that finds each. Fails if one
-/// is not found.
+/// Puts known bugs back, one at a time, and looks for what finds each first. Fails if one is not
+/// found.
 #[derive(Parser)]
 #[command(after_help = "Example: bites SkipCut SkipLeaseWait --threads 4")]
 struct Args {
-    /// Only these bugs; if none is named, all but those of which docs/testing.md says that no seed
-    /// finds them.
+    /// Only these bugs; if none is named, all but those of which docs/testing.md says that
+    /// nothing finds them.
     #[arg(value_parser = parse_bug)]
     bugs: Vec<Bug>,
-    /// Write what was found into docs/testing.md.
+    /// Write what was found into docs/testing.md; rows of other bugs stay.
     #[arg(long)]
     write: bool,
     /// Search all bugs from the first seed on, whatever docs/testing.md says.
@@ -35,9 +34,9 @@ struct Args {
     /// How many bugs are searched for at a time.
     #[arg(long, default_value_t = 2)]
     threads: usize,
-    /// Runs seeds of one family in this process and tells of the first violation: what the program
+    /// Looks through seeds or a world in this process and tells of the first violation: what the program
     /// starts itself with, for a violation ends the process. `none` puts no bug back.
-    #[arg(long, hide = true, num_args = 3, value_names = ["BUG", "FAMILY", "SEEDS"])]
+    #[arg(long, hide = true, num_args = 3, value_names = ["BUG", "FINDER", "AT"])]
     worker: Option<Vec<String>>,
 }
 
@@ -65,39 +64,31 @@ fn main() -> ExitCode {
     }
 }
 
-/// Runs the seeds. A violation is printed, and ends the process.
+/// Looks through a step. A violation is printed, and ends the process.
 fn work(worker: &[String]) -> Result<(), String> {
-    let [bug, family_name, seeds] = worker else { return Err("--worker takes three".to_owned()) };
-    let _guard = match bug.as_str() {
+    let [bug, family, at] = worker else { return Err("--worker takes three".to_owned()) };
+    let bug = match bug.as_str() {
         "none" => None,
-        name => Some(bugs::put_back(parse_bug(name)?)),
+        name => Some(parse_bug(name)?),
     };
-    let family = family(family_name).ok_or_else(|| format!("no family {family_name}"))?;
-    let (from, to) = seeds.split_once("..").ok_or("seeds are a range")?;
-    let number = |text: &str| text.parse::<u64>().map_err(|e| format!("{text}: {e}"));
-    for seed in number(from)?..number(to)? {
-        std::panic::set_hook(Box::new(move |info| {
-            let finding = Finding { seed, violation: Violation::of(info) };
-            println!("{}", serde_json::to_string(&finding).expect("plain data"));
-            std::process::exit(0);
-        }));
-        run(seed, (family.faults)(seed));
-    }
-    Ok(())
+    look(&Step { family: family.clone(), at: at.clone() }, bug, |finding| {
+        println!("{}", serde_json::to_string(finding).expect("plain data"));
+        std::process::exit(0);
+    })
 }
 
-/// The first violation in the seeds of a family, if there is one, by a process of its own.
-fn find(bug: Option<Bug>, family: &str, seeds: Range<u64>) -> Result<Option<Finding>, String> {
+/// The first violation in a step, if there is one, by a process of its own.
+fn find(bug: Option<Bug>, step: &Step) -> Result<Option<Finding>, String> {
     let name = bug.map_or("none", Bug::name);
     let program = std::env::current_exe().map_err(|e| format!("this program's path: {e}"))?;
     let output = Command::new(program)
-        .args(["--worker", name, family, &format!("{}..{}", seeds.start, seeds.end)])
+        .args(["--worker", name, &step.family, &step.at])
         .stdin(Stdio::null())
         .stderr(Stdio::inherit())
         .output()
         .map_err(|e| format!("this program again: {e}"))?;
     if !output.status.success() {
-        return Err(format!("{name} {family} {seeds:?}: the run ended with {}", output.status));
+        return Err(format!("{name} {step:?}: the run ended with {}", output.status));
     }
     let text = String::from_utf8_lossy(&output.stdout);
     match text.lines().next() {
@@ -106,25 +97,21 @@ fn find(bug: Option<Bug>, family: &str, seeds: Range<u64>) -> Result<Option<Find
     }
 }
 
-/// Where the bug is found first. The same seed must find nothing without it.
+/// Where the bug is found first. The same place must show nothing without it.
 fn search(
     bug: Bug,
     known: Option<&Place>,
     until: u64,
 ) -> Result<Option<(String, Finding)>, String> {
-    let recorded = known.map(|place| (place.family.as_str(), place.seed..place.seed + 1));
-    let starts = std::iter::once(0).chain(ROUNDS.iter().copied());
-    let rounds = starts.zip(ROUNDS.iter().copied()).map(|(from, to)| (from, to.min(until)));
-    let rounds = rounds.filter(|(from, to)| from < to);
-    let all = rounds.flat_map(|(from, to)| FAMILIES.iter().map(move |name| (*name, from..to)));
-    for (family, seeds) in recorded.into_iter().chain(all) {
-        let Some(finding) = find(Some(bug), family, seeds)? else { continue };
-        let seed = finding.seed;
-        if let Some(without) = find(None, family, seed..seed + 1)? {
+    let recorded = known.map(Step::only);
+    for step in recorded.into_iter().chain(plan(until)) {
+        let Some(finding) = find(Some(bug), &step)? else { continue };
+        let place = Place { family: step.family.clone(), at: finding.at.clone() };
+        if let Some(without) = find(None, &Step::only(&place))? {
             let text = without.violation.text;
-            return Err(format!("{family} {seed} fails without any bug put back: {text}"));
+            return Err(format!("{place:?} fails without any bug put back: {text}"));
         }
-        return Ok(Some((family.to_owned(), finding)));
+        return Ok(Some((step.family, finding)));
     }
     Ok(None)
 }
@@ -150,11 +137,11 @@ fn search_all(args: &Args) -> Result<bool, String> {
                 all = false;
                 continue;
             };
-            let Violation { time, text, .. } = &finding.violation;
-            let (line, seed) = (text.replace('\n', " "), finding.seed);
+            let Violation { text, .. } = &finding.violation;
+            let (line, at, after) = (text.replace('\n', " "), &finding.at, &finding.after);
             let line: String = line.chars().take(110).collect();
-            println!("{:28} {family} {seed} after {time} ms: {line}", bug.name());
-            let known = Place { family: family.clone(), seed };
+            println!("{:28} {family} {at} after {after}: {line}", bug.name());
+            let known = Place { family: family.clone(), at: at.clone() };
             if recorded.get(bug.name()).is_some_and(|place| *place != known) {
                 println!("{:28} not where docs/testing.md says: --write corrects it", bug.name());
             }
@@ -169,8 +156,9 @@ fn search_all(args: &Args) -> Result<bool, String> {
     })?;
     let found = found.into_inner().expect("no thread panics");
     println!("{} of {} bugs found", found.len(), bugs.len());
-    if args.write && args.bugs.is_empty() {
-        let page = table::replace(&page, &table::render_all(&found))?;
+    if args.write {
+        let old = table::split(&page)?.1;
+        let page = table::replace(&page, &table::render(old, &bugs, &found))?;
         std::fs::write(&path, page).map_err(|e| format!("{}: {e}", path.display()))?;
     }
     Ok(all.into_iter().all(|all| all))

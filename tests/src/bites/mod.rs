@@ -1,9 +1,17 @@
-//! Shows that the tests bite: every known bug that is put back is found by a fixed set of seeds.
+//! Shows that the tests bite: every known bug that is put back is found, by a fixed set of seeds of
+//! the simulator, by the store's crash tests, or in a small world that is explored to its end.
 //!
-//! [`sbk_engine::bugs`] has the bugs. `bites`, the program, searches the seeds and keeps what it
-//! found in a table of `docs/testing.md`, so that a short run can try each bug at its seed alone.
+//! [`sbk_engine::bugs`] has the bugs. `bites`, the program, searches them and keeps what it
+//! found in a table of `docs/testing.md`, so that a short run can try each bug at its place alone.
 
+#[cfg(feature = "bugs")]
+mod finder;
+#[cfg(feature = "bugs")]
+mod store;
 pub mod table;
+
+#[cfg(feature = "bugs")]
+pub use self::finder::{Step, look, plan};
 
 use serde::{Deserialize, Serialize};
 
@@ -12,19 +20,21 @@ use crate::sim::Violation;
 /// Where a bug was found, and what found it.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Finding {
-    /// Which seed.
-    pub seed: u64,
+    /// Which seed, or which world.
+    pub at: String,
+    /// After what of it: simulated time, operations of a disk, steps.
+    pub after: String,
     /// What was found to be wrong.
     pub violation: Violation,
 }
 
-/// A family of the simulator and a seed of it.
+/// Where to look: a family of the simulator, or another finder, and a seed or a world of it.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Place {
-    /// The family's name.
+    /// The family's or the finder's name.
     pub family: String,
-    /// The seed.
-    pub seed: u64,
+    /// The seed, or the world.
+    pub at: String,
 }
 
 /// The families that are searched, in this order, and the ends of the rounds: each family's seeds

@@ -51,7 +51,7 @@ thread_local! {
 }
 
 /// An exploration of one world.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub struct Search {
     spec: &'static Spec,
     threads: usize,

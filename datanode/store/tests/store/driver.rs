@@ -72,6 +72,23 @@ impl<T: Send + 'static> Job<T> {
     }
 }
 
+/// What a seed is for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Kind {
+    /// A bit of everything.
+    Mixed,
+    /// Little is committed, so that cuts take away what is durable, of several batches.
+    Cuts,
+    /// A rebuild over an image that is there, to its end.
+    Rebuild,
+}
+
+impl Kind {
+    fn of(seed: u64) -> Self {
+        [Self::Mixed, Self::Cuts, Self::Rebuild][(seed % 3) as usize]
+    }
+}
+
 /// A rebuild under way.
 struct Rebuild {
     mark: Incomplete,
@@ -93,6 +110,7 @@ pub(crate) struct Driver<'a> {
     checkpoint: Option<(Job<CheckpointDone>, bool)>,
     rebuild: Option<Rebuild>,
     sessions: u64,
+    kind: Kind,
     first: bool,
     /// Work that may take long runs on threads of its own.
     threads: bool,
@@ -125,6 +143,7 @@ impl<'a> Driver<'a> {
             checkpoint: None,
             rebuild: None,
             sessions: run * 1000,
+            kind: Kind::of(seed),
             first: run == 0,
             threads,
             report,
@@ -151,21 +170,30 @@ impl<'a> Driver<'a> {
                 self.wipe()?;
             }
         }
-        for _ in 0..steps {
+        for step in 0..steps {
+            if self.kind == Kind::Rebuild && step == steps / 3 && self.rebuild.is_none() {
+                self.wipe()?;
+            }
             self.step()?;
         }
         Ok(())
     }
 
     fn step(&mut self) -> Result<(), StoreError> {
-        if self.rebuild.is_some() && self.random.one_in(3) {
+        let hurry = self.kind == Kind::Rebuild;
+        if self.rebuild.is_some() && (hurry || self.random.one_in(3)) {
             return self.rebuild_step();
+        }
+        if self.kind == Kind::Cuts && self.random.one_in(12) {
+            return self.cut();
         }
         match self.random.below(100) {
             0..30 => self.append(),
             30..55 => self.batch(),
             55..75 => {
-                self.commit();
+                if self.kind != Kind::Cuts || self.random.one_in(8) {
+                    self.commit();
+                }
                 Ok(())
             }
             75..90 => self.checkpoint(true),

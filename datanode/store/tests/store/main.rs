@@ -12,6 +12,7 @@ mod driver;
 mod events;
 mod model;
 mod retain;
+mod stops;
 
 mod blank;
 mod crash;
