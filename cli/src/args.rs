@@ -190,19 +190,29 @@ The replica's data is removed, in the end.")]
         #[command(flatten)]
         wait: WaitArgs,
     },
-    /// Move a replica to another node: it is rebuilt there and joins, then the old one goes
+    /// Move a replica to another node: it is rebuilt there and joins, then the old one goes; or move
+    /// the primary's role to another in-sync replica
     #[command(after_help = "\
-Example:
-  sbkctl volume move db --from 8dc3336d --to 10.0.0.4:7301")]
+Examples:
+  sbkctl volume move db --from 8dc3336d --to 10.0.0.4:7301
+  sbkctl volume move db --primary-to 10.0.0.4:7301
+
+A replica that is primary hands that over first. Clients see a pause of a fraction of a second, and no
+error. A handover that can't be done yet waits, and `volume show` says for what; naming the node that
+is primary takes it back.")]
+    #[command(group(clap::ArgGroup::new("what").required(true).args(["from", "primary_to"])))]
     Move {
         /// Name or UUID
         volume: String,
         /// The node that holds the replica: its UUID, the beginning of it, or one of its addresses
         #[arg(long, value_name = "NODE", requires = "to")]
-        from: String,
+        from: Option<String>,
         /// The node that is to hold it
         #[arg(long, value_name = "NODE", requires = "from")]
-        to: String,
+        to: Option<String>,
+        /// The node whose replica is to be primary, or that replica's UUID
+        #[arg(long, value_name = "NODE|REPLICA")]
+        primary_to: Option<String>,
         /// Whether to wait
         #[command(flatten)]
         wait: WaitArgs,

@@ -5,9 +5,10 @@ use std::process::{Command, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
+use rustix::process::Signal;
 use sbk_cli::args::VolumeSpec;
 use sbk_cli::cluster_file::ClusterFile;
-use sbk_cli::dev::cluster::{DevCluster, Options};
+use sbk_cli::dev::cluster::{DevCluster, Options, Which};
 use sbk_cli::wait::{self, Look};
 use sbk_cli::workload::history::History;
 use sbk_cli::workload::load::{Load, LoadOptions, read_back};
@@ -56,6 +57,16 @@ impl Bench {
         let name =
             |v: &serde_json::Value| v["node"].as_str().or(v.as_str()).expect("a node").to_owned();
         list.iter().map(name).collect()
+    }
+
+    /// Waits until all replicas are in sync.
+    async fn whole(&self) {
+        wait::until("all to be in sync", LIMIT, async || {
+            let isr = self.nodes("isr").len();
+            Ok(if isr == 3 { Look::Done(()) } else { Look::NotYet(format!("{isr} are")) })
+        })
+        .await
+        .expect("is whole");
     }
 
     async fn close(self, client: NbdClient, load: Load) {
@@ -167,4 +178,102 @@ async fn a_node_that_is_alive_is_not_removed_and_bad_names_are_refused_in_words(
     .expect("is told");
     assert_eq!(bench.nodes("isr").len(), 3);
     bench.cluster.stop().await.expect("stops");
+}
+
+fn epochs(bench: &Bench) -> u64 {
+    bench.volume()["epoch"].as_u64().expect("a number")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_is_handed_over_under_a_load_and_no_client_sees_an_error() {
+    let bench = Bench::start(4).await;
+    let (client, load) = bench.load().await;
+    let dir = bench.dir.path();
+    bench.whole().await;
+    let holders = bench.nodes("members");
+    for round in 0..2 {
+        for node in &holders {
+            run(dir, &["volume", "move", "v", "--primary-to", node]);
+            assert_eq!(bench.volume()["primary"], node.as_str(), "round {round}");
+            // Nobody left by it.
+            assert_eq!(bench.nodes("isr").len(), 3);
+        }
+    }
+    let before = epochs(&bench);
+    run(dir, &["volume", "move", "v", "--primary-to", holders.last().expect("three")]);
+    assert_eq!(epochs(&bench), before, "it is the primary already");
+
+    // The primary's own replica moves: the role goes first, and nothing fails over.
+    let primary = bench.volume()["primary"].as_str().expect("one").to_owned();
+    let all: Vec<String> = bench.file.datanodes.iter().map(|d| d.id.clone()).collect();
+    let spare = all.iter().find(|n| !holders.contains(n)).expect("one of four is spare").clone();
+    run(dir, &["volume", "move", "v", "--from", &primary, "--to", &spare]);
+    let isr = bench.nodes("isr");
+    assert!(isr.contains(&spare) && !isr.contains(&primary) && isr.len() == 3, "{isr:?}");
+    let second = bench.volume()["primary"].as_str().expect("one").to_owned();
+    assert_ne!(second, primary);
+    run(dir, &["node", "drain", &second]);
+    assert!(!bench.nodes("members").contains(&second));
+    run(dir, &["node", "undrain", &second]);
+    bench.close(client, load).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_handover_that_can_not_be_is_refused_or_waits_in_words() {
+    let bench = Bench::start(4).await;
+    let dir = bench.dir.path();
+    let holders = bench.nodes("members");
+    let all: Vec<String> = bench.file.datanodes.iter().map(|d| d.id.clone()).collect();
+    let spare = all.iter().find(|n| !holders.contains(n)).expect("one of four is spare").clone();
+    let refused = |args: &[&str], code: i32, text: &str| {
+        let output = sbkctl(dir, args);
+        let said = String::from_utf8_lossy(&output.stderr).into_owned();
+        assert_eq!(output.status.code(), Some(code), "{args:?}: {said}");
+        assert!(said.contains(text), "{args:?}: {said}");
+    };
+    refused(&["volume", "move", "v", "--primary-to", &spare], 1, "holds no replica of volume 'v'");
+    refused(&["volume", "move", "v", "--primary-to", "nobody"], 1, "no datanode is called");
+    refused(&["volume", "move", "v"], 2, "--primary-to");
+    let both = ["volume", "move", "v", "--primary-to", &spare, "--from", &spare, "--to", &spare];
+    refused(&both, 2, "cannot be used with");
+    let primary = bench.volume()["primary"].as_str().expect("one").to_owned();
+    let other = holders.iter().find(|n| **n != primary).expect("another").clone();
+    run(dir, &["node", "drain", &other, "--no-wait"]);
+    refused(&["volume", "move", "v", "--primary-to", &other], 1, "drained or removed");
+    bench.cluster.stop().await.expect("stops");
+}
+
+/// A datanode that is told to stop hands over first, so that it is no failover; and comes back.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_datanode_that_is_told_to_stop_hands_its_primaries_over() {
+    let mut bench = Bench::start(3).await;
+    let (client, load) = bench.load().await;
+    // The client's connection ends with its own node.
+    let last = bench.file.datanodes.len() - 1;
+    let masters = bench.cluster.client();
+    bench.whole().await;
+    for round in 0..4 {
+        let target = bench.file.datanodes[round % last].id.clone();
+        run(bench.dir.path(), &["volume", "move", "v", "--primary-to", &target]);
+        let before = masters.get_volume("v").await.expect("is told");
+        let primary = before.config.expect("an epoch").primary.expect("a primary");
+        let which = Which::Datanode(round % last);
+        bench.cluster.signal(which, Signal::TERM);
+        let log = wait::until("the datanode to end", LIMIT, async || {
+            Ok(match bench.cluster.how_ended(which) {
+                Some((status, log)) => {
+                    assert!(status.success(), "{status}: {log}");
+                    Look::Done(log)
+                }
+                None => Look::NotYet("it runs".into()),
+            })
+        })
+        .await
+        .expect("ends");
+        let after = masters.get_volume("v").await.expect("is told").config.expect("an epoch");
+        assert_eq!(after.handed_over_by, Some(primary), "round {round}: {log}");
+        bench.cluster.start_again(which).expect("starts");
+        bench.whole().await;
+    }
+    bench.close(client, load).await;
 }

@@ -155,13 +155,15 @@ pub async fn serve<S: Storage>(
     let nbd = tokio::spawn(nbd::serve(frontends.clone(), listeners.nbd, nbd_stop.clone()));
     let stop = servers_stop.clone();
     let mut grpc = tokio::spawn(serve_grpc(node.clone(), frontends, listeners.grpc, stop));
-    let mut pages = tokio::spawn(serve_http(node, listeners.http, servers_stop.clone()));
+    let mut pages = tokio::spawn(serve_http(node.clone(), listeners.http, servers_stop.clone()));
     let ended = tokio::select! {
         () = shutdown => Ok(()),
         ended = &mut grpc => ended.map_err(anyhow::Error::from).and_then(|r| r).context("gRPC ended"),
         ended = &mut pages => ended.map_err(anyhow::Error::from).and_then(|r| r).context("HTTP ended"),
     };
     tracing::info!("stopping");
+    // While everything still runs: clients on other nodes follow their primaries to where they go.
+    node.hand_over().await;
     // Clients first, then the volumes: what is durable is marked so, and peers see streams end.
     nbd_stop.cancel();
     if tokio::time::timeout(DRAIN, nbd).await.is_err() {

@@ -2,9 +2,11 @@
 //!
 //! The masters do it, a step at a time, whether somebody waits or not.
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use bytes::Bytes;
-use sbk_proto::v1::{MoveReplicaRequest, NodeDuty, SetNodeDutyRequest, VolumeInfo};
+use sbk_proto::v1::{
+    MemberInfo, MovePrimaryRequest, MoveReplicaRequest, NodeDuty, SetNodeDutyRequest, VolumeInfo,
+};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -86,6 +88,74 @@ async fn finish(
     }
     let view = VolumeView::of(&info);
     context.output.show(&view, VolumeView::detail)
+}
+
+/// The volume's replica that `text` names: by its node, or by itself.
+fn member<'a>(
+    info: &'a VolumeInfo,
+    nodes: &[NodeView],
+    text: &str,
+) -> anyhow::Result<&'a MemberInfo> {
+    let replica = info.members.iter().find(|m| id_text(&m.replica) == text);
+    if let Some(member) = replica {
+        return Ok(member);
+    }
+    let node = find(nodes, text)?;
+    info.members
+        .iter()
+        .find(|m| id_text(&m.node) == node.id)
+        .with_context(|| format!("node {} holds no replica of volume '{}'", node.id, info.name))
+}
+
+pub(super) async fn move_primary(
+    context: &Context,
+    volume: &str,
+    to: &str,
+    wait: WaitArgs,
+) -> anyhow::Result<()> {
+    let nodes = all(context).await?;
+    let info = context.masters.get_volume(volume).await?;
+    let heir = member(&info, &nodes, to)?.clone();
+    let request =
+        MovePrimaryRequest { name_or_id: id_text(&info.id), replica: heir.replica.clone() };
+    let mut info = context.masters.move_primary(request).await?;
+    if !wait.no_wait {
+        info = handed_over(context, &info, &heir, wait).await?;
+    }
+    let view = VolumeView::of(&info);
+    context.output.show(&view, VolumeView::detail)
+}
+
+/// Waits until the replica is primary and serves, or is wished no more.
+async fn handed_over(
+    context: &Context,
+    volume: &VolumeInfo,
+    heir: &MemberInfo,
+    wait: WaitArgs,
+) -> anyhow::Result<VolumeInfo> {
+    let is_primary =
+        |info: &VolumeInfo| info.members.iter().any(|m| m.primary && m.replica == heir.replica);
+    let ended = |info: &VolumeInfo| !is_primary(info) && info.wished_primary != heir.replica;
+    let node = id_text(&heir.node);
+    let what = format!("the primary of volume '{}' to move to node {node}", volume.name);
+    let right = |info: &VolumeInfo| ended(info) || is_primary(info) && info.serving;
+    let id = id_text(&volume.id);
+    let waited = wait_for(&context.masters, &id, &what, wait.timeout, right).await;
+    let info = waited.with_context(|| {
+        format!(
+            "it is wished nevertheless: see `sbkctl volume show {0}`; `sbkctl volume move {0} \
+             --primary-to` with the node that is primary now takes it back",
+            volume.name
+        )
+    })?;
+    if ended(&info) {
+        bail!(
+            "the primary of volume '{}' was not moved: the replica on node {node} left the in-sync \
+             set, or another primary was wished; see `sbkctl volume show {0}`",
+            info.name
+        );
+    }
+    Ok(info)
 }
 
 async fn set_duty(context: &Context, node: &NodeView, duty: NodeDuty) -> anyhow::Result<()> {

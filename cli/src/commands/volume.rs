@@ -36,8 +36,17 @@ pub async fn run(context: &Context, command: VolumeCommand) -> anyhow::Result<()
         VolumeCommand::Replace { volume, node, yes, wait } => {
             super::moves::replace(context, &volume, &node, yes, wait).await
         }
-        VolumeCommand::Move { volume, from, to, wait } => {
-            super::moves::move_replica(context, &volume, &from, &to, wait).await
+        VolumeCommand::Move { volume, from, to, primary_to, wait } => {
+            match (from, to, primary_to) {
+                (_, _, Some(to)) => super::moves::move_primary(context, &volume, &to, wait).await,
+                (Some(from), Some(to), None) => {
+                    super::moves::move_replica(context, &volume, &from, &to, wait).await
+                }
+                (Some(_), None, None) | (None, _, None) => {
+                    Err(Usage("say what is to move: --from and --to, or --primary-to".into())
+                        .into())
+                }
+            }
         }
         VolumeCommand::Explain { volume, follow, save } => match save {
             Some(path) => super::explain::save(context, &volume, &path).await,

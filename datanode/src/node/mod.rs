@@ -9,6 +9,7 @@ mod agent;
 mod convert;
 mod masters;
 mod report;
+mod resign;
 mod storage;
 
 use std::collections::BTreeSet;
@@ -104,6 +105,7 @@ pub struct Node {
     pub registered: watch::Receiver<bool>,
     /// `(free, used)` bytes.
     pub space: watch::Receiver<(u64, u64)>,
+    masters: MasterClient,
 }
 
 /// The node's own tasks, to be waited for.
@@ -122,6 +124,12 @@ impl NodeTasks {
 }
 
 impl Node {
+    /// Hands over what is primary here to other nodes, before this one stops: as far as it can be done
+    /// in a few seconds.
+    pub async fn hand_over(&self) {
+        resign::hand_over(&self.volumes, &self.masters).await;
+    }
+
     /// Opens the replicas in `storage` and begins to talk to the masters. Cancelling `stop` ends
     /// all of it.
     ///
@@ -187,6 +195,7 @@ impl Node {
             findings: found_wrong,
             registered: is_registered,
             space: space_watch.clone(),
+            masters: client.clone(),
         };
         let register = masters::register(
             client.clone(),

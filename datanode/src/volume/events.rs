@@ -88,6 +88,8 @@ pub enum Control {
     Assignment(Config),
     /// What the masters want of the volume's primary.
     Wish(Wish),
+    /// The node is about to stop: what is primary here is to be handed over.
+    Resign,
     /// The masters deleted the volume, or took this replica off its list.
     Deleted,
     /// The masters' answer to a proposal of the run `incarnation`.

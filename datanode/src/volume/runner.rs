@@ -3,6 +3,7 @@
 //! A store that failed is dropped and opened again, as another incarnation: what its log proves
 //! then is what counts. One that fails again and again is retired.
 
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -72,6 +73,8 @@ pub(super) struct Shared {
     config: Mutex<Option<Config>>,
     /// What the masters want, for the next opening.
     wish: Mutex<Wish>,
+    /// The node is about to stop.
+    resigning: AtomicBool,
     streams: Mutex<u64>,
 }
 
@@ -85,6 +88,14 @@ impl Shared {
 
     pub(super) fn keep_wish(&self, wish: Wish) {
         *self.wish.lock().unwrap_or_else(PoisonError::into_inner) = wish;
+    }
+
+    pub(super) fn resign(&self) {
+        self.resigning.store(true, Ordering::Relaxed);
+    }
+
+    pub(super) fn is_resigning(&self) -> bool {
+        self.resigning.load(Ordering::Relaxed)
     }
 
     pub(super) fn wish(&self) -> Wish {
@@ -141,6 +152,7 @@ pub fn start<O: OpenDisk>(
         counters,
         config,
         wish,
+        resigning: AtomicBool::new(false),
         streams,
     });
     let inlets = Inlets { peers: peers_in, control: control_in };
@@ -243,6 +255,7 @@ impl<O: OpenDisk> Runner<O> {
                 Control::Deleted => return true,
                 Control::Assignment(config) => self.shared.keep_config(&config),
                 Control::Wish(wish) => self.shared.keep_wish(wish),
+                Control::Resign => self.shared.resign(),
                 Control::Answered { .. } | Control::Open { .. } | Control::Verify { .. } => {}
             },
         }

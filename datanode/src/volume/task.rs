@@ -190,6 +190,7 @@ impl<D: Disk> Running<D> {
     ) -> (Exit, Inlets, u64) {
         let wish = self.shared.wish();
         self.inbox.extend((wish != Wish::default()).then_some(Input::Wish(wish)));
+        self.inbox.extend(self.shared.is_resigning().then_some(Input::Resign));
         self.inbox.extend(config.map(Input::Assignment));
         let exit = match self.turns(stop).await {
             Ok(exit) => exit,
@@ -428,6 +429,10 @@ impl<D: Disk> Running<D> {
             Control::Wish(wish) => {
                 self.shared.keep_wish(wish.clone());
                 self.inbox.push_back(Input::Wish(wish));
+            }
+            Control::Resign => {
+                self.shared.resign();
+                self.inbox.push_back(Input::Resign);
             }
             Control::Deleted => {
                 self.deleted = true;

@@ -68,6 +68,7 @@ impl State {
                 self.remove_replica(*volume, *expect_epoch, *replica)
             }
             Command::SetWish { volume, wish } => self.set_wish(*volume, wish),
+            Command::WishPrimary { volume, replica } => self.wish_primary(*volume, *replica),
             Command::SetDuty { node, duty } => self.set_duty(*node, *duty),
             Command::ForgetNode { node } => self.forget_node(*node),
             Command::DeleteVolume { volume } => self.delete(*volume),

@@ -182,6 +182,22 @@ impl State {
         Ok(Accepted::Done)
     }
 
+    /// The rest of the wish stays as it is: replicas may be on their way out.
+    pub(super) fn wish_primary(&mut self, volume: VolumeId, replica: ReplicaId) -> Response {
+        let live = self.live(volume)?;
+        let assignment = live.assignment.as_ref().ok_or(Refusal::NoEpoch { volume })?;
+        let Some(listed) = live.replicas.get(&replica) else {
+            return Err(Refusal::UnknownReplica { volume, replica });
+        };
+        let other = assignment.primary.id != replica;
+        // The masters would soon wish the primary away from it again.
+        if other && (self.duty(listed.node).is_some() || listed.fate != Fate::Stays) {
+            return Err(Refusal::NotPlaceable { node: listed.node });
+        }
+        let wish = Wish { primary: other.then_some(replica), leave: live.wish.leave.clone() };
+        self.set_wish(volume, &wish)
+    }
+
     pub(super) fn set_duty(&mut self, node: NodeId, duty: Option<Duty>) -> Response {
         if !self.nodes.contains_key(&node) {
             return Err(Refusal::UnknownNode { node });

@@ -142,6 +142,13 @@ pub enum Command {
         /// All of it: what was wished before is not any more.
         wish: Wish,
     },
+    /// An operator wants another primary.
+    WishPrimary {
+        /// The volume.
+        volume: VolumeId,
+        /// The in-sync replica that is to be it. The one that is it already: no other is wished.
+        replica: ReplicaId,
+    },
     /// What becomes of a node's replicas; `None`: it holds them again.
     SetDuty {
         /// The node.

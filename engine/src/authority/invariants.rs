@@ -31,6 +31,7 @@ fn subject(command: &Command) -> Option<VolumeId> {
         | Command::RetireReplica { volume, .. }
         | Command::RemoveReplica { volume, .. }
         | Command::SetWish { volume, .. }
+        | Command::WishPrimary { volume, .. }
         | Command::DeleteVolume { volume }
         | Command::ConfirmDelete { volume, .. } => Some(*volume),
     }

@@ -217,7 +217,7 @@ pub enum Refusal {
     NothingLeft { volume: VolumeId },
     /// The node takes no new replicas.
     #[error(
-        "node {node} is drained or removed: `sbkctl node undrain` lets it hold replicas again, or choose another"
+        "node {node} is drained or removed, or its replica is to go: `sbkctl node undrain` lets it hold replicas again, or choose another"
     )]
     NotPlaceable { node: NodeId },
     /// The node holds a replica of the volume, or has one still to remove.

@@ -483,6 +483,7 @@ impl Run {
             }
             Command::RetireReplica { .. }
             | Command::SetWish { .. }
+            | Command::WishPrimary { .. }
             | Command::SetDuty { .. }
             | Command::ConfirmReplica { .. }
             | Command::ConfirmDelete { .. } => {}

@@ -11,9 +11,9 @@ use sbk_proto::v1::{
     ConfirmDeleteResponse, ConfirmReplicaRequest, ConfirmReplicaResponse, CreateVolumeRequest,
     DeleteVolumeRequest, DeleteVolumeResponse, GetVolumeRequest, HeartbeatRequest,
     HeartbeatResponse, ListNodesRequest, ListNodesResponse, ListVolumesRequest,
-    ListVolumesResponse, MoveReplicaRequest, NodeInfo, ProposeIsrRequest, ProposeIsrResponse,
-    RecoverVolumeRequest, RecoverVolumeResponse, RegisterRequest, RegisterResponse,
-    SetNodeDutyRequest, VolumeInfo, WatchAssignmentsRequest,
+    ListVolumesResponse, MovePrimaryRequest, MoveReplicaRequest, NodeInfo, ProposeIsrRequest,
+    ProposeIsrResponse, RecoverVolumeRequest, RecoverVolumeResponse, RegisterRequest,
+    RegisterResponse, SetNodeDutyRequest, VolumeInfo, WatchAssignmentsRequest,
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::transport::Channel;
@@ -134,6 +134,14 @@ impl MasterClient {
         request: MoveReplicaRequest,
     ) -> Result<VolumeInfo, MasterError> {
         self.call(&request, |c, r| async move { control(c).move_replica(r).await }).await
+    }
+
+    /// Has the primary hand its role over.
+    pub async fn move_primary(
+        &self,
+        request: MovePrimaryRequest,
+    ) -> Result<VolumeInfo, MasterError> {
+        self.call(&request, |c, r| async move { control(c).move_primary(r).await }).await
     }
 
     /// Drains a node, ends that, or removes it.

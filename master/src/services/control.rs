@@ -210,6 +210,19 @@ impl Control for ControlService {
         Ok(Response::new(info))
     }
 
+    async fn move_primary(
+        &self,
+        request: Request<v1::MovePrimaryRequest>,
+    ) -> Result<Response<v1::VolumeInfo>, Status> {
+        self.member.linearizable().await?;
+        let raw = request.into_inner();
+        let volume = self.find(&raw.name_or_id)?;
+        let replica = convert::replica_id(&raw.replica)?;
+        self.member.accepted(Command::WishPrimary { volume, replica }).await?;
+        let info = self.describe(volume).ok_or_else(|| no_such_volume(&volume.to_string()))?;
+        Ok(Response::new(info))
+    }
+
     async fn set_node_duty(
         &self,
         request: Request<v1::SetNodeDutyRequest>,

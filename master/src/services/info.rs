@@ -64,6 +64,7 @@ impl Source<'_> {
             reason: reason.unwrap_or_default(),
             members,
             deleting: false,
+            wished_primary: volume.wish.primary.map(|id| convert::bytes(id.0)).unwrap_or_default(),
             history: Vec::new(),
             now_ms: 0,
         }
@@ -122,6 +123,7 @@ impl Source<'_> {
             reason: format!("deleted; {left} replicas are still to be removed"),
             members: Vec::new(),
             deleting: true,
+            wished_primary: Vec::new().into(),
             history: Vec::new(),
             now_ms: 0,
         }

@@ -27,6 +27,8 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("disks", 1052),
     // A primary that stepped down left a base lane open.
     ("swarm", 89),
+    // A rebuild hung on a damaged block whose overwriting a client had given up.
+    ("handovers", 11448),
 ];
 
 /// Every family, the default first.

@@ -13,6 +13,7 @@ use super::world::World;
 impl World {
     pub(crate) fn run_until_converged(&mut self, patience: u64) {
         let end = self.now + patience;
+        let mut again = self.now + patience / 2;
         loop {
             if self.converged() {
                 // An impatient client may have given up what was to make a damaged block whole.
@@ -20,6 +21,10 @@ impl World {
                     return;
                 }
                 self.overwrite_all();
+            } else if self.faults.rot && self.now >= again {
+                // And a rebuild may hang on that block.
+                self.overwrite_all();
+                again = end;
             }
             assert!(self.now < end, "I8: not converged:\n{}", self.describe());
             // Looking costs more than many turns.

@@ -1,0 +1,102 @@
+//! What a node does before it stops: every primary here goes to another replica, so that clients of
+//! its volumes elsewhere see a pause and no failover.
+
+use std::sync::Arc;
+use std::time::Duration;
+
+use sbk_engine::replication::view::{HandoverView, RoleView};
+use sbk_master_client::MasterClient;
+use tokio::task::JoinSet;
+use tokio::time::{Instant, timeout, timeout_at};
+
+use crate::volume::events::Control;
+use crate::volume::{Registry, VolumeHandle, VolumeStatus};
+
+/// How long a node may take for it, all volumes together. What is primary here then is failed over.
+const LIMIT: Duration = Duration::from_secs(3);
+/// For so long a volume may have nobody to go to: a member may be about to answer.
+const UNABLE: Duration = Duration::from_secs(1);
+
+/// How long the masters may take to say that they have a quorum.
+const ASK: Duration = Duration::from_secs(1);
+
+/// How far a volume is.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Stage {
+    /// Its primary is not here, or nobody else could be it.
+    Gone,
+    /// It is on its way.
+    UnderWay,
+    /// Nobody can take it now.
+    Unable,
+}
+
+impl Stage {
+    fn of(status: &VolumeStatus) -> Self {
+        let Some(view) = status.view.as_ref().filter(|view| view.role == RoleView::Primary) else {
+            return Self::Gone;
+        };
+        match &view.handover {
+            HandoverView::Draining(_) | HandoverView::Proposed(_) => Self::UnderWay,
+            HandoverView::None | HandoverView::Waits(_) => {
+                let alone = view.config.as_ref().is_none_or(|config| config.isr.len() < 2);
+                if alone { Self::Gone } else { Self::Unable }
+            }
+        }
+    }
+}
+
+/// Whether the masters can decide anything now. A primary that stops and hears no answer would keep
+/// its clients waiting for nothing.
+async fn masters_decide(masters: &MasterClient) -> bool {
+    let masters = masters.with_deadline(ASK);
+    matches!(timeout(ASK, masters.cluster_status()).await, Ok(Ok(status)) if status.has_quorum)
+}
+
+/// Hands over what is primary here, as far as it can be done in a few seconds.
+pub(super) async fn hand_over(volumes: &Registry, masters: &MasterClient) {
+    let primary = |handle: &Arc<VolumeHandle>| Stage::of(&handle.status.borrow()) != Stage::Gone;
+    if !volumes.all().iter().any(primary) {
+        return;
+    }
+    if !masters_decide(masters).await {
+        tracing::warn!("the masters don't answer: what is primary here is not handed over");
+        return;
+    }
+    let deadline = Instant::now() + LIMIT;
+    let mut under_way: JoinSet<bool> =
+        volumes.all().into_iter().map(|handle| hand_over_one(handle, deadline)).collect();
+    let (mut gone, mut left) = (0, 0);
+    while let Some(done) = under_way.join_next().await {
+        match done.expect("waiting for a handover does not panic") {
+            true => gone += 1,
+            false => left += 1,
+        }
+    }
+    tracing::info!(gone, left, "primaries handed over; those left are failed over");
+}
+
+/// Whether nothing is left to hand over.
+async fn hand_over_one(handle: Arc<VolumeHandle>, deadline: Instant) -> bool {
+    let mut status = handle.status.clone();
+    if handle.control.send(Control::Resign).await.is_err() {
+        return true;
+    }
+    let mut since = Instant::now();
+    loop {
+        let until = match Stage::of(&status.borrow_and_update()) {
+            Stage::Gone => return true,
+            Stage::UnderWay => {
+                since = Instant::now();
+                deadline
+            }
+            Stage::Unable => deadline.min(since + UNABLE),
+        };
+        match timeout_at(until, status.changed()).await {
+            Ok(Ok(())) => {}
+            // The task has ended.
+            Ok(Err(_)) => return true,
+            Err(_) => return false,
+        }
+    }
+}
