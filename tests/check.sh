@@ -24,6 +24,7 @@ if [ "${1:-}" != quick ]; then
         --check docs/testing.md
     # Each known bug that is put back must be noticed, where docs/testing.md says.
     step cargo clippy -p sbk-tests --features bugs --all-targets --locked -- -D warnings
+    step cargo test -p sbk-engine --features bugs --locked -q --test replica -- tables
     step cargo run -p sbk-tests --release --locked --features bugs --bin bites
     # And the store, crashed at every I/O of other work.
     SEEDS=$start..$((start + 20)) step cargo test -p sbk-store --release --locked --test store crash

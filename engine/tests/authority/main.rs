@@ -1,6 +1,7 @@
 //! The masters' state through its public door, and the detector that proposes failovers.
 
 mod cases;
+mod choices;
 mod history;
 mod losses;
 mod moves;

@@ -9,3 +9,4 @@ mod losses;
 mod primary;
 mod quorum;
 mod recording;
+mod tables;

@@ -51,7 +51,8 @@ pub const FAMILIES: &[&str] = &[
     "disasters",
     "quorum",
     "elections",
+    "eights",
     "handovers",
 ];
 /// See [`FAMILIES`].
-pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000];
+pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -172,6 +172,8 @@ pub(crate) enum Event {
     Relay {
         third: usize,
     },
+    /// See [`World::eight`].
+    Eight,
     /// See [`World::crowd`].
     Crowd,
     /// A full disk has room again.

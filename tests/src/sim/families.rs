@@ -222,4 +222,15 @@ pub const FAMILIES: &[Family] = &[
         },
     },
     Family { name: "handovers", faults: Faults::handovers },
+    Family {
+        name: "eights",
+        faults: |seed| Faults {
+            eight: true,
+            busy: 40,
+            drift: seed % 3 == 0,
+            slow: seed % 4,
+            durability: Durability::SyncQuorum,
+            ..Faults::none()
+        },
+    },
 ];

@@ -49,6 +49,8 @@ pub struct Faults {
     pub(crate) quorum: bool,
     /// What takes several steps to go wrong: see `plots`.
     pub(crate) plot: bool,
+    /// Three changes of primary around a log that grew alone: see `eight`.
+    pub(crate) eight: bool,
     /// Processes end and are back before anybody notices.
     pub(crate) blink: bool,
     /// The WAL holds so little that replicas that were away have to be rebuilt.
@@ -93,6 +95,7 @@ impl Faults {
             leader: false,
             quorum: false,
             plot: false,
+            eight: false,
             blink: false,
             short_wal: false,
             drift: false,
@@ -253,6 +256,9 @@ impl World {
         }
         if self.faults.plot && self.rng.below(500) == 0 {
             self.plot();
+        }
+        if self.faults.eight && self.rng.below(200) == 0 {
+            self.eight();
         }
     }
 

@@ -10,6 +10,7 @@ mod client;
 mod content;
 mod disk;
 mod drive;
+mod eight;
 mod event;
 mod families;
 mod faults;

@@ -19,6 +19,9 @@ impl World {
         if matches!(event.what.as_str(), "continued" | "handed-over" | "stepped-down") {
             self.nodes[index].handover_unknown = false;
         }
+        if event.what == "elected" {
+            self.eight_elected(index);
+        }
         let mark = match event.what.as_str() {
             "handover-given-up" => Mark::HandoverGivenUp,
             "handover-unknown" => {

@@ -11,6 +11,7 @@ use uuid::Uuid;
 
 use super::client::Client;
 use super::content::VOLUME_BLOCKS;
+use super::eight::Eight;
 use super::event::Event;
 use super::faults::Faults;
 use super::history::History;
@@ -49,6 +50,7 @@ pub(crate) struct World {
     pub(crate) history: History,
     pub(crate) truth: Truth,
     pub(crate) healed: bool,
+    pub(crate) eight: Option<Eight>,
     pub(crate) summary: Summary,
 }
 
@@ -80,6 +82,7 @@ impl World {
             history: History::default(),
             truth: Truth::default(),
             healed: false,
+            eight: None,
             summary: Summary::default(),
         };
         for node in 0..world.nodes.len() {
@@ -248,6 +251,7 @@ impl World {
             Event::FailOver => self.coup_now(),
             Event::Strand { node } => self.strand_now(node),
             Event::Relay { third } => self.relay_on(third),
+            Event::Eight => self.eight_on(),
             Event::Crowd => self.crowd_comes(),
             Event::Flap { from, to, left } => self.flap(from, to, left),
             Event::MakeRoom { node } => self.nodes[node].disk.memory.make_room(),
