@@ -57,7 +57,7 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Volumes: create, list, show, delete, move, replace, explain, verify
+    /// Volumes: create, list, show, delete, move, replace, attachments, detach, explain, verify
     #[command(subcommand)]
     Volume(VolumeCommand),
     /// Datanodes: list, show, drain, undrain, remove
@@ -236,6 +236,42 @@ allows: some milliseconds.")]
         /// Save what the replicas' engines were told and did to a new file, for `sbkctl replay`
         #[arg(long, value_name = "FILE", conflicts_with = "follow")]
         save: Option<PathBuf>,
+    },
+    /// Show who has the volume attached: sessions of NBD clients and their nodes
+    #[command(after_help = "\
+Example:
+  sbkctl volume attachments db
+
+An exclusive attachment (NBD export NAME,exclusive) has the volume to itself. A session whose node is not
+known has not been connected since the primary changed: its node may be cut off.")]
+    Attachments {
+        /// Name or UUID
+        volume: String,
+        /// How long to wait for a primary that tells, in seconds
+        #[arg(long, value_name = "SECONDS", default_value = "10", value_parser = seconds)]
+        timeout: Duration,
+    },
+    /// End all attachments of the volume, also of clients whose node is cut off
+    #[command(after_help = "\
+Examples:
+  sbkctl volume detach db
+  sbkctl volume detach db --session 5c0ffee5-0b1a-4f0e-9d7e-2f4c2a6f8a11 --yes
+
+The clients get I/O errors for all that is in flight and all that comes, until they attach again. When the
+command is done, nothing of theirs can reach the volume any more, whatever happens to its primary. While
+the volume has no primary it waits for one. Clients that attach after the command was given keep the volume.")]
+    Detach {
+        /// Name or UUID
+        volume: String,
+        /// Only if this session is among those that have the volume (all of them are ended)
+        #[arg(long, value_name = "UUID")]
+        session: Option<String>,
+        /// Do not ask
+        #[arg(long)]
+        yes: bool,
+        /// How long to wait for the primary, in seconds
+        #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
+        timeout: Duration,
     },
     /// Compare the replicas: checksums of every region of the committed image
     #[command(after_help = "\

@@ -4,9 +4,9 @@
 //! the `BlockService` stream in between. Both ends see the same types, so neither knows.
 
 use bytes::Bytes;
-use sbk_engine::replication::io::StreamEnd;
+use sbk_engine::replication::io::{Attach, StreamEnd};
 use sbk_engine::types::{
-    AttachGeneration, Config, Epoch, LossGeneration, ReplicaRef, SessionId, VolumeId,
+    AttachGeneration, Config, Epoch, LossGeneration, NodeId, ReplicaRef, SessionId, VolumeId,
 };
 use sbk_store::Run;
 use tokio::sync::mpsc;
@@ -22,8 +22,10 @@ pub struct OpenLink {
     pub volume: VolumeId,
     /// The frontend's session.
     pub session: SessionId,
-    /// Whether the session may be opened now; otherwise the log must know it.
-    pub create: bool,
+    /// What the session is, or wants to be, to the volume.
+    pub attach: Attach,
+    /// The frontend's node.
+    pub node: NodeId,
     /// The loss generation under which the session was opened; `None` for a new one.
     pub loss_generation: Option<LossGeneration>,
     /// The primary that the frontend means.

@@ -363,7 +363,9 @@ fn open() -> v1::OpenStream {
     v1::OpenStream {
         volume: id(1),
         session: id(Uuid::new_v4().as_u128()),
-        create: true,
+        attachment: 2,
+        attach: None,
+        node: id(3),
         loss_generation: None,
         primary: Some(reference(2, 1)),
     }
@@ -402,7 +404,7 @@ fn io(sequence: u64, op: u32, offset: u64, length: u64) -> v1::IoRequest {
         if op == 2 { bytes::Bytes::from(vec![3; length as usize]) } else { Default::default() };
     let length = if op == 2 { 0 } else { length };
     let one = false;
-    v1::IoRequest { sequence, low: 0, epoch: 1, attach: 1, op, offset, length, payload, one }
+    v1::IoRequest { sequence, low: 0, epoch: 1, attach: 0, op, offset, length, payload, one }
 }
 
 /// Where nothing of the test's data is.

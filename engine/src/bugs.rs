@@ -220,6 +220,24 @@ bugs! {
     /// Only the list of voters in force counts while a change of it is undecided. [The change was
     /// committed, and what is acknowledged then is on no majority of the new list.]
     OldVotersOnly,
+    /// Requests of an older attachment are taken. [The pod moved, and its ghost, which was frozen
+    /// with writes in flight, overwrites what the new one wrote.]
+    OlderAttachment,
+    /// An attachment is answered before its entry is committed. [A failover cuts the entry: the
+    /// holder before it goes on, while the new one was told that it has the volume.]
+    AttachUncommitted,
+    /// The attach generation is forgotten at a restart. [The ghost of the holder before last finds a
+    /// primary that takes it.]
+    ForgetAttachment,
+    /// The attachment of a request is checked when it is received, not when its LSN is assigned. [A
+    /// partial write that waited for its block's old data is logged behind the new holder's entry.]
+    AttachAtReceipt,
+    /// A session that comes again gets the generation in force, not its own. [A ghost that missed its
+    /// end reconnects and is taken for the new holder.]
+    GenerationOfNow,
+    /// The frontend of an exclusive attachment that has ended opens another one by itself. [What the
+    /// ghost had not sent yet overwrites what the new holder wrote.]
+    ReattachByItself,
     /// A failover drops voters that are not heard. [What remains is a majority by itself, and never
     /// had the write.]
     FailoverDropsVoters,

@@ -62,6 +62,11 @@ fn handovers_lose_no_write_and_serve_no_stale_read() {
 }
 
 #[test]
+fn no_ghost_overwrites_what_its_successor_wrote() {
+    sweep("attachments", 0..200);
+}
+
+#[test]
 fn a_swarm_of_faults_loses_no_acknowledged_write() {
     sweep("swarm", 0..200);
 }

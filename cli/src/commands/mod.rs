@@ -9,6 +9,7 @@ use crate::cluster_file::{self, ClusterFile};
 use crate::error::Usage;
 use crate::output::Output;
 
+pub mod attachments;
 pub mod cluster;
 pub mod explain;
 pub mod moves;

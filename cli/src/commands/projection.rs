@@ -54,7 +54,7 @@ pub(super) async fn from_members(
 }
 
 /// The part of a datanode's projection that is about one volume.
-fn volume_status<'a>(projection: &'a Value, volume: &str) -> Option<&'a Value> {
+pub(super) fn volume_status<'a>(projection: &'a Value, volume: &str) -> Option<&'a Value> {
     let volumes = projection.get("volumes").unwrap_or(projection).as_array()?;
     volumes.iter().find(|v| v["volume"] == volume)
 }

@@ -52,6 +52,12 @@ pub async fn run(context: &Context, command: VolumeCommand) -> anyhow::Result<()
             Some(path) => super::explain::save(context, &volume, &path).await,
             None => super::explain::run(context, &volume, follow).await,
         },
+        VolumeCommand::Attachments { volume, timeout } => {
+            super::attachments::show(context, &volume, timeout).await
+        }
+        VolumeCommand::Detach { volume, session, yes, timeout } => {
+            super::attachments::detach(context, &volume, session.as_deref(), yes, timeout).await
+        }
         VolumeCommand::Verify { volume, timeout } => {
             super::verify::run(context, &volume, timeout).await
         }

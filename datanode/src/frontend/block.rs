@@ -4,15 +4,15 @@ use std::pin::Pin;
 
 use bytes::Bytes;
 use futures::Stream;
-use sbk_engine::replication::io::StreamEnd;
-use sbk_engine::types::{MAX_REQUEST_BYTES, SessionId};
+use sbk_engine::replication::io::{Attach, StreamEnd};
+use sbk_engine::types::{MAX_REQUEST_BYTES, NodeId, SessionId};
 use sbk_proto::v1;
 use sbk_proto::v1::block_service_server::BlockService;
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
-use super::connect;
+use super::{connect, ended};
 use crate::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink};
 use crate::transport::convert;
 use crate::volume::{Registry, open_link};
@@ -26,11 +26,23 @@ const FLUSH: u32 = 5;
 const DETACH: u32 = 6;
 const MAP: u32 = 7;
 
+const AGAIN: u32 = 1;
+const SHARED: u32 = 2;
+const EXCLUSIVE: u32 = 3;
+
 pub(super) fn open_out(open: &OpenLink) -> connect::Request {
+    let (attachment, attach) = match open.attach {
+        Attach::Again(own) => (AGAIN, Some(own)),
+        Attach::Shared => (SHARED, None),
+        Attach::Exclusive { over } => (EXCLUSIVE, over),
+        Attach::Revoke { .. } => unreachable!("the operator's call is not a stream"),
+    };
     let body = v1::block_request::Body::Open(v1::OpenStream {
         volume: convert::id_bytes(open.volume.0),
         session: convert::id_bytes(open.session.0),
-        create: open.create,
+        attachment,
+        attach: attach.map(|generation| generation.0),
+        node: convert::id_bytes(open.node.0),
         loss_generation: open.loss_generation.map(|g| g.0),
         primary: Some(convert::replica_ref_out(open.primary)),
     });
@@ -44,10 +56,20 @@ fn bad(error: convert::Malformed) -> Status {
 fn open_in(open: v1::OpenStream) -> Result<OpenLink, Status> {
     let loss_generation = open.loss_generation.map(convert::loss_generation).transpose();
     let primary = open.primary.ok_or_else(|| Status::invalid_argument("no primary is named"))?;
+    let generation = open.attach.map(convert::attach_generation).transpose().map_err(bad)?;
+    let attach = match (open.attachment, generation) {
+        (AGAIN, Some(own)) => Attach::Again(own),
+        (SHARED, None) => Attach::Shared,
+        (EXCLUSIVE, over) => Attach::Exclusive { over },
+        (other, _) => {
+            return Err(Status::invalid_argument(format!("attachment {other} is unknown")));
+        }
+    };
     Ok(OpenLink {
         volume: convert::volume_id(&open.volume).map_err(bad)?,
         session: convert::session_id(&open.session).map_err(bad)?,
-        create: open.create,
+        attach,
+        node: convert::node_id(&open.node).map_err(bad)?,
         loss_generation: loss_generation.map_err(bad)?,
         primary: convert::replica_ref_in(primary).map_err(bad)?,
     })
@@ -127,8 +149,8 @@ fn event_out(event: LinkEvent) -> v1::BlockReply {
             loss_generation: loss_generation.0,
         }),
         LinkEvent::Ended { reason, config } => Body::Ended(v1::StreamEnded {
-            reason: convert::stream_end_out(reason),
             config: config.as_ref().map(convert::config_out),
+            ..ended::out(&reason)
         }),
         LinkEvent::Reply { sequence, outcome, data } => {
             let (outcome, message) = match outcome {
@@ -152,7 +174,7 @@ pub(super) fn event_in(reply: v1::BlockReply) -> Option<LinkEvent> {
             loss_generation: convert::loss_generation(opened.loss_generation).ok()?,
         }),
         Body::Ended(ended) => {
-            let reason = stream_end_in(ended.reason)?;
+            let reason = ended::reason(&ended)?;
             let config = ended.config.and_then(|config| convert::config_in(config).ok());
             Some(LinkEvent::Ended { reason, config })
         }
@@ -168,18 +190,6 @@ pub(super) fn event_in(reply: v1::BlockReply) -> Option<LinkEvent> {
     }
 }
 
-fn stream_end_in(number: u32) -> Option<StreamEnd> {
-    let all = [
-        StreamEnd::NotPrimary,
-        StreamEnd::Replaced,
-        StreamEnd::SessionLost,
-        StreamEnd::AttachLost,
-        StreamEnd::TooManySessions,
-        StreamEnd::Deleted,
-    ];
-    all.into_iter().find(|reason| convert::stream_end_out(reason.clone()) == number)
-}
-
 /// The primary's end.
 #[derive(Clone, Debug)]
 pub struct BlockApi {
@@ -191,6 +201,14 @@ type Replies = Pin<Box<dyn Stream<Item = Result<v1::BlockReply, Status>> + Send>
 #[tonic::async_trait]
 impl BlockService for BlockApi {
     type StreamStream = Replies;
+
+    async fn detach(
+        &self,
+        request: Request<v1::DetachRequest>,
+    ) -> Result<Response<v1::DetachResponse>, Status> {
+        let attach = detach(&self.registry, request.into_inner()).await?;
+        Ok(Response::new(v1::DetachResponse { attach }))
+    }
 
     async fn stream(
         &self,
@@ -241,6 +259,34 @@ impl BlockService for BlockApi {
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(outgoing))))
+    }
+}
+
+/// Ends the attachments at the primary that is here.
+async fn detach(registry: &Registry, asked: v1::DetachRequest) -> Result<u64, Status> {
+    let volume = convert::volume_id(&asked.volume).map_err(bad)?;
+    let named = asked.primary.ok_or_else(|| Status::invalid_argument("no primary is named"))?;
+    let primary = convert::replica_ref_in(named).map_err(bad)?;
+    let upto = convert::attach_generation(asked.upto).map_err(bad)?;
+    let handle = registry.get(volume).filter(|handle| handle.replica == primary.id);
+    let handle = handle
+        .ok_or_else(|| Status::not_found(format!("no such replica of volume {volume} is here")))?;
+    let open = OpenLink {
+        volume,
+        session: fresh_session(),
+        attach: Attach::Revoke { upto },
+        node: NodeId(uuid::Uuid::nil()),
+        loss_generation: None,
+        primary,
+    };
+    let closed = || Status::unavailable(format!("volume {volume} is not open here"));
+    let mut link = open_link(&handle, open).await.ok_or_else(closed)?;
+    match link.events.recv().await {
+        Some(LinkEvent::Ended { reason: StreamEnd::Revoked(newest), .. }) => Ok(newest.0),
+        Some(LinkEvent::Ended { reason, .. }) => {
+            Err(Status::unavailable(format!("volume {volume} is not served here: {reason:?}")))
+        }
+        Some(LinkEvent::Opened { .. } | LinkEvent::Reply { .. }) | None => Err(closed()),
     }
 }
 

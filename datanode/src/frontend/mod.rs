@@ -6,6 +6,7 @@
 
 mod block;
 mod connect;
+mod ended;
 mod limits;
 pub mod nbd;
 mod session;
@@ -18,7 +19,7 @@ use sbk_engine::types::{NodeId, VolumeId};
 
 pub use block::BlockApi;
 pub use limits::Permit;
-pub use session::{ClientHandle, Reply};
+pub use session::{Attached, ClientHandle, Reply};
 
 use crate::catalogue::CatalogueWatch;
 use crate::transport::Channels;
@@ -57,7 +58,7 @@ impl Frontends {
         self.inner.catalogue.clone()
     }
 
-    /// Attaches a client to a volume. The session lives as long as any of its clients.
+    /// Attaches a client that shares the volume with others. The session lives as long as any of its clients.
     pub fn attach(&self, volume: VolumeId) -> ClientHandle {
         let mut sessions = self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner);
         if let Some(client) = sessions.get(&volume).and_then(SessionHandle::attach) {
@@ -68,10 +69,19 @@ impl Frontends {
             volume,
             self.inner.catalogue.clone(),
             self.inner.connector.clone(),
+            false,
         );
         let client = session.attach().expect("a session that was just started takes clients");
         sessions.insert(volume, session);
         client
+    }
+
+    /// Attaches a client that has the volume to itself: all attachments of before end. The session
+    /// is its own.
+    pub fn attach_exclusively(&self, volume: VolumeId) -> ClientHandle {
+        let (catalogue, connector) = (self.inner.catalogue.clone(), self.inner.connector.clone());
+        let session = SessionHandle::start(volume, catalogue, connector, true);
+        session.attach().expect("a session that was just started takes a client")
     }
 
     /// The service that other nodes' frontends reach this node's primaries by.

@@ -10,7 +10,7 @@ use sbk_engine::forward::{
 };
 use sbk_engine::replication::io::Outcome;
 use sbk_engine::types::{BLOCK_SIZE, VolumeId};
-use tokio::sync::mpsc;
+use tokio::sync::{mpsc, oneshot};
 
 use super::block::fresh_session;
 use super::connect::Connector;
@@ -47,9 +47,20 @@ struct Submit {
     permit: Option<Permit>,
 }
 
+/// Whether a client's attachment stands, or why it came to nothing.
+pub type Attached = Result<(), String>;
+
+/// A client that came.
+#[derive(Debug)]
+struct Arrival {
+    id: ClientId,
+    replies: mpsc::UnboundedSender<Reply>,
+    attached: oneshot::Sender<Attached>,
+}
+
 #[derive(Debug)]
 enum Order {
-    Attach(ClientId, mpsc::UnboundedSender<Reply>),
+    Attach(Arrival),
     Detach(ClientId),
     Submit(Submit),
 }
@@ -58,7 +69,7 @@ enum Order {
 #[derive(Debug)]
 pub(super) struct SessionHandle {
     orders: mpsc::WeakSender<Order>,
-    attaching: mpsc::UnboundedSender<(ClientId, mpsc::UnboundedSender<Reply>)>,
+    attaching: mpsc::UnboundedSender<Arrival>,
     clients: Arc<AtomicU64>,
 }
 
@@ -70,6 +81,8 @@ pub struct ClientHandle {
     /// Answers, in the order in which they came. What is in it is bounded by what the client
     /// reserved for its requests.
     pub replies: mpsc::UnboundedReceiver<Reply>,
+    /// What became of its attachment, once.
+    pub attached: oneshot::Receiver<Attached>,
 }
 
 /// The sending half of a [`ClientHandle`].
@@ -104,11 +117,16 @@ impl Submitter {
 }
 
 impl SessionHandle {
-    pub(super) fn start(volume: VolumeId, catalogue: CatalogueWatch, connector: Connector) -> Self {
+    pub(super) fn start(
+        volume: VolumeId,
+        catalogue: CatalogueWatch,
+        connector: Connector,
+        exclusive: bool,
+    ) -> Self {
         let (orders, queue) = mpsc::channel(QUEUE);
         let (attaching, arrivals) = mpsc::unbounded_channel();
         let weak = orders.downgrade();
-        let task = Task::new(volume, catalogue, connector);
+        let task = Task::new(volume, catalogue, connector, exclusive);
         tokio::spawn(task.run(queue, arrivals, orders));
         Self { orders: weak, attaching, clients: Arc::default() }
     }
@@ -122,8 +140,9 @@ impl SessionHandle {
         let orders = self.orders.upgrade()?;
         let id = ClientId(self.clients.fetch_add(1, Ordering::Relaxed) + 1);
         let (sender, replies) = mpsc::unbounded_channel();
-        self.attaching.send((id, sender)).ok()?;
-        Some(ClientHandle { id, orders, replies })
+        let (attached, outcome) = oneshot::channel();
+        self.attaching.send(Arrival { id, replies: sender, attached }).ok()?;
+        Some(ClientHandle { id, orders, replies, attached: outcome })
     }
 }
 
@@ -166,6 +185,8 @@ struct Task {
     catalogue: CatalogueWatch,
     connector: Connector,
     clients: BTreeMap<ClientId, mpsc::UnboundedSender<Reply>>,
+    /// Clients that wait to hear of their attachment.
+    attaching: BTreeMap<ClientId, oneshot::Sender<Attached>>,
     held: BTreeMap<RequestId, Held>,
     asked: BTreeMap<u64, Asked>,
     next_request: u64,
@@ -196,14 +217,21 @@ fn shape(op: &IoOp) -> Op {
 }
 
 impl Task {
-    fn new(volume: VolumeId, catalogue: CatalogueWatch, connector: Connector) -> Self {
+    fn new(
+        volume: VolumeId,
+        catalogue: CatalogueWatch,
+        connector: Connector,
+        exclusive: bool,
+    ) -> Self {
+        let make = if exclusive { Forwarder::exclusive } else { Forwarder::new };
         let (made, made_in) = mpsc::channel(CONNECTING);
         Self {
             volume,
-            forwarder: Forwarder::new(volume, Params::default()),
+            forwarder: make(volume, Params::default()),
             catalogue,
             connector,
             clients: BTreeMap::new(),
+            attaching: BTreeMap::new(),
             held: BTreeMap::new(),
             asked: BTreeMap::new(),
             next_request: 0,
@@ -221,7 +249,7 @@ impl Task {
     async fn run(
         mut self,
         mut orders: mpsc::Receiver<Order>,
-        mut arrivals: mpsc::UnboundedReceiver<(ClientId, mpsc::UnboundedSender<Reply>)>,
+        mut arrivals: mpsc::UnboundedReceiver<Arrival>,
         keep: mpsc::Sender<Order>,
     ) {
         // Held until the first client came; afterwards the clients' own senders keep it open.
@@ -234,8 +262,8 @@ impl Task {
             let sending = !self.outbox.is_empty();
             tokio::select! {
                 biased;
-                Some((client, replies)) = arrivals.recv() => {
-                    self.order(Order::Attach(client, replies));
+                Some(arrival) = arrivals.recv() => {
+                    self.order(Order::Attach(arrival));
                     drop(keep.take());
                 }
                 turn = turn(&mut self.link, sending) => self.turn(turn),
@@ -293,12 +321,14 @@ impl Task {
 
     fn order(&mut self, order: Order) {
         match order {
-            Order::Attach(client, replies) => {
-                self.clients.insert(client, replies);
-                self.step(Input::Attached(client));
+            Order::Attach(Arrival { id, replies, attached }) => {
+                self.clients.insert(id, replies);
+                self.attaching.insert(id, attached);
+                self.step(Input::Attached(id));
             }
             Order::Detach(client) => {
                 self.clients.remove(&client);
+                self.attaching.remove(&client);
                 self.step(Input::Detached(client));
                 self.held.retain(|_, held| held.client != client);
                 self.asked.retain(|_, asked| asked.client != client);
@@ -382,9 +412,10 @@ impl Task {
     fn execute(&mut self, output: Output) -> Option<Input> {
         match output {
             Output::NeedSession => return Some(Input::Session(fresh_session())),
-            Output::Open { link, node, addr, primary, session, create, loss_generation } => {
+            Output::Open { link, node, addr, primary, session, attach, loss_generation } => {
+                let (volume, from) = (self.volume, self.connector.node);
                 let open =
-                    OpenLink { volume: self.volume, session, create, loss_generation, primary };
+                    OpenLink { volume, session, attach, node: from, loss_generation, primary };
                 self.opening = Some(link);
                 let (connector, made) = (self.connector.clone(), self.made.clone());
                 tokio::spawn(async move {
@@ -413,9 +444,18 @@ impl Task {
                 self.outbox.push_back(IoRequest { sequence, low, epoch, attach, op });
             }
             Output::Answer { request, answer } => self.answer(request, answer),
+            Output::Attached(client) => self.tell_attached(client, Ok(())),
+            Output::Refused { client, why } => self.tell_attached(client, Err(why)),
             Output::Closed => self.closed = true,
         }
         None
+    }
+
+    fn tell_attached(&mut self, client: ClientId, attached: Attached) {
+        if let Some(waiting) = self.attaching.remove(&client) {
+            // A client that does not ask is not told.
+            let _ = waiting.send(attached);
+        }
     }
 
     fn answer(&mut self, request: RequestId, answer: Answer) {

@@ -469,8 +469,8 @@ impl<D: Disk> Running<D> {
             self.clients.end(stream, LinkEvent::Ended { reason, config });
             return;
         }
-        let OpenLink { volume: _, session, create, loss_generation, primary: _ } = open;
-        let open = OpenStream { stream, session, create, loss_generation };
+        let OpenLink { volume: _, session, attach, node, loss_generation, primary: _ } = open;
+        let open = OpenStream { stream, session, attach, node, loss_generation };
         self.inbox.push_back(Input::OpenStream(open));
     }
 

@@ -29,7 +29,7 @@ pub(super) fn header(bytes: &[u8]) -> Option<EntryHeader> {
         1 => EntryKind::Write { lba, blocks },
         2 => EntryKind::Trim { lba, blocks },
         3 => EntryKind::Zero { lba, blocks },
-        4 => EntryKind::Attach { generation: AttachGeneration(value) },
+        4 => EntryKind::Attach { generation: AttachGeneration(value), exclusive: blocks == 1 },
         5 => EntryKind::Close { session: subject },
         6 => EntryKind::Resize { blocks: value },
         _ => return None,
@@ -50,9 +50,11 @@ pub(super) fn entry(body: &Bytes) -> Option<(EntryHeader, Bytes)> {
 
 /// A log state and the LSN that it is as of.
 pub(super) fn put_state(state: &LogState, upto: Lsn, out: &mut Put) {
-    out.u64(upto.0).u64(state.attach.0).u64(state.blocks).u32(state.sessions.len() as u32);
+    let exclusive = state.exclusive.map_or(Uuid::nil(), |session| session.0);
+    out.u64(upto.0).u64(state.attach.0).bytes(exclusive.as_bytes());
+    out.u64(state.blocks).u32(state.sessions.len() as u32);
     for (id, session) in &state.sessions {
-        out.bytes(id.0.as_bytes()).u64(session.low).u64(session.newest.0);
+        out.bytes(id.0.as_bytes()).u64(session.attach.0).u64(session.low).u64(session.newest.0);
         out.u32(session.logged.len() as u32);
         for (sequence, lsn) in &session.logged {
             out.u64(*sequence).u64(lsn.0);
@@ -64,12 +66,17 @@ pub(super) fn put_state(state: &LogState, upto: Lsn, out: &mut Put) {
 pub(super) fn get_state(get: &mut Get<'_>) -> Option<(LogState, Lsn)> {
     let upto = Lsn(get.u64()?);
     let attach = AttachGeneration(get.u64()?);
+    let exclusive = SessionId(Uuid::from_bytes(get.array()?));
     let mut state = LogState::new(get.u64()?);
-    state.attach = attach;
+    (state.attach, state.exclusive) = (attach, (!exclusive.0.is_nil()).then_some(exclusive));
     for _ in 0..get.u32()? {
         let id = SessionId(Uuid::from_bytes(get.array()?));
-        let mut session =
-            SessionLog { low: get.u64()?, newest: Lsn(get.u64()?), ..SessionLog::default() };
+        let mut session = SessionLog {
+            attach: AttachGeneration(get.u64()?),
+            low: get.u64()?,
+            newest: Lsn(get.u64()?),
+            ..SessionLog::default()
+        };
         for _ in 0..get.u32()? {
             session.logged.insert(get.u64()?, Lsn(get.u64()?));
         }
@@ -90,7 +97,9 @@ mod tests {
             (lba, blocks).prop_map(|(l, blocks)| EntryKind::Write { lba: Lba(l), blocks }),
             (lba, blocks).prop_map(|(l, blocks)| EntryKind::Trim { lba: Lba(l), blocks }),
             (lba, blocks).prop_map(|(l, blocks)| EntryKind::Zero { lba: Lba(l), blocks }),
-            lba.prop_map(|g| EntryKind::Attach { generation: AttachGeneration(g) }),
+            (lba, any::<bool>()).prop_map(|(g, exclusive)| {
+                EntryKind::Attach { generation: AttachGeneration(g), exclusive }
+            }),
             (1..u128::MAX)
                 .prop_map(|id| EntryKind::Close { session: SessionId(Uuid::from_u128(id)) }),
             lba.prop_map(|blocks| EntryKind::Resize { blocks }),
@@ -130,7 +139,9 @@ mod tests {
     fn a_state_comes_back() {
         let mut state = LogState::new(77);
         state.attach = AttachGeneration(5);
-        let mut session = SessionLog { low: 3, newest: Lsn(9), ..SessionLog::default() };
+        state.exclusive = Some(SessionId(Uuid::from_u128(1)));
+        let attach = AttachGeneration(5);
+        let mut session = SessionLog { attach, low: 3, newest: Lsn(9), ..SessionLog::default() };
         session.logged.insert(4, Lsn(8));
         session.logged.insert(6, Lsn(9));
         state.sessions.insert(SessionId(Uuid::from_u128(1)), session);

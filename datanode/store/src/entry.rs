@@ -14,7 +14,7 @@ pub const CANONICAL_HEADER: usize = 80;
 /// | 0..8 | epoch |
 /// | 8..16 | LSN |
 /// | 16..20 | kind: write 1, trim 2, zero 3, attach 4, close 5, resize 6 |
-/// | 20..24 | blocks of a write, trim or zero |
+/// | 20..24 | blocks of a write, trim or zero; 1 for an exclusive attach |
 /// | 24..32 | first block; generation of an attach; blocks of a resize |
 /// | 32..48 | origin's session, zeros if there is none |
 /// | 48..56 | origin's sequence, 0 if there is none |
@@ -25,7 +25,9 @@ pub fn canonical(header: &EntryHeader) -> [u8; CANONICAL_HEADER] {
         EntryKind::Write { lba, blocks } => (1u32, blocks, lba.0, None),
         EntryKind::Trim { lba, blocks } => (2, blocks, lba.0, None),
         EntryKind::Zero { lba, blocks } => (3, blocks, lba.0, None),
-        EntryKind::Attach { generation } => (4, 0, generation.0, None),
+        EntryKind::Attach { generation, exclusive } => {
+            (4, u32::from(exclusive), generation.0, None)
+        }
         EntryKind::Close { session } => (5, 0, 0, Some(session)),
         EntryKind::Resize { blocks } => (6, 0, blocks, None),
     };

@@ -26,7 +26,7 @@ use sbk_datanode::volume::{
     Context, ProposalOrder, Recordings, Registry, VolumeHandle, VolumeStatus, open_link, start,
 };
 use sbk_engine::replication::Params;
-use sbk_engine::replication::io::IsrChange;
+use sbk_engine::replication::io::{Attach, IsrChange};
 use sbk_engine::types::{
     AttachGeneration, Config, Epoch, Incarnation, LossGeneration, NodeId, Placement, ReplicaId,
     ReplicaRef, SessionId, VolumeId,
@@ -378,7 +378,11 @@ impl Client<'_> {
             let open = OpenLink {
                 volume: config.volume,
                 session: self.session,
-                create: self.loss.is_none(),
+                attach: match self.loss {
+                    Some(_) => Attach::Again(self.attach),
+                    None => Attach::Shared,
+                },
+                node: NodeId(Uuid::nil()),
                 loss_generation: self.loss,
                 primary: config.primary,
             };

@@ -14,6 +14,9 @@ use crate::types::{AttachGeneration, Config, Epoch, LossGeneration, Millis, Repl
 pub struct Forwarder {
     pub(super) volume: VolumeId,
     pub(super) params: Params,
+    /// Whether its one client has the volume to itself.
+    pub(super) exclusive: bool,
+    pub(super) had_session: bool,
     /// The newest configuration known.
     pub(super) config: Option<Config>,
     pub(super) clients: BTreeMap<ClientId, Client>,
@@ -39,8 +42,12 @@ pub struct Forwarder {
 pub(super) struct Client {
     /// The loss generation that its view of the volume rests on; `None` before the first link.
     pub(super) generation: Option<LossGeneration>,
+    /// The attach generation that it is part of; `None` before the first link.
+    pub(super) attach: Option<AttachGeneration>,
+    /// Whether it knows that its attachment stands.
+    pub(super) told: bool,
     /// Why it gets nothing but errors.
-    pub(super) stale: Option<&'static str>,
+    pub(super) stale: Option<String>,
 }
 
 #[derive(Clone, Copy, Debug)]
@@ -59,12 +66,25 @@ pub(super) enum Stream {
 }
 
 impl Forwarder {
-    /// A forwarder for the volume, with no client and no session yet.
+    /// A forwarder for the volume, with no client and no session yet. Its clients share the volume
+    /// with each other and with those of other forwarders.
     pub fn new(volume: VolumeId, params: Params) -> Self {
+        Self::with(volume, params, false)
+    }
+
+    /// A forwarder for one client that is to have the volume to itself. Its session ends with that
+    /// attachment: what the client asks for afterwards fails.
+    pub fn exclusive(volume: VolumeId, params: Params) -> Self {
+        Self::with(volume, params, true)
+    }
+
+    fn with(volume: VolumeId, params: Params, exclusive: bool) -> Self {
         assert!(params.retry_min_ms > 0, "a retry without a wait would spin");
         Self {
             volume,
             params,
+            exclusive,
+            had_session: false,
             config: None,
             clients: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -96,6 +116,11 @@ impl Forwarder {
             }
     }
 
+    /// Whether its clients get nothing but errors until they attach again.
+    pub fn has_ended(&self) -> bool {
+        !self.clients.is_empty() && !self.has_usable_client()
+    }
+
     /// When a tick is due, at the latest.
     pub fn next_deadline(&self) -> Option<Millis> {
         let expiry = self.params.io_timeout_ms.and_then(|timeout| {
@@ -119,18 +144,29 @@ impl Forwarder {
     fn handle(&mut self, now: Millis, input: Input, out: &mut Vec<Output>) -> Verdict {
         match input {
             Input::Attached(client) => {
-                let generation = match (&self.stream, &self.session) {
-                    (Stream::Open { .. }, SessionState::Have(session)) => session.generation,
+                let (generation, attach) = match (&self.stream, &self.session) {
+                    (Stream::Open { .. }, SessionState::Have(session)) => {
+                        (session.generation, session.attach)
+                    }
                     (
                         Stream::None | Stream::Opening { .. } | Stream::Open { .. },
                         SessionState::None
                         | SessionState::Asked
                         | SessionState::Have(_)
                         | SessionState::Closed,
-                    ) => None,
+                    ) => (None, None),
                 };
-                let known = self.clients.insert(client, Client { generation, stale: None });
+                assert!(
+                    !self.exclusive || (self.clients.is_empty() && !self.had_session),
+                    "F4: an exclusive attachment has one client"
+                );
+                let told = attach.is_some();
+                let new = Client { generation, attach, told, stale: None };
+                let known = self.clients.insert(client, new);
                 assert!(known.is_none(), "F1: client {client:?} attached twice");
+                if told {
+                    out.push(Output::Attached(client));
+                }
                 Verdict::Applied
             }
             Input::Detached(client) => self.client_gone(client),
@@ -168,6 +204,11 @@ impl Forwarder {
     pub(super) fn delete(&mut self, out: &mut Vec<Output>) {
         self.deleted = true;
         self.close_link(out);
+        for (id, client) in &mut self.clients {
+            if !std::mem::replace(&mut client.told, true) {
+                out.push(Output::Refused { client: *id, why: "the volume was deleted".to_owned() });
+            }
+        }
         let requests: Vec<_> = self.requests.keys().copied().collect();
         for request in requests {
             self.answer(request, Answer::Deleted, out);

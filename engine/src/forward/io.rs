@@ -2,7 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use crate::replication::io::{Outcome, StreamEnd};
+use crate::replication::io::{Attach, Outcome, StreamEnd};
 use crate::replication::log::BlockRange;
 use crate::types::{
     AttachGeneration, BLOCK_SIZE, Config, Epoch, Lba, LossGeneration, NodeId, ReplicaRef, SessionId,
@@ -222,8 +222,8 @@ pub enum Output {
         primary: ReplicaRef,
         /// The session.
         session: SessionId,
-        /// Whether the session may be opened now.
-        create: bool,
+        /// What the session is, or wants to be, to the volume.
+        attach: Attach,
         /// Under which it was opened.
         loss_generation: Option<LossGeneration>,
     },
@@ -256,6 +256,15 @@ pub enum Output {
         epoch: Epoch,
         /// From the link's opening.
         attach: AttachGeneration,
+    },
+    /// The client's attachment stands. Told once.
+    Attached(ClientId),
+    /// The client's attachment came to nothing, and nothing that it asks for will be done.
+    Refused {
+        /// Whose.
+        client: ClientId,
+        /// Why.
+        why: String,
     },
     /// Answer the client. The request's payload is not needed any more.
     Answer {

@@ -4,7 +4,8 @@
 use super::forwarder::{Forwarder, Stream};
 use super::io::{Ignored, LinkId, Output, Verdict};
 use super::session::{Owner, Session, SessionState};
-use crate::replication::io::StreamEnd;
+use crate::bugs::{Bug, on};
+use crate::replication::io::{Attach, StreamEnd};
 use crate::types::{AttachGeneration, Config, Epoch, LossGeneration, Millis, Placement};
 
 const LOST_DATA: &str = "acknowledged writes may have been lost by a promotion with --accept-data-loss; \
@@ -82,15 +83,31 @@ impl Forwarder {
         if session.generation.is_some_and(|g| g != loss) {
             out.push(Output::CloseLink(link));
             self.back_off(now);
-            self.end_session(LOST_SESSION, out);
+            self.session_lost(LOST_SESSION, out);
+            return Verdict::Applied;
+        }
+        // Nor does one give a session another generation than its own: it would be another's.
+        if session.attach.is_some_and(|own| own != attach) && !on(Bug::GenerationOfNow) {
+            out.push(Output::CloseLink(link));
+            self.back_off(now);
+            self.attachment_lost(LOST_ATTACHMENT, out);
             return Verdict::Applied;
         }
         self.stream = Stream::Open { link, primary, epoch, attach };
         self.retry_ms = self.params.retry_min_ms;
-        for client in self.clients.values_mut() {
+        for (id, client) in &mut self.clients {
             let seen = *client.generation.get_or_insert(loss);
-            if seen < loss && client.stale.is_none() {
-                client.stale = Some(LOST_DATA);
+            let since = *client.attach.get_or_insert(attach);
+            if client.stale.is_none() && seen < loss {
+                client.stale = Some(LOST_DATA.to_owned());
+            } else if client.stale.is_none()
+                && since < attach
+                && !(on(Bug::ReattachByItself) || on(Bug::GenerationOfNow))
+            {
+                client.stale = Some(LOST_ATTACHMENT.to_owned());
+            }
+            if client.stale.is_none() && !std::mem::replace(&mut client.told, true) {
+                out.push(Output::Attached(*id));
             }
         }
         self.refuse_stale(out);
@@ -98,6 +115,7 @@ impl Forwarder {
             panic!("a link was opened without a session");
         };
         session.generation = Some(loss);
+        session.attach = Some(attach);
         // What an older stream has not logged died with it, so what was given up can't take
         // effect late any more, and is never sent again.
         session.unresolved.retain(|_, owner| *owner != Owner::GivenUp);
@@ -126,20 +144,58 @@ impl Forwarder {
         self.back_off(now);
         match reason {
             StreamEnd::NotPrimary | StreamEnd::Replaced | StreamEnd::TooManySessions => {}
-            StreamEnd::SessionLost => self.end_session(LOST_SESSION, out),
-            StreamEnd::AttachLost => {
-                self.end_session(LOST_ATTACHMENT, out);
-                for client in self.clients.values_mut() {
-                    client.stale.get_or_insert(LOST_ATTACHMENT);
+            StreamEnd::SessionLost => self.session_lost(LOST_SESSION, out),
+            StreamEnd::AttachLost => self.attachment_lost(LOST_ATTACHMENT, out),
+            StreamEnd::Held(by) => self.attachment_lost(&by.to_string(), out),
+            StreamEnd::AttachOver(generation) => {
+                // The first one counts: what came to be in force since, it must not end.
+                if let SessionState::Have(session) = &mut self.session
+                    && session.over.is_none()
+                {
+                    session.over = Some(generation);
+                    self.retry_at = now;
                 }
-                self.refuse_stale(out);
             }
+            // Only an operator's stream ends so.
+            StreamEnd::Revoked(_) => {}
             StreamEnd::Deleted => self.delete(out),
         }
         if let Some(config) = config {
             self.learn(now, config, false, out);
         }
         Verdict::Applied
+    }
+
+    /// The log does not know the session. What was never sent goes on in another one, but not for
+    /// an exclusive client: the volume may have been another's meanwhile.
+    fn session_lost(&mut self, why: &str, out: &mut Vec<Output>) {
+        if self.exclusive && !on(Bug::ReattachByItself) {
+            return self.attachment_lost(why, out);
+        }
+        self.end_session(why, out);
+    }
+
+    /// The session's attachment has ended, or came to nothing. Its clients get errors until they
+    /// attach again; those that came since it was made did not see it, and go on in a later one.
+    fn attachment_lost(&mut self, why: &str, out: &mut Vec<Output>) {
+        let SessionState::Have(session) = &self.session else {
+            panic!("a link ended without a session");
+        };
+        let own = session.attach;
+        self.end_session(why, out);
+        if self.exclusive && on(Bug::ReattachByItself) {
+            return;
+        }
+        for (id, client) in &mut self.clients {
+            if client.stale.is_none() && (own.is_none() || client.attach.is_some()) {
+                client.stale = Some(why.to_owned());
+                if !client.told {
+                    client.told = true;
+                    out.push(Output::Refused { client: *id, why: why.to_owned() });
+                }
+            }
+        }
+        self.refuse_stale(out);
     }
 
     /// Sends the unresolved requests of older streams, in order.
@@ -237,7 +293,11 @@ impl Forwarder {
             addr: place.addr.clone(),
             primary,
             session: session.id,
-            create: session.generation.is_none(),
+            attach: match (session.attach, self.exclusive) {
+                (Some(own), _) => Attach::Again(own),
+                (None, true) => Attach::Exclusive { over: session.over },
+                (None, false) => Attach::Shared,
+            },
             loss_generation: session.generation,
         });
         self.next_link += 1;

@@ -16,7 +16,10 @@
 //!    of the session has not logged, and a primary of a newer epoch never sees it;
 //! 5. a session that the log does not know any more is not silently opened again: what was in
 //!    flight ends with an I/O error, and only requests that were never sent go on in a new one;
-//! 6. a client that saw the volume before acknowledged writes may have been lost (the volume's
+//! 6. a session comes again with its own attach generation, never with another one; a client whose
+//!    attachment has ended gets errors until it attaches again, and an exclusive one also when its session
+//!    is lost, for the volume may have been another's meanwhile: its forwarder has one session;
+//! 7. a client that saw the volume before acknowledged writes may have been lost (the volume's
 //!    loss generation rose) gets errors until it connects again: never silence.
 //!
 //! [`Forwarder`] decides all this for one session; no payload passes through it, only numbers.

@@ -33,8 +33,8 @@ impl Forwarder {
             out.push(Output::Answer { request, answer });
             return Verdict::Ignored(ignored);
         }
-        if let Some(reason) = self.clients[&client].stale {
-            out.push(Output::Answer { request, answer: Answer::Failed(reason.into()) });
+        if let Some(why) = self.clients[&client].stale.clone() {
+            out.push(Output::Answer { request, answer: Answer::Failed(why) });
             return Verdict::Applied;
         }
         let newest = self.requests.last_key_value().map(|(id, _)| *id);
@@ -142,7 +142,7 @@ impl Forwarder {
     /// comes before, failed the rest.
     pub(super) fn refuse_stale(&mut self, out: &mut Vec<Output>) {
         let clients = &self.clients;
-        let refused = |r: &Request| clients.get(&r.client).and_then(|c| c.stale);
+        let refused = |r: &Request| clients.get(&r.client).and_then(|c| c.stale.clone());
         let its: Vec<_> = self
             .requests
             .iter()
@@ -152,7 +152,7 @@ impl Forwarder {
         for (id, why) in its {
             self.waiting.retain(|other| *other != id);
             self.blocked.retain(|other| *other != id);
-            self.answer(id, Answer::Failed(why.into()), out);
+            self.answer(id, Answer::Failed(why), out);
         }
     }
 

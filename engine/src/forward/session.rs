@@ -7,7 +7,7 @@ use super::forwarder::{Forwarder, Stream};
 use super::io::{Answer, Ignored, Output, RequestId, Verdict};
 use crate::bugs::{Bug, on};
 use crate::replication::log::BlockRange;
-use crate::types::{LossGeneration, SEQUENCE_WINDOW, SessionId};
+use crate::types::{AttachGeneration, LossGeneration, SEQUENCE_WINDOW, SessionId};
 
 #[derive(Clone, Debug)]
 pub(super) enum SessionState {
@@ -24,6 +24,10 @@ pub(super) struct Session {
     pub(super) id: SessionId,
     /// From the first opened link; `None` while the session may still be created.
     pub(super) generation: Option<LossGeneration>,
+    /// Its own attach generation, from the first opened link.
+    pub(super) attach: Option<AttachGeneration>,
+    /// Exclusive: the generation that was in force when it was asked for.
+    pub(super) over: Option<AttachGeneration>,
     pub(super) next_sequence: u64,
     /// Every sequence up to here is settled: never sent (again).
     pub(super) low: u64,
@@ -47,9 +51,16 @@ impl Forwarder {
         if !matches!(self.session, SessionState::Asked) {
             return Verdict::Ignored(Ignored::SessionNotNeeded);
         }
+        assert!(
+            !(self.exclusive && self.had_session) || on(Bug::ReattachByItself),
+            "F4: an exclusive attachment has one session"
+        );
+        self.had_session = true;
         self.session = SessionState::Have(Session {
             id,
             generation: None,
+            attach: None,
+            over: None,
             next_sequence: 1,
             low: 0,
             unresolved: BTreeMap::new(),

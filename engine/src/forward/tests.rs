@@ -6,7 +6,7 @@ use proptest::prelude::*;
 use uuid::Uuid;
 
 use super::*;
-use crate::replication::io::{Outcome, StreamEnd};
+use crate::replication::io::{Attach, Outcome, StreamEnd};
 use crate::types::*;
 
 const MIB: u64 = 1 << 20;
@@ -65,6 +65,8 @@ struct Bench {
     detach: Option<u64>,
     closed: bool,
     opened: Vec<Output>,
+    attached: Vec<ClientId>,
+    refused: Vec<(ClientId, String)>,
 }
 
 impl Bench {
@@ -86,6 +88,8 @@ impl Bench {
             detach: None,
             closed: false,
             opened: Vec::new(),
+            attached: Vec::new(),
+            refused: Vec::new(),
         }
     }
 
@@ -114,7 +118,8 @@ impl Bench {
                 self.unknown.clear();
                 self.feed(Input::Session(id));
             }
-            Output::Open { link, session, create, loss_generation, .. } => {
+            Output::Open { link, session, attach, loss_generation, .. } => {
+                let create = !matches!(attach, Attach::Again(_));
                 assert!(self.link.is_none(), "two links at once");
                 assert_eq!(create, loss_generation.is_none());
                 if self.session.replace(session) != Some(session) {
@@ -129,7 +134,7 @@ impl Bench {
                     addr: String::new(),
                     primary: config(1, 1, 1).primary,
                     session,
-                    create,
+                    attach,
                     loss_generation,
                 });
             }
@@ -156,6 +161,8 @@ impl Bench {
                 assert_eq!(before, None, "{request:?} was answered twice");
             }
             Output::Closed => self.closed = true,
+            Output::Attached(client) => self.attached.push(client),
+            Output::Refused { client, why } => self.refused.push((client, why)),
         }
     }
 
@@ -400,6 +407,106 @@ fn another_attachment_fails_the_clients_that_were_there() {
     bench.feed(Input::Attached(ClientId(2)));
     bench.pass(10_000);
     assert!(bench.link.is_some());
+    assert_eq!(bench.attached, [ClientId(1)], "client 2 waits");
+    bench.open(1, 0);
+    assert_eq!(bench.attached, [ClientId(1), ClientId(2)]);
+}
+
+/// A client that has the volume to itself, with a link open in generation 1.
+fn exclusive() -> Bench {
+    let mut bench = Bench::new(Params::default());
+    bench.forwarder = Forwarder::exclusive(volume(), Params::default());
+    bench.feed(Input::Config(config(1, 1, 1)));
+    bench.feed(Input::Attached(ClientId(1)));
+    bench.end(StreamEnd::AttachOver(AttachGeneration(0)), None);
+    bench.open(1, 0);
+    bench
+}
+
+fn asked(bench: &Bench) -> Vec<Attach> {
+    let mut asked = Vec::new();
+    for output in &bench.opened {
+        let Output::Open { attach, .. } = output else { panic!("{output:?} opens nothing") };
+        asked.push(*attach);
+    }
+    asked
+}
+
+#[test]
+fn a_session_comes_again_with_its_own_generation() {
+    let mut bench = exclusive();
+    assert_eq!(bench.attached, [ClientId(1)]);
+    bench.lose();
+    bench.pass(10);
+    let over =
+        |generation: Option<u64>| Attach::Exclusive { over: generation.map(AttachGeneration) };
+    let expected = [over(None), over(Some(0)), Attach::Again(AttachGeneration(1))];
+    assert_eq!(asked(&bench), expected);
+    // A primary that takes it for another's is not believed.
+    let link = bench.link.take().expect("a link").0;
+    let (_, outputs) = bench.forwarder.step(
+        Millis(bench.now),
+        Input::LinkOpened {
+            link,
+            epoch: Epoch(1),
+            attach: AttachGeneration(2),
+            loss_generation: LossGeneration(0),
+        },
+    );
+    assert_eq!(outputs, [Output::CloseLink(link)]);
+    assert!(bench.forwarder.has_ended());
+}
+
+/// What it asks to take the volume from is what was in force when it asked first.
+#[test]
+fn an_attachment_that_is_repeated_takes_the_volume_from_nobody_later() {
+    let mut bench = Bench::new(Params::default());
+    bench.forwarder = Forwarder::exclusive(volume(), Params::default());
+    bench.feed(Input::Config(config(1, 1, 1)));
+    bench.feed(Input::Attached(ClientId(1)));
+    bench.end(StreamEnd::AttachOver(AttachGeneration(3)), None);
+    bench.lose();
+    bench.pass(1_000);
+    bench.end(StreamEnd::AttachOver(AttachGeneration(7)), None);
+    bench.pass(1_000);
+    let over = Attach::Exclusive { over: Some(AttachGeneration(3)) };
+    assert_eq!(asked(&bench)[1..], [over, over, over]);
+    bench.end(StreamEnd::AttachLost, None);
+    assert!(matches!(&bench.refused[..], [(ClientId(1), why)] if why.contains("newer attachment")));
+}
+
+/// The volume may have been another's meanwhile: nothing goes on by itself.
+#[test]
+fn an_exclusive_client_whose_attachment_ended_gets_errors_for_ever() {
+    for reason in [StreamEnd::AttachLost, StreamEnd::SessionLost] {
+        let mut bench = exclusive();
+        let sent = bench.submit(1, write(1));
+        bench.lose();
+        let unsent = bench.submit(1, write(2));
+        bench.pass(10);
+        bench.end(reason, None);
+        let later = bench.submit(1, read(3));
+        for request in [sent, unsent, later] {
+            assert!(matches!(bench.answers.get(&request), Some(Answer::Failed(_))));
+        }
+        bench.pass(100_000);
+        assert!(bench.link.is_none() && bench.forwarder.has_ended());
+    }
+}
+
+#[test]
+fn a_shared_client_is_told_who_has_the_volume_to_itself() {
+    let mut bench = Bench::new(Params::default());
+    bench.feed(Input::Config(config(1, 1, 1)));
+    bench.feed(Input::Attached(ClientId(1)));
+    let queued = bench.submit(1, write(1));
+    let session = SessionId(Uuid::from_u128(77));
+    let (attach, node, held_ms) = (AttachGeneration(2), None, None);
+    let by = crate::replication::io::HeldBy { session, attach, node, held_ms };
+    bench.end(StreamEnd::Held(Box::new(by)), None);
+    assert_eq!(bench.refused, [(ClientId(1), by.to_string())]);
+    assert_eq!(bench.answers.get(&queued), Some(&Answer::Failed(by.to_string())));
+    assert!(bench.link.is_none());
 }
 
 #[test]

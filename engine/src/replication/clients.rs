@@ -9,13 +9,14 @@ use std::collections::{BTreeMap, VecDeque};
 
 use serde::{Deserialize, Serialize};
 
+use super::attach::{Seen, Waiting};
 use super::core::Core;
-use super::io::{Op, OpenStream, Outcome, Output, Payload, Request, StreamEnd, StreamId};
+use super::io::{Attach, Op, OpenStream, Outcome, Output, Payload, Request, StreamEnd, StreamId};
 use super::log::{BlockRange, EntryHeader, EntryKind, Origin, RequestTag, SessionLog};
 use super::primary::Primary;
 use super::{IgnoredReason, Verdict};
 use crate::bugs::{Bug, on};
-use crate::types::{BLOCK_SIZE, Lsn, MAX_REQUEST_BYTES, MAX_SESSIONS, SEQUENCE_WINDOW, SessionId};
+use crate::types::{BLOCK_SIZE, Lsn, MAX_REQUEST_BYTES, SEQUENCE_WINDOW, SessionId};
 
 /// A frontend's stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -25,9 +26,9 @@ struct Stream {
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
-enum StreamStage {
-    /// Waits until the primary is ready.
-    Waiting { create: bool },
+pub(super) enum StreamStage {
+    /// Waits until the primary is ready, or until the fate of an attachment is known.
+    Waiting { attach: Attach },
     /// The session's attach entry is logged and not yet committed.
     Attaching { lsn: Lsn },
     /// Requests are taken.
@@ -55,7 +56,9 @@ type Key = (StreamId, RequestTag);
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Clients {
     streams: BTreeMap<StreamId, Stream>,
-    live: BTreeMap<SessionId, StreamId>,
+    pub(super) live: BTreeMap<SessionId, StreamId>,
+    /// Who came in this tenure, for people.
+    pub(super) seen: BTreeMap<SessionId, Seen>,
     /// Logged requests that wait for their commit.
     logged: BTreeMap<Lsn, Key>,
     /// Flushes, with the LSN that must be committed.
@@ -113,11 +116,37 @@ impl Clients {
         self.parked.retain(|(of, _)| *of != stream);
     }
 
-    fn end(&mut self, out: &mut Vec<Output>, stream: StreamId, reason: StreamEnd) {
+    pub(super) fn end(&mut self, out: &mut Vec<Output>, stream: StreamId, reason: StreamEnd) {
         if self.streams.contains_key(&stream) {
             self.forget(stream);
             out.push(Output::StreamEnded { stream, reason });
         }
+    }
+
+    /// The streams that wait.
+    pub(super) fn waiting(&self) -> Vec<Waiting> {
+        let waiting = self.streams.iter().filter_map(|(id, stream)| match stream.stage {
+            StreamStage::Waiting { attach } => Some((*id, stream.session, attach)),
+            StreamStage::Attaching { .. } | StreamStage::Open => None,
+        });
+        waiting.collect()
+    }
+
+    /// The streams whose session is in the log, or was.
+    pub(super) fn attached(&self) -> Vec<(StreamId, SessionId, StreamStage)> {
+        let all = self.streams.iter().map(|(id, stream)| (*id, stream.session, stream.stage));
+        all.filter(|(_, _, stage)| !matches!(stage, StreamStage::Waiting { .. })).collect()
+    }
+
+    pub(super) fn set_stage(&mut self, stream: StreamId, stage: StreamStage) {
+        if let Some(stream) = self.streams.get_mut(&stream) {
+            stream.stage = stage;
+        }
+    }
+
+    /// Whether a session has a stream.
+    pub(super) fn is_live(&self, session: SessionId) -> bool {
+        self.live.contains_key(&session)
     }
 
     /// Whether blocks are being merged, or a parked request that came before touches them.
@@ -166,8 +195,9 @@ impl Primary {
             self.clients.end(&mut core.out, old, StreamEnd::Replaced);
             self.clients.live.insert(open.session, open.stream);
         }
-        let stage = StreamStage::Waiting { create: open.create };
+        let stage = StreamStage::Waiting { attach: open.attach };
         self.clients.streams.insert(open.stream, Stream { session: open.session, stage });
+        self.note_seen(core, open.session, open.node);
         Verdict::Applied
     }
 
@@ -204,6 +234,12 @@ impl Primary {
             let key = (stream, request.tag);
             self.clients.reads.insert(key, Read { range, wait: None });
             core.out.push(Output::Read { stream, tag: request.tag, range, merge: false });
+            return Verdict::Applied;
+        }
+        if on(Bug::AttachAtReceipt)
+            && let Some(reason) = self.refusal(core, &request)
+        {
+            self.clients.end(&mut core.out, stream, reason);
             return Verdict::Applied;
         }
         self.clients.parked.push_back((stream, request));
@@ -263,10 +299,19 @@ impl Primary {
             return Verdict::Applied;
         }
         match self.clients.merges.remove(&key) {
-            Some(merge) => {
-                let range = merge.range;
-                let (lba, blocks) = (range.lba, range.blocks);
-                self.log(core, stream, &merge.request, EntryKind::Write { lba, blocks });
+            Some(Merge { request, range }) => {
+                // Its LSN is assigned only now, so it is checked now.
+                let refusal = self.refusal(core, &request);
+                if let Some(reason) = refusal.filter(|_| !on(Bug::AttachAtReceipt)) {
+                    self.clients.end(&mut core.out, stream, reason);
+                } else if self.undecided(core, &request) {
+                    // As a write of whole blocks, and before what came later.
+                    let request = Request { op: Op::Write(range), ..request };
+                    self.clients.parked.push_front((stream, request));
+                } else {
+                    let (lba, blocks) = (range.lba, range.blocks);
+                    self.log(core, stream, &request, EntryKind::Write { lba, blocks });
+                }
                 Verdict::Applied
             }
             None => Verdict::Ignored(IgnoredReason::UnknownStream),
@@ -282,64 +327,7 @@ impl Primary {
         self.answer(core);
     }
 
-    fn open_waiting(&mut self, core: &mut Core) {
-        let waiting: Vec<_> = self
-            .clients
-            .streams
-            .iter()
-            .filter_map(|(id, stream)| match stream.stage {
-                StreamStage::Waiting { create } => Some((*id, stream.session, create)),
-                StreamStage::Attaching { .. } | StreamStage::Open => None,
-            })
-            .collect();
-        for (id, session, create) in waiting {
-            let mut known = core.log.state.sessions.contains_key(&session);
-            known |= on(Bug::UnknownSession) && !create;
-            if !known && !create {
-                self.clients.end(&mut core.out, id, StreamEnd::SessionLost);
-                continue;
-            }
-            if !known && !self.make_room(core) {
-                self.clients.end(&mut core.out, id, StreamEnd::TooManySessions);
-                continue;
-            }
-            if !known {
-                let tag = RequestTag { session, sequence: 0 };
-                let generation = core.log.state.attach;
-                self.append(
-                    core,
-                    EntryKind::Attach { generation },
-                    Some(Origin { tag, low: 0 }),
-                    Payload::Empty,
-                );
-            }
-            // A session that the log knows may have been opened by an entry that is not committed.
-            let lsn = core.log.end;
-            if let Some(stream) = self.clients.streams.get_mut(&id) {
-                stream.stage = StreamStage::Attaching { lsn };
-            }
-        }
-    }
-
-    /// Closes the session that was idle for longest if there are too many. `false` if all live.
-    fn make_room(&mut self, core: &mut Core) -> bool {
-        if core.log.state.sessions.len() < MAX_SESSIONS {
-            return true;
-        }
-        let idle = core
-            .log
-            .state
-            .sessions
-            .iter()
-            .filter(|(id, _)| !self.clients.live.contains_key(id))
-            .min_by_key(|(_, log)| log.newest)
-            .map(|(id, _)| *id);
-        let Some(session) = idle else { return false };
-        self.append(core, EntryKind::Close { session }, None, Payload::Empty);
-        true
-    }
-
-    fn append(
+    pub(super) fn append(
         &mut self,
         core: &mut Core,
         kind: EntryKind,
@@ -363,7 +351,7 @@ impl Primary {
             let range = range_of(request.op);
             let blocked = range
                 .is_some_and(|r| self.clients.merging(r) || held.iter().any(|h| h.overlaps(&r)));
-            if full || blocked {
+            if full || blocked || self.undecided(core, &request) {
                 held.extend(range);
                 kept.push_back((stream, request));
                 continue;
@@ -373,24 +361,12 @@ impl Primary {
         self.clients.parked = kept;
     }
 
-    /// Why the request's stream may ask for nothing any more.
-    fn refusal(&self, core: &Core, request: &Request) -> Option<StreamEnd> {
-        if request.epoch < self.config.since {
-            return Some(StreamEnd::NotPrimary);
-        }
-        if request.attach < core.log.state.attach {
-            return Some(StreamEnd::AttachLost);
-        }
-        let known = core.log.state.sessions.contains_key(&request.tag.session);
-        (!known && !on(Bug::UnknownSession)).then_some(StreamEnd::SessionLost)
-    }
-
     /// Starts a request: the checks of its session, epoch and attachment are made here, where the
     /// LSN is assigned.
     fn start(&mut self, core: &mut Core, stream: StreamId, request: Request) {
         let tag = request.tag;
         let key = (stream, tag);
-        if let Some(reason) = self.refusal(core, &request) {
+        if let Some(reason) = self.refusal(core, &request).filter(|_| !on(Bug::AttachAtReceipt)) {
             return self.clients.end(&mut core.out, stream, reason);
         }
         let unknown = SessionLog::default();
@@ -486,19 +462,6 @@ impl Primary {
         for key in ready {
             self.clients.reads.remove(&key);
             core.out.push(Output::Answer { stream: key.0, tag: key.1, outcome: Outcome::Done });
-        }
-    }
-
-    fn finish_attaching(&mut self, core: &mut Core, answerable: Option<Lsn>) {
-        let (epoch, loss_generation) = (self.config.epoch, self.config.loss_generation);
-        let attach = core.log.state.attach;
-        for (id, stream) in &mut self.clients.streams {
-            if let StreamStage::Attaching { lsn } = stream.stage
-                && Some(lsn) <= answerable
-            {
-                stream.stage = StreamStage::Open;
-                core.out.push(Output::StreamOpened { stream: *id, epoch, attach, loss_generation });
-            }
         }
     }
 }

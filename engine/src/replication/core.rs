@@ -10,7 +10,9 @@ use super::message::{Append, Lineage};
 use super::trace::{Observed, TraceEvent};
 use super::{IgnoredReason, Params};
 use crate::bugs::{Bug, on};
-use crate::types::{BootId, Config, Epoch, Lsn, Millis, ReplicaId, ReplicaRef, VolumeId, Wish};
+use crate::types::{
+    AttachGeneration, BootId, Config, Epoch, Lsn, Millis, ReplicaId, ReplicaRef, VolumeId, Wish,
+};
 
 /// A promise to a primary not to serve before a time.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -75,6 +77,11 @@ pub(super) struct Core {
 
 impl Core {
     pub(super) fn open(now: Millis, opened: Opened, params: Params) -> Self {
+        let mut opened = opened;
+        if on(Bug::ForgetAttachment) {
+            (opened.state.attach, opened.state.exclusive) = (AttachGeneration(0), None);
+            opened.state.sessions.values_mut().for_each(|log| log.attach = AttachGeneration(0));
+        }
         let mut state = opened.state.clone();
         opened.uncommitted.iter().for_each(|header| state.apply(header));
         // An earlier run may have promised just before it ended.

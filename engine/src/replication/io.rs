@@ -11,8 +11,8 @@ use super::log::{BlockRange, EntryHeader, EpochTable, LogState, RequestTag};
 use super::message::{Incomplete, Lineage, RecoveryId, ToPrimary, ToReplica};
 use crate::recovery::FailureKind;
 use crate::types::{
-    AttachGeneration, BootId, Config, Epoch, LossGeneration, Lsn, ReplicaId, ReplicaRef, SessionId,
-    VolumeId, Wish,
+    AttachGeneration, BootId, Config, Epoch, LossGeneration, Lsn, NodeId, ReplicaId, ReplicaRef,
+    SessionId, VolumeId, Wish,
 };
 
 /// Numbers one stream of one frontend session at this replica; the driver never uses one twice.
@@ -194,11 +194,43 @@ pub struct OpenStream {
     pub stream: StreamId,
     /// The frontend's session.
     pub session: SessionId,
-    /// Whether the session may be opened now. `false` for a session that was open already: if the
-    /// log doesn't know it any more, it is lost.
-    pub create: bool,
+    /// What it wants to be to the volume.
+    pub attach: Attach,
+    /// The node of the frontend, for people.
+    pub node: NodeId,
     /// The loss generation under which the session was opened; `None` for a new one.
     pub loss_generation: Option<LossGeneration>,
+}
+
+/// What a session is, or wants to be, to the volume.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Attach {
+    /// What it was when it was opened, in this generation. If the log doesn't know the session any
+    /// more, it is lost; if a newer generation is in force, so is the attachment.
+    Again(AttachGeneration),
+    /// One of several that have the volume together; not beside an exclusive one.
+    Shared,
+    /// The only one: all before it end with its entry's commit.
+    Exclusive {
+        /// The generation that was in force when the client asked, which a first attempt without
+        /// it learns ([`StreamEnd::AttachOver`]). So an attempt that was under way for long does not
+        /// end an attachment that was made since. [A node froze while it attached, the pod moved,
+        /// the node went on and took the volume from it.]
+        over: Option<AttachGeneration>,
+    },
+    /// No attachment: an operator ends all of this and earlier generations.
+    Revoke {
+        /// The generation.
+        upto: AttachGeneration,
+    },
+}
+
+impl OpenStream {
+    /// A wish for a new session that shares the volume.
+    pub fn shared(stream: StreamId, session: SessionId, node: NodeId) -> Self {
+        Self { stream, session, attach: Attach::Shared, node, loss_generation: None }
+    }
 }
 
 /// A frontend's request.
@@ -257,12 +289,47 @@ pub enum StreamEnd {
     Replaced,
     /// The log does not know the session: an I/O error for what was in flight.
     SessionLost,
-    /// A newer attachment took the volume.
+    /// A newer attachment took the volume, or took it first.
     AttachLost,
+    /// This generation is in force: an exclusive attachment must name it.
+    AttachOver(AttachGeneration),
+    /// Another session has the volume to itself.
+    Held(Box<HeldBy>),
+    /// What was to be ended has ended; this generation is in force.
+    Revoked(AttachGeneration),
     /// The volume has [`MAX_SESSIONS`](crate::types::MAX_SESSIONS) live sessions.
     TooManySessions,
     /// The volume was deleted.
     Deleted,
+}
+
+/// Who has a volume to itself, as far as its primary knows.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct HeldBy {
+    /// Its session.
+    pub session: SessionId,
+    /// Its generation.
+    pub attach: AttachGeneration,
+    /// The node of its frontend; `None` if it was not seen since this primary took over.
+    pub node: Option<NodeId>,
+    /// For how many milliseconds this primary has known it.
+    pub held_ms: Option<u64>,
+}
+
+impl std::fmt::Display for HeldBy {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { session, attach, node, held_ms } = self;
+        write!(f, "the volume is attached exclusively by session {session} (generation {attach}")?;
+        match (node, held_ms) {
+            (Some(node), Some(ms)) => {
+                write!(f, ", through node {node} for {} s or more", ms / 1000)?
+            }
+            (Some(_) | None, _) => f.write_str(", not connected since the primary changed")?,
+        }
+        f.write_str(
+            "); attach exclusively to take its place, or end it with `sbkctl volume detach`",
+        )
+    }
 }
 
 /// A change of the configuration that the primary asks the masters for; applied only if the

@@ -51,10 +51,13 @@ pub enum EntryKind {
         /// How many, 1 or more.
         blocks: u32,
     },
-    /// The origin's session is open from here on. No payload.
+    /// The origin's session is open from here on. A generation above all before it ends every
+    /// earlier attachment, and without an origin it does only that. No payload.
     Attach {
         /// The attachment's generation, never lower than any before it in the log.
         generation: AttachGeneration,
+        /// Whether the session has the volume to itself.
+        exclusive: bool,
     },
     /// A session is closed from here on; requests of it are refused. No payload.
     Close {
@@ -231,8 +234,10 @@ impl EpochTable {
 /// [`LogState::apply`], recomputed after a cut, handed over by a rebuild.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct LogState {
-    /// The highest attach generation logged.
+    /// The highest attach generation logged. Sessions of a lower one may do nothing any more.
     pub attach: AttachGeneration,
+    /// The open session that has the volume to itself; of the highest generation.
+    pub exclusive: Option<SessionId>,
     /// The volume's size in blocks.
     pub blocks: u64,
     /// The open sessions, at most [`MAX_SESSIONS`].
@@ -248,25 +253,31 @@ pub struct SessionLog {
     pub logged: BTreeMap<u64, Lsn>,
     /// The LSN of the newest entry of the session, by which idle sessions are told.
     pub newest: Lsn,
+    /// The generation of its attachment.
+    pub attach: AttachGeneration,
 }
 
 impl LogState {
     /// The state of an empty log of a volume created with `blocks` blocks.
     pub fn new(blocks: u64) -> Self {
-        Self { attach: AttachGeneration(0), blocks, sessions: BTreeMap::new() }
+        Self { attach: AttachGeneration(0), exclusive: None, blocks, sessions: BTreeMap::new() }
     }
 
     /// Rolls the state forward over the next entry.
     pub fn apply(&mut self, header: &EntryHeader) {
         match header.kind {
-            EntryKind::Attach { generation } => {
-                self.attach = self.attach.max(generation);
-                if let Some(origin) = header.origin {
-                    self.sessions.entry(origin.tag.session).or_default();
+            EntryKind::Attach { generation, exclusive } => {
+                if generation > self.attach {
+                    (self.attach, self.exclusive) = (generation, None);
+                }
+                if let Some(Origin { tag: RequestTag { session, .. }, .. }) = header.origin {
+                    self.sessions.entry(session).or_default().attach = generation;
+                    self.exclusive = exclusive.then_some(session).or(self.exclusive);
                 }
             }
             EntryKind::Close { session } => {
                 self.sessions.remove(&session);
+                self.exclusive = self.exclusive.filter(|holder| *holder != session);
             }
             EntryKind::Resize { blocks } => self.blocks = blocks,
             EntryKind::Write { .. } | EntryKind::Trim { .. } | EntryKind::Zero { .. } => {}
@@ -284,6 +295,10 @@ impl LogState {
     /// Whether the bounds that every log keeps hold.
     pub fn within_limits(&self) -> bool {
         self.sessions.len() <= MAX_SESSIONS
+            && self.exclusive.is_none_or(|holder| {
+                self.sessions.get(&holder).is_some_and(|log| log.attach == self.attach)
+            })
+            && self.sessions.values().all(|log| log.attach <= self.attach)
             && self.sessions.values().all(|s| {
                 let sequences: BTreeSet<_> = s.logged.keys().collect();
                 sequences.iter().all(|q| **q > s.low && **q <= s.low + SEQUENCE_WINDOW)

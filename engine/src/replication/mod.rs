@@ -4,6 +4,7 @@
 //! MSR-TR-2008-25), divergence by epoch (Kafka's KIP-101 and KIP-279). [`Replica`] is the whole
 //! state of one replica; [`io`] is what goes in and out of it.
 
+mod attach;
 mod candidate;
 mod clients;
 mod commit;

@@ -488,6 +488,8 @@ impl Replica {
             handover: HandoverView::None,
             peers: std::collections::BTreeMap::new(),
             sessions: core.log.state.sessions.len(),
+            attach: core.log.state.attach,
+            attachments: Vec::new(),
             in_flight: 0,
         };
         match &self.role {

@@ -8,7 +8,8 @@ use super::core::Core;
 use super::message::Incomplete;
 use super::primary::Primary;
 use crate::types::{
-    Config, Epoch, Incarnation, LossGeneration, Lsn, Millis, ReplicaId, ReplicaRef,
+    AttachGeneration, Config, Epoch, Incarnation, LossGeneration, Lsn, Millis, NodeId, ReplicaId,
+    ReplicaRef, SessionId,
 };
 
 /// A replica as an operator sees it.
@@ -58,6 +59,10 @@ pub struct View {
     pub peers: BTreeMap<ReplicaId, PeerView>,
     /// Open frontend sessions in the log.
     pub sessions: usize,
+    /// The highest attach generation logged.
+    pub attach: AttachGeneration,
+    /// Primary: the attachments in force.
+    pub attachments: Vec<AttachmentView>,
     /// Primary: requests of frontends that were not answered yet.
     pub in_flight: usize,
 }
@@ -75,6 +80,25 @@ pub enum HandoverView {
     Draining(ReplicaId),
     /// It has stopped, and asked the masters to make the other one primary.
     Proposed(ReplicaId),
+}
+
+/// An attachment in force, as the primary sees it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct AttachmentView {
+    /// Whose.
+    pub session: SessionId,
+    /// Its generation.
+    pub generation: AttachGeneration,
+    /// Whether it has the volume to itself.
+    pub exclusive: bool,
+    /// Whether its frontend is connected now.
+    pub connected: bool,
+    /// The frontend's node; `None` if it was not seen since this primary took over.
+    pub node: Option<NodeId>,
+    /// For how long this primary has known it, in milliseconds.
+    pub held_ms: Option<u64>,
+    /// The newest entry that it caused.
+    pub newest: Lsn,
 }
 
 /// What a replica is.
@@ -123,6 +147,7 @@ impl Primary {
         view.lacking_ms = self.lacking_since.map_or(0, |since| now.since(since));
         view.in_flight = self.clients.in_flight();
         view.handover = self.show_handover(core);
+        view.attachments = self.attachments(core, now);
         view.reason = self.why_not_serving(core, now);
         if let HandoverView::Waits(why) = &view.handover
             && view.reason.is_empty()

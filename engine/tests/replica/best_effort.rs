@@ -5,7 +5,9 @@ use sbk_engine::replication::io::{
 };
 use sbk_engine::replication::log::{BlockRange, RequestTag};
 use sbk_engine::replication::message::{ToPrimary, ToReplica};
-use sbk_engine::types::{AttachGeneration, Config, Durability, Epoch, Lba, Lsn, Millis, SessionId};
+use sbk_engine::types::{
+    AttachGeneration, Config, Durability, Epoch, Lba, Lsn, Millis, NodeId, SessionId,
+};
 use uuid::Uuid;
 
 use crate::bench::{Bench, config, facts, opened, sent, table};
@@ -47,7 +49,7 @@ fn serving() -> Bench {
     bench.answer(2, 2, ToPrimary::CutDone { request, durable: Lsn(4) });
     acked(&mut bench, 4);
     let stream = StreamId(1);
-    let open = OpenStream { stream, session: session(), create: true, loss_generation: None };
+    let open = OpenStream::shared(stream, session(), NodeId(Uuid::nil()));
     bench.feed(Input::OpenStream(open));
     let outputs = durable(&mut bench, 5);
     assert!(

@@ -10,7 +10,7 @@ use sbk_engine::replication::log::{BlockRange, RequestTag};
 use sbk_engine::replication::message::{ToPrimary, ToReplica};
 use sbk_engine::replication::view::{HandoverView, RoleView, View};
 use sbk_engine::types::{
-    AttachGeneration, Config, Durability, Epoch, Lba, Lsn, Millis, SessionId, Wish,
+    AttachGeneration, Config, Durability, Epoch, Lba, Lsn, Millis, NodeId, SessionId, Wish,
 };
 use uuid::Uuid;
 
@@ -54,7 +54,7 @@ fn serving(durability: Durability) -> Bench {
     bench.answer(2, 2, ToPrimary::CutDone { request, durable: Lsn(4) });
     acked(&mut bench, 2, 4);
     let stream = StreamId(1);
-    let open = OpenStream { stream, session: session(), create: true, loss_generation: None };
+    let open = OpenStream::shared(stream, session(), NodeId(Uuid::nil()));
     bench.feed(Input::OpenStream(open));
     durable(&mut bench, 5);
     let opened = acked(&mut bench, 2, 5);

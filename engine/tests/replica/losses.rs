@@ -1,9 +1,11 @@
 //! A promotion that may have lost acknowledged writes, at the replicas.
 
 use sbk_engine::replication::Verdict;
-use sbk_engine::replication::io::{Input, OpenStream, Output, StreamEnd, StreamId};
+use sbk_engine::replication::io::{Attach, Input, OpenStream, Output, StreamEnd, StreamId};
 use sbk_engine::replication::message::ToReplica;
-use sbk_engine::types::{Config, Epoch, LossGeneration, Lsn, Millis, SessionId};
+use sbk_engine::types::{
+    AttachGeneration, Config, Epoch, LossGeneration, Lsn, Millis, NodeId, SessionId,
+};
 use uuid::Uuid;
 
 use crate::bench::{Bench, append, config, entry, facts, opened, replica, sent, table};
@@ -30,11 +32,14 @@ fn a_chosen_replica_keeps_the_loss_and_ends_the_sessions_of_before() {
     let session = SessionId(Uuid::from_u128(5));
     for (n, generation, ends) in [(1, Some(0), true), (2, Some(1), false), (3, None, false)] {
         let (stream, generation) = (StreamId(n), generation.map(LossGeneration));
-        let open = OpenStream {
-            stream,
-            session,
-            create: generation.is_none(),
-            loss_generation: generation,
+        let open = OpenStream::shared(stream, session, NodeId(Uuid::nil()));
+        let open = match generation {
+            Some(_) => OpenStream {
+                attach: Attach::Again(AttachGeneration(0)),
+                loss_generation: generation,
+                ..open
+            },
+            None => open,
         };
         let (_, outputs) = bench.feed(Input::OpenStream(open));
         let ended = Output::StreamEnded { stream, reason: StreamEnd::SessionLost };

@@ -1,14 +1,14 @@
 //! A primary, and what it may do when.
 
 use sbk_engine::replication::io::{
-    Input, Op, OpenStream, Outcome, Output, Request, StreamEnd, StreamId,
+    Attach, Input, Op, OpenStream, Outcome, Output, Request, StreamEnd, StreamId,
 };
 use sbk_engine::replication::log::{BlockRange, RequestTag};
 use sbk_engine::replication::message::{Facts, Incomplete, RecoveryId, ToPrimary, ToReplica};
 use sbk_engine::replication::view::RoleView;
 use sbk_engine::replication::{IgnoredReason, Verdict};
 use sbk_engine::types::{
-    AttachGeneration, Config, Epoch, Lba, LossGeneration, Lsn, Millis, SessionId,
+    AttachGeneration, Config, Epoch, Lba, LossGeneration, Lsn, Millis, NodeId, SessionId,
 };
 use uuid::Uuid;
 
@@ -39,7 +39,7 @@ fn a_primary_that_is_refused_for_a_newer_epoch_stops_at_once() {
     let mut bench = alone();
     let stream = StreamId(1);
     let session = SessionId(Uuid::from_u128(5));
-    let open = OpenStream { stream, session, create: true, loss_generation: None };
+    let open = OpenStream::shared(stream, session, NodeId(Uuid::nil()));
     bench.feed(Input::OpenStream(open));
     // About its own epoch, and about what it said before: neither is news.
     for fenced in [1, 2] {
@@ -133,7 +133,7 @@ fn a_configuration_that_contradicts_itself_is_refused() {
 fn a_read_of_a_session_that_was_closed_is_not_answered() {
     let mut bench = alone();
     let (stream, session) = (StreamId(1), SessionId(Uuid::from_u128(5)));
-    let open = OpenStream { stream, session, create: true, loss_generation: None };
+    let open = OpenStream::shared(stream, session, NodeId(Uuid::nil()));
     bench.feed(Input::OpenStream(open));
     let opened = durable(&mut bench, 5);
     assert!(opened.iter().any(|output| matches!(output, Output::StreamOpened { .. })));
@@ -301,7 +301,7 @@ fn a_new_epoch_of_the_same_primary_does_not_flicker() {
     assert_eq!(serving(&bench), (true, true, String::new()));
     // The promise of the old epoch does not count for a read.
     let (stream, session) = (StreamId(1), SessionId(Uuid::from_u128(5)));
-    let open = OpenStream { stream, session, create: true, loss_generation: None };
+    let open = OpenStream::shared(stream, session, NodeId(Uuid::nil()));
     bench.feed(Input::OpenStream(open));
     durable(&mut bench, 5);
     let ack = |promised| ToPrimary::Ack { durable: Lsn(5), recorded: Some(Epoch(3)), promised };
@@ -327,10 +327,13 @@ fn what_comes_late_is_not_logged() {
     let mut bench = alone();
     let (old, new) = (StreamId(1), StreamId(2));
     let session = SessionId(Uuid::from_u128(5));
-    let open = |stream, create| OpenStream { stream, session, create, loss_generation: None };
-    bench.feed(Input::OpenStream(open(old, true)));
+    let open = |stream| OpenStream::shared(stream, session, NodeId(Uuid::nil()));
+    bench.feed(Input::OpenStream(open(old)));
     durable(&mut bench, 5);
-    let (_, outputs) = bench.feed(Input::OpenStream(open(new, false)));
+    let (_, outputs) = bench.feed(Input::OpenStream(OpenStream {
+        attach: Attach::Again(AttachGeneration(0)),
+        ..open(new)
+    }));
     let ended = Output::StreamEnded { stream: old, reason: StreamEnd::Replaced };
     assert!(outputs.contains(&ended), "{outputs:?}");
     let write = |sequence, low| {

@@ -53,6 +53,7 @@ pub const FAMILIES: &[&str] = &[
     "elections",
     "eights",
     "handovers",
+    "attachments",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -1,9 +1,9 @@
 //! A frontend's session as a model: one stream at a time, unresolved requests first on a new one.
 //! The real one is in the simulator.
 
-use sbk_engine::replication::io::{OpenStream, StreamId};
+use sbk_engine::replication::io::{Attach, OpenStream, StreamId};
 use sbk_engine::replication::log::RequestTag;
-use sbk_engine::types::{AttachGeneration, Epoch, LossGeneration, SessionId};
+use sbk_engine::types::{AttachGeneration, Epoch, LossGeneration, NodeId, SessionId};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -58,7 +58,11 @@ impl Client {
         OpenStream {
             stream: id,
             session: self.session,
-            create: !self.created,
+            attach: match self.created {
+                true => Attach::Again(AttachGeneration(0)),
+                false => Attach::Shared,
+            },
+            node: NodeId(Uuid::nil()),
             loss_generation: self.created.then_some(LossGeneration(0)),
         }
     }

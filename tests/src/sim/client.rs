@@ -9,7 +9,9 @@ use sbk_engine::replication::io::StreamId;
 use sbk_engine::types::{BLOCK_SIZE, Config, LossGeneration, Millis, SessionId, VolumeId};
 use uuid::Uuid;
 
+use super::attachments::{Holder, Rank};
 use super::content::{PART_AT, PART_BYTES, Seen, address};
+use super::event::Event;
 use super::history::{History, Place};
 use super::rng::Rng;
 
@@ -38,6 +40,8 @@ pub(crate) struct Line {
 #[derive(Debug)]
 pub(crate) struct Client {
     number: u64,
+    volume: VolumeId,
+    params: Params,
     forwarder: Forwarder,
     sessions: u64,
     next_request: u64,
@@ -58,12 +62,22 @@ pub(crate) struct Client {
     /// It only reads: a write that hangs holds up the reads of its block.
     pub(crate) reads_only: bool,
     pub(crate) given_up: u64,
+    /// Its attachment, among all.
+    pub(crate) holder: Holder,
+    /// Whether it wants the volume for itself.
+    pub(crate) exclusive: bool,
+    /// It stands still from a time to another, and what reaches it meanwhile waits.
+    pub(crate) pause: Option<(u64, u64)>,
+    pub(crate) waiting: Vec<Event>,
+    /// It leaves in order, and then has left.
+    pub(crate) leaves: bool,
+    pub(crate) has_left: bool,
     /// Its number at the frontend, another one each time it attaches.
     attachment: u64,
     /// The loss generation that its view of the volume rests on; `None` before its first link.
     pub(crate) attached: Option<LossGeneration>,
-    /// The loss generation of the line, once it is open.
-    pub(crate) open_in: Option<LossGeneration>,
+    /// The generations of the line, once it is open.
+    pub(crate) open_in: Option<Rank>,
     /// The newest loss generation that its frontend was told.
     told: LossGeneration,
 }
@@ -73,6 +87,8 @@ impl Client {
         let params = Params { io_timeout_ms, ..Params::default() };
         Self {
             number,
+            volume,
+            params,
             forwarder: Forwarder::new(volume, params),
             sessions: 0,
             next_request: 1,
@@ -86,6 +102,12 @@ impl Client {
             apart: false,
             reads_only: false,
             given_up: 0,
+            holder: Holder(number),
+            exclusive: false,
+            pause: None,
+            waiting: Vec::new(),
+            leaves: false,
+            has_left: false,
             attachment: 1,
             attached: None,
             open_in: None,
@@ -94,9 +116,10 @@ impl Client {
     }
 
     /// Its frontend has a link in a loss generation.
-    pub(crate) fn opened(&mut self, loss: LossGeneration) {
+    pub(crate) fn opened(&mut self, rank: Rank) {
+        let (loss, _) = rank;
         self.told = loss;
-        self.open_in = Some(loss);
+        self.open_in = Some(rank);
         self.attached.get_or_insert(loss);
     }
 
@@ -111,16 +134,44 @@ impl Client {
     }
 
     /// Leaves and comes back: what it waited for it gives up. Its old and new number.
-    pub(crate) fn renew(&mut self, history: &mut History) -> (u64, u64) {
+    pub(crate) fn renew(&mut self, history: &mut History, holder: Holder) -> (u64, u64) {
+        self.holder = holder;
         for asked in std::mem::take(&mut self.asked).into_values() {
             self.given_up += 1;
             history.gave_up(asked.value);
         }
         self.outbox.clear();
         // A frontend whose link is open takes a client in at once.
-        self.attached = self.line.and(self.open_in);
+        self.open_in = self.line.and(self.open_in);
+        self.attached = self.open_in.map(|(loss, _)| loss);
         self.attachment += 1;
         (self.attachment - 1, self.attachment)
+    }
+
+    /// Goes to another frontend, which knows nothing.
+    pub(crate) fn replace(&mut self, exclusive: bool) {
+        let make = if exclusive { Forwarder::exclusive } else { Forwarder::new };
+        self.forwarder = make(self.volume, self.params);
+        self.exclusive = exclusive;
+        (self.attached, self.open_in) = (None, None);
+        (self.leaves, self.has_left) = (false, false);
+        self.seen.clear();
+        self.sent.clear();
+    }
+
+    /// Whether all it gets is errors, until it attaches again.
+    pub(crate) fn has_ended(&self) -> bool {
+        self.forwarder.has_ended() && !self.is_stale()
+    }
+
+    /// Whether it asks for nothing any more.
+    pub(crate) fn is_leaving(&self) -> bool {
+        self.leaves
+    }
+
+    /// Whether it stands still.
+    pub(crate) fn is_paused(&self, now: u64) -> bool {
+        self.pause.is_some_and(|(from, until)| (from..until).contains(&now))
     }
 
     /// The newest session.
@@ -164,6 +215,7 @@ impl Client {
                     self.outbox.insert(request, (asked.op, asked.value));
                     left.push(output);
                 }
+                Output::Attached(_) | Output::Refused { .. } => {}
                 other @ (Output::Open { .. }
                 | Output::CloseLink(_)
                 | Output::SendDetach { .. }
@@ -221,7 +273,7 @@ impl Client {
     ) -> Input {
         let invoked = history.now();
         if matches!(op, Op::Write(_)) {
-            history.write(value, block, place, self.number);
+            history.write(value, block, place, (self.number, self.holder));
         }
         let request = RequestId(self.next_request);
         self.next_request += 1;
@@ -267,8 +319,12 @@ impl Client {
             Op::Read(_) => {
                 let seen = seen.expect("an answered read brings its data");
                 history.read(asked.block, seen, asked.invoked, self.told);
+                history.check_holder(self.holder, asked.invoked);
             }
-            Op::Write(_) => history.written(asked.value, self.told),
+            Op::Write(_) => {
+                history.written(asked.value, self.told);
+                history.check_holder(self.holder, asked.invoked);
+            }
             Op::Trim(_) | Op::Zero(_) | Op::Flush => {}
         }
     }

@@ -160,6 +160,35 @@ pub const FAMILIES: &[Family] = &[
         },
     },
     Family {
+        name: "attachments",
+        faults: |seed| Faults {
+            exclusive: true,
+            loss: seed % 3,
+            repeat: seed % 2 * 2,
+            slow: seed % 20,
+            crash: seed % 2 == 0,
+            power: seed % 4 == 0,
+            partition: seed % 3 == 0,
+            coup: seed % 3 == 1,
+            blink: seed % 5 == 0,
+            leader: seed % 7 == 0,
+            short_wal: seed % 4 == 1,
+            drift: seed % 4 == 3,
+            impatient: seed % 6 == 5,
+            disaster: seed % 11 == 7,
+            busy: [12, 25][(seed / 5 % 2) as usize],
+            durability: [
+                Durability::SyncAll,
+                Durability::SyncAll,
+                Durability::SyncQuorum,
+                Durability::BestEffort,
+            ][(seed / 3 % 4) as usize],
+            replicas: [3, 3, 2, 4][(seed / 2 % 4) as usize],
+            min_in_sync: 1,
+            ..Faults::none()
+        },
+    },
+    Family {
         name: "everything",
         faults: |seed| Faults {
             loss: seed % 4,

@@ -59,6 +59,8 @@ pub struct Faults {
     pub(crate) drift: bool,
     /// Replicas' clocks jump, by less than the leases allow for.
     pub(crate) jump: bool,
+    /// Clients attach exclusively, take the volume from each other, and go on as ghosts.
+    pub(crate) exclusive: bool,
     /// Clients give up requests that take long.
     pub(crate) impatient: bool,
     /// The masters suspect sooner than they should.
@@ -100,6 +102,7 @@ impl Faults {
             short_wal: false,
             drift: false,
             jump: false,
+            exclusive: false,
             impatient: false,
             hasty: false,
             busy: 12,
@@ -153,6 +156,7 @@ impl Faults {
         if seed % 4 == 3 {
             faults.hand_over(seed / 4);
         }
+        faults.exclusive = rng.chance(25);
         faults
     }
 
@@ -477,6 +481,7 @@ impl World {
         self.healed = true;
         self.mend();
         self.masters.lagging.clear();
+        self.clients.iter_mut().for_each(|client| client.pause = None);
         self.elect();
         if self.faults.rot {
             self.overwrite_all();

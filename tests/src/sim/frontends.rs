@@ -1,9 +1,12 @@
 //! Between the clients and the nodes.
 
 use sbk_engine::forward::{Input as Fact, LinkId, Op as Wanted, Output as Order};
-use sbk_engine::replication::io::{Input, Op, OpenStream, Outcome, Request, StreamEnd, StreamId};
+use sbk_engine::replication::io::{
+    Attach, Input, Op, OpenStream, Outcome, Request, StreamEnd, StreamId,
+};
 use sbk_engine::replication::log::RequestTag;
-use sbk_engine::types::{BLOCK_SIZE, LossGeneration, ReplicaRef, SessionId};
+use sbk_engine::types::{BLOCK_SIZE, LossGeneration, NodeId, ReplicaRef, SessionId};
+use uuid::Uuid;
 
 use super::client::Line;
 use super::content::{self, BLOCKS};
@@ -38,6 +41,12 @@ fn held(op: Op, value: u64) -> Held {
 
 impl World {
     pub(crate) fn handle_frontend(&mut self, event: Event) {
+        if let Some(client) = self.client_of(&event)
+            && self.clients[client].is_paused(self.now)
+        {
+            self.clients[client].waiting.push(event);
+            return;
+        }
         match event {
             Event::Catalogue { client, config } => {
                 let orders = self.clients[client].learn(self.now, &mut self.history, config);
@@ -62,10 +71,13 @@ impl World {
             }
             Event::Opened { stream, epoch, attach, loss } => {
                 let Some((client, link)) = self.live(stream) else { return };
-                self.clients[client].opened(loss);
+                self.clients[client].opened((loss, attach));
+                self.stands(client, (loss, attach));
                 self.feed(client, Fact::LinkOpened { link, epoch, attach, loss_generation: loss });
             }
             Event::Ended { stream, reason, config } => {
+                self.revoked(stream, &reason);
+                self.mark_end(&reason);
                 let Some((client, link)) = self.live(stream) else { return };
                 self.streams.remove(&stream);
                 self.clients[client].line = None;
@@ -84,6 +96,17 @@ impl World {
                 self.feed(client, Fact::Reply { link, sequence, outcome });
             }
             other => panic!("{other:?} is not the frontends' business"),
+        }
+    }
+
+    /// Whose business an event from a node or the masters is.
+    fn client_of(&self, event: &Event) -> Option<usize> {
+        match event {
+            Event::Catalogue { client, .. } => Some(*client),
+            Event::Opened { stream, .. }
+            | Event::Ended { stream, .. }
+            | Event::Answer { stream, .. } => self.streams.get(stream).map(|(client, _)| *client),
+            _ => None,
         }
     }
 
@@ -128,8 +151,8 @@ impl World {
     fn follow(&mut self, number: usize, orders: Vec<Order>) {
         for order in orders {
             match order {
-                Order::Open { link, primary, session: id, create, loss_generation, .. } => {
-                    self.connect(number, link, primary, id, create, loss_generation);
+                Order::Open { link, primary, session: id, attach, loss_generation, .. } => {
+                    self.connect(number, link, primary, id, attach, loss_generation);
                 }
                 Order::CloseLink(link) => self.hang_up(number, link),
                 Order::Send { link, request, sequence, low, epoch, attach } => {
@@ -143,8 +166,25 @@ impl World {
                     let ask = Event::Ask { node, stream, request, value };
                     self.stream_send(stream, true, node, ask);
                 }
-                Order::SendDetach { .. } | Order::Closed => panic!("nobody closed the forwarder"),
-                Order::NeedSession | Order::Answer { .. } => panic!("the client's own business"),
+                Order::SendDetach { link, sequence, low, epoch, attach } => {
+                    let client = &mut self.clients[number];
+                    let Some(line) = client.line.filter(|line| line.link == link) else { continue };
+                    let tag = RequestTag { session: client.session(), sequence };
+                    let request = Request { tag, low, epoch, attach, op: Op::Detach };
+                    let (stream, node) = (line.stream, line.node);
+                    let ask = Event::Ask { node, stream, request, value: 0 };
+                    self.stream_send(stream, true, node, ask);
+                    // The answer may be lost: then the session that it asks for again is closed.
+                    if self.rng.chance(20) {
+                        self.hang_up(number, link);
+                        self.feed(number, Fact::LinkLost(link));
+                    }
+                }
+                Order::Closed => self.clients[number].has_left = true,
+                Order::NeedSession
+                | Order::Attached(_)
+                | Order::Refused { .. }
+                | Order::Answer { .. } => panic!("the client's own business"),
             }
         }
     }
@@ -155,7 +195,7 @@ impl World {
         link: LinkId,
         primary: ReplicaRef,
         session: SessionId,
-        create: bool,
+        attach: Attach,
         loss_generation: Option<LossGeneration>,
     ) {
         let node = self.index(primary.id);
@@ -169,12 +209,13 @@ impl World {
         client.open_in = None;
         client.heard = self.now;
         client.patience = patience;
-        let open = OpenStream { stream, session, create, loss_generation };
+        let name = NodeId(Uuid::from_u128(900 + number as u128));
+        let open = OpenStream { stream, session, attach, node: name, loss_generation };
         self.streams.insert(stream, (number, node));
         self.stream_send(stream, true, node, Event::Open { node, primary, open });
     }
 
-    fn hang_up(&mut self, number: usize, link: LinkId) {
+    pub(crate) fn hang_up(&mut self, number: usize, link: LinkId) {
         let client = &mut self.clients[number];
         let Some(line) = client.line.take_if(|line| line.link == link) else { return };
         self.streams.remove(&line.stream);
@@ -184,6 +225,12 @@ impl World {
 
     pub(crate) fn client_turns(&mut self) {
         for number in 0..self.clients.len() {
+            if self.clients[number].is_paused(self.now) {
+                continue;
+            }
+            for event in std::mem::take(&mut self.clients[number].waiting) {
+                self.handle_frontend(event);
+            }
             let client = &self.clients[number];
             let silent = self.now.saturating_sub(client.heard) > client.patience;
             if let Some(line) = client.line.filter(|_| silent && client.waits()) {
@@ -193,7 +240,12 @@ impl World {
             if self.clients[number].deadline().is_some_and(|due| due.0 <= self.now) {
                 self.feed(number, Fact::Tick);
             }
-            if !self.healed && self.rng.chance(self.faults.busy) {
+            // One that gets nothing but errors tries now and then.
+            if self.clients[number].is_leaving() {
+                continue;
+            }
+            let ended = self.clients[number].has_ended();
+            if !self.healed && self.rng.chance(self.faults.busy) && (!ended || self.rng.chance(5)) {
                 self.ask(number);
             }
         }
@@ -201,9 +253,15 @@ impl World {
 
     /// Every block is written anew: what rotted is whole again, as after a repair.
     pub(crate) fn overwrite_all(&mut self) {
+        self.overwrites.clear();
+        if self.clients[0].has_ended() || self.clients[0].is_leaving() {
+            // It is let when it has attached again.
+            return self.overwrites.push(0);
+        }
         for block in 0..BLOCKS {
             self.next_value += 1;
             let value = self.next_value;
+            self.overwrites.push(value);
             let fact = self.clients[0].overwrite(&mut self.history, block, value);
             self.feed(0, fact);
         }

@@ -8,6 +8,8 @@
 //! zone). A history is linearizable if no value is read before it was written, no two forward zones
 //! overlap, and no backward zone lies within a forward one.
 //!
+//! A write of an attachment that has ended takes effect before its end was known, or never.
+//!
 //! A loss begins a new age: what the chosen log held is there from then on, as if it had been
 //! written at once, and it must be what was acknowledged last before and was not lost.
 
@@ -16,6 +18,7 @@ use std::ops::Range;
 
 use sbk_engine::types::LossGeneration;
 
+use super::attachments::Holder;
 use super::content::Seen;
 
 /// Which part of a block a write covers.
@@ -34,6 +37,7 @@ type Register = (u64, Place);
 #[derive(Clone, Copy, Debug)]
 struct Write {
     client: u64,
+    holder: Holder,
     invoked: u64,
     answered: Option<u64>,
     /// When its client was told an error. It may have taken effect, or may do so still, but not
@@ -68,6 +72,8 @@ pub(crate) struct History {
     absences: BTreeMap<u64, Vec<Range<LossGeneration>>>,
     /// When each age after the first began.
     losses: Vec<u64>,
+    /// By when attachments had ended: what they asked for takes effect before, or never.
+    fenced: BTreeMap<Holder, u64>,
 }
 
 /// A value, from the first time that it must have been there to the last.
@@ -85,10 +91,10 @@ impl History {
     }
 
     /// A write of the unique `value`.
-    pub(crate) fn write(&mut self, value: u64, block: u64, place: Place, client: u64) {
+    pub(crate) fn write(&mut self, value: u64, block: u64, place: Place, by: (u64, Holder)) {
         let invoked = self.now();
         self.places.insert(value, (block, place));
-        self.writes.insert(value, Write::new(client, invoked));
+        self.writes.insert(value, Write::new(by, invoked));
     }
 
     pub(crate) fn written(&mut self, value: u64, age: LossGeneration) {
@@ -115,6 +121,23 @@ impl History {
                 absence.end = absence.end.min(age);
             }
         }
+    }
+
+    /// Whether a write was acknowledged.
+    pub(crate) fn has_written(&self, value: u64) -> bool {
+        self.writes.get(&value).is_some_and(|write| write.answered.is_some())
+    }
+
+    /// An attachment has ended.
+    pub(crate) fn fence(&mut self, holder: Holder) {
+        let now = self.now();
+        self.fenced.entry(holder).or_insert(now);
+    }
+
+    /// Something that an attachment asked for is answered.
+    pub(crate) fn check_holder(&self, holder: Holder, invoked: u64) {
+        let over = self.fenced.get(&holder).is_some_and(|fenced| *fenced < invoked);
+        assert!(!over, "I3: what was asked for after the attachment's end is done");
     }
 
     /// An error was the answer.
@@ -165,7 +188,7 @@ impl History {
             })
             .collect();
         // What was there before the first write.
-        let mut nothing = Write::new(0, 0);
+        let mut nothing = Write::new((0, Holder(0)), 0);
         nothing.answered = Some(0);
         let began = age.0.checked_sub(1).map(|before| self.losses[before as usize]);
         let mut zones: BTreeMap<u64, (u64, u64)> = BTreeMap::new();
@@ -192,8 +215,10 @@ impl History {
                 }
             };
             assert!(write.invoked < read.answered, "I3: block {block}: a read from the future");
+            let fenced = self.fenced.get(&write.holder).filter(|_| read.value != 0);
+            let latest = fenced.map_or(read.answered, |fenced| read.answered.min(*fenced));
             let zone = zones.entry(read.value).or_insert((u64::MAX, write.invoked));
-            *zone = (zone.0.min(read.answered), zone.1.max(read.invoked));
+            *zone = (zone.0.min(latest), zone.1.max(read.invoked));
         }
         check_zones(block, &zones, &writes);
         let mut writes = writes;
@@ -203,9 +228,9 @@ impl History {
 }
 
 impl Write {
-    fn new(client: u64, invoked: u64) -> Self {
+    fn new((client, holder): (u64, Holder), invoked: u64) -> Self {
         let age = LossGeneration(0);
-        Self { client, invoked, answered: None, given_up: None, age, lost: false }
+        Self { client, holder, invoked, answered: None, given_up: None, age, lost: false }
     }
 }
 

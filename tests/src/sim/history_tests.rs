@@ -15,7 +15,7 @@ fn one_after_the_other_is_linearizable() {
     let mut history = History::default();
     look(&mut history, 0);
     for value in 1..=3 {
-        history.write(value, 0, Place::Whole, 0);
+        history.write(value, 0, Place::Whole, (0, Holder(0)));
         history.written(value, LossGeneration(0));
         look(&mut history, value);
     }
@@ -26,9 +26,9 @@ fn one_after_the_other_is_linearizable() {
 fn a_write_without_an_answer_may_have_happened_or_not() {
     for shown in [1, 2] {
         let mut history = History::default();
-        history.write(1, 0, Place::Whole, 0);
+        history.write(1, 0, Place::Whole, (0, Holder(0)));
         history.written(1, LossGeneration(0));
-        history.write(2, 0, Place::Whole, 0);
+        history.write(2, 0, Place::Whole, (0, Holder(0)));
         look(&mut history, 1);
         look(&mut history, shown);
         history.check();
@@ -38,9 +38,9 @@ fn a_write_without_an_answer_may_have_happened_or_not() {
 #[test]
 fn a_partial_write_changes_its_sector_only() {
     let mut history = History::default();
-    history.write(1, 0, Place::Whole, 0);
+    history.write(1, 0, Place::Whole, (0, Holder(0)));
     history.written(1, LossGeneration(0));
-    history.write(2, 0, Place::Part, 1);
+    history.write(2, 0, Place::Part, (1, Holder(1)));
     history.written(2, LossGeneration(0));
     let invoked = history.now();
     history.read(0, Seen { whole: 1, part: 2 }, invoked, LossGeneration(0));
@@ -52,7 +52,7 @@ fn a_partial_write_changes_its_sector_only() {
 fn an_acknowledged_write_that_is_gone_is_found() {
     let mut history = History::default();
     for value in [1, 2] {
-        history.write(value, 0, Place::Whole, 0);
+        history.write(value, 0, Place::Whole, (0, Holder(0)));
         history.written(value, LossGeneration(0));
     }
     look(&mut history, 1);
@@ -63,8 +63,8 @@ fn an_acknowledged_write_that_is_gone_is_found() {
 #[should_panic(expected = "I3: block 0: write")]
 fn two_reads_in_the_wrong_order_are_found() {
     let mut history = History::default();
-    history.write(1, 0, Place::Whole, 0);
-    history.write(2, 0, Place::Whole, 1);
+    history.write(1, 0, Place::Whole, (0, Holder(0)));
+    history.write(2, 0, Place::Whole, (1, Holder(1)));
     for value in [1, 2, 1] {
         look(&mut history, value);
     }
@@ -76,7 +76,7 @@ fn two_reads_in_the_wrong_order_are_found() {
 fn a_read_from_the_future_is_found() {
     let mut history = History::default();
     look(&mut history, 1);
-    history.write(1, 0, Place::Whole, 0);
+    history.write(1, 0, Place::Whole, (0, Holder(0)));
     history.check();
 }
 
@@ -84,9 +84,9 @@ fn a_read_from_the_future_is_found() {
 #[should_panic(expected = "took effect over a later one")]
 fn a_write_that_was_given_up_and_comes_late_is_found() {
     let mut history = History::default();
-    history.write(1, 0, Place::Whole, 0);
+    history.write(1, 0, Place::Whole, (0, Holder(0)));
     history.gave_up(1);
-    history.write(2, 0, Place::Whole, 0);
+    history.write(2, 0, Place::Whole, (0, Holder(0)));
     history.written(2, LossGeneration(0));
     look(&mut history, 1);
     history.check();
@@ -96,7 +96,7 @@ fn a_write_that_was_given_up_and_comes_late_is_found() {
 #[should_panic(expected = "which went elsewhere")]
 fn a_value_of_another_block_is_found() {
     let mut history = History::default();
-    history.write(1, 3, Place::Whole, 0);
+    history.write(1, 3, Place::Whole, (0, Holder(0)));
     look(&mut history, 1);
     history.check();
 }
@@ -105,7 +105,7 @@ fn a_value_of_another_block_is_found() {
 fn after_a_loss(lost: &[u64], saw: &[u64]) {
     let mut history = History::default();
     for value in [1, 2] {
-        history.write(value, 0, Place::Whole, 1);
+        history.write(value, 0, Place::Whole, (1, Holder(1)));
         history.written(value, LossGeneration(0));
     }
     history.lose(LossGeneration(1), lost, &[]);

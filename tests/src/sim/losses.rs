@@ -7,7 +7,6 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use sbk_engine::forward::{ClientId, Input as Fact};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::Incomplete;
 use sbk_engine::replication::view::RoleView;
@@ -111,18 +110,6 @@ impl World {
             Some(generation),
             "I2: a client of before a loss goes on as if nothing had happened"
         );
-    }
-
-    /// Clients that were told of a loss attach again, sooner or later.
-    pub(crate) fn attach_again(&mut self) {
-        for number in 0..self.clients.len() {
-            if !self.clients[number].is_stale() || !(self.healed || self.rng.chance(10)) {
-                continue;
-            }
-            let (old, new) = self.clients[number].renew(&mut self.history);
-            self.feed(number, Fact::Detached(ClientId(old)));
-            self.feed(number, Fact::Attached(ClientId(new)));
-        }
     }
 
     /// All but one node go, after that one was away: it lacks what was written meanwhile, and is all

@@ -68,6 +68,16 @@ counted! {
         StaleStream = "stale stream refused",
         /// A stream took the place of another of its session.
         StreamReplaced = "stream replaced",
+        /// An attachment ended for a newer one.
+        AttachLost = "old attachment refused",
+        /// A frontend's session was not known any more.
+        SessionLost = "frontend session lost",
+        /// A shared attachment was refused beside an exclusive one.
+        Held = "shared attachment refused",
+        /// Attachments ended in a later epoch than those before them.
+        FencedAcross = "attachments ended across a failover",
+        /// An operator ended all attachments.
+        Detached = "attachments ended by the operator",
         /// A write was sent again that is in the log.
         Resent = "resent write found in the log",
         /// A partial write was merged.
@@ -153,6 +163,7 @@ counted! {
         Coup = "failovers without reason",
         Wish = "handovers wished",
         Ending = "processes told to end",
+        Ghost = "volumes moved from a live client",
     }
 }
 

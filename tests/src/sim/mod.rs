@@ -6,6 +6,7 @@
 //! true of the whole cluster is checked at every step (`truth`); every read is checked against the
 //! history; the committed images must be equal in the end. What is found to be wrong is a panic.
 
+mod attachments;
 mod client;
 mod content;
 mod disk;

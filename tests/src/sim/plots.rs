@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use sbk_engine::authority::Command;
 use sbk_engine::replication::io::{IsrChange, OpenStream, Proposal, StreamId};
-use sbk_engine::types::{Config, ReplicaId, ReplicaRef, SessionId};
+use sbk_engine::types::{Config, NodeId, ReplicaId, ReplicaRef, SessionId};
 use uuid::Uuid;
 
 use super::event::Event;
@@ -89,7 +89,7 @@ impl World {
             self.next_stream += 1;
             let stream = StreamId(self.next_stream);
             let session = SessionId(Uuid::from_u128(1 << 64 | u128::from(self.next_stream)));
-            let open = OpenStream { stream, session, create: true, loss_generation: None };
+            let open = OpenStream::shared(stream, session, NodeId(Uuid::nil()));
             self.after(0, Event::Open { node, primary, open });
             self.after(400, Event::Close { node, stream });
         }

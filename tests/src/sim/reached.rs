@@ -68,6 +68,17 @@ impl World {
         self.mark(mark);
     }
 
+    /// A frontend's stream has ended.
+    pub(crate) fn mark_end(&mut self, reason: &StreamEnd) {
+        let mark = match reason {
+            StreamEnd::AttachLost => Mark::AttachLost,
+            StreamEnd::SessionLost => Mark::SessionLost,
+            StreamEnd::Held(_) => Mark::Held,
+            _ => return,
+        };
+        self.mark(mark);
+    }
+
     pub(crate) fn mark_feed_failure(&mut self, cause: FailureKind) {
         if cause == FailureKind::PinLost {
             self.mark(Mark::PinLost);

@@ -16,8 +16,10 @@ impl World {
         let mut again = self.now + patience / 2;
         loop {
             if self.converged() {
-                // An impatient client may have given up what was to make a damaged block whole.
-                if !self.faults.rot || !self.is_damaged() {
+                // An impatient client may have given up what was to make a damaged block whole, and
+                // one whose attachment had ended was not let.
+                let whole = self.overwrites.iter().all(|value| self.history.has_written(*value));
+                if !self.faults.rot || (whole && !self.is_damaged()) {
                     return;
                 }
                 self.overwrite_all();

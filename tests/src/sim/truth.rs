@@ -4,9 +4,9 @@
 use std::collections::BTreeMap;
 
 use sbk_engine::replication::io::{Kept, Opened};
-use sbk_engine::replication::log::{EntryKind, LogState, RequestTag};
+use sbk_engine::replication::log::{EntryHeader, EntryKind, LogState, RequestTag};
 use sbk_engine::replication::view::RoleView;
-use sbk_engine::types::{Durability, Epoch, LossGeneration, Lsn, ReplicaId};
+use sbk_engine::types::{AttachGeneration, Durability, Epoch, LossGeneration, Lsn, ReplicaId};
 
 use super::content::VOLUME_BLOCKS;
 use super::disk::Entry;
@@ -17,6 +17,8 @@ use super::world::World;
 pub(crate) struct Truth {
     committed: BTreeMap<Lsn, Entry>,
     tags: BTreeMap<RequestTag, Lsn>,
+    /// What the committed log implies.
+    state: Option<LogState>,
     /// What every counted replica has: all of it, but in `best_effort`.
     everywhere: Lsn,
     /// Where the log of the last loss ended: a replica may know as committed what was so before that
@@ -53,6 +55,41 @@ impl Truth {
         self.everywhere = self.everywhere.min(common);
         self.committed.split_off(&common.next());
         self.tags.retain(|_, lsn| *lsn <= common);
+        self.state = Some(self.state(self.newest()));
+    }
+
+    /// The attach generation in force.
+    pub(crate) fn generation(&self) -> AttachGeneration {
+        self.state.as_ref().map_or(AttachGeneration(0), |state| state.attach)
+    }
+
+    /// An entry is committed as the log's next: nobody does anything behind the end of its
+    /// attachment, and nobody attaches beside an exclusive one.
+    fn check_attachment(&mut self, header: &EntryHeader) {
+        let state = self.state.get_or_insert_with(|| LogState::new(VOLUME_BLOCKS));
+        let own = header.origin.map(|origin| origin.tag.session);
+        let of = own.and_then(|session| state.sessions.get(&session)).map(|log| log.attach);
+        match header.kind {
+            EntryKind::Attach { generation, exclusive } => {
+                let newest = state.attach;
+                let beside =
+                    generation == newest && state.exclusive.is_some_and(|h| Some(h) != own);
+                assert!(generation >= newest, "I7: attach generation {generation} after {newest}");
+                assert!(!beside, "I3: an attachment was made beside an exclusive one");
+                assert!(!exclusive || generation > newest, "I7: generation {newest} again");
+            }
+            EntryKind::Write { .. }
+            | EntryKind::Trim { .. }
+            | EntryKind::Zero { .. }
+            | EntryKind::Close { .. }
+            | EntryKind::Resize { .. } => assert!(
+                of.is_none_or(|of| of == state.attach),
+                "I3: {:?} of attach generation {of:?} took effect in {}",
+                header.origin,
+                state.attach
+            ),
+        }
+        state.apply(header);
     }
 
     /// What the log up to `lsn` implies.
@@ -70,6 +107,7 @@ impl Truth {
                 assert_eq!(known, entry, "I4: two entries are committed at {}", header.lsn);
                 continue;
             }
+            self.check_attachment(header);
             self.committed.insert(header.lsn, *entry);
             let request = header.origin.filter(|_| {
                 // An attach is logged again by a primary that does not know it.

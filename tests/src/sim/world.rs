@@ -6,9 +6,10 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use sbk_engine::forward::{ClientId, Input as Fact};
 use sbk_engine::replication::io::{Input, StreamId};
 use sbk_engine::replication::log::RequestTag;
-use sbk_engine::types::{LossGeneration, ReplicaId, VolumeId};
+use sbk_engine::types::{Epoch, LossGeneration, ReplicaId, VolumeId};
 use uuid::Uuid;
 
+use super::attachments::{Holder, Rank};
 use super::client::Client;
 use super::content::VOLUME_BLOCKS;
 use super::eight::Eight;
@@ -47,6 +48,16 @@ pub(crate) struct World {
     arrivals: BTreeMap<(StreamId, bool), u64>,
     pub(crate) next_stream: u64,
     pub(crate) next_value: u64,
+    /// What was to make damaged blocks whole.
+    pub(crate) overwrites: Vec<u64>,
+    pub(crate) next_holder: u64,
+    /// The generations of attachments that have not ended, and the newest.
+    pub(crate) ranks: BTreeMap<Holder, Rank>,
+    pub(crate) newest_rank: Rank,
+    /// In which epoch attachments last ended.
+    pub(crate) fenced_in: Option<Epoch>,
+    /// What operators' streams are to end.
+    pub(crate) revoking: BTreeMap<StreamId, Rank>,
     pub(crate) history: History,
     pub(crate) truth: Truth,
     pub(crate) healed: bool,
@@ -79,6 +90,12 @@ impl World {
             arrivals: BTreeMap::new(),
             next_stream: 0,
             next_value: 0,
+            overwrites: Vec::new(),
+            next_holder: 100,
+            ranks: BTreeMap::new(),
+            newest_rank: Rank::default(),
+            fenced_in: None,
+            revoking: BTreeMap::new(),
             history: History::default(),
             truth: Truth::default(),
             healed: false,
@@ -149,6 +166,12 @@ impl World {
         *slot = earliest.max(*slot);
         let at = *slot;
         self.at(at, event);
+    }
+
+    /// What is sent up a stream from here on arrives late.
+    pub(crate) fn hold_back(&mut self, stream: StreamId, late: u64) {
+        let slot = self.arrivals.entry((stream, true)).or_default();
+        *slot = (self.now + late).max(*slot);
     }
 
     pub(crate) fn mark(&mut self, mark: Mark) {
@@ -300,6 +323,7 @@ impl World {
     fn beat(&mut self) {
         self.client_turns();
         self.attach_again();
+        self.move_clients();
         if self.now.is_multiple_of(50) {
             self.measure();
             self.master_turn();

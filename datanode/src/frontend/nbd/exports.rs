@@ -13,7 +13,12 @@ pub(super) struct Export {
     pub(super) bytes: u64,
     /// For people.
     pub(super) description: String,
+    /// Whether its client has the volume to itself.
+    pub(super) exclusive: bool,
 }
+
+/// Behind a name: the client wants the volume for itself.
+const EXCLUSIVE: &str = ",exclusive";
 
 fn export(volume: &Volume) -> Export {
     let description = match &volume.config {
@@ -27,11 +32,19 @@ fn export(volume: &Volume) -> Export {
         name: format!("{}@{}", volume.name, volume.id),
         bytes: volume.blocks * BLOCK_SIZE,
         description,
+        exclusive: false,
     }
 }
 
-/// The export that a client means by NAME or NAME@UUID. An empty name means the only volume.
+/// The export that a client means by NAME or NAME@UUID, and perhaps `,exclusive`. An empty name means
+/// the only volume.
 pub(super) fn find(catalogue: &Catalogue, name: &str) -> Option<Export> {
+    let Some(plain) = name.strip_suffix(EXCLUSIVE) else { return find_volume(catalogue, name) };
+    let export = find_volume(catalogue, plain)?;
+    Some(Export { name: export.name + EXCLUSIVE, exclusive: true, ..export })
+}
+
+fn find_volume(catalogue: &Catalogue, name: &str) -> Option<Export> {
     let live = || catalogue.volumes.values().filter(|volume| !volume.deleted);
     if name.is_empty() {
         let mut all = live();

@@ -5,11 +5,12 @@ use std::io;
 use sbk_engine::types::MAX_REQUEST_BYTES;
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, AsyncWriteExt};
 
+use super::attach::attach;
 use super::exports::{self, Export};
 use super::options::{Contexts, Wish};
 use super::wire::*;
 use crate::catalogue::Catalogue;
-use crate::frontend::Frontends;
+use crate::frontend::{ClientHandle, Frontends};
 
 /// Most bytes of one option. The longest that makes sense is a name and a list of infos.
 const MAX_OPTION: u32 = 8192;
@@ -39,9 +40,9 @@ struct Settings {
 }
 
 impl Settings {
-    fn agreed(&self, export: Export, name: &str) -> Step {
+    fn agreed(&self, export: Export, name: &str, client: ClientHandle) -> Step {
         let allocation = self.allocation.as_deref() == Some(name);
-        Step::Agreed(Agreed { export, framing: self.framing, allocation })
+        Step::Agreed(Agreed { export, framing: self.framing, allocation }, client)
     }
 }
 
@@ -51,7 +52,7 @@ pub(super) async fn negotiate<R, W>(
     frontends: &Frontends,
     reader: &mut R,
     writer: &mut W,
-) -> io::Result<Option<Agreed>>
+) -> io::Result<Option<(Agreed, ClientHandle)>>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -85,7 +86,7 @@ where
         match answer(frontends, writer, option, &data, &mut settings).await? {
             Step::Next => {}
             Step::Over => return Ok(None),
-            Step::Agreed(agreed) => return Ok(Some(agreed)),
+            Step::Agreed(agreed, client) => return Ok(Some((agreed, client))),
         }
     }
     Err(broken("too many options"))
@@ -94,7 +95,7 @@ where
 enum Step {
     Next,
     Over,
-    Agreed(Agreed),
+    Agreed(Agreed, ClientHandle),
 }
 
 async fn answer<W: AsyncWrite + Unpin>(
@@ -113,14 +114,16 @@ async fn answer<W: AsyncWrite + Unpin>(
             let name = std::str::from_utf8(data).map_err(|_| broken("a name that is not UTF-8"))?;
             // This option has no error reply: closing is the answer.
             let export = exports::find(&catalogue, name).ok_or_else(|| broken("no such export"))?;
+            let client = attach(frontends, &export).await.map_err(|why| broken(&why))?;
+            let flags = settings.framing.transmission_flags(export.exclusive);
             let mut bytes = Vec::with_capacity(134);
             bytes.extend(export.bytes.to_be_bytes());
-            bytes.extend(settings.framing.transmission_flags().to_be_bytes());
+            bytes.extend(flags.to_be_bytes());
             if !settings.no_zeroes {
                 bytes.extend([0; 124]);
             }
             writer.write_all(&bytes).await?;
-            Ok(settings.agreed(export, name))
+            Ok(settings.agreed(export, name, client))
         }
         OPT_ABORT => {
             reply(writer, option, REP_ACK, b"").await?;
@@ -149,9 +152,22 @@ async fn answer<W: AsyncWrite + Unpin>(
                 unknown(writer, option, &catalogue, &wish.name).await?;
                 return Ok(Step::Next);
             };
+            // Only a GO attaches, and says so when it has.
+            let attached = match option {
+                OPT_GO => Some(attach(frontends, &export).await),
+                _ => None,
+            };
+            if let Some(Err(why)) = &attached {
+                tracing::info!(export = export.name, %why, "NBD: not attached");
+                reply(writer, option, REP_ERR_POLICY, why.as_bytes()).await?;
+                return Ok(Step::Next);
+            }
             describe(writer, option, &export, &wish, settings.framing).await?;
             reply(writer, option, REP_ACK, b"").await?;
-            Ok(if option == OPT_GO { settings.agreed(export, &wish.name) } else { Step::Next })
+            Ok(match attached {
+                Some(Ok(client)) => settings.agreed(export, &wish.name, client),
+                Some(Err(_)) | None => Step::Next,
+            })
         }
         OPT_STRUCTURED_REPLY | OPT_EXTENDED_HEADERS => {
             let (kind, text): (_, &[u8]) = match (option, settings.framing) {
@@ -240,7 +256,7 @@ async fn describe<W: AsyncWrite + Unpin>(
     let mut info = Vec::with_capacity(14);
     info.extend(INFO_EXPORT.to_be_bytes());
     info.extend(export.bytes.to_be_bytes());
-    info.extend(framing.transmission_flags().to_be_bytes());
+    info.extend(framing.transmission_flags(export.exclusive).to_be_bytes());
     reply(writer, option, REP_INFO, &info).await?;
     for (kind, text) in [(INFO_NAME, &export.name), (INFO_DESCRIPTION, &export.description)] {
         if wish.infos.contains(&kind) {

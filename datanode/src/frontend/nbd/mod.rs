@@ -4,6 +4,7 @@
 //! Follows the NBD protocol document (github.com/NetworkBlockDevice/nbd, doc/proto.md). Every
 //! volume is an export on every datanode, by its name and as NAME@UUID.
 
+mod attach;
 mod exports;
 #[cfg(test)]
 mod fuzz;
@@ -105,6 +106,6 @@ where
         let text = format!("the client agreed on no export within {} s", NEGOTIATION.as_secs());
         io::Error::new(io::ErrorKind::TimedOut, text)
     })??;
-    let Some(agreed) = agreed else { return Ok(()) };
-    transmission::serve(frontends, pool, &agreed, reader, writer, stop).await
+    let Some((agreed, client)) = agreed else { return Ok(()) };
+    transmission::serve(client, pool, &agreed, reader, writer, stop).await
 }

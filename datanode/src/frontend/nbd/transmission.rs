@@ -14,7 +14,7 @@ use tokio_util::sync::CancellationToken;
 use super::handshake::Agreed;
 use super::replies::{Asked, Kind, Refusal, Replies, Table};
 use super::wire::*;
-use crate::frontend::Frontends;
+use crate::frontend::ClientHandle;
 use crate::frontend::limits::{Budget, Pool};
 use crate::frontend::session::Submitter;
 use crate::link::IoOp;
@@ -25,7 +25,7 @@ const STATUS_BYTES: u64 = MAX_REQUEST_BYTES / BLOCK_SIZE * 16;
 
 /// Serves an agreed export until the client disconnects, breaks the protocol, or `stop`.
 pub(super) async fn serve<R, W>(
-    frontends: &Frontends,
+    mut client: ClientHandle,
     pool: Pool,
     agreed: &Agreed,
     reader: R,
@@ -36,7 +36,6 @@ where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin,
 {
-    let mut client = frontends.attach(agreed.export.volume);
     let submitter = client.submitter();
     let (refusals, refused) = mpsc::unbounded_channel();
     let budget = Budget::of(pool);

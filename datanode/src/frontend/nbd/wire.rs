@@ -27,6 +27,7 @@ pub(super) const REP_SERVER: u32 = 2;
 pub(super) const REP_INFO: u32 = 3;
 pub(super) const REP_META_CONTEXT: u32 = 4;
 pub(super) const REP_ERR_UNSUP: u32 = 0x8000_0001;
+pub(super) const REP_ERR_POLICY: u32 = 0x8000_0002;
 pub(super) const REP_ERR_INVALID: u32 = 0x8000_0003;
 pub(super) const REP_ERR_UNKNOWN: u32 = 0x8000_0006;
 pub(super) const REP_ERR_TOO_BIG: u32 = 0x8000_0009;
@@ -97,16 +98,20 @@ pub(super) enum Framing {
 impl Framing {
     /// What an export can do. A flush on one connection covers all: acknowledged writes are durable
     /// wherever they came from.
-    pub(super) fn transmission_flags(self) -> u16 {
+    ///
+    /// A flush on one connection covers all, but an exclusive export has one: a second would end
+    /// the first.
+    pub(super) fn transmission_flags(self, exclusive: bool) -> u16 {
         let always = TRANSMISSION_HAS_FLAGS
             | TRANSMISSION_FLUSH
             | TRANSMISSION_FUA
             | TRANSMISSION_TRIM
             | TRANSMISSION_WRITE_ZEROES
-            | TRANSMISSION_MULTI_CONN
             | TRANSMISSION_CACHE
             | TRANSMISSION_FAST_ZERO;
+        let several = if exclusive { 0 } else { TRANSMISSION_MULTI_CONN };
         always
+            | several
             | match self {
                 Framing::Simple => 0,
                 Framing::Structured => TRANSMISSION_DF,

@@ -58,9 +58,11 @@ fn state_out(state: &LogState) -> v1::LogState {
             .map(|(sequence, lsn)| v1::LoggedSequence { sequence: *sequence, lsn: lsn.0 })
             .collect(),
         newest: log.newest.0,
+        attach: log.attach.0,
     };
     v1::LogState {
         attach: state.attach.0,
+        exclusive: state.exclusive.map(|session| id(session.0)).unwrap_or_default(),
         blocks: state.blocks,
         sessions: state.sessions.iter().map(session).collect(),
     }
@@ -69,10 +71,14 @@ fn state_out(state: &LogState) -> v1::LogState {
 fn state_in(state: v1::LogState) -> Decoded<LogState> {
     let mut told = LogState::new(size(state.blocks)?);
     told.attach = attach_generation(state.attach)?;
+    if !state.exclusive.is_empty() {
+        told.exclusive = Some(session_id(&state.exclusive)?);
+    }
     for session in state.sessions {
         let logged = session.logged.iter().map(|l| Ok((sequence(l.sequence)?, lsn(l.lsn)?)));
         let (low, newest) = (sequence(session.low)?, lsn(session.newest)?);
-        let log = SessionLog { low, logged: logged.collect::<Decoded<_>>()?, newest };
+        let attach = attach_generation(session.attach)?;
+        let log = SessionLog { low, logged: logged.collect::<Decoded<_>>()?, newest, attach };
         told.sessions.insert(session_id(&session.session)?, log);
     }
     if told.within_limits() { Ok(told) } else { bad("a log state beyond its limits") }

@@ -34,7 +34,9 @@ pub fn entry_out(entry: &WireEntry) -> v1::Entry {
         EntryKind::Write { lba, blocks } => (KIND_WRITE, lba.0, blocks, 0),
         EntryKind::Trim { lba, blocks } => (KIND_TRIM, lba.0, blocks, 0),
         EntryKind::Zero { lba, blocks } => (KIND_ZERO, lba.0, blocks, 0),
-        EntryKind::Attach { generation } => (KIND_ATTACH, 0, 0, generation.0),
+        EntryKind::Attach { generation, exclusive } => {
+            (KIND_ATTACH, 0, u32::from(exclusive), generation.0)
+        }
         EntryKind::Close { .. } => (KIND_CLOSE, 0, 0, 0),
         EntryKind::Resize { blocks } => (KIND_RESIZE, 0, 0, blocks),
     };
@@ -70,7 +72,10 @@ pub fn entry_in(entry: v1::Entry) -> Decoded<WireEntry> {
         KIND_WRITE => EntryKind::Write { lba, blocks },
         KIND_TRIM => EntryKind::Trim { lba, blocks },
         KIND_ZERO => EntryKind::Zero { lba, blocks },
-        KIND_ATTACH => EntryKind::Attach { generation: attach_generation(entry.value)? },
+        KIND_ATTACH if blocks <= 1 => EntryKind::Attach {
+            generation: attach_generation(entry.value)?,
+            exclusive: blocks == 1,
+        },
         KIND_CLOSE => EntryKind::Close { session: session_id(&entry.session)? },
         KIND_RESIZE => EntryKind::Resize { blocks: size(entry.value)? },
         other => return bad(format!("entry kind {other}")),

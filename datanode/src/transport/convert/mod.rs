@@ -12,7 +12,6 @@ mod numbers;
 
 use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
-use sbk_engine::replication::io::StreamEnd;
 use sbk_engine::replication::log::EpochTable;
 use sbk_engine::replication::message::{Incomplete, Lineage, RecoveryId};
 use sbk_engine::types::{
@@ -243,18 +242,6 @@ fn failure_in(kind: u32) -> Decoded<FailureKind> {
         6 => Ok(FailureKind::PinLost),
         7 => Ok(FailureKind::Stalled),
         other => bad(format!("failure kind {other}")),
-    }
-}
-
-/// Why a stream ended, as a number.
-pub fn stream_end_out(reason: StreamEnd) -> u32 {
-    match reason {
-        StreamEnd::NotPrimary => 1,
-        StreamEnd::Replaced => 2,
-        StreamEnd::SessionLost => 3,
-        StreamEnd::AttachLost => 4,
-        StreamEnd::TooManySessions => 5,
-        StreamEnd::Deleted => 6,
     }
 }
 

@@ -110,9 +110,10 @@ fn a_state() -> impl Strategy<Value = LogState> {
     (a_number(), a_size(), sessions).prop_map(|(attach, blocks, sessions)| {
         let mut state = LogState::new(blocks);
         state.attach = AttachGeneration(attach);
+        state.exclusive = sessions.keys().next().map(|id| SessionId(*id));
         for (id, (low, above, newest)) in sessions {
             let logged = above.into_iter().map(|n| (low + n, Lsn(n))).collect();
-            let log = SessionLog { low, logged, newest: Lsn(newest) };
+            let log = SessionLog { low, logged, newest: Lsn(newest), attach: state.attach };
             state.sessions.insert(SessionId(id), log);
         }
         state
@@ -125,7 +126,9 @@ fn a_kind() -> impl Strategy<Value = EntryKind> {
         range.clone().prop_map(|(lba, blocks)| EntryKind::Write { lba: Lba(lba), blocks }),
         range.clone().prop_map(|(lba, blocks)| EntryKind::Trim { lba: Lba(lba), blocks }),
         range.prop_map(|(lba, blocks)| EntryKind::Zero { lba: Lba(lba), blocks }),
-        a_number().prop_map(|g| EntryKind::Attach { generation: AttachGeneration(g) }),
+        (a_number(), any::<bool>()).prop_map(|(g, exclusive)| {
+            EntryKind::Attach { generation: AttachGeneration(g), exclusive }
+        }),
         an_id().prop_map(|id| EntryKind::Close { session: SessionId(id) }),
         a_size().prop_map(|blocks| EntryKind::Resize { blocks }),
     ]

@@ -26,7 +26,7 @@ fn a_broken_rebuild_opens_with_no_epoch_and_no_log() {
     kept.incomplete = Some(mark);
     kept.table = EpochTable::default();
     store.wipe(&mark, &LogState::new(BLOCKS), &kept).expect("wiped");
-    let kind = EntryKind::Attach { generation: AttachGeneration(1) };
+    let kind = EntryKind::Attach { generation: AttachGeneration(1), exclusive: false };
     let header = EntryHeader { epoch: Epoch(4), lsn: Lsn(10), kind, origin: None };
     store.append(header, entry_crc(&header, &[]), Bytes::new()).expect("appended");
     let batch = store.take_batch().expect("a batch");

@@ -87,7 +87,8 @@ pub(crate) fn make(seed: u64, epoch: u64, lsn: u64, before: &LogState) -> Made {
         0 if before.sessions.len() < 3 => {
             let id = SessionId(Uuid::from_u128(u128::from(random.next()) << 64 | u128::from(lsn)));
             let generation = AttachGeneration(before.attach.0 + random.below(2));
-            (EntryKind::Attach { generation }, Some(id))
+            let exclusive = generation > before.attach && random.below(2) == 0;
+            (EntryKind::Attach { generation, exclusive }, Some(id))
         }
         1 if before.sessions.len() > 1 => {
             let id = before.sessions.keys().next().copied().expect("there are two");

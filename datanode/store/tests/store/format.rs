@@ -114,7 +114,8 @@ fn example() -> (Memory, Bytes) {
     driver::create(&storage(&disk), 0).expect("a replica");
     let (mut store, _) = driver::open(&storage(&disk), 0).expect("a store");
     let data = bytes_of(&[77]);
-    append(&mut store, 2, EntryKind::Attach { generation: AttachGeneration(5) }, 1, &Bytes::new());
+    let attach = EntryKind::Attach { generation: AttachGeneration(5), exclusive: true };
+    append(&mut store, 2, attach, 1, &Bytes::new());
     append(&mut store, 2, EntryKind::Write { lba: Lba(7), blocks: 1 }, 2, &data);
     store.set_committed(Lsn(2));
     let plan = store.plan_checkpoint(u64::MAX).expect("a checkpoint");
