@@ -6,7 +6,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use sbk_engine::authority::detector::{Decision, Detector, DetectorEvent, DetectorParams};
-use sbk_engine::authority::moves::{self, Step};
+use sbk_engine::authority::moves;
 use sbk_engine::authority::{Accepted, Command, Refusal, State};
 use sbk_engine::types::{Millis, NodeId, ReplicaId};
 use sbk_proto::v1::HeartbeatRequest;
@@ -63,21 +63,6 @@ impl std::fmt::Debug for Member {
 pub(crate) fn now() -> Millis {
     let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
     Millis(time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000)
-}
-
-fn command_of(step: Step) -> Command {
-    let overcommit_percent = OVERCOMMIT_PERCENT;
-    match step {
-        Step::Add { volume, node } => {
-            let replica = ReplicaId(Uuid::new_v4());
-            Command::AddReplica { volume, replica, node, overcommit_percent }
-        }
-        Step::Remove { volume, expect_epoch, replica } => {
-            Command::RemoveReplica { volume, expect_epoch, replica }
-        }
-        Step::Wish { volume, wish } => Command::SetWish { volume, wish },
-        Step::Forget { node } => Command::ForgetNode { node },
-    }
 }
 
 impl Member {
@@ -234,7 +219,7 @@ impl Member {
         let mut taken = 0;
         for step in steps {
             tracing::info!(?step, "a move is proposed");
-            match self.command(command_of(step)).await {
+            match self.command(step.command(ReplicaId(Uuid::new_v4()), OVERCOMMIT_PERCENT)).await {
                 Ok(Ok(_)) => taken += 1,
                 Ok(Err(refusal)) => tracing::info!(%refusal, "a move was refused"),
                 Err(error) => {

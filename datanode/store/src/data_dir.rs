@@ -237,7 +237,8 @@ impl DataDir {
         Ok((found.f_bavail * found.f_frsize, used))
     }
 
-    /// The replicas whose directories are here.
+    /// The replicas whose directories are here. One whose making was cut short is none yet: it
+    /// holds nothing, and the masters, who never heard of it, order it again.
     pub fn replicas(&self) -> Result<Vec<Identity>, NodeError> {
         let dir = self.path.join(REPLICAS);
         let mut out = Vec::new();
@@ -250,6 +251,15 @@ impl DataDir {
                 out.push(Identity { volume, replica });
             }
         }
+        out.retain(|identity| {
+            let path = self.replica_path(identity);
+            let made = Store::is_made(&path);
+            if !made {
+                let path = path.display();
+                tracing::warn!(%path, "no superblock: its making was cut short, it holds no replica");
+            }
+            made
+        });
         out.sort_by_key(|i| (i.volume, i.replica));
         Ok(out)
     }

@@ -1,6 +1,7 @@
 //! Making a store and opening one.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::path::Path;
 use std::sync::Arc;
 
 use sbk_engine::replication::io::{Kept, Opened};
@@ -160,6 +161,13 @@ impl Store {
         // With its name the superblock says that all the rest is there.
         storage.rename(UNFINISHED, SUPERBLOCK).map_err(error(SUPERBLOCK, "rename"))?;
         storage.sync_dir("").map_err(error("", "sync"))
+    }
+
+    /// Whether a replica's directory is whole: its superblock gets its name last. (One that lost it
+    /// later is no replica either: it can't be opened, and is never made anew, for the masters know
+    /// that it was made.)
+    pub(super) fn is_made(dir: &Path) -> bool {
+        dir.join(SUPERBLOCK).exists()
     }
 
     /// Opens a replica's files. What the log holds past the last LSN that was recorded as durable

@@ -6,7 +6,7 @@
 use super::command::{Accepted, Response};
 use super::placement::{free_bytes, is_used};
 use super::refusal::Refusal;
-use super::state::{Duty, Fate, Replica, State, Volume, Wish};
+use super::state::{Duty, Fate, Registration, Replica, State, Volume, Wish};
 use crate::types::{Epoch, NodeId, ReplicaId, VolumeId};
 
 impl State {
@@ -43,7 +43,7 @@ impl State {
         if self.duty(node).is_some() {
             return Err(Refusal::NotPlaceable { node });
         }
-        if live.holds(node) {
+        if self.is_taken(live, node) {
             return Err(Refusal::NodeTaken { volume, node });
         }
         let listed = live.replicas.len() as u32;
@@ -241,6 +241,14 @@ impl State {
         self.nodes.remove(&node);
         self.duties.remove(&node);
         Ok(Accepted::Done)
+    }
+
+    /// Whether the node can't take a fresh replica of the volume: it holds one, or has one still to
+    /// remove, or found one that the volume does not list. That one is nobody's to remove, and no
+    /// node has two. [The node kept it and never made the new one, which was waited for for ever.]
+    pub(super) fn is_taken(&self, volume: &Volume, node: NodeId) -> bool {
+        let found = |r: &Registration| r.replicas.values().any(|r| r.volume == volume.id);
+        volume.holds(node) || self.nodes.get(&node).is_some_and(found)
     }
 
     /// How many replicas that volumes list are on the node.

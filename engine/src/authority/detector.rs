@@ -107,7 +107,8 @@ pub struct Detector {
     heard: BTreeMap<NodeId, Heard>,
     reports: BTreeMap<ReplicaId, ReplicaReport>,
     proposed: BTreeMap<VolumeId, (Epoch, Millis)>,
-    /// Replicas that were created and that their nodes don't register, and since when.
+    /// Replicas that are listed and that their nodes don't register, made already or not, and since
+    /// when.
     missing: BTreeMap<ReplicaId, Millis>,
 }
 
@@ -175,7 +176,7 @@ impl Detector {
     }
 
     /// Whether a listed replica has been away for so long that another one takes its place: its
-    /// node is silent, or does not have it open.
+    /// node is silent, or does not have it open, be it that it never made it.
     pub fn is_gone(&self, now: Millis, state: &State, volume: &Volume, id: ReplicaId) -> bool {
         let (Some(replica), Some(elected)) = (volume.replicas.get(&id), self.elected) else {
             return false;
@@ -190,11 +191,9 @@ impl Detector {
         let missing: BTreeSet<_> = state
             .volumes()
             .values()
-            .flat_map(|v| v.replicas.iter().map(move |(id, replica)| (v.id, *id, replica)))
-            .filter(|(volume, id, replica)| {
-                replica.confirmed.is_some() && state.registered(*volume, *id).is_none()
-            })
-            .map(|(_, id, _)| id)
+            .flat_map(|v| v.replicas.keys().map(move |id| (v.id, *id)))
+            .filter(|(volume, id)| state.registered(*volume, *id).is_none())
+            .map(|(_, id)| id)
             .collect();
         self.missing.retain(|id, _| missing.contains(id));
         for id in missing {

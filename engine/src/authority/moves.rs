@@ -8,9 +8,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
+use super::command::Command;
 use super::detector::Detector;
 use super::placement::free_bytes;
-use super::state::{Assignment, Duty, Fate, State, Volume, Wish};
+use super::state::{Assignment, Durability, Duty, Fate, State, Volume, Wish};
+use crate::replication::quorum::majority;
 use crate::types::{Epoch, Millis, NodeId, ReplicaId, VolumeId};
 
 /// Volumes that may have a replica more than they want at a time: each is a copy of a whole volume
@@ -48,6 +50,24 @@ pub enum Step {
         /// Which.
         node: NodeId,
     },
+}
+
+impl Step {
+    /// The command that takes it. `fresh` is the id of the replica that it lists, if it lists one:
+    /// no replica ever had it. `overcommit_percent`: how much of a node's capacity volumes may
+    /// claim.
+    pub fn command(self, fresh: ReplicaId, overcommit_percent: u32) -> Command {
+        match self {
+            Step::Add { volume, node } => {
+                Command::AddReplica { volume, replica: fresh, node, overcommit_percent }
+            }
+            Step::Remove { volume, expect_epoch, replica } => {
+                Command::RemoveReplica { volume, expect_epoch, replica }
+            }
+            Step::Wish { volume, wish } => Command::SetWish { volume, wish },
+            Step::Forget { node } => Command::ForgetNode { node },
+        }
+    }
 }
 
 /// What is to be done for a volume.
@@ -204,7 +224,7 @@ impl Look<'_> {
         let fits = self.state.nodes().values().filter(|n| {
             self.detector.is_heard(self.now, n.node)
                 && self.state.duty(n.node).is_none()
-                && !self.volume.holds(n.node)
+                && !self.state.is_taken(self.volume, n.node)
                 && free(n.node) >= self.volume.spec.bytes()
                 && !(self.volume.spec.zone_spread && used.contains_key(&n.zone))
         });
@@ -215,27 +235,49 @@ impl Look<'_> {
         .map(|n| n.node)
     }
 
-    /// Those that can go now: as many others as the volume wants are in sync. One that goes first
-    /// needs no more than `min_in_sync`, if its place is on its own node.
+    /// Those that can go now: as many others as the volume wants are in sync, on nodes that are
+    /// heard; one that is listed and dead is no copy that anybody could count on. One that goes
+    /// first needs no more than that `min_in_sync` others have what is acknowledged, if its place is
+    /// on its own node.
     fn leaves(&self, going: &BTreeMap<ReplicaId, Why>, stuck: bool) -> BTreeSet<ReplicaId> {
         let spec = &self.volume.spec;
+        let least = (spec.min_in_sync as usize).max(1);
+        // What is acknowledged is on all of a set, but on a majority of voters.
+        let copies = |members: usize| match spec.durability {
+            Durability::SyncQuorum => majority(members),
+            Durability::SyncAll | Durability::BestEffort => members,
+        };
         let mut left = self.assignment.isr.clone();
         let mut listed = self.volume.replicas.len();
         let mut leaves = BTreeSet::new();
-        for id in going.keys() {
+        // The dead ones first, for they count for nobody; the primary last, for it can't leave as one.
+        let rank = |id: &ReplicaId| {
+            let primary = *id == self.assignment.primary.id;
+            (primary, self.is_heard(*id) && self.assignment.isr.contains(id), *id)
+        };
+        let mut order: Vec<_> = going.keys().copied().collect();
+        order.sort_by_key(rank);
+        for id in &order {
             let mut without = left.clone();
             without.remove(id);
+            let others = without.iter().filter(|id| self.is_heard(**id)).count();
             let first = stuck
                 && self.volume.replicas[id].fate == Fate::GoesFirst
                 && listed >= spec.replicas as usize
-                && without.len() >= (spec.min_in_sync as usize).max(1);
-            if first || without.len() >= spec.replicas as usize {
+                && others >= least
+                && copies(without.len()) >= least;
+            if first || others >= spec.replicas as usize {
                 left = without;
                 listed -= 1;
                 leaves.insert(*id);
             }
         }
         leaves
+    }
+
+    fn is_heard(&self, id: ReplicaId) -> bool {
+        let node = self.volume.replicas.get(&id).map(|replica| replica.node);
+        node.is_some_and(|node| self.detector.is_heard(self.now, node))
     }
 
     fn removable(&self, id: ReplicaId) -> bool {
@@ -262,10 +304,7 @@ impl Look<'_> {
     /// The one to hand over to: what was wished stays wished; else the node with fewest primaries.
     fn successor(&self, good: impl Fn(&ReplicaId) -> bool) -> Option<ReplicaId> {
         let able = |id: &ReplicaId| {
-            let node = self.volume.replicas.get(id).map(|replica| replica.node);
-            good(id)
-                && self.state.promotable(self.volume.id, *id).is_ok()
-                && node.is_some_and(|node| self.detector.is_heard(self.now, node))
+            good(id) && self.state.promotable(self.volume.id, *id).is_ok() && self.is_heard(*id)
         };
         let able: Vec<_> = self.assignment.isr.iter().copied().filter(able).collect();
         let wished = self.volume.wish.primary.filter(|id| able.contains(id));

@@ -209,20 +209,8 @@ impl Cluster {
             ),
             Step::Forget { node } => format!("forget {}", node.0.as_u128()),
         });
-        let command = match step {
-            Step::Add { volume, node } => {
-                self.fresh += 1;
-                let replica = replica(self.fresh);
-                let overcommit_percent = OVERCOMMIT;
-                Command::AddReplica { volume, replica, node, overcommit_percent }
-            }
-            Step::Remove { volume, expect_epoch, replica } => {
-                Command::RemoveReplica { volume, expect_epoch, replica }
-            }
-            Step::Wish { volume, wish } => Command::SetWish { volume, wish },
-            Step::Forget { node } => Command::ForgetNode { node },
-        };
-        self.must(command);
+        self.fresh += 1;
+        self.must(step.command(replica(self.fresh), OVERCOMMIT));
     }
 
     /// All do what they have to until nothing is left.
@@ -437,6 +425,52 @@ fn a_removed_node_is_forgotten_once_nothing_lists_it_and_what_returns_is_nobodys
         replica: ReplicaRef { id: replica(2), incarnation: RUN },
     };
     assert_eq!(cluster.refused(confirmed), "unknown-replica");
+    // It keeps that one, so it would never make another of the same volume.
+    cluster.must(Command::SetDuty { node: node(1), duty: Some(Duty::Drained) });
+    cluster.settle();
+    assert_eq!(cluster.listed(), [1, 3, 4]);
+    let overcommit_percent = OVERCOMMIT;
+    let add = Command::AddReplica {
+        volume: volume(),
+        replica: replica(90),
+        node: node(2),
+        overcommit_percent,
+    };
+    assert_eq!(cluster.refused(add.clone()), "node-taken");
+    cluster.register(2, BTreeMap::new());
+    cluster.must(add);
+}
+
+#[test]
+fn a_replica_that_is_never_made_is_replaced_too() {
+    let mut cluster = Cluster::new(5);
+    cluster.must(Command::SetDuty { node: node(3), duty: Some(Duty::Drained) });
+    let steps = cluster.pass(1);
+    assert_eq!(steps, [Step::Add { volume: volume(), node: node(4) }]);
+    steps.into_iter().for_each(|step| cluster.take(step));
+    assert_eq!(cluster.pass(590), [], "node 4 lives, and can't make it");
+    assert_eq!(cluster.pass(20), [Step::Add { volume: volume(), node: node(5) }]);
+}
+
+#[test]
+fn nobody_goes_while_one_of_those_that_stay_is_silent() {
+    let mut cluster = Cluster::new(5);
+    cluster.must(Command::SetDuty { node: node(2), duty: Some(Duty::Drained) });
+    let steps = cluster.pass(1);
+    steps.into_iter().for_each(|step| cluster.take(step));
+    cluster.confirm_all();
+    cluster.join_all();
+    assert_eq!(cluster.in_sync(), [1, 2, 3, 4]);
+    cluster.off.insert(node(3));
+    assert_eq!(cluster.pass(10), [], "of the three that stay only two are copies");
+    // Once it is gone, another one takes its place too, and both go.
+    let steps = cluster.pass(600);
+    assert_eq!(steps, [Step::Add { volume: volume(), node: node(5) }]);
+    steps.into_iter().for_each(|step| cluster.take(step));
+    cluster.confirm_all();
+    cluster.join_all();
+    cluster.settle();
+    assert_eq!((cluster.in_sync(), cluster.listed()), (vec![1, 4, 5], vec![1, 4, 5]));
 }
 
 #[test]

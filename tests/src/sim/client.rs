@@ -6,7 +6,7 @@ use sbk_engine::forward::{
     Answer, ByteRange, ClientId, Forwarder, Input, LinkId, Op, Output, Params, RequestId,
 };
 use sbk_engine::replication::io::StreamId;
-use sbk_engine::types::{BLOCK_SIZE, Config, LossGeneration, Millis, SessionId, VolumeId};
+use sbk_engine::types::{BLOCK_SIZE, LossGeneration, Millis, SessionId, VolumeId};
 use uuid::Uuid;
 
 use super::attachments::{Holder, Rank};
@@ -80,6 +80,8 @@ pub(crate) struct Client {
     pub(crate) open_in: Option<Rank>,
     /// The newest loss generation that its frontend was told.
     told: LossGeneration,
+    /// The volume is deleted.
+    pub(crate) deleted: bool,
 }
 
 impl Client {
@@ -112,6 +114,7 @@ impl Client {
             attached: None,
             open_in: None,
             told: LossGeneration(0),
+            deleted: false,
         }
     }
 
@@ -225,10 +228,6 @@ impl Client {
         left
     }
 
-    pub(crate) fn learn(&mut self, now: u64, history: &mut History, config: Config) -> Vec<Output> {
-        self.step(now, history, Input::Config(config))
-    }
-
     /// Begins a request, unless enough are in flight.
     pub(crate) fn begin(
         &mut self,
@@ -310,6 +309,10 @@ impl Client {
             // Given up, or in flight when its session was lost: its fate stays unknown.
             Answer::Failed(_) => {
                 self.given_up += 1;
+                history.gave_up(asked.value);
+                return;
+            }
+            Answer::Deleted if self.deleted => {
                 history.gave_up(asked.value);
                 return;
             }

@@ -124,7 +124,9 @@ impl Keeping {
 pub(crate) struct Disk {
     pub(crate) memory: Memory,
     storage: Arc<dyn Storage>,
+    /// Of the replica that is here, or was last.
     identity: Identity,
+    made: bool,
     options: StoreOptions,
     process: u64,
     opens: u64,
@@ -134,32 +136,74 @@ pub(crate) struct Disk {
 }
 
 impl Disk {
-    /// A disk with an empty replica on it, durably made.
+    /// A disk with nothing on it. `nobody` is no replica's id.
     pub(crate) fn new(
         volume: VolumeId,
-        replica: ReplicaId,
+        nobody: ReplicaId,
         keeping: Keeping,
         rng: &mut Rng,
     ) -> Self {
         let memory = Memory::new(rng.next());
         let storage: Arc<dyn Storage> = Arc::new(memory.clone());
-        let identity = Identity { volume, replica };
-        let options = keeping.options();
-        let loss_generation = LossGeneration(0);
-        let spec = CreateSpec { identity, blocks: VOLUME_BLOCKS, loss_generation };
-        Store::create(&storage, &spec, &options).expect("nothing fails yet");
-        let shadow = Shadow::default();
         Self {
             memory,
             storage,
-            identity,
-            options,
+            identity: Identity { volume, replica: nobody },
+            made: false,
+            options: keeping.options(),
             process: 0,
             opens: 0,
             boot: 1,
             store: None,
-            shadow,
+            shadow: Shadow::default(),
         }
+    }
+
+    /// The replica whose directory is here, whole: its superblock is there.
+    pub(crate) fn holds(&self) -> Option<ReplicaId> {
+        self.made.then_some(self.identity.replica)
+    }
+
+    /// Whether this process has not opened what is here.
+    pub(crate) fn is_unopened(&self) -> bool {
+        self.opens == 0
+    }
+
+    /// Looks whether the replica is there, whole.
+    fn look(&mut self) {
+        self.made = self.memory.content("superblock").is_some();
+    }
+
+    /// The masters order an empty replica to be made. One whose making was cut short is made over.
+    pub(crate) fn begin(&mut self, replica: ReplicaId, rng: &mut Rng) {
+        assert!(self.holds().is_none_or(|here| here == replica), "a replica is made where one is");
+        if self.identity.replica != replica && !self.memory.paths().is_empty() {
+            self.memory = Memory::new(rng.next());
+            self.storage = Arc::new(self.memory.clone());
+        }
+        self.identity.replica = replica;
+        self.opens = 0;
+        self.shadow = Shadow::default();
+    }
+
+    /// Makes it, durably.
+    pub(crate) fn create(&mut self) -> Result<(), StoreError> {
+        // It learns of losses when it is reconciled, as everything else.
+        let (identity, loss_generation) = (self.identity, LossGeneration(0));
+        let spec = CreateSpec { identity, blocks: VOLUME_BLOCKS, loss_generation };
+        let done = Store::create(&self.storage, &spec, &self.options);
+        self.look();
+        done
+    }
+
+    /// The directory goes, at once.
+    pub(crate) fn remove(&mut self, nobody: ReplicaId, rng: &mut Rng) {
+        self.store = None;
+        self.memory = Memory::new(rng.next());
+        self.storage = Arc::new(self.memory.clone());
+        self.identity.replica = nobody;
+        self.shadow = Shadow::default();
+        self.made = false;
     }
 
     pub(crate) fn process(&self) -> u64 {
@@ -185,6 +229,7 @@ impl Disk {
         } else {
             self.memory.process_killed();
         }
+        self.look();
     }
 
     /// Opens the store, as the runtime does at its start and after each failure. What the opening

@@ -1,15 +1,19 @@
 //! What happens in the world, each at its time.
 
+use std::rc::Rc;
+
 use bytes::Bytes;
 use sbk_engine::authority::detector::DetectorEvent;
 use sbk_engine::replication::io::{OpenStream, Outcome, Proposal, Request, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
-use sbk_engine::types::{AttachGeneration, Config, Epoch, LossGeneration, Lsn, ReplicaRef, Wish};
+use sbk_engine::types::{
+    AttachGeneration, Config, Epoch, LossGeneration, Lsn, ReplicaId, ReplicaRef,
+};
 use sbk_store::LogEntry;
 
 use super::lanes::Piece;
-use super::masters::Told;
+use super::masters::{Catalogue, Told};
 
 #[derive(Clone, Debug)]
 pub(crate) enum Event {
@@ -92,13 +96,31 @@ pub(crate) enum Event {
     },
     Push {
         node: usize,
-        config: Config,
-        wish: Wish,
+        told: Rc<Catalogue>,
+    },
+    /// The replica's directory at a node goes, by order.
+    Remove {
+        node: usize,
+        process: u64,
+        replica: ReplicaId,
+    },
+    /// A node looks again at what the masters want of it.
+    Look {
+        node: usize,
+        process: u64,
+    },
+    /// A node that was lost is found.
+    Found {
+        node: usize,
+    },
+    /// A node that was drained may hold replicas again.
+    Undrain {
+        node: usize,
     },
     /// The catalogue reaches a client.
     Catalogue {
         client: usize,
-        config: Config,
+        told: Rc<Catalogue>,
     },
     Open {
         node: usize,

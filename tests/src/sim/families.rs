@@ -31,6 +31,16 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("handovers", 11448),
 ];
 
+/// The modes of the families that try them all.
+const MODES: [Durability; 4] =
+    [Durability::SyncAll, Durability::SyncQuorum, Durability::SyncAll, Durability::BestEffort];
+
+/// How many must be in sync, where the mode and the seed allow for a choice.
+fn least(seed: u64) -> u32 {
+    let mode = MODES[(seed / 2 % 4) as usize];
+    if mode == Durability::SyncAll { 1 + (seed / 3 % 2) as u32 } else { 1 }
+}
+
 /// Every family, the default first.
 pub const FAMILIES: &[Family] = &[
     Family { name: "swarm", faults: Faults::swarm },
@@ -234,6 +244,51 @@ pub const FAMILIES: &[Family] = &[
             impatient: seed % 4 == 0,
             durability: Durability::SyncQuorum,
             replicas: [3, 5, 3, 4, 3, 5, 2][(seed % 7) as usize],
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "moves",
+        faults: |seed| Faults {
+            loss: seed % 3,
+            repeat: seed % 2 * 3,
+            slow: seed % 11,
+            crash: seed % 3 != 0,
+            power: seed % 2 == 0,
+            partition: seed % 4 == 1,
+            leader: seed % 5 < 2,
+            blink: seed % 7 == 0,
+            disk: seed % 6 == 5,
+            short_wal: seed % 2 == 0,
+            hasty: seed % 3 == 1,
+            moves: true,
+            delete: seed % 4 == 2,
+            durability: MODES[(seed / 2 % 4) as usize],
+            replicas: [3, 2, 3, 5, 3, 2][(seed / 3 % 6) as usize],
+            min_in_sync: least(seed),
+            spares: [1, 2, 3, 0][(seed / 5 % 4) as usize],
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "replacements",
+        faults: |seed| Faults {
+            loss: seed % 3,
+            slow: seed % 7,
+            crash: seed % 2 == 0,
+            power: seed % 4 == 0,
+            partition: seed % 5 == 0,
+            leader: seed % 4 == 1,
+            disk: seed % 8 == 7,
+            short_wal: seed % 2 == 0,
+            hasty: seed % 3 != 1,
+            moves: seed % 3 == 0,
+            lost: true,
+            delete: seed % 4 == 3,
+            durability: MODES[(seed / 2 % 4) as usize],
+            replicas: [3, 2, 3, 4][(seed / 3 % 4) as usize],
+            min_in_sync: least(seed),
+            spares: 1 + u128::from(seed / 5 % 3),
             ..Faults::none()
         },
     },

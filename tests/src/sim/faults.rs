@@ -74,6 +74,14 @@ pub struct Faults {
     pub(crate) durability: Durability,
     pub(crate) replicas: u128,
     pub(crate) min_in_sync: u32,
+    /// Nodes that hold nothing in the beginning.
+    pub(crate) spares: u128,
+    /// An operator moves replicas, drains nodes and removes those that are off.
+    pub(crate) moves: bool,
+    /// Nodes are lost for ever, and replaced.
+    pub(crate) lost: bool,
+    /// In the end the volume is deleted, and things go wrong once more.
+    pub(crate) delete: bool,
 }
 
 impl Faults {
@@ -111,6 +119,10 @@ impl Faults {
             durability: Durability::SyncAll,
             replicas: 3,
             min_in_sync: 2,
+            spares: 0,
+            moves: false,
+            lost: false,
+            delete: false,
         }
     }
 
@@ -153,6 +165,7 @@ impl Faults {
         faults.busy = [3, 8, 15, 25][rng.below(4) as usize];
         faults.replicas = [3, 3, 3, 2, 4, 5][rng.below(6) as usize];
         faults.min_in_sync = 1 + rng.below(2) as u32;
+        faults.draw_modes(Rng::new(seed ^ 0x6d6f_7665));
         if seed % 4 == 3 {
             faults.hand_over(seed / 4);
         }
@@ -177,11 +190,27 @@ impl Faults {
         self.handover = true;
         let modes = [Durability::SyncAll, Durability::SyncQuorum, Durability::BestEffort];
         self.durability = modes[(n % 3) as usize];
-        if self.durability == Durability::BestEffort {
+        if self.durability != Durability::SyncAll {
             self.min_in_sync = 1;
         }
         // What makes damaged blocks whole in the end is a write, which a loss may take.
         self.rot &= self.durability == Durability::SyncAll;
+    }
+
+    /// Modes and moves, also by the seed.
+    fn draw_modes(&mut self, mut rng: Rng) {
+        let mode = rng.below(10);
+        self.moves = rng.chance(25);
+        self.lost = rng.chance(15);
+        self.delete = rng.chance(15);
+        if self.moves || self.lost {
+            self.spares = u128::from(rng.below(3)) + u128::from(self.lost);
+        }
+        (self.durability, self.min_in_sync) = match mode {
+            0..=1 => (Durability::SyncQuorum, 1),
+            2 => (Durability::BestEffort, 1),
+            _ => (self.durability, self.min_in_sync),
+        };
     }
 
     /// How the disks are kept.
@@ -195,11 +224,14 @@ impl Faults {
 
     /// When the masters suspect a node.
     pub(crate) fn detector(&self) -> DetectorParams {
-        let default = DetectorParams::default();
+        let mut params = DetectorParams::default();
         if self.hasty {
-            return DetectorParams { suspect_ms: 700, unheard_ms: 1_500, ..default };
+            (params.suspect_ms, params.unheard_ms) = (700, 1_500);
         }
-        default
+        if self.lost {
+            params.replace_ms = if self.hasty { 2_000 } else { 4_000 };
+        }
+        params
     }
 }
 
@@ -251,6 +283,12 @@ impl World {
         }
         if self.faults.handover && self.rng.below(400) == 0 {
             self.end_soon();
+        }
+        if self.faults.moves && self.rng.below(250) == 0 {
+            self.operate();
+        }
+        if self.faults.lost && self.rng.below(1_500) == 0 {
+            self.lose_node();
         }
         self.link_faults();
         self.disk_faults();
@@ -478,11 +516,12 @@ impl World {
 
     /// Nothing goes wrong any more.
     pub(crate) fn heal(&mut self) {
-        self.healed = true;
+        (self.healed, self.healed_at) = (true, self.now);
         self.mend();
         self.masters.lagging.clear();
         self.clients.iter_mut().for_each(|client| client.pause = None);
         self.elect();
+        self.settle_nodes();
         if self.faults.rot {
             self.overwrite_all();
         }
@@ -496,7 +535,7 @@ impl World {
             }
             self.nodes[index].disk.memory.mend();
             self.nodes[index].stalled_until = 0;
-            if !self.nodes[index].up {
+            if !self.nodes[index].up && !self.nodes[index].lost {
                 self.after(0, Event::Restart { node: index });
             }
             // Somebody looks after a disk that failed too often.

@@ -48,9 +48,15 @@ impl World {
             return;
         }
         match event {
-            Event::Catalogue { client, config } => {
-                let orders = self.clients[client].learn(self.now, &mut self.history, config);
-                self.follow(client, orders);
+            Event::Catalogue { client, told } => {
+                let fact = match &told.volume {
+                    Some(volume) if volume.deleted.is_none() => match &volume.config {
+                        Some(config) => Fact::Config(config.clone()),
+                        None => return,
+                    },
+                    Some(_) | None => Fact::Deleted,
+                };
+                self.feed(client, fact);
             }
             Event::Open { node, primary, open } => self.open_stream(node, primary, open),
             Event::Close { node, stream } => {

@@ -65,7 +65,7 @@ impl World {
             assert!(node.reads.is_empty(), "I8: node {index} has reads under way");
             assert!(node.sending.is_empty(), "I8: node {index} has base lanes open");
             assert!(node.receiving.is_none(), "I8: node {index} waits for a base lane");
-            let replica = node.replica.as_ref().expect("every replica runs in the end");
+            let Some(replica) = &node.replica else { continue };
             let engine = serde_json::to_vec(replica).expect("plain data").len() as u64;
             let wal = node.disk.wal_bytes();
             let wal = wal.saturating_sub(node.disk.retained_bytes());

@@ -170,10 +170,8 @@ impl World {
         let index = self.index(lineage.to.id);
         let now = self.nodes[index].clock(self.now);
         let node = &mut self.nodes[index];
-        let current = node
-            .replica
-            .as_ref()
-            .is_some_and(|replica| replica.view(now).me.incarnation == lineage.to.incarnation);
+        let current =
+            node.replica.as_ref().is_some_and(|replica| replica.view(now).me == lineage.to);
         if !current || node.receiving.is_none_or(|receiving| receiving.session != session) {
             return;
         }

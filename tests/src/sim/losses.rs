@@ -130,7 +130,7 @@ impl World {
 
     /// An operator looks after a volume that waits: the nodes that are off are given up.
     pub(crate) fn operator_turn(&mut self) {
-        let off: BTreeSet<_> = self.nodes.iter().filter(|n| !n.up).map(|n| n.id).collect();
+        let off: BTreeSet<_> = self.nodes.iter().filter(|n| !n.up).map(|n| n.node).collect();
         if let Some(command) = self.masters.recovery(self.now, &off) {
             self.note_all(|| "an operator gives up the nodes that are off".to_owned());
             self.submit(Pending { command, proposer: None });

@@ -132,6 +132,30 @@ counted! {
         HandoverBurned = "unknown handover ended by a burned epoch",
         /// The outcome of a handover was unknown, and it was committed after all.
         HandoverLate = "unknown handover committed after all",
+        /// A replica was moved or replaced, and left the list.
+        Moved = "replica moved",
+        /// One was, on its own node.
+        MovedInPlace = "replica replaced in its place",
+        /// A replacement died while it was rebuilt.
+        ReplacementDied = "replacement died in mid-rebuild",
+        /// The primary failed over while replicas were to be moved.
+        DrainRaced = "move raced by a failover",
+        /// A replica that is in sync was not taken off the list.
+        RemovalRefused = "removal of a member refused",
+        /// A voter joined the list of voters.
+        VoterAdded = "voter added",
+        /// A voter left it.
+        VoterRemoved = "voter removed",
+        /// A node that was down while its replica was replaced came back and removed it.
+        OldReplicaRemoved = "returned node's old replica removed",
+        /// A node kept a replica that the masters don't know.
+        Quarantined = "unknown replica kept",
+        /// A machine stopped while it made a replica.
+        CreateInterrupted = "create interrupted",
+        /// A replica of a deleted volume was removed.
+        Deleted = "deleted volume's replica removed",
+        /// One was by a node that came back after the deletion.
+        DeletedReturner = "deleted volume's returner cleaned up",
         /// The masters had no leader for longer than a failover takes.
         NoQuorum = "masters without a quorum",
     }
@@ -164,6 +188,11 @@ counted! {
         Wish = "handovers wished",
         Ending = "processes told to end",
         Ghost = "volumes moved from a live client",
+        Move = "replicas moved by an operator",
+        Drain = "nodes drained",
+        RemoveNode = "nodes removed",
+        Lost = "nodes lost for ever",
+        Delete = "volumes deleted",
     }
 }
 

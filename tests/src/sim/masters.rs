@@ -3,16 +3,18 @@
 //! by the next one although its proposer gave it up. Masters that follow lag behind.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::rc::Rc;
 
 use sbk_engine::authority::detector::{Decision, Detector, DetectorEvent, ReplicaReport};
+use sbk_engine::authority::moves::{self, Step};
 use sbk_engine::authority::{
-    Addrs, ClusterId, Command, Durability, RegisteredReplica, Registration, Response, State,
-    VolumeRequest, WriteAck,
+    Addrs, AssignedVolume, ClusterId, Command, Durability, Duty, RegisteredReplica, Registration,
+    Response, State, Volume, VolumeRequest, WriteAck,
 };
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::Proposal;
 use sbk_engine::types::{
-    BLOCK_SIZE, BootId, Config, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish,
+    BLOCK_SIZE, BootId, Config, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId,
 };
 use uuid::Uuid;
 
@@ -21,6 +23,16 @@ use super::rng::Rng;
 
 /// How many masters there are.
 const MASTERS: usize = 3;
+/// How much of a node's capacity volumes may claim, as the masters have it.
+pub(crate) const OVERCOMMIT_PERCENT: u32 = 200;
+
+/// What the masters push: the volume as it was at a catalogue revision.
+#[derive(Clone, Debug)]
+pub(crate) struct Catalogue {
+    pub(crate) revision: u64,
+    /// `None` once it is deleted and no node holds any of it.
+    pub(crate) volume: Option<AssignedVolume>,
+}
 
 /// A command in the leader's log that is not committed.
 #[derive(Clone, Debug)]
@@ -33,13 +45,12 @@ pub(crate) struct Pending {
 pub(crate) struct Masters {
     /// All that is committed.
     state: State,
-    /// The configuration in force.
+    /// The configuration in force, or the last one if the volume is deleted.
     pub(crate) config: Config,
-    /// Every configuration that was ever in force, with what was wished of its primary: each time one
-    /// of the two changed.
-    configs: Vec<(Config, Wish)>,
-    volume: VolumeId,
-    /// How far each master has applied what is committed, as a number of configurations.
+    /// Every catalogue that there ever was.
+    catalogues: Vec<Rc<Catalogue>>,
+    pub(crate) volume: VolumeId,
+    /// How far each master has applied what is committed, as a number of catalogues.
     applied: [usize; MASTERS],
     /// Masters that fell behind and stay so for now.
     pub(crate) lagging: BTreeSet<usize>,
@@ -52,32 +63,29 @@ pub(crate) struct Masters {
     detector: Detector,
 }
 
-fn node_of(replica: ReplicaId) -> NodeId {
-    NodeId(Uuid::from_u128(replica.0.as_u128() + 100))
-}
-
 /// What a node says of itself: its process, and the run of its replica, if it is open, and whether
 /// that is complete.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told {
-    pub(crate) id: ReplicaId,
+    pub(crate) node: NodeId,
     pub(crate) process: u64,
     pub(crate) boot: BootId,
     /// Counts what it says within its process.
     pub(crate) revision: u64,
-    pub(crate) open: Option<(Incarnation, bool)>,
+    pub(crate) open: Option<(ReplicaRef, bool)>,
 }
 
 fn registration(volume: VolumeId, told: &Told) -> Registration {
-    let open = told.open.map(|(incarnation, complete)| {
-        (told.id, RegisteredReplica { volume, incarnation, complete })
+    let open = told.open.map(|(replica, complete)| {
+        let incarnation = replica.incarnation;
+        (replica.id, RegisteredReplica { volume, incarnation, complete })
     });
     Registration {
-        node: node_of(told.id),
+        node: told.node,
         process: told.process,
         revision: told.revision,
         boot: told.boot,
-        addrs: Addrs { grpc: format!("node-{}:7301", told.id), http: None, nbd: None },
+        addrs: Addrs { grpc: format!("node-{}:7301", told.node), http: None, nbd: None },
         zone: None,
         capacity_bytes: 1 << 30,
         replicas: open.into_iter().collect(),
@@ -85,19 +93,21 @@ fn registration(volume: VolumeId, told: &Told) -> Registration {
 }
 
 impl Masters {
-    /// A volume whose replicas were all created, by the first process of each node.
+    /// A volume whose replicas were all created, by the first process of each node; `spares` hold
+    /// nothing.
     pub(crate) fn new(
         volume: VolumeId,
-        replicas: &[ReplicaId],
+        replicas: &BTreeMap<ReplicaId, NodeId>,
+        spares: &[NodeId],
         blocks: u64,
         faults: &Faults,
     ) -> Self {
         let mut state = State::new();
         let mut must = |command| state.apply(&command).map(|_| ()).expect("the masters take it");
         must(Command::BootstrapCluster { cluster: ClusterId(Uuid::from_u128(9)) });
-        for id in replicas {
+        for node in replicas.values().chain(spares).copied() {
             let boot = BootId(Uuid::from_u128(1));
-            let told = Told { id: *id, process: 1, boot, revision: 1, open: None };
+            let told = Told { node, process: 1, boot, revision: 1, open: None };
             must(Command::RegisterNode(registration(volume, &told)));
         }
         let chosen = faults.durability != Durability::SyncQuorum;
@@ -111,19 +121,20 @@ impl Masters {
             min_in_sync: least,
             zone_spread: false,
         };
-        let placement = replicas.iter().map(|id| (*id, node_of(*id))).collect();
+        let placement = replicas.clone();
         must(Command::CreateVolume { volume, request, placement, overcommit_percent: 100 });
-        for id in replicas {
+        for (id, node) in replicas {
             let replica = ReplicaRef { id: *id, incarnation: Incarnation { process: 1, open: 1 } };
-            let node = node_of(*id);
+            let node = *node;
             must(Command::ConfirmReplica { node, process: 1, volume, replica });
         }
         let config = state.config(volume).expect("the volume has an epoch");
         let mut detector = Detector::new(faults.detector());
         detector.step(Millis(1), &state, DetectorEvent::Elected);
+        let catalogue = Rc::new(catalogue_of(&state));
         Self {
             state,
-            configs: vec![(config.clone(), Wish::default())],
+            catalogues: vec![catalogue],
             config,
             volume,
             applied: [1; MASTERS],
@@ -139,20 +150,86 @@ impl Masters {
 
     /// Applies a committed command.
     pub(crate) fn apply(&mut self, command: &Command) -> Response {
+        let before = self.state.revision();
         let response = self.state.apply(command);
-        let config = self.state.config(self.volume).expect("the volume has an epoch");
-        let wish = self.state.volumes()[&self.volume].wish.clone();
-        let now = (config, wish);
-        if self.configs.last() != Some(&now) {
-            self.config = now.0.clone();
-            self.configs.push(now);
+        if self.state.revision() != before {
+            self.catalogues.push(Rc::new(catalogue_of(&self.state)));
+            if let Some(config) = self.state.config(self.volume) {
+                self.config = config;
+            }
         }
         response
     }
 
-    /// The replica as its node registered it last.
-    pub(crate) fn registered(&self, replica: ReplicaId) -> Option<(Incarnation, bool)> {
-        self.state.registered(self.volume, replica).map(|r| (r.incarnation, r.complete))
+    /// The volume; `None` once it is deleted.
+    pub(crate) fn live(&self) -> Option<&Volume> {
+        self.state.volumes().get(&self.volume)
+    }
+
+    /// Whether the volume lists the replica, or it is to be removed.
+    pub(crate) fn is_to_know(&self, replica: ReplicaId) -> bool {
+        let dead = self.state.tombstones().get(&self.volume);
+        dead.is_some_and(|tombstone| tombstone.remaining.contains_key(&replica))
+            || self.live().is_some_and(|volume| {
+                volume.replicas.contains_key(&replica) || volume.retired.contains_key(&replica)
+            })
+    }
+
+    /// The nodes that have still to remove a replica of the volume, which is deleted.
+    pub(crate) fn waits_for(&self) -> Vec<NodeId> {
+        let dead = self.state.tombstones().get(&self.volume);
+        dead.map(|tombstone| tombstone.remaining.values().copied().collect()).unwrap_or_default()
+    }
+
+    /// What becomes of a node's replicas.
+    pub(crate) fn duty(&self, node: NodeId) -> Option<Duty> {
+        self.state.duty(node)
+    }
+
+    /// Whether the masters know the node.
+    pub(crate) fn knows(&self, node: NodeId) -> bool {
+        self.state.nodes().contains_key(&node)
+    }
+
+    /// Whether the leader has heard the node lately.
+    pub(crate) fn hears(&self, now: u64, node: NodeId) -> bool {
+        self.detector.is_heard(self.clock(now), node)
+    }
+
+    /// The run of the replica, as its node registered it last.
+    pub(crate) fn registered(&self, replica: ReplicaId) -> Option<Incarnation> {
+        self.state.registered(self.volume, replica).map(|r| r.incarnation)
+    }
+
+    /// Whether the process that speaks is the registered one: others are not heard.
+    pub(crate) fn is_registered(&self, node: NodeId, process: u64) -> bool {
+        self.state.nodes().get(&node).is_some_and(|known| known.process == process)
+    }
+
+    /// Whether the masters know what the node says of itself.
+    pub(crate) fn is_known(&self, told: &Told) -> bool {
+        let Some(known) = self.state.nodes().get(&told.node) else { return false };
+        let replicas = known.replicas.iter().map(|(id, r)| {
+            let replica = ReplicaRef { id: *id, incarnation: r.incarnation };
+            (replica, r.complete)
+        });
+        known.process == told.process && replicas.eq(told.open)
+    }
+
+    /// What is to be moved, replaced or dropped now, as the leader sees it.
+    pub(crate) fn steps(&self, now: u64) -> Vec<Step> {
+        if self.leader.is_none() {
+            return Vec::new();
+        }
+        moves::steps(&self.state, &self.detector, self.clock(now), OVERCOMMIT_PERCENT)
+    }
+
+    /// Why the volume's replicas are not as they should be, in the leader's words.
+    pub(crate) fn outlook(&self, now: u64) -> String {
+        let look = |volume| {
+            moves::look(&self.state, &self.detector, self.clock(now), volume, OVERCOMMIT_PERCENT)
+        };
+        self.live().map(|volume| format!("{:?}", look(volume))).unwrap_or_default()
     }
 
     /// Puts a command into the leader's log. `None` if there is no leader.
@@ -198,16 +275,16 @@ impl Masters {
 
     /// A node's heartbeat.
     pub(crate) fn heartbeat(
-        replica: ReplicaId,
+        node: NodeId,
         process: u64,
         reports: Vec<ReplicaReport>,
     ) -> DetectorEvent {
-        DetectorEvent::Heartbeat { node: node_of(replica), process, reports }
+        DetectorEvent::Heartbeat { node, process, reports }
     }
 
     /// A node's process is gone, its machine says.
-    pub(crate) fn killed(replica: ReplicaId, process: u64) -> DetectorEvent {
-        DetectorEvent::Killed { node: node_of(replica), process }
+    pub(crate) fn killed(node: NodeId, process: u64) -> DetectorEvent {
+        DetectorEvent::Killed { node, process }
     }
 
     /// Nobody leads any more. What was in the leader's log is lost, or it is in the next one's.
@@ -234,7 +311,7 @@ impl Masters {
     pub(crate) fn catch_up(&mut self) {
         for (number, applied) in self.applied.iter_mut().enumerate() {
             if Some(number) == self.leader || !self.lagging.contains(&number) {
-                *applied = self.configs.len();
+                *applied = self.catalogues.len();
             }
         }
     }
@@ -248,9 +325,14 @@ impl Masters {
     }
 
     /// What the master says that the `n`-th watcher follows.
-    pub(crate) fn pushed(&self, n: usize) -> &(Config, Wish) {
+    pub(crate) fn pushed(&self, n: usize) -> Rc<Catalogue> {
         let master = (n + self.term as usize) % MASTERS;
-        &self.configs[self.applied[master] - 1]
+        Rc::clone(&self.catalogues[self.applied[master] - 1])
+    }
+
+    /// What a watcher that begins is told is no older than this.
+    pub(crate) fn revision(&self) -> u64 {
+        self.state.revision()
     }
 
     /// A failover that nobody has reason for: the best of those that answer takes over at once.
@@ -279,13 +361,19 @@ impl Masters {
     }
 
     /// What an operator's word leads to, if nothing speaks against it.
-    pub(crate) fn recovery(&self, now: u64, off: &BTreeSet<ReplicaId>) -> Option<Command> {
+    pub(crate) fn recovery(&self, now: u64, off: &BTreeSet<NodeId>) -> Option<Command> {
         self.leader?;
-        let given_up: BTreeSet<_> = off.iter().map(|id| node_of(*id)).collect();
-        let volume = &self.state.volumes()[&self.volume];
-        let plan = self.detector.plan_recovery(Millis(now), &self.state, volume, &given_up);
+        let volume = self.live()?;
+        let holders = volume.replicas.values().map(|replica| replica.node);
+        let given_up: BTreeSet<_> = holders.filter(|node| off.contains(node)).collect();
+        let plan = self.detector.plan_recovery(self.clock(now), &self.state, volume, &given_up);
         plan.ok().map(|plan| plan.command(self.volume, given_up))
     }
+}
+
+fn catalogue_of(state: &State) -> Catalogue {
+    let volume = state.catalogue_since(0).into_iter().next();
+    Catalogue { revision: state.revision(), volume }
 }
 
 /// The replica of a command that names one as primary.

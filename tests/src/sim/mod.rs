@@ -6,9 +6,11 @@
 //! true of the whole cluster is checked at every step (`truth`); every read is checked against the
 //! history; the committed images must be equal in the end. What is found to be wrong is a panic.
 
+mod agent;
 mod attachments;
 mod client;
 mod content;
+mod deletion;
 mod disk;
 mod drive;
 mod eight;
@@ -22,6 +24,7 @@ mod lanes;
 mod losses;
 mod marks;
 mod masters;
+mod moves;
 mod node;
 mod plots;
 mod politics;
@@ -53,5 +56,11 @@ pub fn run(seed: u64, faults: Faults) -> Summary {
     world.run_until(20_000);
     world.heal();
     world.run_until_converged(120_000);
-    world.check()
+    let summary = world.check();
+    if !faults.delete {
+        return summary;
+    }
+    world.delete();
+    world.run_until_gone(120_000);
+    world.finish()
 }

@@ -1,21 +1,23 @@
 //! One node: its clock, its disk, and what its driver holds. How it lives and dies.
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
+use std::rc::Rc;
 
 use bytes::Bytes;
 use sbk_engine::replication::io::{Input, Opened, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::replication::{Params, Replica};
-use sbk_engine::types::{Config, Incarnation, Lsn, Millis, ReplicaId, VolumeId, Wish};
+use sbk_engine::types::{Config, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish};
 use sbk_store::{BatchResult, CheckpointDone, CheckpointPlan, LogEntry, ReadPlan, WalBatch};
+use uuid::Uuid;
 
 use super::disk::Disk;
 use super::event::Event;
 use super::faults::Faults;
 use super::lanes::{Receiving, Sending};
 use super::marks::{Injected, Mark};
-use super::masters::{Masters, Told};
+use super::masters::{Catalogue, Masters, Told};
 use super::rng::Rng;
 use super::world::World;
 
@@ -39,6 +41,8 @@ pub(crate) enum Held {
 }
 
 pub(crate) struct Node {
+    pub(crate) node: NodeId,
+    /// The replica that is here, or is being made; of a node without one an id that nobody has.
     pub(crate) id: ReplicaId,
     pub(crate) disk: Disk,
     /// Whether its process runs.
@@ -51,8 +55,17 @@ pub(crate) struct Node {
     failures: u32,
     /// The newest configuration that the masters sent to this process, for the next opening.
     pub(crate) config: Option<Config>,
+    /// What the masters told this process of the volume, which is to be at least of this revision.
+    pub(crate) catalogue: Option<Rc<Catalogue>>,
+    pub(crate) since: u64,
+    /// Work on the replica's directory is under way; nothing more is begun.
+    pub(crate) busy: bool,
+    /// It goes: nobody opens it any more.
+    pub(crate) removing: bool,
+    /// Switched off, for ever as far as anybody knows.
+    pub(crate) lost: bool,
     /// What it told the masters last of its replica, and how often that changed in this process.
-    said: Option<(Incarnation, bool)>,
+    said: Option<(ReplicaRef, bool)>,
     revision: u64,
     /// Deaf and still until resumed; what comes meanwhile waits.
     pub(crate) paused: bool,
@@ -94,19 +107,32 @@ pub(crate) struct Node {
     pub(crate) receiving: Option<Receiving>,
 }
 
+/// The id that stands for "no replica" at a node.
+pub(crate) fn nobody(number: u128) -> ReplicaId {
+    ReplicaId(Uuid::from_u128(1 << 96 | number))
+}
+
 impl Node {
-    pub(crate) fn new(volume: VolumeId, id: ReplicaId, faults: &Faults, rng: &mut Rng) -> Self {
+    /// A node that holds nothing.
+    pub(crate) fn new(volume: VolumeId, number: u128, faults: &Faults, rng: &mut Rng) -> Self {
+        let (node, nobody) = (NodeId(Uuid::from_u128(number)), nobody(number));
         // Any two clocks differ by less than the 2 % that the leases allow for.
         let rate = if faults.drift { rng.below(19) as i64 - 9 } else { 0 };
         let ahead = if faults.drift { rng.below(100_000) } else { 0 };
         Self {
-            id,
-            disk: Disk::new(volume, id, faults.keeping(), rng),
+            node,
+            id: nobody,
+            disk: Disk::new(volume, nobody, faults.keeping(), rng),
             up: false,
             replica: None,
             run: 0,
             failures: 0,
             config: None,
+            catalogue: None,
+            since: 0,
+            busy: false,
+            removing: false,
+            lost: false,
             said: None,
             revision: 1,
             paused: false,
@@ -134,6 +160,31 @@ impl Node {
         }
     }
 
+    /// How the node is, for a person.
+    pub(crate) fn told_briefly(&self) -> String {
+        let Self { id, up, lost, busy, removing, paused, unheard, .. } = self;
+        let open = self.replica.is_some();
+        let here = self.disk.holds();
+        format!(
+            "up {up}, lost {lost}, {id}, here {here:?}, open {open}, busy {busy}, removing {removing}, \
+             paused {paused}, unheard {unheard}, crashed {}",
+            self.disk.memory.crashed()
+        )
+    }
+
+    /// Takes a replica that is being made.
+    pub(crate) fn hold(&mut self, replica: ReplicaId, rng: &mut Rng) {
+        self.disk.begin(replica, rng);
+        self.id = replica;
+    }
+
+    /// Its replica's directory goes.
+    pub(crate) fn let_go(&mut self, rng: &mut Rng) {
+        let nobody = nobody(self.node.0.as_u128());
+        self.disk.remove(nobody, rng);
+        self.id = nobody;
+    }
+
     /// What the node's clock shows when it is `now` in the world.
     pub(crate) fn clock(&self, now: u64) -> Millis {
         let own = now as i64 * (1000 + self.rate) / 1000;
@@ -150,13 +201,13 @@ impl Node {
     /// What the node tells the masters of its replica.
     pub(crate) fn told(&mut self, now: u64) -> Told {
         let view = self.replica.as_ref().map(|replica| replica.view(self.clock(now)));
-        let open = view.map(|view| (view.me.incarnation, view.incomplete.is_none()));
+        let open = view.map(|view| (view.me, view.incomplete.is_none()));
         if self.said != open {
             self.said = open;
             self.revision += 1;
         }
         let (process, boot) = (self.disk.process(), self.disk.boot());
-        Told { id: self.id, process, boot, revision: self.revision, open }
+        Told { node: self.node, process, boot, revision: self.revision, open }
     }
 
     /// Remembers a configuration for the next opening.
@@ -178,7 +229,7 @@ impl Node {
     }
 
     /// Drops all that an opening held but its store.
-    fn clear(&mut self) {
+    pub(crate) fn clear(&mut self) {
         self.replica = None;
         self.run += 1;
         self.timer = 0;
@@ -203,12 +254,17 @@ impl World {
         node.up = true;
         node.failures = 0;
         node.config = None;
+        node.catalogue = None;
+        node.since = self.masters.revision();
+        (node.busy, node.removing) = (false, false);
         node.said = None;
         node.revision = 1;
         node.paused = false;
         node.waiting.clear();
         node.disk.process_starts();
-        self.open(index);
+        if node.disk.holds().is_some() {
+            self.open(index);
+        }
     }
 
     /// The store is opened, for the first time in its process or after a failure.
@@ -255,6 +311,7 @@ impl World {
         if let Some(config) = node.config.clone() {
             self.step(index, Input::Assignment(config), Vec::new());
         }
+        self.look_at(index);
     }
 
     /// The store could not be opened, or failed: it is opened again after a pause, up to a number
@@ -330,6 +387,7 @@ impl World {
         self.summary.crashes += 1;
         self.summary.power_losses += u64::from(power);
         self.mark_death(index, power);
+        self.mark_replacement(index);
         self.note(index, || format!("dies{}", if power { ", without power" } else { "" }));
         self.tear(index);
         let node = &mut self.nodes[index];
@@ -343,7 +401,9 @@ impl World {
         // A machine that is gone says nothing, a process that is gone has its machine say so.
         let told = 1 + if power { self.rng.below(2_000) } else { 0 };
         self.end_streams(index, told);
-        self.after(away, Event::Restart { node: index });
+        if !self.nodes[index].lost {
+            self.after(away, Event::Restart { node: index });
+        }
     }
 
     /// Begins what was planned, and stops somewhere in it.
@@ -402,13 +462,13 @@ impl World {
     fn tell_gone(&mut self, index: usize, power: bool) {
         let node = &self.nodes[index];
         if !power && !node.unheard {
-            let event = Masters::killed(node.id, node.disk.process());
+            let event = Masters::killed(node.node, node.disk.process());
             let delay = self.rng.below(100);
             self.after(delay, Event::Detect(event));
         }
     }
 
-    fn end_streams(&mut self, index: usize, told: u64) {
+    pub(crate) fn end_streams(&mut self, index: usize, told: u64) {
         let gone: Vec<_> =
             self.streams.iter().filter(|(_, (_, node))| *node == index).map(|(s, _)| *s).collect();
         for stream in gone {

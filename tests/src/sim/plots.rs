@@ -36,7 +36,7 @@ impl World {
             self.apply(&Command::ProposeIsr { volume, expect_epoch, primary, change });
             return;
         }
-        let Some((incarnation, _)) = self.masters.registered(chosen) else { return };
+        let Some(incarnation) = self.masters.registered(chosen) else { return };
         let primary = ReplicaRef { id: chosen, incarnation };
         let picked = replicas.keys().enumerate().filter(|(n, _)| among >> (n + 1) & 1 == 1);
         let mut isr: BTreeSet<_> = picked.map(|(_, id)| *id).collect();

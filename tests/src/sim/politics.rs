@@ -20,13 +20,15 @@ const ANSWER_MS: u64 = 1_000;
 
 impl World {
     /// A node's or the leader's command goes into the leader's log.
-    pub(crate) fn submit(&mut self, pending: Pending) {
+    pub(crate) fn submit(&mut self, pending: Pending) -> Option<u64> {
         let delay = 1 + self.delay();
         let proposer = pending.proposer.clone();
-        match self.masters.propose(pending) {
+        let id = self.masters.propose(pending);
+        match id {
             Some(id) => self.after(delay, Event::Commit { id }),
             None => self.unanswered(proposer),
         }
+        id
     }
 
     fn unanswered(&mut self, proposer: Option<(usize, u64, Proposal)>) {
@@ -47,12 +49,14 @@ impl World {
 
     pub(super) fn apply(&mut self, command: &Command) {
         let before = self.masters.config.clone();
+        self.note_places(command);
         let response = self.masters.apply(command);
         self.mark_applied(&before, command, &response);
+        self.check_moved(command, &response);
         if self.masters.config != before {
             let now = &self.masters.config;
             self.note_all(|| {
-                let number = |id: ReplicaId| id.0.as_u128() - 1;
+                let number = |id: ReplicaId| self.places[&id];
                 let in_sync: Vec<_> = now.isr.iter().map(|id| number(*id)).collect();
                 let primary = number(now.primary.id);
                 format!("masters: epoch {}, primary {primary}, in sync {in_sync:?}", now.epoch)
@@ -169,6 +173,7 @@ impl World {
             self.heartbeats();
         }
         self.detect(DetectorEvent::Tick);
+        self.rearrange();
         let whim = !self.healed && self.faults.whim && self.rng.chance(1);
         if whim {
             self.coup_now();
@@ -181,16 +186,16 @@ impl World {
         }
         for node in 0..self.nodes.len() {
             if !self.nodes[node].unheard && self.rng.chance(60) {
-                let (config, wish) = self.masters.pushed(node).clone();
+                let told = self.masters.pushed(node);
                 let delay = self.delay();
-                self.after(delay, Event::Push { node, config, wish });
+                self.after(delay, Event::Push { node, told });
             }
         }
         for client in 0..self.clients.len() {
             if !self.clients[client].apart && self.rng.chance(60) {
-                let (config, _) = self.masters.pushed(client + 1).clone();
+                let told = self.masters.pushed(client + 1);
                 let delay = self.delay();
-                self.after(delay, Event::Catalogue { client, config });
+                self.after(delay, Event::Catalogue { client, told });
             }
         }
     }
@@ -225,7 +230,10 @@ impl World {
                 continue;
             }
             let reports = self.report(index).into_iter().collect();
-            let event = Masters::heartbeat(node.id, node.disk.process(), reports);
+            if !self.masters.is_registered(node.node, node.disk.process()) {
+                continue;
+            }
+            let event = Masters::heartbeat(node.node, node.disk.process(), reports);
             let delay = self.delay();
             self.after(delay, Event::Detect(event));
         }
@@ -270,7 +278,7 @@ impl World {
                 continue;
             }
             let told = node.told(now);
-            if self.masters.registered(node.id) != told.open {
+            if !self.masters.is_known(&told) {
                 let delay = self.delay();
                 self.after(delay, Event::Register(told));
             }

@@ -29,6 +29,7 @@ impl World {
                 again = end;
             }
             assert!(self.now < end, "I8: not converged:\n{}", self.describe());
+            self.find_needed();
             // Looking costs more than many turns.
             self.run_until(self.now + 20);
         }
@@ -37,8 +38,8 @@ impl World {
     /// Whether a block of some replica does not match its checksum.
     fn is_damaged(&mut self) -> bool {
         let mut damaged = false;
-        for node in &mut self.nodes {
-            let mut plan = node.disk.store().plan_digest(0, 0);
+        for index in self.settled().unwrap_or_default() {
+            let mut plan = self.nodes[index].disk.store().plan_digest(0, 0);
             while let Some(read) = plan.next_region() {
                 damaged |= matches!(read, Ok(Some(digest)) if digest.damaged > 0);
             }
@@ -52,7 +53,10 @@ impl World {
             view.and_then(|view| serde_json::to_string(&view).ok()).unwrap_or_default()
         });
         let clients = self.clients.iter().map(|client| format!("{client:?}"));
-        shown.chain(clients).collect::<Vec<_>>().join("\n")
+        let outlook = self.masters.outlook(self.now);
+        let told: Vec<_> = self.nodes.iter().map(Node::told_briefly).collect();
+        let masters = format!("{outlook}\n{:?}\n{}", self.masters.live(), told.join("\n"));
+        shown.chain(clients).chain([masters]).collect::<Vec<_>>().join("\n")
     }
 
     fn converged(&self) -> bool {
@@ -62,9 +66,10 @@ impl World {
             let rebuilds = node.disk.shadow.kept.incomplete.is_some() || node.receiving.is_some();
             node.replica.is_some() && node.sending.is_empty() && !rebuilds
         };
-        let whole = self.masters.config.isr.len() == self.nodes.len() && self.nodes.iter().all(up);
-        let ends: Vec<_> = self
-            .nodes
+        let Some(members) = self.settled() else { return false };
+        let members: Vec<_> = members.iter().map(|index| &self.nodes[*index]).collect();
+        let whole = members.iter().all(|node| up(node));
+        let ends: Vec<_> = members
             .iter()
             .map(|node| (node.disk.shadow.end(), node.disk.shadow.committed))
             .collect();
@@ -72,9 +77,15 @@ impl World {
     }
 
     pub(crate) fn check(&mut self) -> Summary {
-        let image = self.image(0);
-        for node in 1..self.nodes.len() {
-            assert_eq!(image, self.image(node), "I4: node {node} holds another image than node 0");
+        let members = self.settled().expect("it has converged");
+        let image = self.image(members[0], members[0]);
+        for node in &members[1..] {
+            let other = self.image(members[0], *node);
+            assert_eq!(
+                image, other,
+                "I4: node {node} holds another image than node {}",
+                members[0]
+            );
         }
         // The final image is what every later read would see.
         for (block, data) in image.iter().enumerate() {
@@ -90,15 +101,21 @@ impl World {
         self.summary.lost_sessions = self.clients.iter().map(Client::lost_sessions).sum();
         self.summary.simulated_ms = self.now;
         self.check_heights();
+        self.finish()
+    }
+
+    /// What the run did.
+    pub(crate) fn finish(&mut self) -> Summary {
         self.summary.given_up = self.clients.iter().map(|client| client.given_up).sum();
+        self.summary.simulated_ms = self.now;
         self.summary.clone()
     }
 
     /// What a node's store reads of the blocks that clients use, after it agreed with the digests
-    /// of node 0's.
-    fn image(&mut self, index: usize) -> Vec<Bytes> {
-        let digests: Vec<_> = [0, index].map(|node| self.digests(node)).into();
-        assert_eq!(digests[0], digests[1], "I4: node {index} has other digests than node 0");
+    /// of the first node's.
+    fn image(&mut self, first: usize, index: usize) -> Vec<Bytes> {
+        let digests: Vec<_> = [first, index].map(|node| self.digests(node)).into();
+        assert_eq!(digests[0], digests[1], "I4: node {index} has other digests than node {first}");
         let store = self.nodes[index].disk.store();
         let mut image = Vec::new();
         for n in 0..BLOCKS {

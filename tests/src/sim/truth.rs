@@ -9,7 +9,7 @@ use sbk_engine::replication::view::RoleView;
 use sbk_engine::types::{AttachGeneration, Durability, Epoch, LossGeneration, Lsn, ReplicaId};
 
 use super::content::VOLUME_BLOCKS;
-use super::disk::Entry;
+use super::disk::{Entry, Shadow};
 use super::world::World;
 
 /// The log as far as it was committed anywhere.
@@ -126,7 +126,7 @@ impl World {
     /// is lost, and all but one may die.
     pub(crate) fn check_members(&self) {
         let config = &self.masters.config;
-        if self.loss_pending() {
+        if self.loss_pending() || self.masters.live().is_none() {
             return;
         }
         if config.durability == Durability::SyncQuorum {
@@ -134,7 +134,7 @@ impl World {
         }
         let newest = self.truth.everywhere;
         for id in &config.isr {
-            let disk = &self.nodes[self.index(*id)].disk.shadow;
+            let disk = self.member_disk(*id);
             assert!(disk.kept.incomplete.is_none(), "I6: {id} is in sync and INCOMPLETE");
             assert!(
                 disk.durable >= newest,
@@ -149,18 +149,35 @@ impl World {
         }
     }
 
+    /// The disk of a replica that is in sync.
+    fn member_disk(&self, id: ReplicaId) -> &Shadow {
+        let Some(node) = self.holder(id) else {
+            panic!("I2: {id} is in sync, and its directory is gone");
+        };
+        &node.disk.shadow
+    }
+
     /// Whether the replica durably holds everything that was ever committed.
     fn holds(&self, id: ReplicaId) -> bool {
-        let disk = &self.nodes[self.index(id)].disk.shadow;
+        let disk = self.member_disk(id);
         let same = |(lsn, entry): (&Lsn, &Entry)| disk.get(*lsn).is_none_or(|held| held == entry);
         disk.kept.incomplete.is_none()
             && disk.durable >= self.truth.newest()
             && self.truth.committed.iter().rev().take(4).all(same)
     }
 
+    /// Whether the replica durably holds everything that was acknowledged.
+    pub(crate) fn holds_acknowledged(&self, id: ReplicaId) -> bool {
+        if self.masters.config.durability == Durability::SyncQuorum {
+            return self.holds(id);
+        }
+        let disk = self.member_disk(id);
+        disk.kept.incomplete.is_none() && disk.durable >= self.truth.everywhere
+    }
+
     /// What an election goes by: the newest epoch of the log as its disk has it, then its length.
     fn rank(&self, id: ReplicaId) -> (Epoch, Lsn) {
-        let disk = &self.nodes[self.index(id)].disk.shadow;
+        let disk = self.member_disk(id);
         let recorded = disk.kept.table.last().map(|(epoch, _)| epoch);
         let logged = disk.get(disk.durable).map(|(header, _)| header.epoch);
         (recorded.max(logged).unwrap_or_default(), disk.durable)
@@ -180,8 +197,7 @@ impl World {
             config.isr.len(),
             holders.len(),
         );
-        let complete =
-            |id: &&ReplicaId| self.nodes[self.index(**id)].disk.shadow.kept.incomplete.is_none();
+        let complete = |id: &&ReplicaId| self.member_disk(**id).kept.incomplete.is_none();
         // What the one that drops something is worth then is seen when it has done so.
         let rivals = others.into_iter().filter(|id| complete(id) && Some(**id) != without);
         for other in rivals {
@@ -208,7 +224,7 @@ impl World {
     pub(crate) fn check_drop(&self, index: usize, end: Option<Lsn>) {
         let node = &self.nodes[index];
         let config = &self.masters.config;
-        if !config.isr.contains(&node.id) {
+        if !config.isr.contains(&node.id) || self.masters.live().is_none() {
             return;
         }
         if config.durability == Durability::SyncQuorum {

@@ -18,6 +18,7 @@ use super::faults::Faults;
 use super::history::History;
 use super::marks::{Injected, Mark};
 use super::masters::Masters;
+use super::moves::Moves;
 use super::node::Node;
 use super::rng::Rng;
 use super::summary::Summary;
@@ -32,6 +33,10 @@ pub(crate) struct World {
     queue: BinaryHeap<Reverse<(u64, u64, usize)>>,
     events: BTreeMap<usize, Event>,
     pub(crate) nodes: Vec<Node>,
+    /// At which node each replica is, or was.
+    pub(crate) places: BTreeMap<ReplicaId, usize>,
+    /// What the operator and the rearranging leader are about.
+    pub(crate) moves: Moves,
     pub(crate) masters: Masters,
     pub(crate) clients: Vec<Client>,
     /// Of which client and at which node a stream is.
@@ -62,15 +67,28 @@ pub(crate) struct World {
     pub(crate) truth: Truth,
     pub(crate) healed: bool,
     pub(crate) eight: Option<Eight>,
+    pub(crate) healed_at: u64,
     pub(crate) summary: Summary,
 }
 
 impl World {
     pub(crate) fn new(seed: u64, faults: Faults) -> Self {
         let volume = VolumeId(Uuid::from_u128(7));
-        let ids: Vec<_> = (1..=faults.replicas).map(|n| ReplicaId(Uuid::from_u128(n))).collect();
         let mut rng = Rng::new(seed);
-        let nodes = ids.iter().map(|id| Node::new(volume, *id, &faults, &mut rng)).collect();
+        let nodes = 1..=faults.replicas + faults.spares;
+        let mut nodes: Vec<_> =
+            nodes.map(|n| Node::new(volume, n + 100, &faults, &mut rng)).collect();
+        let spares: Vec<_> =
+            nodes[faults.replicas as usize..].iter().map(|node| node.node).collect();
+        let mut placement = BTreeMap::new();
+        let mut places = BTreeMap::new();
+        for (index, node) in nodes.iter_mut().enumerate().take(faults.replicas as usize) {
+            let id = ReplicaId(Uuid::from_u128(index as u128 + 1));
+            node.hold(id, &mut rng);
+            node.disk.create().expect("nothing fails yet");
+            placement.insert(id, node.node);
+            places.insert(id, index);
+        }
         let timeout = faults.impatient.then_some(1_200);
         let mut world = Self {
             rng,
@@ -80,7 +98,9 @@ impl World {
             queue: BinaryHeap::new(),
             events: BTreeMap::new(),
             nodes,
-            masters: Masters::new(volume, &ids, VOLUME_BLOCKS, &faults),
+            places,
+            moves: Moves::default(),
+            masters: Masters::new(volume, &placement, &spares, VOLUME_BLOCKS, &faults),
             clients: (0..3).map(|n| Client::new(n, volume, timeout)).collect(),
             streams: BTreeMap::new(),
             generations: BTreeMap::new(),
@@ -100,6 +120,7 @@ impl World {
             truth: Truth::default(),
             healed: false,
             eight: None,
+            healed_at: 0,
             summary: Summary::default(),
         };
         for node in 0..world.nodes.len() {
@@ -183,7 +204,13 @@ impl World {
     }
 
     pub(crate) fn index(&self, id: ReplicaId) -> usize {
-        self.nodes.iter().position(|node| node.id == id).expect("a known replica")
+        *self.places.get(&id).expect("a known replica")
+    }
+
+    /// The node that holds the replica; `None` if it was not made yet, or is gone.
+    pub(crate) fn holder(&self, id: ReplicaId) -> Option<&Node> {
+        let node = &self.nodes[self.index(id)];
+        (node.id == id && node.disk.holds() == Some(id)).then_some(node)
     }
 
     pub(crate) fn run_until(&mut self, end: u64) {
@@ -222,7 +249,8 @@ impl World {
             Event::CheckpointRuns { node, run } => self.checkpoint_runs(node, run),
             Event::CheckpointDone { node, run } => self.work_done(node, run, false),
             Event::Reopen { node, run } => {
-                if self.nodes[node].up && self.nodes[node].run == run {
+                let it = &self.nodes[node];
+                if it.up && it.run == run && !it.removing && it.disk.holds().is_some() {
                     self.open(node);
                 }
             }
@@ -246,21 +274,14 @@ impl World {
                     self.step(node, Input::Answered { proposal, config }, Vec::new());
                 }
             }
-            Event::Push { node, config, wish } => {
-                let known = self.nodes[node].config.as_ref().map(|known| known.epoch);
-                if known > Some(config.epoch) {
-                    self.mark(Mark::StalePush);
-                }
-                self.nodes[node].keep_config(&config);
-                self.step(node, Input::Assignment(config), Vec::new());
-                if self.nodes[node].wished != wish {
-                    self.nodes[node].wished = wish.clone();
-                    self.step(node, Input::Wish(wish), Vec::new());
-                }
-            }
+            Event::Push { node, told } => self.pushed(node, &told),
+            Event::Remove { node, process, replica } => self.removes(node, process, replica),
+            Event::Look { node, process } => self.looks_again(node, process),
+            Event::Undrain { node } => self.undrain(node),
+            Event::Found { node } => self.found(node),
             Event::End { node, run } => self.end(node, run),
             Event::Restart { node } => {
-                if !self.nodes[node].up {
+                if !self.nodes[node].up && !self.nodes[node].lost {
                     self.start(node);
                 }
             }
@@ -312,6 +333,8 @@ impl World {
             | Event::BaseBroke { node, .. }
             | Event::Answered { node, .. }
             | Event::Push { node, .. }
+            | Event::Remove { node, .. }
+            | Event::Look { node, .. }
             | Event::Open { node, .. }
             | Event::Close { node, .. }
             | Event::Ask { node, .. } => Some(*node),
@@ -338,7 +361,7 @@ impl World {
     /// Whose machines said that nobody listens.
     fn tell_refusals(&mut self) {
         let down: Vec<_> =
-            self.nodes.iter().filter(|n| !n.up && !n.unheard).map(|n| n.id).collect();
+            self.nodes.iter().filter(|n| !n.up && !n.unheard && !n.lost).map(|n| n.id).collect();
         for index in 0..self.nodes.len() {
             if self.nodes[index].unheard || self.nodes[index].paused {
                 continue;
