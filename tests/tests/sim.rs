@@ -104,3 +104,9 @@ fn elections_lose_no_acknowledged_write() {
     sweep("quorum", 0..100);
     sweep("elections", 0..60);
 }
+
+#[test]
+fn replicas_that_move_lose_no_acknowledged_write() {
+    sweep("moves", 0..60);
+    sweep("replacements", 0..60);
+}
