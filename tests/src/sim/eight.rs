@@ -49,7 +49,7 @@ impl World {
             Eight::Back { first } => {
                 let chosen = self.nodes[first].id;
                 let Config { volume, epoch: expect_epoch, isr, .. } = self.masters.config.clone();
-                if let Some((incarnation, _)) = self.masters.registered(chosen) {
+                if let Some(incarnation) = self.masters.registered(chosen) {
                     let primary = ReplicaRef { id: chosen, incarnation };
                     self.apply(&Command::Failover { volume, expect_epoch, primary, isr });
                 }
