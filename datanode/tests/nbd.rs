@@ -44,6 +44,9 @@ fn nbdinfo_sees_the_volume_as_it_is() {
     }
     let list = succeeds("nbdinfo", &["--list", &format!("nbd://{}", server.addr)]);
     assert!(list.contains("export=\"vol@"), "{list}");
+    let exclusive = succeeds("nbdinfo", &["--json", &format!("{},exclusive", server.uri())]);
+    assert!(exclusive.contains("\"can_multi_conn\": false"), "{exclusive}");
+    assert!(exclusive.contains(",exclusive\""), "{exclusive}");
     let unknown = client("nbdinfo", &[&format!("nbd://{}/other", server.addr)]);
     assert!(!unknown.status.success());
 }

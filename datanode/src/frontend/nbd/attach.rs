@@ -8,7 +8,7 @@ use crate::frontend::{ClientHandle, Frontends};
 /// How long an exclusive client waits for its attachment: less than a negotiation may take.
 const EXCLUSIVE: Duration = Duration::from_secs(25);
 /// How long a shared client waits to hear whether another has the volume to itself.
-const SHARED: Duration = Duration::from_secs(2);
+pub(super) const SHARED: Duration = Duration::from_secs(2);
 
 /// Attaches. An exclusive client is told that it has the volume only when that is committed. A
 /// shared one is told if another has it, but need not wait for a primary: its requests do.

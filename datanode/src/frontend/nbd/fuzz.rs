@@ -131,8 +131,9 @@ async fn say(bytes: &[u8]) -> Vec<u8> {
         // The server may close before it has heard all.
         let _closed = says.write_all(&bytes).await;
         let _closed = says.shutdown().await;
-        // Virtual time passes when there is nothing else to do.
-        tokio::time::sleep(Duration::from_millis(1)).await;
+        // Virtual time passes when there is nothing else to do. A client waits for a primary before
+        // it goes on without one.
+        tokio::time::sleep(2 * super::attach::SHARED).await;
         catalogues.send_replace(catalogue(true));
         catalogues
     });
