@@ -480,6 +480,24 @@ Each run: load on a node that stays, kill -9 of the primary, the load goes on, t
 all replicas in sync, every block read back and checked, replicas compared. Exit code 1 if an
 acknowledged write was lost, a request failed, or replicas differ.")]
     PrimaryKill(DrillArgs),
+    /// Move the primary of a volume on purpose, again and again; the client must see no error
+    #[command(after_help = "\
+Examples:
+  sbkctl drill primary-move --runs 20
+  sbkctl drill primary-move --dir DIR -o json  on the cluster that `sbkctl dev --dir DIR` runs
+
+Each run: load, the longest answer without a move; load, the move, the longest answer with it; every
+block read back and checked, replicas compared.")]
+    PrimaryMove(DrillArgs),
+    /// Restart all datanodes and masters in order, one after the other; the client must see no error
+    #[command(after_help = "\
+Examples:
+  sbkctl drill rolling-restart
+  sbkctl drill rolling-restart --runs 3 -o json
+
+Each run restarts every process once (SIGTERM, and a new one), under load, and waits until all replicas
+are in sync before the next. The client is on a node that stays.")]
+    RollingRestart(DrillArgs),
     /// Take a replica away and bring it back: catch-up after a short absence, rebuild after a long
     #[command(after_help = "\
 Examples:
@@ -494,7 +512,8 @@ Examples:
   sbkctl drill chaos --faults 20 -o json       so many faults, a summary for programs
 
 A cluster of its own: 3 masters, 4 datanodes, volumes with one, two and three replicas, clients that
-write and read all of them. Processes are killed, stopped and slowed down, one, several or all of them;
+write and read all of them. Processes are killed, told to end, stopped and slowed down, one, several or
+all of them; primaries are moved, nodes drained;
 as root, in network namespaces of the drill's own, there are also partitions, packet loss, slow links
 and a full disk. Every few faults all is healed: the volumes must become whole, every block's history
 must be linearizable with no acknowledged write lost, and the replicas must be equal. Exit code 1 if

@@ -7,6 +7,7 @@ pub mod calibrate;
 pub mod chaos;
 pub mod demo;
 mod engine_families;
+pub mod planned;
 pub mod primary_kill;
 pub mod replica_return;
 pub mod routes;
@@ -16,6 +17,8 @@ pub mod target;
 pub async fn run(global: &Global, command: DrillCommand) -> anyhow::Result<()> {
     match command {
         DrillCommand::PrimaryKill(args) => primary_kill::run(global, args).await,
+        DrillCommand::PrimaryMove(args) => planned::move_primary(global, args).await,
+        DrillCommand::RollingRestart(args) => planned::rolling_restart(global, args).await,
         DrillCommand::ReplicaReturn(args) => replica_return::run(global, args).await,
         DrillCommand::Chaos(args) => chaos::run(global, args).await,
     }

@@ -10,7 +10,7 @@ use tempfile::TempDir;
 
 use crate::cluster_file::{self, ClusterFile, DatanodeEntry};
 use crate::dev::child::signal_foreign;
-use crate::dev::cluster::{DevCluster, Options};
+use crate::dev::cluster::{DevCluster, Options, Which};
 use crate::wait::{self, Look};
 
 /// How long a process may take to be gone after a kill, or to be there after a start.
@@ -118,6 +118,21 @@ impl Target {
                 .await
             }
         }
+    }
+
+    /// Ends a process of the drill's own cluster in order (SIGTERM), and starts it again.
+    pub async fn restart(&mut self, which: Which) -> anyhow::Result<()> {
+        let Target::Own { cluster, .. } = self else { bail!("the cluster is another command's") };
+        cluster.signal(which, Signal::TERM);
+        let ended = wait::until(format!("the end of {which}"), PROCESS, async || {
+            let ended = cluster.how_ended(which);
+            Ok(ended.map_or_else(|| Look::NotYet("it runs".into()), Look::Done))
+        });
+        let (status, log) = ended.await?;
+        if !status.success() {
+            bail!("{which} ended with {status}: {log}");
+        }
+        cluster.start_again(which)
     }
 
     /// Ends what the drill began. The directory of a cluster of its own stays if `keep` is set;

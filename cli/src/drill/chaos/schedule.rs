@@ -66,10 +66,14 @@ pub(super) enum Class {
     /// All replicas are moved away from a datanode, as `sbkctl node drain` does, until it is
     /// undrained.
     Drain,
+    /// A volume's primary is moved to another in-sync replica.
+    MovePrimary,
+    /// SIGTERM to the datanode of a volume's primary, which hands over and stops.
+    StopPrimary,
 }
 
 /// All classes, in the order in which they are told.
-pub(super) const CLASSES: [Class; 20] = [
+pub(super) const CLASSES: [Class; 22] = [
     Class::KillDatanode,
     Class::KillDatanodes,
     Class::KillAllDatanodes,
@@ -90,6 +94,8 @@ pub(super) const CLASSES: [Class; 20] = [
     Class::Delay,
     Class::FullDisk,
     Class::Drain,
+    Class::MovePrimary,
+    Class::StopPrimary,
 ];
 
 /// One end of a network path.
@@ -183,6 +189,8 @@ impl Class {
             Class::Delay => "delay",
             Class::FullDisk => "full-disk",
             Class::Drain => "drain",
+            Class::MovePrimary => "move-primary",
+            Class::StopPrimary => "stop-primary",
         }
     }
 
@@ -261,7 +269,9 @@ impl fmt::Display for Fault {
             | Class::Partition
             | Class::PartitionOneWay
             | Class::FullDisk
-            | Class::Drain => Ok(()),
+            | Class::Drain
+            | Class::MovePrimary
+            | Class::StopPrimary => Ok(()),
         }
     }
 }
@@ -328,7 +338,7 @@ impl Schedule {
                 Victim::Processes(self.some(all, count))
             }
             Class::KillAllDatanodes => Victim::Processes(all_datanodes.collect()),
-            Class::KillPrimary | Class::FreezePrimary => {
+            Class::KillPrimary | Class::FreezePrimary | Class::MovePrimary | Class::StopPrimary => {
                 let volume = self.below(self.world.volumes);
                 Victim::Primary(volume, Which::Datanode(self.below(datanodes)))
             }

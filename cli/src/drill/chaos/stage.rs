@@ -6,7 +6,7 @@ use std::time::{Duration, Instant};
 use anyhow::Context;
 use rustix::process::Signal;
 use sbk_master_client::MasterClient;
-use sbk_proto::v1::{NodeDuty, SetNodeDutyRequest};
+use sbk_proto::v1::{MovePrimaryRequest, NodeDuty, SetNodeDutyRequest};
 use uuid::Uuid;
 
 use super::disk::SmallDisk;
@@ -77,6 +77,10 @@ enum Effect {
     Full(usize),
     /// Its replicas are to go elsewhere.
     Drained(usize),
+    /// A volume's primary is to be another replica.
+    Moved(MovePrimaryRequest),
+    /// Told to end; started again when the fault is over.
+    Stopped(Which),
 }
 
 impl Effect {
@@ -84,13 +88,14 @@ impl Effect {
     fn holds(&self) -> Vec<Which> {
         match self {
             Effect::Down(all) | Effect::Frozen(all) => all.clone(),
-            Effect::Slow { which, .. } => vec![*which],
+            Effect::Slow { which, .. } | Effect::Stopped(which) => vec![*which],
             Effect::Full(at) => vec![Which::Datanode(*at)],
             Effect::Cut { .. }
             | Effect::Flap { .. }
             | Effect::Loss(..)
             | Effect::Sends(..)
-            | Effect::Drained(_) => Vec::new(),
+            | Effect::Drained(_)
+            | Effect::Moved(_) => Vec::new(),
         }
     }
 
@@ -117,10 +122,12 @@ impl Effect {
                 datanode(which).into_iter().collect()
             }
             // A client is not to notice.
-            Effect::Drained(_) => Vec::new(),
-            Effect::Down(_) | Effect::Frozen(_) | Effect::Slow { .. } | Effect::Full(_) => {
-                self.holds().iter().filter_map(datanode).collect()
-            }
+            Effect::Drained(_) | Effect::Moved(_) => Vec::new(),
+            Effect::Down(_)
+            | Effect::Frozen(_)
+            | Effect::Slow { .. }
+            | Effect::Full(_)
+            | Effect::Stopped(_) => self.holds().iter().filter_map(datanode).collect(),
         }
     }
 }
@@ -189,6 +196,20 @@ impl Stage {
                 if let Err(e) = self.set_duty(*at, NodeDuty::Drained).await {
                     log.record(&format!("#{} is not answered: {e:#}", fault.number));
                 }
+            }
+            Effect::Moved(request) => {
+                let masters = self.masters();
+                let asked = masters.move_primary(request.clone());
+                match tokio::time::timeout(LOOK_UP, asked).await {
+                    Ok(Ok(_)) => {}
+                    // It may be out of sync by now, or no master leads.
+                    Ok(Err(e)) => log.record(&format!("#{} is refused: {e}", fault.number)),
+                    Err(_) => log.record(&format!("#{} is not answered", fault.number)),
+                }
+            }
+            Effect::Stopped(which) => {
+                self.note_end(*which);
+                self.cluster.signal(*which, Signal::TERM);
             }
             Effect::Slow { .. }
             | Effect::Cut { .. }
@@ -267,7 +288,16 @@ impl Stage {
             | Effect::Flap { .. }
             | Effect::Loss(..)
             | Effect::Sends(..)
-            | Effect::Drained(_) => Ok(()),
+            | Effect::Drained(_)
+            | Effect::Moved(_) => Ok(()),
+            Effect::Stopped(which) => {
+                // One that has ended well was told to; one that still stops has had its time.
+                if self.cluster.how_ended(which).is_some_and(|(status, _)| !status.success()) {
+                    self.note_end(which);
+                }
+                self.cluster.kill(which);
+                self.cluster.start_again(which)
+            }
         }
     }
 
@@ -297,7 +327,9 @@ impl Stage {
                 | Effect::Frozen(_)
                 | Effect::Slow { .. }
                 | Effect::Full(_)
-                | Effect::Drained(_) => continue,
+                | Effect::Drained(_)
+                | Effect::Moved(_)
+                | Effect::Stopped(_) => continue,
             };
             for (a, b) in from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b))) {
                 condition.cut.insert((a, b));
@@ -322,6 +354,9 @@ impl Stage {
                     }
                     class => Effect::Cut { from, to, both: class != Class::PartitionOneWay },
                 });
+            }
+            Victim::Primary(volume, _) if fault.class == Class::MovePrimary => {
+                return self.move_of(KINDS[*volume].name, fault.number).await;
             }
             Victim::Processes(all) => all.clone(),
             Victim::Primary(volume, other) => {
@@ -354,8 +389,19 @@ impl Stage {
                 Which::Datanode(at) => Effect::Full(at),
                 Which::Master(_) => return None,
             },
+            Class::StopPrimary => Effect::Stopped(first),
             _ => Effect::Down(free),
         })
+    }
+
+    /// A move of a volume's primary to another replica that is in sync now, if there is one.
+    async fn move_of(&self, volume: &str, number: u64) -> Option<Effect> {
+        let masters = self.masters();
+        let info = tokio::time::timeout(LOOK_UP, masters.get_volume(volume)).await.ok()?.ok()?;
+        let others: Vec<_> = info.members.iter().filter(|m| m.in_sync && !m.primary).collect();
+        let heir = others.get(number as usize % others.len().max(1))?;
+        let (name_or_id, replica) = (volume.to_owned(), heir.replica.clone());
+        Some(Effect::Moved(MovePrimaryRequest { name_or_id, replica }))
     }
 
     /// A client of the masters for one look.
