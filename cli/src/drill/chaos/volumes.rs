@@ -28,6 +28,7 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "three-min3", replicas: 3, min_in_sync: Some(3), durability: Durability::SyncAll, write_ack: WriteAck::Durable },
     Kind { name: "two", replicas: 2, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable },
     Kind { name: "two-min2", replicas: 2, min_in_sync: Some(2), durability: Durability::SyncAll, write_ack: WriteAck::Durable },
+    Kind { name: "three-quorum", replicas: 3, min_in_sync: None, durability: Durability::SyncQuorum, write_ack: WriteAck::Durable },
     Kind { name: "one", replicas: 1, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable },
 ];
 
@@ -90,7 +91,11 @@ mod tests {
                 name: kind.name.into(),
                 size_bytes: 64 << 20,
                 replicas: kind.replicas,
-                durability: authority::Durability::SyncAll,
+                durability: match kind.durability {
+                    Durability::SyncQuorum => authority::Durability::SyncQuorum,
+                    Durability::BestEffort => authority::Durability::BestEffort,
+                    Durability::SyncAll | Durability::Unspecified => authority::Durability::SyncAll,
+                },
                 write_ack: authority::WriteAck::Durable,
                 min_in_sync: kind.min_in_sync,
                 zone_spread: false,
