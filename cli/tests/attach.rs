@@ -67,14 +67,32 @@ async fn fails_with_eio(client: &NbdClient) {
     }
 }
 
+/// Stops a process, and returns when none of its threads runs any more: until then one may still do
+/// something, and rightly.
+async fn freeze(pid: u32) -> Pid {
+    let process = Pid::from_raw(pid.cast_signed()).expect("a pid");
+    kill_process(process, Signal::STOP).expect("stops");
+    wait::until("all threads to stand still", LIMIT, async || {
+        let mut running = 0;
+        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
+            let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
+            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
+            running += u32::from(state != Some('T'));
+        }
+        Ok(if running == 0 { Look::Done(()) } else { Look::NotYet(format!("{running} run")) })
+    })
+    .await
+    .expect("stops");
+    process
+}
+
 /// Has the holder's datanode stand still with writes in flight while the volume goes to another.
 async fn move_from_a_frozen_node(from: &DatanodeEntry, to: &DatanodeEntry, first: u8) {
     let ghost = take(from).await;
     for block in 0..FLYING {
         ghost.write(block * BLOCK as u64, filled(first)).await.expect("writes");
     }
-    let pid = Pid::from_raw(from.pid.cast_signed()).expect("a pid");
-    kill_process(pid, Signal::STOP).expect("stops");
+    let pid = freeze(from.pid).await;
     let flying: Vec<_> = (0..FLYING)
         .map(|block| {
             let ghost = ghost.clone();
@@ -173,8 +191,7 @@ async fn a_volume_moves_and_its_ghosts_get_errors() {
     let other = ["volume", "detach", "v", "--yes", "--session", &uuid::Uuid::nil().to_string()];
     assert_eq!(sbkctl(dir.path(), &other).status.code(), Some(1));
     assert_eq!(sbkctl(dir.path(), &["volume", "detach", "v"]).status.code(), Some(2), "it asks");
-    let pid = Pid::from_raw(x.pid.cast_signed()).expect("a pid");
-    kill_process(pid, Signal::STOP).expect("stops");
+    let pid = freeze(x.pid).await;
     let session = all[0]["session"].as_str().expect("a name").to_owned();
     let detach = ["volume", "detach", "v", "--yes", "--session", &session];
     let output = sbkctl(dir.path(), &detach);
