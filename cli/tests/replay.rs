@@ -12,7 +12,7 @@ use sbk_engine::replication::log::LogState;
 use sbk_engine::replication::{IgnoredReason, Params, Replica, Verdict};
 use sbk_engine::types::{
     BootId, Config, Durability, Epoch, Incarnation, LossGeneration, Lsn, Millis, NodeId, Placement,
-    ReplicaId, ReplicaRef, VolumeId, WriteAck,
+    ReplicaId, ReplicaRef, TailId, VolumeId, WriteAck,
 };
 use tempfile::TempDir;
 use uuid::Uuid;
@@ -29,7 +29,7 @@ fn opened() -> Replica {
     let opened = Opened {
         volume: VOLUME,
         me: replica(1),
-        boot: BootId(Uuid::from_u128(1)),
+        tail: TailId { boot: BootId(Uuid::from_u128(1)), count: 0 },
         kept: Kept::default(),
         durable: Lsn(0),
         committed: Lsn(0),
@@ -57,6 +57,7 @@ fn config() -> Config {
         blocks: 16,
         loss_generation: LossGeneration(0),
         handed_over_by: None,
+        tails: BTreeMap::new(),
     }
 }
 

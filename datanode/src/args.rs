@@ -31,6 +31,10 @@ pub struct Args {
     /// Where the node's identity and its replicas are kept.
     #[arg(long, env = "SBK_DATA_DIR", value_name = "DIR")]
     pub data_dir: Option<PathBuf>,
+    /// Where it is kept whether entries that were written and not synced may be gone: a directory in
+    /// memory that outlives the process [default: /run/sbk]
+    #[arg(long, env = "SBK_RUNTIME_DIR", value_name = "DIR")]
+    pub runtime_dir: Option<PathBuf>,
     /// The masters: HOST:PORT,...
     #[arg(long, env = "SBK_MASTERS", value_name = "LIST", value_delimiter = ',')]
     pub masters: Option<Vec<String>>,
@@ -70,6 +74,7 @@ pub struct Args {
 #[serde(deny_unknown_fields)]
 struct FileArgs {
     data_dir: Option<PathBuf>,
+    runtime_dir: Option<PathBuf>,
     masters: Option<Vec<String>>,
     listen: Option<SocketAddr>,
     http: Option<SocketAddr>,
@@ -94,6 +99,8 @@ enum Amount {
 pub struct Settings {
     /// Where the node's identity and its replicas are kept.
     pub data_dir: PathBuf,
+    /// Where the replicas' tails are kept.
+    pub runtime_dir: PathBuf,
     /// The masters, `host:port` each.
     pub masters: Vec<String>,
     /// gRPC.
@@ -174,6 +181,10 @@ impl Args {
         };
         Ok(Settings {
             data_dir: data_dir.ok_or_else(|| missing("--data-dir", "SBK_DATA_DIR"))?,
+            runtime_dir: self
+                .runtime_dir
+                .or(file.runtime_dir)
+                .unwrap_or_else(|| PathBuf::from("/run/sbk")),
             masters,
             listen: self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 7301).into()),
             http: self.http.or(file.http).unwrap_or(([127, 0, 0, 1], 7401).into()),

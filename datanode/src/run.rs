@@ -109,7 +109,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
     let path = settings.data_dir.clone();
     let opened = tokio::task::block_in_place(|| DataDir::open(&path));
     let dir = opened.with_context(|| format!("open the data directory {}", path.display()))?;
-    serve(Replicas::new(dir, options), settings, listeners, shutdown).await
+    let replicas = Replicas::new(dir, &settings.runtime_dir, options);
+    serve(replicas, settings, listeners, shutdown).await
 }
 
 /// Runs a datanode on an open data directory until `shutdown` resolves, then drains.

@@ -1,5 +1,6 @@
 //! The store as a volume task drives it.
 
+use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -13,7 +14,7 @@ use sbk_engine::types::{
 };
 use sbk_store::{
     BatchResult, CheckpointDone, CheckpointPlan, CreateSpec, DataDir, Identity, LogReadError,
-    LogReadPlan, Pressure, Store, StoreError, StoreOptions, WalBatch,
+    LogReadPlan, Pressure, Store, StoreError, StoreOptions, SyncResult, Tails, WalBatch, WalSync,
 };
 use sbk_wal::Storage;
 
@@ -29,7 +30,7 @@ pub struct ReplicaFiles {
     storage: Arc<dyn Storage>,
     identity: Identity,
     process: u64,
-    boot: BootId,
+    tails: Arc<Tails>,
     options: StoreOptions,
     opens: AtomicU64,
 }
@@ -40,10 +41,10 @@ impl ReplicaFiles {
         storage: Arc<dyn Storage>,
         identity: Identity,
         process: u64,
-        boot: BootId,
+        tails: Arc<Tails>,
         options: StoreOptions,
     ) -> Self {
-        Self { storage, identity, process, boot, options, opens: AtomicU64::new(0) }
+        Self { storage, identity, process, tails, options, opens: AtomicU64::new(0) }
     }
 }
 
@@ -51,13 +52,15 @@ impl ReplicaFiles {
 #[derive(Debug)]
 pub struct Replicas {
     dir: DataDir,
+    tails: Arc<Tails>,
     options: StoreOptions,
 }
 
 impl Replicas {
-    /// Those in `dir`, each kept as `options` say.
-    pub fn new(dir: DataDir, options: StoreOptions) -> Self {
-        Self { dir, options }
+    /// Those in `dir`, each kept as `options` say; what tells of their tails is in `runtime_dir`.
+    pub fn new(dir: DataDir, runtime_dir: &Path, options: StoreOptions) -> Self {
+        let tails = Arc::new(Tails::new(runtime_dir.join("tails"), dir.boot()));
+        Self { dir, tails, options }
     }
 }
 
@@ -84,8 +87,8 @@ impl NodeStorage for Replicas {
     fn opener(&self, volume: VolumeId, replica: ReplicaId) -> ReplicaFiles {
         let identity = Identity { volume, replica };
         let storage = self.dir.storage(&identity);
-        let (process, boot) = (self.dir.process(), self.dir.boot());
-        ReplicaFiles::new(storage, identity, process, boot, self.options.clone())
+        let (process, tails) = (self.dir.process(), Arc::clone(&self.tails));
+        ReplicaFiles::new(storage, identity, process, tails, self.options.clone())
     }
 
     fn create(&self, volume: VolumeId, replica: ReplicaId, blocks: u64) -> Result<(), DiskError> {
@@ -113,20 +116,61 @@ where
 }
 
 impl OpenDisk for ReplicaFiles {
-    type Disk = Store;
+    type Disk = KeptStore;
 
-    fn open(&self) -> Result<(Store, Opened), DiskError> {
+    fn open(&self) -> Result<(KeptStore, Opened), DiskError> {
         let open = self.opens.fetch_add(1, Ordering::SeqCst) + 1;
         let incarnation = Incarnation { process: self.process, open };
-        Store::open(&self.storage, self.identity, incarnation, self.boot, self.options.clone())
-            .map_err(disk_error("open"))
+        let replica = self.identity.replica;
+        // It is opened again because it failed: what it had written may be gone.
+        let tail = match open {
+            1 => self.tails.current(replica),
+            _ => self.tails.renew(replica),
+        };
+        let options = self.options.clone();
+        let (store, opened) = Store::open(&self.storage, self.identity, incarnation, tail, options)
+            .map_err(disk_error("open"))?;
+        Ok((KeptStore { store, tails: Arc::clone(&self.tails), replica }, opened))
     }
 }
 
-impl Work for WalBatch {
+/// A store, and where the tail of its replica is kept.
+#[derive(Debug)]
+pub struct KeptStore {
+    store: Store,
+    tails: Arc<Tails>,
+    replica: ReplicaId,
+}
+
+/// Writes or syncs the WAL. If that fails the replica has another tail before anybody hears of it: the
+/// process may end next, and the one after it must not take the tail for whole.
+#[derive(Debug)]
+pub struct WalWork<W> {
+    work: W,
+    sync: bool,
+    tails: Arc<Tails>,
+    replica: ReplicaId,
+}
+
+impl Work for WalWork<WalBatch> {
     type Outcome = BatchResult;
     fn run(self) -> BatchResult {
-        WalBatch::run(self)
+        let result = if self.sync { self.work.run() } else { self.work.write_only() };
+        if result.failed() {
+            self.tails.renew(self.replica);
+        }
+        result
+    }
+}
+
+impl Work for WalWork<WalSync> {
+    type Outcome = SyncResult;
+    fn run(self) -> SyncResult {
+        let result = self.work.run();
+        if result.failed() {
+            self.tails.renew(self.replica);
+        }
+        result
     }
 }
 
@@ -158,100 +202,115 @@ fn lost(error: LogReadError) -> EntriesLost {
     }
 }
 
-impl Disk for Store {
-    type Batch = WalBatch;
+impl Disk for KeptStore {
+    type Batch = WalWork<WalBatch>;
+    type Sync = WalWork<WalSync>;
     type Checkpoint = StoreCheckpoint;
 
     fn persist(&mut self, kept: &Kept) -> Result<(), DiskError> {
-        Store::persist(self, kept).map_err(disk_error("write the superblock"))
+        self.store.persist(kept).map_err(disk_error("write the superblock"))
     }
 
     fn record_durable(&mut self) -> Result<(), DiskError> {
-        Store::record_durable(self).map_err(disk_error("write the superblock"))
+        self.store.record_durable().map_err(disk_error("write the superblock"))
     }
 
     fn cut(&mut self, end: Lsn, kept: &Kept) -> Result<(), DiskError> {
-        Store::cut(self, end, kept).map_err(disk_error("cut the log"))
+        self.store.cut(end, kept).map_err(disk_error("cut the log"))
     }
 
     fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError> {
-        Store::wipe(self, mark, state, kept).map_err(disk_error("wipe the replica"))
+        self.store.wipe(mark, state, kept).map_err(disk_error("wipe the replica"))
     }
 
     fn finish_rebuild(&mut self, _session: RecoveryId, kept: &Kept) -> Result<(), DiskError> {
-        Store::finish_rebuild(self, kept).map_err(disk_error("finish the rebuild"))
+        self.store.finish_rebuild(kept).map_err(disk_error("finish the rebuild"))
     }
 
     fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), DiskError> {
-        Store::write_base(self, lba, data).map_err(disk_error("write base blocks"))
+        self.store.write_base(lba, data).map_err(disk_error("write base blocks"))
     }
 
     fn write_regions(&mut self, first: u64, lsns: &[Lsn]) -> Result<(), DiskError> {
-        self.set_regions(first, lsns);
+        self.store.set_regions(first, lsns);
         Ok(())
     }
 
     fn append(&mut self, entries: Vec<WireEntry>) -> Result<(), DiskError> {
         let doing = "append to the WAL";
         for WireEntry { header, crc, payload } in entries {
-            Store::append(self, header, crc, payload).map_err(disk_error(doing))?;
+            self.store.append(header, crc, payload).map_err(disk_error(doing))?;
         }
         Ok(())
     }
 
-    fn take_batch(&mut self) -> Option<WalBatch> {
-        Store::take_batch(self)
+    fn take_batch(&mut self, sync: bool) -> Option<Self::Batch> {
+        let work = self.store.take_batch()?;
+        Some(WalWork { work, sync, tails: Arc::clone(&self.tails), replica: self.replica })
+    }
+
+    fn take_sync(&mut self) -> Option<Self::Sync> {
+        let work = self.store.take_sync()?;
+        Some(WalWork { work, sync: true, tails: Arc::clone(&self.tails), replica: self.replica })
+    }
+
+    fn sync_done(&mut self, outcome: SyncResult) -> Result<Lsn, DiskError> {
+        self.store.sync_done(outcome).map_err(disk_error("sync the WAL"))
+    }
+
+    fn written(&self) -> Lsn {
+        self.store.written()
     }
 
     fn batch_done(&mut self, outcome: BatchResult) -> Result<Lsn, DiskError> {
-        Store::batch_done(self, outcome).map_err(disk_error("write the WAL"))
+        self.store.batch_done(outcome).map_err(disk_error("write the WAL"))
     }
 
     fn committed(&mut self, lsn: Lsn) {
-        self.set_committed(lsn);
+        self.store.set_committed(lsn);
     }
 
     fn take_checkpoint(&mut self, urgent: bool) -> Option<StoreCheckpoint> {
-        let budget = self.checkpoint_budget(urgent)?;
-        self.plan_checkpoint(budget).map(StoreCheckpoint)
+        let budget = self.store.checkpoint_budget(urgent)?;
+        self.store.plan_checkpoint(budget).map(StoreCheckpoint)
     }
 
     fn checkpoint_done(&mut self, outcome: CheckpointDone) -> Result<(Lsn, Lsn), DiskError> {
-        Store::checkpoint_done(self, outcome).map_err(disk_error("write a checkpoint"))
+        self.store.checkpoint_done(outcome).map_err(disk_error("write a checkpoint"))
     }
 
     fn wal_full(&self) -> bool {
-        self.wal_pressure() == Pressure::Full
+        self.store.wal_pressure() == Pressure::Full
     }
 
     fn pin(&mut self, session: RecoveryId, from: Lsn) {
-        Store::pin(self, session, from);
+        self.store.pin(session, from);
     }
 
     fn unpin(&mut self, session: RecoveryId) {
-        Store::unpin(self, session);
+        self.store.unpin(session);
     }
 
     fn read(&self, range: BlockRange) -> ReadPlan {
-        let plan = self.plan_read(range);
+        let plan = self.store.plan_read(range);
         ReadPlan::new(move || plan.run().map_err(disk_error("read blocks")))
     }
 
     fn allocation(&self, range: BlockRange, most: usize) -> ReadPlan<Vec<sbk_store::Run>> {
-        let plan = self.plan_allocation(range);
+        let plan = self.store.plan_allocation(range);
         ReadPlan::new(move || plan.run(most).map_err(disk_error("look which blocks are holes")))
     }
 
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan {
-        let plan = self.plan_read_committed(range);
+        let plan = self.store.plan_read_committed(range);
         CommittedReadPlan::new(move || plan.run().map_err(disk_error("read blocks")))
     }
 
     fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, EntriesLost> {
-        match Store::read_log(self, first, last) {
+        match self.store.read_log(first, last) {
             Ok(plan) => Ok(Box::new(plan)),
             // The segments that a session had pinned were given up.
-            Err(LogReadError::Recycled { .. }) if self.lost_a_pin() => {
+            Err(LogReadError::Recycled { .. }) if self.store.lost_a_pin() => {
                 Err(EntriesLost::Gone(FailureKind::PinLost))
             }
             Err(error) => Err(lost(error)),
@@ -259,19 +318,19 @@ impl Disk for Store {
     }
 
     fn unreadable(&mut self, lsn: Lsn, what: &str) -> Result<(Lsn, Lsn), DiskError> {
-        Store::unreadable(self, lsn, what).map_err(disk_error("read its log"))
+        self.store.unreadable(lsn, what).map_err(disk_error("read its log"))
     }
 
     fn allocated_regions(&self) -> Vec<u64> {
-        Store::allocated_regions(self)
+        self.store.allocated_regions()
     }
 
     fn region_table(&self) -> Vec<Lsn> {
-        self.regions()
+        self.store.regions()
     }
 
     fn verify(&self, first: u64, regions: u64) -> VerifyPlan {
-        let mut plan = self.plan_digest(first, regions);
+        let mut plan = self.store.plan_digest(first, regions);
         Box::new(move || {
             plan.next_region().map(|found| match found {
                 Ok(Some(digest)) => Ok(RegionDigest {
@@ -292,6 +351,6 @@ impl Disk for Store {
     }
 
     fn close(self) -> Result<(), DiskError> {
-        self.close_clean().map_err(disk_error("close in order"))
+        self.store.close_clean().map_err(disk_error("close in order"))
     }
 }

@@ -52,6 +52,7 @@ fn volume(confirmed: bool, process: Option<u64>) -> v1::VolumeAssignment {
             blocks: 256,
             loss_generation: 0,
             handed_over_by: None,
+            tails: Vec::new(),
         }),
         ..Default::default()
     }

@@ -164,7 +164,7 @@ fn a_failed_store_comes_back_as_another_incarnation() {
     cluster.wait(replica(2), "a failure", |s| !matches!(s.run, RunState::Running));
     cluster.stores[&replica(2)].disk().failing = false;
     cluster.wait(replica(2), "another opening", |status| {
-        status.open_as().is_some_and(|(incarnation, _)| incarnation.open > 1)
+        status.open_as().is_some_and(|(incarnation, ..)| incarnation.open > 1)
     });
     cluster.wait_in_sync(3);
     client.write(2, 3);

@@ -42,6 +42,34 @@ macro_rules! bugs {
 }
 
 bugs! {
+    /// With written acknowledgements a replica counts as having all that it acknowledged, although its
+    /// machine lost power. [It is promoted without the writes that were in its page cache.]
+    TrustNewTail,
+    /// With written acknowledgements the new primary of a failover is not asked to stand. [The old one,
+    /// which has everything, is dropped; the new one loses power before it synced its log, and nobody
+    /// in the set has what was acknowledged.]
+    FailoverUnstood,
+    /// With written acknowledgements a member leaves before what remains has synced its log. [What was
+    /// acknowledged by all is in the page caches of fewer, which lose power.]
+    LeaveUnsynced,
+    /// With written acknowledgements writes are answered while a leave is proposed. [The leaver's late
+    /// acknowledgement makes a write complete that is on no disk of those that remain.]
+    AnswersDuringLeave,
+    /// A replica whose sync failed keeps its tail. [The page cache drops what the sync failed to write;
+    /// the replica is promoted without it.]
+    FailedSyncKeepsTail,
+    /// Every change of a configuration takes over the tails that nodes registered. [A replica that lost
+    /// power counts as one that has kept all.]
+    AnyChangeSetsTails,
+    /// With written acknowledgements a flush waits only for what writes wait for. [Power goes
+    /// everywhere, and what was flushed is gone.]
+    FlushAtWritten,
+    /// A follower tells a primary what it holds before all of that is synced. [It is cut to it, and for
+    /// a while lacks what it had acknowledged as written; the primary loses power.]
+    FactsUnsynced,
+    /// A replica that stood forgets it when its process restarts. [It acknowledges to the old primary,
+    /// and loses power when it is the only one left in the set.]
+    ForgetStood,
     /// A write is committed as soon as the primary has it. [The primary dies, a member that never
     /// got the write is promoted, and an acknowledged write is gone.]
     AckBeforeMember,

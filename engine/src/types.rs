@@ -9,6 +9,8 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use crate::bugs::{Bug, on};
+
 /// Bytes in one block, the unit of everything inside sbk. Frontends address 512-byte sectors.
 pub const BLOCK_SIZE: u64 = 4096;
 /// Bytes in one region, the unit of delta recovery, verification and the region LSN table.
@@ -137,6 +139,24 @@ identity!(
     BootId
 );
 
+/// What a replica's written but unsynced entries live in: they are there as long as this stays the
+/// same. A power cut changes the boot; a failed sync, whose data may be gone although the machine
+/// goes on, raises the count.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+pub struct TailId {
+    /// The boot of the machine.
+    pub boot: BootId,
+    /// Counts what took the tail within the boot. Where the count itself may be lost, an opening
+    /// takes one that was never used.
+    pub count: u64,
+}
+
+impl fmt::Display for TailId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}/{}", self.boot, self.count)
+    }
+}
+
 /// One run of one replica: `process` counts a datanode's starts on disk, `open` the times that
 /// the replica was opened within the process. A replica that was reopened counts as restarted.
 #[derive(
@@ -259,9 +279,25 @@ pub struct Config {
     /// tenure; what was promised to others does.
     #[serde(default)]
     pub handed_over_by: Option<ReplicaRef>,
+    /// With written acknowledgements: the tail that each in-sync replica had when it joined. One
+    /// that has another now may lack what it acknowledged. Empty otherwise.
+    pub tails: BTreeMap<ReplicaId, TailId>,
 }
 
 impl Config {
+    /// Whether writes are acknowledged before they are synced.
+    pub fn acks_written(&self) -> bool {
+        self.write_ack == WriteAck::Written
+    }
+
+    /// Whether a replica with this tail still has all that it acknowledged, as far as it is listed in
+    /// sync: what it acknowledged may be in its tail only.
+    pub fn has_kept(&self, replica: ReplicaId, tail: TailId) -> bool {
+        !self.acks_written()
+            || on(Bug::TrustNewTail)
+            || self.tails.get(&replica).is_none_or(|listed| *listed == tail)
+    }
+
     /// Whether the parts fit each other: the primary is in sync, every member of the in-sync set
     /// is a replica with an address, the tenure began in or before the epoch, and something must be
     /// in sync. One that is not must not be acted on: a member without an address would be counted
@@ -271,6 +307,7 @@ impl Config {
             && self.since <= self.epoch
             && self.min_in_sync >= 1
             && self.isr.contains(&self.primary.id)
+            && (!self.acks_written() || self.isr.iter().all(|id| self.tails.contains_key(id)))
             && self.isr.iter().all(|member| self.replicas.contains_key(member))
     }
 }

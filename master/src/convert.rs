@@ -1,11 +1,14 @@
 //! The authority's types as messages, and back.
 
 use bytes::Bytes;
+use sbk_engine::authority::stand::Stand;
 use sbk_engine::authority::{
     Addrs, AssignedVolume, Durability, Duty, RegisteredReplica, Registration, WriteAck,
 };
 use sbk_engine::replication::io::IsrChange;
-use sbk_engine::types::{BootId, Config, Incarnation, NodeId, ReplicaId, ReplicaRef, VolumeId};
+use sbk_engine::types::{
+    BootId, Config, Incarnation, NodeId, ReplicaId, ReplicaRef, TailId, VolumeId,
+};
 use sbk_proto::v1;
 use tonic::Status;
 use uuid::Uuid;
@@ -68,6 +71,28 @@ pub(crate) fn config(config: &Config) -> v1::Config {
         durability: durability(config.durability).into(),
         write_ack: write_ack(config.write_ack).into(),
         handed_over_by: config.handed_over_by.map(reference),
+        tails: config
+            .tails
+            .iter()
+            .map(|(id, at)| v1::ReplicaTail { replica: bytes(id.0), tail: Some(tail(*at)) })
+            .collect(),
+    }
+}
+
+fn tail(tail: TailId) -> v1::TailId {
+    v1::TailId { boot: bytes(tail.boot.0), count: tail.count }
+}
+
+pub(crate) fn tail_from(raw: Option<&v1::TailId>) -> Result<TailId, Status> {
+    let raw = raw.ok_or_else(|| Status::invalid_argument("a replica's tail is missing"))?;
+    Ok(TailId { boot: uuid(&raw.boot, "boot id").map(BootId)?, count: raw.count })
+}
+
+pub(crate) fn stand(stand: &Stand) -> v1::Stand {
+    v1::Stand {
+        volume: bytes(stand.volume.0),
+        replica: Some(reference(stand.replica)),
+        epoch: stand.epoch.0,
     }
 }
 
@@ -79,6 +104,7 @@ pub(crate) fn registration(raw: &v1::RegisterRequest) -> Result<Registration, St
             volume: volume_id(&entry.volume)?,
             incarnation: replica.incarnation,
             complete: entry.complete,
+            tail: entry.tail,
         };
         replicas.insert(replica.id, registered);
     }

@@ -7,6 +7,7 @@ use std::time::Duration;
 
 use sbk_engine::authority::detector::{Decision, Detector, DetectorEvent, DetectorParams};
 use sbk_engine::authority::moves;
+use sbk_engine::authority::stand::Stand;
 use sbk_engine::authority::{Accepted, Command, Refusal, State};
 use sbk_engine::types::{Millis, NodeId, ReplicaId};
 use sbk_proto::v1::HeartbeatRequest;
@@ -157,10 +158,16 @@ impl Member {
         }
     }
 
+    /// What replicas on a node are asked to stand for.
+    pub(crate) fn stands(&self, node: NodeId) -> Vec<Stand> {
+        let applied = self.machine.read();
+        self.leading().detector.stands(now(), &applied.authority, node)
+    }
+
     async fn fail_over(&self, decision: Decision) {
-        let Decision { volume, expect_epoch, primary, isr, reason } = decision;
+        let command = decision.command();
+        let Decision { volume, expect_epoch, primary, reason, .. } = decision;
         tracing::info!(%volume, epoch = %expect_epoch, primary = %primary.id, %reason, "failover proposed");
-        let command = Command::Failover { volume, expect_epoch, primary, isr };
         match self.gate.command(command, &reason).await {
             Ok(Ok(_)) => tracing::info!(%volume, primary = %primary.id, "failover committed"),
             Ok(Err(refusal)) => tracing::info!(%volume, %refusal, "failover refused"),

@@ -155,6 +155,7 @@ async fn nodes_that_make_no_sense_are_refused() {
         replica: Some(reference(u64::MAX, 1)),
         volume: id(1),
         complete: true,
+        tail: 0,
     }];
     refused("a replica of another run", nodes.register(other_run).await, &NO);
 
@@ -173,6 +174,8 @@ async fn nodes_that_make_no_sense_are_refused() {
         lacking: vec![id(1); 1000],
         lacking_ms: u64::MAX,
         promised: vec![id(2); 1000],
+        tail: Some(v1::TailId { boot: id(3), count: u64::MAX }),
+        stood: Some(u64::MAX),
     };
     let mut beat = heartbeat(1);
     (beat.free_bytes, beat.used_bytes) = (u64::MAX, u64::MAX);
@@ -183,6 +186,8 @@ async fn nodes_that_make_no_sense_are_refused() {
     beat.replicas = vec![v1::ReplicaReport { volume: kept.clone(), ..report.clone() }];
     nodes.heartbeat(beat.clone()).await.expect("is observed");
     scene.client.get_volume("kept").await.expect("is shown all the same");
+    beat.replicas = vec![v1::ReplicaReport { tail: None, ..report.clone() }];
+    refused("a report without a tail", nodes.heartbeat(beat.clone()).await, &MALFORMED);
     beat.replicas = vec![v1::ReplicaReport { lacking: vec![short()], ..report }];
     refused("a short id in a report", nodes.heartbeat(beat).await, &MALFORMED);
     let mut unknown = heartbeat(99);
@@ -210,6 +215,7 @@ async fn nodes_that_make_no_sense_are_refused() {
         incarnation: 1,
         volume,
         replica,
+        tail: 0,
     };
     for (volume, replica, codes) in [
         (short(), Some(reference(1, 1)), &MALFORMED[..]),

@@ -164,6 +164,9 @@ impl DevCluster {
         let data_dir = self.options.dir.join(&name);
         let data_dir = data_dir.to_str().context("the directory's name is not UTF-8")?;
         let mut all = vec![kind.to_owned(), "--data-dir".into(), data_dir.to_owned()];
+        if kind == "datanode" {
+            all.extend(["--runtime-dir".to_owned(), format!("{data_dir}-run")]);
+        }
         all.extend(args.iter().map(|arg| (*arg).to_owned()));
         let log = self.options.dir.join("logs").join(format!("{name}.log"));
         Ok(Recipe {

@@ -45,6 +45,8 @@ struct Submit {
     cookie: u64,
     op: IoOp,
     permit: Option<Permit>,
+    /// Its answer is to say that it is durable.
+    durable: bool,
 }
 
 /// Whether a client's attachment stands, or why it came to nothing.
@@ -111,7 +113,22 @@ impl Drop for ClientHandle {
 impl Submitter {
     /// Hands a request over. Waits while the session can't take more; `false` if it has ended.
     pub async fn submit(&self, cookie: u64, op: IoOp, permit: Option<Permit>) -> bool {
-        let submit = Submit { client: self.id, cookie, op, permit };
+        self.hand_over(cookie, op, permit, false).await
+    }
+
+    /// As [`submit`](Self::submit), for a request whose answer says that it is durable.
+    pub async fn submit_durable(&self, cookie: u64, op: IoOp, permit: Option<Permit>) -> bool {
+        self.hand_over(cookie, op, permit, true).await
+    }
+
+    async fn hand_over(
+        &self,
+        cookie: u64,
+        op: IoOp,
+        permit: Option<Permit>,
+        durable: bool,
+    ) -> bool {
+        let submit = Submit { client: self.id, cookie, op, permit, durable };
         self.orders.send(Order::Submit(submit)).await.is_ok()
     }
 }
@@ -161,6 +178,8 @@ struct Asked {
     permit: Option<Permit>,
     /// Parts without an answer.
     left: usize,
+    /// A flush follows before the answer.
+    flush: bool,
     /// Of the parts that were answered, the first that is not `Done`.
     answer: Answer,
     /// What was read, by part.
@@ -199,6 +218,8 @@ struct Task {
     made_in: mpsc::Receiver<(LinkId, Option<Link>)>,
     /// The data of the reply that is being handled.
     data: Bytes,
+    /// Whether the volume acknowledges writes before they are synced.
+    acks_written: bool,
     closed: bool,
 }
 
@@ -242,6 +263,7 @@ impl Task {
             made,
             made_in,
             data: Bytes::new(),
+            acks_written: false,
             closed: false,
         }
     }
@@ -315,6 +337,7 @@ impl Task {
         if volume.deleted {
             self.step(Input::Deleted);
         } else if let Some(config) = volume.config.clone() {
+            self.acks_written = config.acks_written();
             self.step(Input::Config(config));
         }
     }
@@ -338,14 +361,15 @@ impl Task {
     }
 
     fn submit(&mut self, submit: Submit) {
-        let Submit { client, cookie, op, permit } = submit;
+        let Submit { client, cookie, op, permit, durable } = submit;
         let reads = matches!(op, IoOp::Read { .. } | IoOp::Map { .. });
         let parts = split::parts(op);
         let asked = self.next_asked;
         self.next_asked += 1;
         let data = if reads { vec![Bytes::new(); parts.len()] } else { Vec::new() };
         let (left, answer) = (parts.len(), Answer::Done);
-        self.asked.insert(asked, Asked { client, cookie, permit, left, answer, data });
+        let flush = durable && self.acks_written && !reads;
+        self.asked.insert(asked, Asked { client, cookie, permit, left, flush, answer, data });
         for (part, op) in parts.into_iter().enumerate() {
             self.next_request += 1;
             let request = RequestId(self.next_request);
@@ -443,7 +467,7 @@ impl Task {
                 let op = IoOp::Detach;
                 self.outbox.push_back(IoRequest { sequence, low, epoch, attach, op });
             }
-            Output::Answer { request, answer } => self.answer(request, answer),
+            Output::Answer { request, answer } => return self.answer(request, answer),
             Output::Attached(client) => self.tell_attached(client, Ok(())),
             Output::Refused { client, why } => self.tell_attached(client, Err(why)),
             Output::Closed => self.closed = true,
@@ -458,9 +482,9 @@ impl Task {
         }
     }
 
-    fn answer(&mut self, request: RequestId, answer: Answer) {
-        let Some(held) = self.held.remove(&request) else { return };
-        let Some(asked) = self.asked.get_mut(&held.asked) else { return };
+    fn answer(&mut self, request: RequestId, answer: Answer) -> Option<Input> {
+        let held = self.held.remove(&request)?;
+        let asked = self.asked.get_mut(&held.asked)?;
         asked.left -= 1;
         let answer = match (answer, &held.op) {
             (Answer::Done, IoOp::Read { offset, length }) => {
@@ -493,13 +517,21 @@ impl Task {
             asked.answer = answer;
         }
         if asked.left > 0 {
-            return;
+            return None;
         }
-        let Some(asked) = self.asked.remove(&held.asked) else { return };
+        if asked.flush && asked.answer == Answer::Done {
+            (asked.flush, asked.left) = (false, 1);
+            self.next_request += 1;
+            let (request, client, op) = (RequestId(self.next_request), asked.client, IoOp::Flush);
+            self.held.insert(request, Held { client, op, asked: held.asked, part: 0 });
+            return Some(Input::Submit { client, request, op: Op::Flush });
+        }
+        let asked = self.asked.remove(&held.asked)?;
         if let Some(replies) = self.clients.get(&asked.client) {
             // A client that went is told of by its detaching.
             let _ = replies.send(asked.reply());
         }
+        None
     }
 
     fn flush_outbox(&mut self) {

@@ -328,13 +328,13 @@ impl<S: Storage> Agent<S> {
     fn confirm(&mut self, volume: VolumeId, replica: ReplicaId) {
         let Some(local) = self.locals.get_mut(&volume) else { return };
         let open = local.handle.status.borrow().open_as();
-        let Some((incarnation, _)) = open.filter(|_| !local.confirming) else { return };
+        let Some((incarnation, _, tail)) = open.filter(|_| !local.confirming) else { return };
         local.confirming = true;
         let (client, identity) = (self.client.clone(), self.identity.clone());
         let notices = self.notices.clone();
         self.work.spawn(async move {
             let run = ReplicaRef { id: replica, incarnation };
-            let notice = match masters::confirm_created(client, identity, volume, run).await {
+            let notice = match masters::confirm_created(client, identity, volume, run, tail).await {
                 Ok(()) => Notice::Confirmed(volume, replica),
                 Err(error) => {
                     tracing::warn!(%volume, %replica, %error, "a create is not confirmed yet");
@@ -404,9 +404,9 @@ impl<S: Storage> Agent<S> {
             let open: Open = statuses
                 .iter()
                 .filter_map(|status| {
-                    let (incarnation, complete) = status.open_as()?;
+                    let (incarnation, complete, tail) = status.open_as()?;
                     let replica = ReplicaRef { id: status.replica, incarnation };
-                    Some((status.volume, replica, complete))
+                    Some((status.volume, replica, complete, tail.count))
                 })
                 .collect();
             self.open.send_if_modified(|known| {

@@ -8,14 +8,16 @@ use std::time::Duration;
 
 use futures::FutureExt;
 use sbk_engine::replication::io::{IsrChange, Proposal};
-use sbk_engine::types::{Incarnation, ReplicaRef, VolumeId};
+use sbk_engine::types::{Incarnation, ReplicaRef, TailId, VolumeId};
 use sbk_master_client::{MasterClient, MasterError};
 use sbk_proto::v1;
 use sbk_proto::v1::propose_isr_request::Change;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use super::report;
-use crate::transport::convert::{config_in, id_bytes, replica_ref_out};
+use crate::transport::convert::{
+    Malformed, config_in, epoch, id_bytes, replica_ref_in, replica_ref_out, volume_id,
+};
 use crate::volume::events::Control;
 use crate::volume::{ProposalOrder, Registry};
 
@@ -43,8 +45,8 @@ pub(super) struct Identity {
     pub(super) capacity: u64,
 }
 
-/// The replicas that are open: volume, replica in its incarnation, complete.
-pub(super) type Open = Vec<(VolumeId, ReplicaRef, bool)>;
+/// The replicas that are open: volume, replica in its incarnation, complete, the count of its tail.
+pub(super) type Open = Vec<(VolumeId, ReplicaRef, bool, u64)>;
 
 /// Registers the node, and again whenever its open replicas change or the leader forgot it.
 /// `registered` tells that the masters know this process.
@@ -106,10 +108,11 @@ fn registration(identity: &Identity, revision: u64, open: &Open) -> v1::Register
         capacity_bytes: identity.capacity,
         replicas: open
             .iter()
-            .map(|(volume, replica, complete)| v1::RegisteredReplica {
+            .map(|(volume, replica, complete, tail)| v1::RegisteredReplica {
                 replica: Some(replica_ref_out(*replica)),
                 volume: id_bytes(volume.0),
                 complete: *complete,
+                tail: *tail,
             })
             .collect(),
     }
@@ -140,11 +143,35 @@ pub(super) async fn heartbeat(
         };
         match client.heartbeat(request).await {
             Ok(answer) if answer.register => forgotten.notify_one(),
-            Ok(_) => {}
+            Ok(answer) => hand_over(&volumes, answer.stands),
             Err(error) => tracing::debug!(%error, "a heartbeat was not answered"),
         }
         // Changes come in bursts; the next one waits a little for the others.
         let _urgent = tokio::time::timeout(HEARTBEAT, urgent.notified()).await;
+    }
+}
+
+/// Tells the volumes' tasks which replicas are to stand. What can't be told is asked for again.
+fn hand_over(volumes: &Registry, stands: Vec<v1::Stand>) {
+    for stand in stands {
+        let told = || -> Result<_, Malformed> {
+            let replica = stand.replica.clone().ok_or_else(|| Malformed("replica".into()))?;
+            Ok((volume_id(&stand.volume)?, replica_ref_in(replica)?, epoch(stand.epoch)?))
+        };
+        let (volume, replica, epoch) = match told() {
+            Ok(told) => told,
+            Err(error) => {
+                tracing::warn!(%error, "an order of the masters was dropped");
+                continue;
+            }
+        };
+        let Some(handle) = volumes.get(volume).filter(|handle| handle.replica == replica.id) else {
+            continue;
+        };
+        let order = Control::Stand { incarnation: replica.incarnation, epoch };
+        if let Err(error) = handle.control.try_send(order) {
+            tracing::warn!(%volume, %error, "a replica can't be asked to stand");
+        }
     }
 }
 
@@ -230,12 +257,14 @@ pub(super) async fn confirm_created(
     identity: Identity,
     volume: VolumeId,
     replica: ReplicaRef,
+    tail: TailId,
 ) -> Result<(), MasterError> {
     let request = v1::ConfirmReplicaRequest {
         node: id_bytes(identity.node.0),
         incarnation: identity.process,
         volume: id_bytes(volume.0),
         replica: Some(replica_ref_out(replica)),
+        tail: tail.count,
     };
     client.confirm_replica(request).await.map(drop)
 }

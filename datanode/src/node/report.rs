@@ -4,7 +4,7 @@ use sbk_engine::replication::view::{RoleView, View};
 use sbk_engine::types::{Config, Durability};
 use sbk_proto::v1;
 
-use crate::transport::convert::{id_bytes, replica_ref_out};
+use crate::transport::convert::{id_bytes, replica_ref_out, tail_out};
 use crate::volume::{RunState, VolumeStatus};
 
 /// How a replica is, in a word and a sentence.
@@ -66,6 +66,8 @@ pub(super) fn report(status: &VolumeStatus) -> Option<v1::ReplicaReport> {
         lacking: view.lacking.iter().map(|replica| id_bytes(replica.0)).collect(),
         lacking_ms: view.lacking_ms,
         promised: view.promised.iter().map(|replica| id_bytes(replica.0)).collect(),
+        tail: Some(tail_out(view.tail)),
+        stood: view.stood.map(|epoch| epoch.0),
     })
 }
 
@@ -73,7 +75,8 @@ pub(super) fn report(status: &VolumeStatus) -> Option<v1::ReplicaReport> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key {
     run: std::mem::Discriminant<RunState>,
-    open: Option<(sbk_engine::types::Incarnation, bool)>,
+    open: Option<(sbk_engine::types::Incarnation, bool, sbk_engine::types::TailId)>,
+    stood: Option<sbk_engine::types::Epoch>,
     role: Option<RoleView>,
     serving: bool,
     epoch: Option<sbk_engine::types::Epoch>,
@@ -87,6 +90,7 @@ impl Key {
             run: std::mem::discriminant(&status.run),
             open: status.open_as(),
             role: view.map(|view| view.role),
+            stood: view.and_then(|view| view.stood),
             serving: view.is_some_and(|view| view.serving),
             epoch: view.and_then(|view| view.config.as_ref()).map(|config| config.epoch),
             lacking: view.map(|view| view.lacking.clone()).unwrap_or_default(),

@@ -96,10 +96,10 @@ impl Drop for CloseOnDrop {
 fn merge(waiting: &mut Recover, newer: &Recover) -> bool {
     match (waiting, newer) {
         (
-            Recover::ToPrimary(ToPrimary::Ack { durable, recorded, promised }),
-            Recover::ToPrimary(ToPrimary::Ack { durable: d, recorded: r, promised: p }),
+            Recover::ToPrimary(ToPrimary::Ack { durable, written, recorded, promised }),
+            Recover::ToPrimary(ToPrimary::Ack { durable: d, written: w, recorded: r, promised: p }),
         ) => {
-            *durable = *d;
+            (*durable, *written) = (*d, *w);
             *recorded = *r;
             *promised = p.or(*promised);
             true
@@ -134,6 +134,7 @@ mod tests {
             durable: Lsn(durable),
             recorded: Some(Epoch(1)),
             promised: promised.map(Millis),
+            written: Lsn(durable),
         })
     }
 

@@ -86,8 +86,10 @@ pub type VerifyPlan = Box<dyn FnMut() -> Option<Result<RegionDigest, DiskError>>
 /// One replica's store, as its volume task drives it. Methods that return a `Result<(), _>` and
 /// take `&mut self` block until done and durable.
 pub trait Disk: Send + Sized + 'static {
-    /// A batch of the WAL: written and synced by running it.
+    /// A batch of the WAL: written, and synced if that was asked for, by running it.
     type Batch: Work;
+    /// A sync of batches that were only written.
+    type Sync: Work;
     /// A step of the checkpoint.
     type Checkpoint: Work;
 
@@ -111,8 +113,15 @@ pub trait Disk: Send + Sized + 'static {
 
     /// Adds entries to the log in memory; a batch makes them durable.
     fn append(&mut self, entries: Vec<WireEntry>) -> Result<(), DiskError>;
-    /// What was appended since the last batch, if there is any and no batch is out.
-    fn take_batch(&mut self) -> Option<Self::Batch>;
+    /// What was appended since the last batch, if there is any and no batch is out. Without `sync` it is
+    /// only written, and a [`Disk::Sync`] is to follow.
+    fn take_batch(&mut self, sync: bool) -> Option<Self::Batch>;
+    /// A sync of what was only written, if there is any and no sync is out.
+    fn take_sync(&mut self) -> Option<Self::Sync>;
+    /// Takes a sync's outcome back. Returns the log's durable end.
+    fn sync_done(&mut self, outcome: <Self::Sync as Work>::Outcome) -> Result<Lsn, DiskError>;
+    /// The end of what is in the WAL's file, synced or not.
+    fn written(&self) -> Lsn;
     /// Takes a batch's outcome back. Returns the log's durable end.
     fn batch_done(&mut self, outcome: <Self::Batch as Work>::Outcome) -> Result<Lsn, DiskError>;
 

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::ProposalId;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
-use sbk_engine::types::{Config, Incarnation, Lba, Lsn, ReplicaId, Wish};
+use sbk_engine::types::{Config, Epoch, Incarnation, Lba, Lsn, ReplicaId, Wish};
 use sbk_proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
@@ -90,6 +90,8 @@ pub enum Control {
     Wish(Wish),
     /// The node is about to stop: what is primary here is to be handed over.
     Resign,
+    /// The masters want the run `incarnation` to take over.
+    Stand { incarnation: Incarnation, epoch: Epoch },
     /// The masters deleted the volume, or took this replica off its list.
     Deleted,
     /// The masters' answer to a proposal of the run `incarnation`.

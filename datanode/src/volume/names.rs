@@ -37,6 +37,8 @@ pub(super) fn input(input: &Input) -> &'static str {
         Input::BaseSent { .. } => "base_sent",
         Input::BaseFailed { .. } => "base_failed",
         Input::Durable { .. } => "durable",
+        Input::Written { .. } => "written",
+        Input::Stand { .. } => "stand",
         Input::Checkpointed { .. } => "checkpointed",
         Input::StoreFailed { .. } => "store_failed",
         Input::Answered { .. } => "answered",
@@ -77,6 +79,7 @@ pub(super) fn output(output: &Output) -> &'static str {
 pub(super) fn ignored(reason: IgnoredReason) -> &'static str {
     match reason {
         IgnoredReason::WrongReplica => "wrong_replica",
+        IgnoredReason::Stood => "stood",
         IgnoredReason::StaleIncarnation => "stale_incarnation",
         IgnoredReason::StaleEpoch => "stale_epoch",
         IgnoredReason::KnownConfig => "known_config",

@@ -256,7 +256,10 @@ impl<O: OpenDisk> Runner<O> {
                 Control::Assignment(config) => self.shared.keep_config(&config),
                 Control::Wish(wish) => self.shared.keep_wish(wish),
                 Control::Resign => self.shared.resign(),
-                Control::Answered { .. } | Control::Open { .. } | Control::Verify { .. } => {}
+                Control::Answered { .. }
+                | Control::Stand { .. }
+                | Control::Open { .. }
+                | Control::Verify { .. } => {}
             },
         }
         false

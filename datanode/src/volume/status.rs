@@ -6,7 +6,7 @@ use std::sync::{Mutex, PoisonError};
 
 use sbk_engine::replication::trace::TraceEvent;
 use sbk_engine::replication::view::View;
-use sbk_engine::types::{Incarnation, Lsn, Millis, ReplicaId, VolumeId};
+use sbk_engine::types::{Incarnation, Lsn, Millis, ReplicaId, TailId, VolumeId};
 use serde::Serialize;
 
 /// Decisions kept for `/trace`; the oldest go first.
@@ -76,10 +76,10 @@ impl VolumeStatus {
         }
     }
 
-    /// The incarnation that runs, and whether its image is complete.
-    pub fn open_as(&self) -> Option<(Incarnation, bool)> {
+    /// The incarnation that runs, whether its image is complete, and its tail.
+    pub fn open_as(&self) -> Option<(Incarnation, bool, TailId)> {
         let view = self.view.as_ref().filter(|_| self.run == RunState::Running)?;
-        Some((view.me.incarnation, view.incomplete.is_none()))
+        Some((view.me.incarnation, view.incomplete.is_none(), view.tail))
     }
 }
 

@@ -106,6 +106,7 @@ pub(super) struct Running<D: Disk> {
     /// Feed messages that wait for room in the WAL.
     pub(super) stalled: VecDeque<PeerEvent>,
     batch: Option<JoinHandle<(u64, Outcome<D::Batch>)>>,
+    sync: Option<JoinHandle<(u64, Outcome<D::Sync>)>>,
     checkpoint: Option<JoinHandle<(u64, Outcome<D::Checkpoint>)>>,
     reads: JoinSet<Vec<DoneRead>>,
     pub(super) counted: BTreeMap<(&'static str, &'static str), u64>,
@@ -122,6 +123,7 @@ pub(super) struct Running<D: Disk> {
 enum Found<D: Disk> {
     Shutdown,
     Batch((u64, Outcome<D::Batch>)),
+    Synced((u64, Outcome<D::Sync>)),
     Checkpoint((u64, Outcome<D::Checkpoint>)),
     Read(Vec<DoneRead>),
     Peers(Vec<PeerEvent>),
@@ -169,6 +171,7 @@ impl<D: Disk> Running<D> {
             taken_bytes: 0,
             stalled: VecDeque::new(),
             batch: None,
+            sync: None,
             checkpoint: None,
             reads: JoinSet::new(),
             counted: BTreeMap::new(),
@@ -231,6 +234,7 @@ impl<D: Disk> Running<D> {
             match self.next(stop).await {
                 Found::Shutdown => return Ok(Exit::Shutdown),
                 Found::Batch((generation, outcome)) => self.batch_done(generation, outcome)?,
+                Found::Synced((generation, outcome)) => self.synced(generation, outcome)?,
                 Found::Checkpoint((generation, outcome)) => {
                     self.checkpoint_done(generation, outcome)?;
                 }
@@ -265,13 +269,15 @@ impl<D: Disk> Running<D> {
         let room = !self.disk.wal_full();
         let take_clients = room && self.clients.has_room();
         let take_peers = self.stalled.len() < MAX_STALLED;
-        let Self { batch, checkpoint, reads, inlets, clients, base_reads_in, timer, .. } = self;
+        let Self { batch, sync, checkpoint, reads, inlets, clients, base_reads_in, timer, .. } =
+            self;
         let mut events = Vec::new();
         let mut taken = Vec::new();
         tokio::select! {
             biased;
             () = stop.cancelled() => Found::Shutdown,
             done = joined(batch) => Found::Batch(done),
+            done = joined(sync) => Found::Synced(done),
             done = joined(checkpoint) => Found::Checkpoint(done),
             Some(done) = reads.join_next() => {
                 Found::Read(done.expect("a read neither panics nor is cancelled"))
@@ -311,11 +317,19 @@ impl<D: Disk> Running<D> {
 
     /// Hands the store's waiting work to threads that may block.
     fn start_work(&mut self) {
+        // Where a write counts once it is in the file, its sync runs beside the next ones.
+        let sync = !self.replica.acks_written();
         if self.batch.is_none()
-            && let Some(batch) = self.disk.take_batch()
+            && let Some(batch) = self.disk.take_batch(sync)
         {
             let generation = self.replica.generation();
             self.batch = Some(tokio::task::spawn_blocking(move || (generation, batch.run())));
+        }
+        if self.sync.is_none()
+            && let Some(sync) = self.disk.take_sync()
+        {
+            let generation = self.replica.generation();
+            self.sync = Some(tokio::task::spawn_blocking(move || (generation, sync.run())));
         }
         if self.checkpoint.is_none() {
             let urgent = self.disk.wal_full();
@@ -336,9 +350,27 @@ impl<D: Disk> Running<D> {
 
     fn batch_done(&mut self, generation: u64, outcome: Outcome<D::Batch>) -> Result<(), DiskError> {
         self.batch = None;
-        self.durable = self.disk.batch_done(outcome)?;
-        self.inbox.push_back(Input::Durable { generation, lsn: self.durable });
+        let durable = self.disk.batch_done(outcome)?;
+        let lsn = self.disk.written();
+        if lsn > durable {
+            self.inbox.push_back(Input::Written { generation, lsn });
+        }
+        self.note_durable(generation, durable);
         Ok(())
+    }
+
+    fn synced(&mut self, generation: u64, outcome: Outcome<D::Sync>) -> Result<(), DiskError> {
+        self.sync = None;
+        let durable = self.disk.sync_done(outcome)?;
+        self.note_durable(generation, durable);
+        Ok(())
+    }
+
+    fn note_durable(&mut self, generation: u64, durable: Lsn) {
+        if durable != self.durable {
+            self.durable = durable;
+            self.inbox.push_back(Input::Durable { generation, lsn: durable });
+        }
     }
 
     fn checkpoint_done(
@@ -372,6 +404,10 @@ impl<D: Disk> Running<D> {
             let (generation, outcome) = joined(&mut self.batch).await;
             self.batch_done(generation, outcome)?;
         }
+        if self.sync.is_some() {
+            let (generation, outcome) = joined(&mut self.sync).await;
+            self.synced(generation, outcome)?;
+        }
         if self.checkpoint.is_some() {
             let (generation, outcome) = joined(&mut self.checkpoint).await;
             self.checkpoint_done(generation, outcome)?;
@@ -386,6 +422,13 @@ impl<D: Disk> Running<D> {
             self.batch = None;
             if let Err(error) = self.disk.batch_done(outcome) {
                 tracing::warn!(volume = %self.volume, %error, "the last batch failed");
+            }
+        }
+        if self.sync.is_some() {
+            let (_, outcome) = joined(&mut self.sync).await;
+            self.sync = None;
+            if let Err(error) = self.disk.sync_done(outcome) {
+                tracing::warn!(volume = %self.volume, %error, "the last sync failed");
             }
         }
         if self.checkpoint.is_some() {
@@ -433,6 +476,11 @@ impl<D: Disk> Running<D> {
             Control::Resign => {
                 self.shared.resign();
                 self.inbox.push_back(Input::Resign);
+            }
+            Control::Stand { incarnation, epoch } => {
+                if incarnation == self.me.incarnation {
+                    self.inbox.push_back(Input::Stand { epoch });
+                }
             }
             Control::Deleted => {
                 self.deleted = true;

@@ -1,7 +1,7 @@
 //! Making entries durable, many with one write and one sync.
 
 use sbk_engine::types::Lsn;
-use sbk_wal::{Append, Appended, Marks, Record};
+use sbk_wal::{Append, Appended, Marks, Record, Sync, Synced};
 
 use super::core::Store;
 use super::error::StoreError;
@@ -10,9 +10,17 @@ use crate::entry::{CANONICAL_HEADER, canonical};
 /// Most entries of one batch: two buffers each fit one vectored write.
 const BATCH_ENTRIES: usize = 500;
 
-/// Entries on their way to the WAL: one write, one sync.
+/// Entries on their way to the WAL: one write, and one sync unless a [`WalSync`] is to follow.
 #[derive(Debug)]
 pub struct WalBatch(Append);
+
+/// A sync of batches that were only written.
+#[derive(Debug)]
+pub struct WalSync(Sync);
+
+/// What came of a [`WalSync`].
+#[derive(Debug)]
+pub struct SyncResult(Synced);
 
 /// What came of a [`WalBatch`].
 #[derive(Debug)]
@@ -22,6 +30,32 @@ impl WalBatch {
     /// Writes and syncs. Blocks.
     pub fn run(self) -> BatchResult {
         BatchResult(self.0.run())
+    }
+
+    /// Writes, and leaves the sync to a [`WalSync`]. Blocks.
+    pub fn write_only(self) -> BatchResult {
+        BatchResult(self.0.write_only())
+    }
+}
+
+impl BatchResult {
+    /// Whether it failed: what was written before may be gone.
+    pub fn failed(&self) -> bool {
+        self.0.failed()
+    }
+}
+
+impl WalSync {
+    /// Syncs. Blocks.
+    pub fn run(self) -> SyncResult {
+        SyncResult(self.0.run())
+    }
+}
+
+impl SyncResult {
+    /// Whether it failed: what was written before may be gone.
+    pub fn failed(&self) -> bool {
+        self.0.failed()
     }
 }
 
@@ -75,6 +109,30 @@ impl Store {
         self.batching = false;
         self.check()?;
         let end = self.log.append_done(result.0).map_err(|e| self.fail(e.into()))?;
+        Ok(self.durable_to(end))
+    }
+
+    /// Everything up to here is in the WAL's file, synced or not.
+    pub fn written(&self) -> Lsn {
+        Lsn(self.log.written())
+    }
+
+    /// A sync of what was only written, if there is any and no sync is out. May run while a batch does.
+    pub fn take_sync(&mut self) -> Option<WalSync> {
+        if self.failed.is_some() {
+            return None;
+        }
+        self.log.plan_sync().map(WalSync)
+    }
+
+    /// Takes a sync's outcome back. Returns the log's durable end. After an error the store has failed.
+    pub fn sync_done(&mut self, result: SyncResult) -> Result<Lsn, StoreError> {
+        self.check()?;
+        let end = self.log.sync_done(result.0).map_err(|e| self.fail(e.into()))?;
+        Ok(self.durable_to(end))
+    }
+
+    fn durable_to(&mut self, end: u64) -> Lsn {
         // The table tells of durable entries only.
         for entry in self.entries.from(self.durable.next()) {
             if entry.header.lsn.0 > end {
@@ -84,6 +142,6 @@ impl Store {
         }
         self.durable = Lsn(end);
         self.entries.trim(self.durable, self.checkpoint);
-        Ok(self.durable)
+        self.durable
     }
 }

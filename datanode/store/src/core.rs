@@ -272,12 +272,13 @@ impl Store {
         assert!(!self.batching && !self.checkpointing, "a cut waits for what is out");
         assert!(end >= self.committed(), "a cut to {end} below committed {}", self.committed());
         assert!(end >= self.checkpoint, "a cut to {end} below checkpoint {}", self.checkpoint);
-        if end < self.durable {
+        if end < self.written() {
             self.superblock.cut = (!on(Bug::CutNotMarked)).then_some(end);
             self.superblock.kept.table = self.superblock.kept.table.up_to(end);
-            self.durable = end;
+            self.durable = self.durable.min(end);
             self.write_superblock()?;
             self.log.truncate(end.0).map_err(|e| self.fail(e.into()))?;
+            self.durable = end;
         }
         self.told_committed = self.told_committed.min(end);
         self.entries.truncate(end);
@@ -384,6 +385,9 @@ impl Store {
     pub fn close_clean(mut self) -> Result<(), StoreError> {
         self.check()?;
         assert!(!self.batching && !self.checkpointing, "closing waits for what is out");
+        if let Some(sync) = self.take_sync() {
+            self.sync_done(sync.run())?;
+        }
         self.superblock.clean = true;
         self.write_superblock()?;
         self.superblock_file.sync().map_err(StoreError::from)

@@ -28,6 +28,7 @@ mod map;
 mod open;
 mod read;
 mod superblock;
+mod tails;
 
 use std::ops::Range;
 
@@ -35,7 +36,7 @@ use sbk_engine::replication::log::{EntryHeader, EntryKind};
 use sbk_engine::types::REGION_BLOCKS;
 
 pub use self::allocation::{AllocationPlan, Run};
-pub use self::batch::{BatchResult, WalBatch};
+pub use self::batch::{BatchResult, SyncResult, WalBatch, WalSync};
 pub use self::checkpoint::{CheckpointDone, CheckpointPlan};
 pub use self::committed::CommittedReadPlan;
 pub use self::core::{Pressure, Store};
@@ -46,6 +47,7 @@ pub use self::feed::{LogEntry, LogReadPlan};
 pub use self::open::{CreateSpec, StoreOptions};
 pub use self::read::ReadPlan;
 pub use self::superblock::Identity;
+pub use self::tails::Tails;
 
 /// The blocks that an entry changes in a volume of `blocks` blocks, and whether it brings data for
 /// them; otherwise they become zeros. A volume that shrinks loses what lies behind its new end.

@@ -6,7 +6,7 @@ use std::sync::Arc;
 
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{EpochTable, LogState};
-use sbk_engine::types::{BootId, Epoch, Incarnation, LossGeneration, Lsn, ReplicaRef};
+use sbk_engine::types::{Epoch, Incarnation, LossGeneration, Lsn, ReplicaRef, TailId};
 use sbk_wal::{Expect, Get, Log, LogOptions, Place, Put, ReadRecord, Slots, Storage};
 
 use super::codec;
@@ -181,7 +181,7 @@ impl Store {
         storage: &Arc<dyn Storage>,
         identity: Identity,
         incarnation: Incarnation,
-        boot: BootId,
+        tail: TailId,
         options: StoreOptions,
     ) -> Result<(Self, Opened), StoreError> {
         let (superblock_file, mut superblock) = open_superblock(storage)?;
@@ -194,7 +194,7 @@ impl Store {
         let me = ReplicaRef { id: identity.replica, incarnation };
         let files = Files { superblock_file, superblock, state_file, image };
         if files.superblock.kept.incomplete.is_some() {
-            return Self::open_blank(storage, files, me, boot, options);
+            return Self::open_blank(storage, files, me, tail, options);
         }
         let checkpoint = files.superblock.checkpoint;
         if as_of < checkpoint {
@@ -204,7 +204,7 @@ impl Store {
             });
         }
         let found = Found::scan(storage, &files, as_of, &options)?;
-        let (store, opened) = found.build(storage, files, (state, as_of), me, boot, options)?;
+        let (store, opened) = found.build(storage, files, (state, as_of), me, tail, options)?;
         tracing::info!(
             volume = %identity.volume, replica = %identity.replica, clean,
             durable = %opened.durable, committed = %opened.committed,
@@ -219,7 +219,7 @@ impl Store {
         storage: &Arc<dyn Storage>,
         files: Files,
         me: ReplicaRef,
-        boot: BootId,
+        tail: TailId,
         options: StoreOptions,
     ) -> Result<(Self, Opened), StoreError> {
         let identity = files.superblock.identity;
@@ -234,7 +234,7 @@ impl Store {
         let opened = Opened {
             volume: identity.volume,
             me,
-            boot,
+            tail,
             kept: files.superblock.kept.clone(),
             durable: Lsn(0),
             committed: Lsn(0),
@@ -378,7 +378,7 @@ impl Found {
         mut files: Files,
         (state, as_of): (LogState, Lsn),
         me: ReplicaRef,
-        boot: BootId,
+        tail: TailId,
         options: StoreOptions,
     ) -> Result<(Store, Opened), StoreError> {
         let Self { log, mut entries, end, committed, regions } = self;
@@ -421,7 +421,7 @@ impl Found {
         let opened = Opened {
             volume: block.identity.volume,
             me,
-            boot,
+            tail,
             kept: block.kept.clone(),
             durable: end,
             committed,

@@ -3,10 +3,10 @@
 use std::path::Path;
 
 use sbk_engine::bugs::{Bug, on};
-use sbk_engine::replication::io::Kept;
+use sbk_engine::replication::io::{Kept, Stood};
 use sbk_engine::replication::log::EpochTable;
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
-use sbk_engine::types::{Epoch, LossGeneration, Lsn, ReplicaId, VolumeId};
+use sbk_engine::types::{BootId, Epoch, LossGeneration, Lsn, ReplicaId, TailId, VolumeId};
 use sbk_wal::{Get, Owner, Put};
 use uuid::Uuid;
 
@@ -78,6 +78,7 @@ pub(super) const MAX_EPOCHS: usize = 240;
 const CLEAN: u32 = 1;
 const INCOMPLETE: u32 = 2;
 const CUT: u32 = 4;
+const STOOD: u32 = 8;
 
 impl Superblock {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -88,6 +89,7 @@ impl Superblock {
         flags |= if self.clean { CLEAN } else { 0 };
         flags |= if incomplete.is_some() { INCOMPLETE } else { 0 };
         flags |= if self.cut.is_some() { CUT } else { 0 };
+        flags |= if self.kept.stood.is_some() { STOOD } else { 0 };
         out.u64(self.blocks)
             .u32(flags)
             .u64(self.kept.fenced.0)
@@ -101,6 +103,9 @@ impl Superblock {
         if let Some(mark) = &incomplete {
             out.u64(mark.session.epoch.0).u64(mark.session.number);
             out.u64(mark.from.0).u64(mark.base.0).u64(mark.target.0);
+        }
+        if let Some(stood) = &self.kept.stood {
+            out.u64(stood.epoch.0).bytes(stood.tail.boot.0.as_bytes()).u64(stood.tail.count);
         }
         let pairs = self.kept.table.pairs();
         out.u32(pairs.len() as u32);
@@ -128,12 +133,19 @@ impl Superblock {
         } else {
             None
         };
+        let stood = if flags & STOOD != 0 {
+            let epoch = Epoch(get.u64()?);
+            let boot = BootId(Uuid::from_bytes(get.array()?));
+            Some(Stood { epoch, tail: TailId { boot, count: get.u64()? } })
+        } else {
+            None
+        };
         let mut pairs = Vec::new();
         for _ in 0..get.u32()? {
             pairs.push((Epoch(get.u64()?), Lsn(get.u64()?)));
         }
-        let kept =
-            Kept { fenced, table: EpochTable::from_pairs(pairs)?, incomplete, loss_generation };
+        let table = EpochTable::from_pairs(pairs)?;
+        let kept = Kept { fenced, table, incomplete, loss_generation, stood };
         let clean = flags & CLEAN != 0;
         Some(Self { identity, blocks, kept, checkpoint, durable, committed, cut, clean })
     }
@@ -159,6 +171,10 @@ mod tests {
                 table: EpochTable::from_pairs(pairs).expect("ascending"),
                 incomplete: Some(mark),
                 loss_generation: LossGeneration(3),
+                stood: Some(Stood {
+                    epoch: Epoch(299),
+                    tail: TailId { boot: BootId(Uuid::from_u128(3)), count: 4 },
+                }),
             },
             checkpoint: Lsn(1),
             durable: Lsn(3),

@@ -76,7 +76,7 @@ impl NodeService for Masters {
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
         let register = self.heard.borrow().registered.is_none();
         self.heard.send_modify(|heard| heard.heartbeat = Some(request.into_inner()));
-        Ok(Response::new(v1::HeartbeatResponse { register, term: 1 }))
+        Ok(Response::new(v1::HeartbeatResponse { register, term: 1, stands: Vec::new() }))
     }
 
     type WatchAssignmentsStream = ReceiverStream<Result<v1::AssignmentUpdate, Status>>;

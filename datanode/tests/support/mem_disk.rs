@@ -15,7 +15,8 @@ use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{BlockRange, EntryKind, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{
-    BLOCK_SIZE, BootId, Incarnation, Lba, Lsn, REGION_BLOCKS, ReplicaId, ReplicaRef, VolumeId,
+    BLOCK_SIZE, BootId, Incarnation, Lba, Lsn, REGION_BLOCKS, ReplicaId, ReplicaRef, TailId,
+    VolumeId,
 };
 use sbk_store::Run;
 
@@ -123,7 +124,7 @@ impl OpenDisk for MemStore {
         let opened = Opened {
             volume: self.volume,
             me: ReplicaRef { id: self.replica, incarnation },
-            boot: BootId(uuid::Uuid::from_u128(1)),
+            tail: TailId { boot: BootId(uuid::Uuid::from_u128(1)), count: 0 },
             kept: disk.kept.clone(),
             durable: disk.durable,
             committed: disk.committed,
@@ -245,6 +246,7 @@ impl MemDisk {
 
 impl Disk for MemDisk {
     type Batch = Batch;
+    type Sync = Batch;
     type Checkpoint = Checkpoint;
 
     fn persist(&mut self, kept: &Kept) -> Result<(), DiskError> {
@@ -317,12 +319,25 @@ impl Disk for MemDisk {
         Ok(())
     }
 
-    fn take_batch(&mut self) -> Option<Batch> {
+    fn take_batch(&mut self, _sync: bool) -> Option<Batch> {
         if self.batch_out || self.pending.is_empty() {
             return None;
         }
         self.batch_out = true;
         Some(Batch(Arc::clone(&self.platter), self.pending.clone(), self.committed))
+    }
+
+    /// Every batch is synced.
+    fn take_sync(&mut self) -> Option<Batch> {
+        None
+    }
+
+    fn sync_done(&mut self, outcome: Result<Lsn, DiskError>) -> Result<Lsn, DiskError> {
+        outcome
+    }
+
+    fn written(&self) -> Lsn {
+        Lsn(0)
     }
 
     fn batch_done(&mut self, outcome: Result<Lsn, DiskError>) -> Result<Lsn, DiskError> {

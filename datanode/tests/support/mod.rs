@@ -158,6 +158,7 @@ impl Cluster {
             blocks,
             loss_generation: LossGeneration(0),
             handed_over_by: None,
+            tails: std::collections::BTreeMap::new(),
         }));
         let nodes: Arc<Mutex<BTreeMap<ReplicaId, Node>>> = Arc::default();
         let (proposals, orders) = mpsc::channel(16);

@@ -60,6 +60,8 @@ impl Process {
         let child = Command::new(env!("CARGO_BIN_EXE_sbk-datanode"))
             .arg("--data-dir")
             .arg(dir)
+            .arg("--runtime-dir")
+            .arg(dir.with_extension("run"))
             .args(["--masters", &masters.to_string(), "--listen", &grpc.to_string()])
             .args(["--http", &http.to_string(), "--nbd", &nbd.to_string()])
             // Small segments, so that directories are copied quickly.
@@ -176,6 +178,7 @@ impl Scene {
                 blocks: BLOCKS,
                 loss_generation: 0,
                 handed_over_by: None,
+                tails: Vec::new(),
             }),
             ..Default::default()
         }

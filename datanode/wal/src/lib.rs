@@ -42,7 +42,7 @@ pub use crc::{Crc, crc32c};
 pub use error::{LogError, SlotError};
 pub use files::Files;
 pub use frame::{FRAME_HEADER, Marks, SECTOR};
-pub use log::{Append, Appended, Located, Log, LogOptions, Place, Record};
+pub use log::{Append, Appended, Located, Log, LogOptions, Place, Record, Sync, Synced};
 pub use manage::{Housekeeping, Housekept};
 pub use memory::{Fault, Memory, OpKind};
 pub use reader::{LogReader, ReadRecord};

@@ -2,7 +2,7 @@
 
 use std::collections::VecDeque;
 use std::ops::Range;
-use std::sync::{Arc, OnceLock};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError};
 
 use bytes::Bytes;
 
@@ -104,6 +104,11 @@ pub struct Log {
     pub(crate) chain: u32,
     pub(crate) next_index: u64,
     pub(crate) in_flight: bool,
+    /// The last index that was written, and the last that is durable.
+    pub(crate) written: u64,
+    pub(crate) durable: u64,
+    pub(crate) syncing: bool,
+    pub(crate) syncs: Arc<Syncs>,
     /// Segments that the log let go and whose files are still there.
     pub(crate) released: Vec<Piece>,
     /// Files that are no part of the log.
@@ -113,15 +118,20 @@ pub struct Log {
     pub(crate) failed: bool,
 }
 
-/// A write to the log: one vectored write and one sync.
+/// A write to the log: one vectored write, and one sync unless that is left to a [`Sync`].
 #[derive(Debug)]
 pub struct Append {
+    syncs: Arc<Syncs>,
+    /// The segment before, if this begins another and that one is not durable yet.
+    before: Option<Arc<Segment>>,
     segment: Arc<Segment>,
     fresh: Option<Fresh>,
     offset: u64,
     heads: Vec<u8>,
     parts: Vec<(Range<usize>, Bytes)>,
     last: u64,
+    /// What is durable once its segment has a file.
+    durable: u64,
 }
 
 /// A segment file that has to be made first.
@@ -135,6 +145,46 @@ struct Fresh {
 /// What came of an [`Append`].
 #[derive(Debug)]
 pub struct Appended {
+    result: Result<(), LogError>,
+    last: u64,
+    /// Everything up to here is durable.
+    durable: u64,
+}
+
+/// Whether a sync of the log failed. One at a time: the system tells of lost data once, to whoever
+/// syncs first, and whoever came next would take the data for durable. [A segment was begun behind
+/// one whose end was lost.]
+#[derive(Debug, Default)]
+pub(crate) struct Syncs(Mutex<bool>);
+
+impl Syncs {
+    fn sync(&self, segment: &Segment) -> Result<(), LogError> {
+        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+        if bug!(IgnoreFailedSync) {
+            let _ignored = segment.file().sync();
+            return Ok(());
+        }
+        if *failed {
+            return Err(LogError::Failed);
+        }
+        segment.file().sync().map_err(|error| {
+            *failed = true;
+            segment.error("sync", error)
+        })
+    }
+}
+
+/// A sync of what was written.
+#[derive(Debug)]
+pub struct Sync {
+    syncs: Arc<Syncs>,
+    segment: Arc<Segment>,
+    last: u64,
+}
+
+/// What came of a [`Sync`].
+#[derive(Debug)]
+pub struct Synced {
     result: Result<(), LogError>,
     last: u64,
 }
@@ -160,6 +210,10 @@ impl Log {
             chain: 0,
             next_index: first,
             in_flight: false,
+            written: first.saturating_sub(1),
+            durable: first.saturating_sub(1),
+            syncing: false,
+            syncs: Arc::default(),
             released: Vec::new(),
             garbage: Vec::new(),
             housekeeping_in_flight: false,
@@ -207,7 +261,11 @@ impl Log {
         assert!(!self.in_flight, "one append at a time");
         let mut records = records.into_iter().peekable();
         let first = records.peek().expect("an append has records").frame_len();
+        let unsynced = self.pieces.back().filter(|_| self.written > self.durable);
+        let before = unsynced.map(|piece| Arc::clone(&piece.segment));
         let fresh = self.room(first);
+        // A segment is begun only after all before it is durable.
+        let before = before.filter(|_| fresh.is_some());
         let piece = self.pieces.back().expect("room was made");
         let (start, segment) = (piece.end, Arc::clone(&piece.segment));
         let limit = self.options.segment_bytes.min(start + self.options.batch_bytes);
@@ -233,7 +291,11 @@ impl Log {
         self.pieces.back_mut().expect("room was made").end = packed.end;
         self.in_flight = true;
         let Packed { heads, parts, .. } = packed;
-        Ok((Append { segment, fresh, offset, heads, parts, last: self.next_index - 1 }, places))
+        let (last, durable) = (self.next_index - 1, self.durable);
+        let durable = if fresh.is_some() { self.written } else { durable };
+        let syncs = Arc::clone(&self.syncs);
+        let append = Append { syncs, before, segment, fresh, offset, heads, parts, last, durable };
+        Ok((append, places))
     }
 
     /// Adds a frame that ends at `end`.
@@ -307,12 +369,54 @@ impl Log {
     pub fn append_done(&mut self, done: Appended) -> Result<u64, LogError> {
         self.in_flight = false;
         match done.result {
-            Ok(()) => Ok(done.last),
+            Ok(()) => {
+                self.written = done.last;
+                self.durable = self.durable.max(done.durable);
+                Ok(self.durable)
+            }
             Err(error) => {
                 self.failed = true;
                 Err(error)
             }
         }
+    }
+
+    /// The last index that was written, durable or not.
+    pub fn written(&self) -> u64 {
+        self.written
+    }
+
+    /// A sync of what is written and not durable, if there is any and no sync is out. It may run while
+    /// an append does.
+    pub fn plan_sync(&mut self) -> Option<Sync> {
+        if self.syncing || self.failed || self.written <= self.durable {
+            return None;
+        }
+        // All before the segment with the last record is durable.
+        let holds = |piece: &&Piece| piece.segment.first() <= self.written;
+        let segment = Arc::clone(&self.pieces.iter().rev().find(holds)?.segment);
+        self.syncing = true;
+        Some(Sync { syncs: Arc::clone(&self.syncs), segment, last: self.written })
+    }
+
+    /// Takes a sync's outcome back. Returns the last durable index.
+    pub fn sync_done(&mut self, done: Synced) -> Result<u64, LogError> {
+        self.syncing = false;
+        match done.result {
+            Ok(()) => {
+                self.durable = self.durable.max(done.last);
+                Ok(self.durable)
+            }
+            Err(error) => {
+                self.failed = true;
+                Err(error)
+            }
+        }
+    }
+
+    /// All that is in the log is durable up to `end`, its last record.
+    pub(crate) fn ends_durably(&mut self, end: u64) {
+        (self.written, self.durable) = (end, end);
     }
 
     pub(crate) fn check(&self) -> Result<(), LogError> {
@@ -328,10 +432,19 @@ impl Append {
 
     /// Writes and syncs. Blocks.
     pub fn run(self) -> Appended {
-        Appended { result: self.write(), last: self.last }
+        let result = self.write().and_then(|()| self.syncs.sync(&self.segment));
+        Appended { result, last: self.last, durable: self.last }
+    }
+
+    /// Writes; a [`Sync`] makes it durable. Blocks.
+    pub fn write_only(self) -> Appended {
+        Appended { result: self.write(), last: self.last, durable: self.durable }
     }
 
     fn write(&self) -> Result<(), LogError> {
+        if let Some(before) = &self.before {
+            self.syncs.sync(before)?;
+        }
         let segment = &*self.segment;
         if let Some(fresh) = &self.fresh {
             let file = fresh.make(segment)?;
@@ -343,11 +456,28 @@ impl Append {
             bufs.push(payload);
         }
         let file = &**segment.file();
-        write_all(file, &bufs, self.offset).map_err(|e| segment.error("write", e))?;
-        match file.sync() {
-            Err(error) if !bug!(IgnoreFailedSync) => Err(segment.error("sync", error)),
-            Ok(()) | Err(_) => Ok(()),
-        }
+        write_all(file, &bufs, self.offset).map_err(|e| segment.error("write", e))
+    }
+}
+
+impl Appended {
+    /// Whether it failed.
+    pub fn failed(&self) -> bool {
+        self.result.is_err()
+    }
+}
+
+impl Sync {
+    /// Syncs. Blocks.
+    pub fn run(self) -> Synced {
+        Synced { result: self.syncs.sync(&self.segment), last: self.last }
+    }
+}
+
+impl Synced {
+    /// Whether it failed.
+    pub fn failed(&self) -> bool {
+        self.result.is_err()
     }
 }
 

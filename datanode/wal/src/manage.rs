@@ -102,7 +102,7 @@ impl Log {
     /// If an append is in flight or the log begins above `end + 1`.
     pub fn truncate(&mut self, end: u64) -> Result<(), LogError> {
         self.check()?;
-        assert!(!self.in_flight, "an append is in flight");
+        assert!(!self.in_flight && !self.syncing, "an append or a sync is in flight");
         if end + 1 >= self.next_index {
             return Ok(());
         }
@@ -128,6 +128,7 @@ impl Log {
             self.clear_tail()?;
         }
         self.next_index = end + 1;
+        self.ends_durably(end);
         self.failed = false;
         Ok(())
     }
@@ -141,7 +142,7 @@ impl Log {
     /// If an append is in flight.
     pub fn reset(&mut self, first: u64) -> Result<(), LogError> {
         self.check()?;
-        assert!(!self.in_flight, "an append is in flight");
+        assert!(!self.in_flight && !self.syncing, "an append or a sync is in flight");
         self.failed = true;
         let storage = &*self.storage;
         let (segments, spares) = list(storage, &self.dir)?;
@@ -156,6 +157,7 @@ impl Log {
         self.garbage.clear();
         storage.sync_dir(&self.dir).map_err(|e| io_error(storage, &self.dir, "sync", e))?;
         self.next_index = first;
+        self.ends_durably(first.saturating_sub(1));
         self.failed = false;
         Ok(())
     }

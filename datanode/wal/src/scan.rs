@@ -102,6 +102,7 @@ impl Log {
         let committed = scan.marks.committed;
         let moved = if bug!(TrustPageCache) { Vec::new() } else { log.secure(&scan)? };
         log.remove_garbage()?;
+        log.ends_durably(end);
         Ok((log, Opened { end, committed, recorded, moved, notes }))
     }
 

@@ -10,7 +10,7 @@ use super::placement;
 use super::refusal::Refusal;
 use super::state::{
     Assignment, ClusterId, MAX_NODES, MAX_REGISTERED_REPLICAS, MAX_VOLUMES, RegisteredReplica,
-    Registration, Replica, State, Tombstone, Volume, Wish,
+    Registration, Replica, State, Tombstone, Volume, Wish, WriteAck,
 };
 use crate::types::{Epoch, LossGeneration, NodeId, ReplicaId, ReplicaRef, VolumeId};
 
@@ -46,14 +46,17 @@ impl State {
             Command::CreateVolume { volume, request, placement, overcommit_percent } => {
                 self.create(*volume, request, placement, *overcommit_percent)
             }
-            Command::ConfirmReplica { node, process, volume, replica } => {
-                self.confirm(*node, *process, *volume, *replica)
+            Command::ConfirmReplica { node, process, volume, replica, tail } => {
+                self.confirm(*node, *process, *volume, *replica, *tail)
             }
             Command::ProposeIsr { volume, expect_epoch, primary, change } => {
                 self.propose_isr(*volume, *expect_epoch, *primary, change)
             }
-            Command::Failover { volume, expect_epoch, primary, isr } => {
-                self.failover(*volume, *expect_epoch, *primary, isr)
+            Command::Failover { volume, expect_epoch, primary, isr, stood } => {
+                self.failover(*volume, *expect_epoch, *primary, isr, *stood)
+            }
+            Command::Salvage { volume, expect_epoch, primary, missing } => {
+                self.salvage(*volume, *expect_epoch, *primary, missing)
             }
             Command::Recover { volume, expect_epoch, primary, given_up } => {
                 self.recover(*volume, *expect_epoch, *primary, given_up)
@@ -210,6 +213,7 @@ impl State {
         process: u64,
         volume: VolumeId,
         replica: ReplicaRef,
+        tail: u64,
     ) -> Response {
         let registration = self.speaker(node, process)?;
         let listed = self.live(volume)?.replicas.get(&replica.id).filter(|r| r.node == node);
@@ -233,17 +237,17 @@ impl State {
                 registered: known,
             });
         }
-        self.record_confirmed(node, volume, replica);
+        self.record_confirmed(node, volume, replica, tail);
         Ok(Accepted::Confirmed)
     }
 
-    fn record_confirmed(&mut self, node: NodeId, volume: VolumeId, replica: ReplicaRef) {
+    fn record_confirmed(&mut self, node: NodeId, volume: VolumeId, replica: ReplicaRef, tail: u64) {
         let incarnation = replica.incarnation;
         let registration = self.nodes.get_mut(&node).expect("checked: the node is registered");
         match registration.replicas.get_mut(&replica.id) {
-            Some(known) => known.incarnation = incarnation,
+            Some(known) => (known.incarnation, known.tail) = (incarnation, tail),
             None => {
-                let entry = RegisteredReplica { volume, incarnation, complete: true };
+                let entry = RegisteredReplica { volume, incarnation, complete: true, tail };
                 registration.replicas.insert(replica.id, entry);
             }
         }
@@ -283,6 +287,9 @@ impl State {
             (self.primaries_on(node), self.committed_bytes(node), node)
         };
         let Some(primary) = ready.iter().copied().min_by_key(load) else { return };
+        let written = volume.spec.write_ack == WriteAck::Written;
+        let tails = ready.iter().filter(|_| written);
+        let tails = tails.filter_map(|r| Some((r.id, self.tail(id, r.id)?))).collect();
         let assignment = Assignment {
             epoch: Epoch(1),
             primary,
@@ -291,6 +298,8 @@ impl State {
             members: confirmed,
             loss_generation: LossGeneration(0),
             handed_over_by: None,
+            tails,
+            missing: BTreeSet::new(),
         };
         let revision = self.bump();
         let volume = self.volumes.get_mut(&id).expect("found above");

@@ -7,12 +7,25 @@ use super::refusal::Refusal;
 use super::state::{Assignment, Durability, State};
 use crate::bugs::{Bug, on};
 use crate::replication::io::IsrChange;
-use crate::types::{Epoch, ReplicaId, ReplicaRef, VolumeId};
+use crate::types::{Epoch, ReplicaId, ReplicaRef, TailId, VolumeId};
 
 impl State {
     /// The replica in the incarnation that may be made primary without a loss, if it is in sync.
     pub fn promotable(&self, volume: VolumeId, replica: ReplicaId) -> Result<ReplicaRef, Refusal> {
-        self.complete(volume, replica)
+        let run = self.complete(volume, replica)?;
+        match self.has_kept(volume, replica) {
+            true => Ok(run),
+            false => Err(Refusal::TailLost { replica }),
+        }
+    }
+
+    /// Whether an in-sync replica has, as far as its node registered it, all that it acknowledged:
+    /// with written acknowledgements a power cut may have taken some.
+    pub fn has_kept(&self, volume: VolumeId, replica: ReplicaId) -> bool {
+        let Some(live) = self.volumes.get(&volume) else { return false };
+        let listed = live.assignment.as_ref().and_then(|a| a.tails.get(&replica));
+        on(Bug::TrustNewTail)
+            || listed.is_none_or(|listed| self.tail(volume, replica) == Some(*listed))
     }
 
     /// The replica in the incarnation that it is registered with: listed, confirmed, and registered
@@ -70,6 +83,11 @@ impl State {
         if !on(Bug::ProposalOfEndedRun) {
             self.check_run(volume, primary)?;
         }
+        let joined = match change {
+            IsrChange::Join { replica } => self.tail(volume, replica.id).map(|t| (replica.id, t)),
+            _ => None,
+        };
+        let joined = joined.filter(|_| self.acks_written(volume));
         let isr = match change {
             IsrChange::Leave { replica } => self.without(volume, assignment, *replica)?,
             IsrChange::Join { replica } => self.with(volume, assignment, *replica)?,
@@ -80,7 +98,13 @@ impl State {
         if let IsrChange::Join { replica } = change {
             self.mark_complete(volume, replica.id);
         }
-        self.mint(volume, |assignment| assignment.isr = isr)
+        self.mint(volume, |assignment| {
+            assignment.isr = isr;
+            assignment.tails.extend(joined);
+            if let Some((replica, _)) = joined {
+                assignment.missing.remove(&replica);
+            }
+        })
     }
 
     /// A candidate declined: the voter whose log is the best is primary instead. Nothing else
@@ -91,7 +115,7 @@ impl State {
             return Err(Refusal::BadIsr { volume, why });
         }
         let isr = self.in_force(volume, expected)?.isr.clone();
-        self.failover(volume, expected, to, &isr)
+        self.failover(volume, expected, to, &isr, None)
     }
 
     fn without(
@@ -135,7 +159,7 @@ impl State {
             self.check_run(volume, replica)?;
         }
         let mut isr = assignment.isr.clone();
-        match isr.insert(id) {
+        match isr.insert(id) || !self.has_kept(volume, id) {
             true => Ok(isr),
             false => Err(Refusal::AlreadyInSync { volume, replica: id }),
         }
@@ -156,6 +180,7 @@ impl State {
         expected: Epoch,
         primary: ReplicaRef,
         isr: &BTreeSet<ReplicaId>,
+        stood: Option<TailId>,
     ) -> Response {
         let assignment = self.in_force(volume, expected)?;
         let replica = primary.id;
@@ -167,6 +192,7 @@ impl State {
         }
         self.check_run(volume, primary)?;
         self.promotable(volume, replica)?;
+        self.check_stood(volume, replica, stood)?;
         self.check_reduced(volume, assignment, replica, isr)?;
         if self.failover_loses(volume, replica)? {
             if isr.len() != 1 {
@@ -229,12 +255,22 @@ impl State {
         Ok(())
     }
 
+    /// What the replicas of the volume are registered with, for the bug that takes it over.
+    fn known_tails(&self, volume: VolumeId) -> Vec<(ReplicaId, TailId)> {
+        if !on(Bug::AnyChangeSetsTails) {
+            return Vec::new();
+        }
+        let ids = self.volumes[&volume].replicas.keys();
+        ids.filter_map(|id| Some((*id, self.tail(volume, *id)?))).collect()
+    }
+
     /// Mints the next epoch. `change` sees the new epoch in place.
     pub(super) fn mint(
         &mut self,
         volume: VolumeId,
         change: impl FnOnce(&mut Assignment),
     ) -> Response {
+        let known: Vec<_> = self.known_tails(volume);
         let revision = self.bump();
         let live = self.volumes.get_mut(&volume).expect("checked: the volume is live");
         let assignment = live.assignment.as_mut().expect("checked: it has an assignment");
@@ -242,6 +278,13 @@ impl State {
             assignment.epoch = assignment.epoch.next();
         }
         change(assignment);
+        let isr = &assignment.isr;
+        assignment.tails.retain(|id, _| isr.contains(id));
+        if on(Bug::AnyChangeSetsTails) {
+            let now = known.iter().filter(|(id, _)| assignment.tails.contains_key(id));
+            let now: Vec<_> = now.map(|(id, tail)| (*id, *tail)).collect();
+            assignment.tails.extend(now);
+        }
         live.changed = revision;
         let config = self.config(volume).expect("a volume with an assignment has a config");
         Ok(Accepted::Configured(config))

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 use super::refusal::Refusal;
 use super::state::{ClusterId, Durability, Duty, Fate, Registration, Wish, WriteAck};
 use crate::replication::io::IsrChange;
-use crate::types::{Config, Epoch, NodeId, ReplicaId, ReplicaRef, VolumeId};
+use crate::types::{Config, Epoch, NodeId, ReplicaId, ReplicaRef, TailId, VolumeId};
 
 /// What a client asks for when it creates a volume.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -65,6 +65,9 @@ pub enum Command {
         volume: VolumeId,
         /// The replica, in the run that created or found it.
         replica: ReplicaRef,
+        /// The count of its tail in that run.
+        #[serde(default)]
+        tail: u64,
     },
     /// A primary asks for a change of its in-sync set.
     ProposeIsr {
@@ -88,6 +91,21 @@ pub enum Command {
         primary: ReplicaRef,
         /// The new in-sync set: the old one, or as much of it as keeps `min_in_sync`.
         isr: BTreeSet<ReplicaId>,
+        /// With written acknowledgements: the tail with which the new primary stood, its log synced.
+        #[serde(default)]
+        stood: Option<TailId>,
+    },
+    /// No in-sync replica of a volume with written acknowledgements kept its tail: all their machines
+    /// lost power. One goes on with what it has on its disk, which is at least all that was flushed.
+    Salvage {
+        /// The volume.
+        volume: VolumeId,
+        /// The epoch that must be in force.
+        expect_epoch: Epoch,
+        /// The in-sync replica whose log goes on, in the incarnation that it is registered with.
+        primary: ReplicaRef,
+        /// In-sync replicas that have been silent for too long to wait for.
+        missing: BTreeSet<ReplicaId>,
     },
     /// An operator gives up on members that are gone: what is left of the volume goes on, and what
     /// only they held is lost. The one way on when no in-sync replica can take over.

@@ -8,9 +8,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::command::Command;
+use super::stand::Written;
 use super::state::{Durability, State, Volume};
 use crate::bugs::{Bug, on};
-use crate::types::{Epoch, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId};
+use crate::types::{Epoch, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, TailId, VolumeId};
 
 /// Times of the detector.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -23,11 +25,20 @@ pub struct DetectorParams {
     pub retry_ms: u64,
     /// A replica is replaced when its node was silent, or did not have it open, for so long.
     pub replace_ms: u64,
+    /// With written acknowledgements: when every in-sync replica that is heard lost power, so long is
+    /// waited for those that are not.
+    pub grace_ms: u64,
 }
 
 impl Default for DetectorParams {
     fn default() -> Self {
-        Self { suspect_ms: 2000, unheard_ms: 10_000, retry_ms: 1000, replace_ms: 600_000 }
+        Self {
+            suspect_ms: 2000,
+            unheard_ms: 10_000,
+            retry_ms: 1000,
+            replace_ms: 600_000,
+            grace_ms: 60_000,
+        }
     }
 }
 
@@ -48,6 +59,10 @@ pub struct ReplicaReport {
     pub lacking_ms: u64,
     /// The primaries that hold a promise of it that has not run out.
     pub promised: BTreeSet<ReplicaId>,
+    /// Its tail.
+    pub tail: TailId,
+    /// The epoch that it stood for the end of, once its log is synced.
+    pub stood: Option<Epoch>,
 }
 
 /// A fact for the detector.
@@ -88,8 +103,24 @@ pub struct Decision {
     pub primary: ReplicaRef,
     /// The new in-sync set.
     pub isr: BTreeSet<ReplicaId>,
+    /// With written acknowledgements: the tail with which the new primary stood.
+    pub stood: Option<TailId>,
+    /// Set if it goes on with a loss, for every machine lost power: the in-sync replicas that are not
+    /// waited for any more.
+    pub missing: Option<BTreeSet<ReplicaId>>,
     /// Why, for people.
     pub reason: String,
+}
+
+impl Decision {
+    /// The command that carries it out.
+    pub fn command(&self) -> Command {
+        let Self { volume, expect_epoch, primary, isr, stood, missing, reason: _ } = self.clone();
+        match missing {
+            Some(missing) => Command::Salvage { volume, expect_epoch, primary, missing },
+            None => Command::Failover { volume, expect_epoch, primary, isr, stood },
+        }
+    }
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -110,6 +141,8 @@ pub struct Detector {
     /// Replicas that are listed and that their nodes don't register, made already or not, and since
     /// when.
     missing: BTreeMap<ReplicaId, Millis>,
+    /// Who is asked to stand, and where volumes wait for silent members after a loss of power.
+    pub(super) written: Written,
 }
 
 impl Detector {
@@ -122,6 +155,7 @@ impl Detector {
             reports: BTreeMap::new(),
             proposed: BTreeMap::new(),
             missing: BTreeMap::new(),
+            written: Written::default(),
         }
     }
 
@@ -151,6 +185,7 @@ impl Detector {
             DetectorEvent::Tick => {}
         }
         self.note_missing(now, state);
+        self.note_written(now, state);
         self.decide(now, state)
     }
 
@@ -162,7 +197,13 @@ impl Detector {
         let again = self.proposed.values().map(|(_, at)| at.after(self.params.retry_ms));
         let lost = self.missing.values().copied().chain(self.heard.values().map(|heard| heard.at));
         let gone = lost.chain([elected]).map(|at| at.after(self.params.replace_ms));
-        silent.chain([unheard]).chain(again).chain(gone).filter(|at| *at > now).min()
+        silent
+            .chain([unheard])
+            .chain(again)
+            .chain(gone)
+            .chain(self.written_due())
+            .filter(|at| *at > now)
+            .min()
     }
 
     /// Whether the node is taken for alive.
@@ -253,7 +294,7 @@ impl Detector {
     }
 
     /// Why the volume's primary has to go, if it has.
-    fn complaint(&self, now: Millis, state: &State, volume: &Volume) -> Option<String> {
+    pub(super) fn complaint(&self, now: Millis, state: &State, volume: &Volume) -> Option<String> {
         let assignment = volume.assignment.as_ref()?;
         let primary = assignment.primary;
         let node = volume.replicas.get(&primary.id)?.node;
@@ -297,6 +338,9 @@ impl Detector {
             (heard && replica != assignment.primary).then_some((replica, node))
         };
         let candidates: Vec<_> = assignment.isr.iter().filter_map(usable).collect();
+        if state.acks_written(volume.id) {
+            return self.decide_written(now, state, volume, &candidates, reason);
+        }
         let own = candidates.iter().find(|(replica, _)| replica.id == assignment.primary.id);
         let best = || {
             candidates.iter().max_by_key(|(replica, node)| {
@@ -316,13 +360,15 @@ impl Detector {
             expect_epoch: assignment.epoch,
             primary: *primary,
             isr,
+            stood: None,
+            missing: None,
             reason,
         })
     }
 
     /// The in-sync set without the suspected, as far as `min_in_sync` remain; else it drops nobody. A
     /// list of voters stays as it is: its majority decides, heard or not.
-    fn remaining(
+    pub(super) fn remaining(
         &self,
         now: Millis,
         volume: &Volume,
@@ -350,6 +396,9 @@ impl Detector {
         let complaint = self.complaint(now, state, volume)?;
         if self.decide_volume(now, state, volume).is_some() {
             return Some(complaint);
+        }
+        if let Some(waits) = self.why_waiting(now, state, volume) {
+            return Some(format!("{complaint}; {waits}"));
         }
         let waits: Vec<_> = assignment
             .isr

@@ -4,9 +4,9 @@
 use std::collections::BTreeSet;
 
 use super::command::{Command, Response};
-use super::state::{Assignment, Durability, State, Volume};
+use super::state::{Assignment, Durability, State, Volume, WriteAck};
 use crate::bugs::{Bug, on};
-use crate::types::{Epoch, LossGeneration, NodeId, VolumeId};
+use crate::types::{Epoch, LossGeneration, NodeId, ReplicaId, VolumeId};
 
 /// What a command could change, as it was before.
 #[derive(Debug)]
@@ -27,6 +27,7 @@ fn subject(command: &Command) -> Option<VolumeId> {
         | Command::ProposeIsr { volume, .. }
         | Command::Failover { volume, .. }
         | Command::Recover { volume, .. }
+        | Command::Salvage { volume, .. }
         | Command::AddReplica { volume, .. }
         | Command::RetireReplica { volume, .. }
         | Command::RemoveReplica { volume, .. }
@@ -157,6 +158,11 @@ fn assert_assignment(volume: &Volume, a: &Assignment) {
     assert!(a.epoch >= Epoch(1) && a.since >= Epoch(1), "A2: volume {id}: epochs begin at 1");
     assert!(a.since <= a.epoch, "A2: volume {id}: since {} is after epoch {}", a.since, a.epoch);
     assert!(a.isr.contains(&a.primary.id), "A1: volume {id}: the primary is not in sync");
+    let written = volume.spec.write_ack == WriteAck::Written;
+    assert!(
+        a.tails.keys().eq(a.isr.iter().filter(|_| written)),
+        "A8: volume {id}: the tails are not those of the in-sync set"
+    );
     assert!(a.isr.is_subset(&a.members), "A1: volume {id}: in sync, but not confirmed");
     // After a loss the set begins anew with one, and nothing commits before it has grown.
     assert!(
@@ -207,6 +213,15 @@ fn assert_follows(old: &Volume, new: &Volume) {
         "A2: volume {id}: loss generation went back"
     );
     let lossy = is.loss_generation > was.loss_generation;
+    let renewed = |id: &&ReplicaId| was.tails.get(id).is_some_and(|t| is.tails.get(id) != Some(t));
+    let renewed = is.tails.keys().filter(renewed).count();
+    assert!(
+        lossy
+            || renewed == 0
+            || was.primary == is.primary && renewed == 1
+            || on(Bug::AnyChangeSetsTails),
+        "A8: volume {id}: a change that is no join set a tail"
+    );
     if lossy {
         assert!(is.isr.len() == 1, "A7: volume {id}: a loss leaves one replica's log in sync");
         return assert!(is.since == is.epoch, "A6: volume {id}: a tenure begins after a loss");

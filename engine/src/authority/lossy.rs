@@ -33,10 +33,12 @@ impl State {
 
     /// The next epoch of a volume that goes on with what `primary` holds and nothing else.
     pub(super) fn mint_lossy(&mut self, volume: VolumeId, primary: ReplicaRef) -> Response {
+        let tail = self.tail(volume, primary.id).filter(|_| self.acks_written(volume));
         self.mint(volume, |assignment| {
             assignment.begin_tenure(primary, None);
             assignment.isr = BTreeSet::from([primary.id]);
             assignment.loss_generation = assignment.loss_generation.next();
+            assignment.tails = tail.map(|tail| (primary.id, tail)).into_iter().collect();
         })
     }
 

@@ -22,7 +22,9 @@ pub mod moves;
 pub mod placement;
 pub mod recovery;
 pub mod refusal;
+pub mod stand;
 pub mod state;
+mod written;
 
 pub use catalogue::{AssignedReplica, AssignedVolume};
 pub use command::{Accepted, Command, Response, VolumeRequest};

@@ -31,11 +31,11 @@ pub fn check_request(request: &VolumeRequest) -> Result<VolumeSpec, Refusal> {
         (
             Durability::SyncAll | Durability::SyncQuorum | Durability::BestEffort,
             WriteAck::Durable,
-        ) => {}
-        (
-            Durability::SyncAll | Durability::SyncQuorum | Durability::BestEffort,
-            WriteAck::Written,
-        ) => return Err(Refusal::Unsupported { durability, write_ack }),
+        )
+        | (Durability::SyncAll, WriteAck::Written) => {}
+        (Durability::SyncQuorum | Durability::BestEffort, WriteAck::Written) => {
+            return Err(Refusal::Unsupported { durability, write_ack });
+        }
     }
     let min_in_sync = min_in_sync(request)?;
     let blocks = size_bytes / BLOCK_SIZE;

@@ -154,6 +154,16 @@ pub enum Refusal {
     /// The replica is in the middle of a rebuild.
     #[error("replica {replica} is not complete: it can't be promoted before it was rebuilt")]
     NotComplete { replica: ReplicaId },
+    /// It lost what it had written and not synced, and may lack acknowledged writes.
+    #[error(
+        "replica {replica} lost power, or a sync of its log failed: it can't be promoted before it joined again"
+    )]
+    TailLost { replica: ReplicaId },
+    /// A failover with written acknowledgements to a replica that was not asked to stand.
+    #[error(
+        "replica {replica} has not synced its log and stopped acknowledging for this failover: it must stand first"
+    )]
+    NotStood { replica: ReplicaId },
     /// A primary never leaves its own in-sync set.
     #[error("replica {replica} is the primary and can't leave the in-sync set: fail over first")]
     PrimaryCantLeave { replica: ReplicaId },
@@ -290,6 +300,8 @@ impl Refusal {
             Self::NotInSync { .. } => "not-in-sync",
             Self::AlreadyInSync { .. } => "already-in-sync",
             Self::NotComplete { .. } => "not-complete",
+            Self::TailLost { .. } => "tail-lost",
+            Self::NotStood { .. } => "not-stood",
             Self::PrimaryCantLeave { .. } => "primary-cant-leave",
             Self::BelowMinInSync { .. } => "below-min-in-sync",
             Self::AlreadyPrimary { .. } => "already-primary",

@@ -8,7 +8,7 @@ use uuid::Uuid;
 
 use crate::types::{
     BLOCK_SIZE, BootId, Config, Epoch, Incarnation, LossGeneration, NodeId, Placement, ReplicaId,
-    ReplicaRef, VolumeId,
+    ReplicaRef, TailId, VolumeId,
 };
 pub use crate::types::{Durability, Wish, WriteAck};
 
@@ -60,6 +60,9 @@ pub struct RegisteredReplica {
     pub incarnation: Incarnation,
     /// Not in the middle of a rebuild: its log and extents can be trusted as a whole.
     pub complete: bool,
+    /// The count of its tail; the boot is the registration's.
+    #[serde(default)]
+    pub tail: u64,
 }
 
 /// What a datanode says of itself, and the only thing that makes its replicas promotable.
@@ -179,6 +182,15 @@ pub struct Assignment {
     /// The primary that handed this tenure over, if that is how it began.
     #[serde(default)]
     pub handed_over_by: Option<ReplicaRef>,
+    /// With written acknowledgements: the tail that each in-sync replica had when it joined. Only a
+    /// join or a lossy promotion sets one, every other change copies it. [A leader that was elected
+    /// later would not know who lost power.]
+    #[serde(default)]
+    pub tails: BTreeMap<ReplicaId, TailId>,
+    /// In-sync replicas that were silent when the volume went on after a loss of power of all: they
+    /// may hold acknowledged writes that were not flushed. For people.
+    #[serde(default)]
+    pub missing: BTreeSet<ReplicaId>,
 }
 
 impl Assignment {
@@ -317,6 +329,13 @@ impl State {
         (entry.volume == volume).then_some(entry)
     }
 
+    /// The tail with which the node registered the replica last; `None` if it did not.
+    pub fn tail(&self, volume: VolumeId, replica: ReplicaId) -> Option<TailId> {
+        let count = self.registered(volume, replica)?.tail;
+        let node = self.volumes.get(&volume)?.replicas.get(&replica)?.node;
+        Some(TailId { boot: self.nodes.get(&node)?.boot, count })
+    }
+
     /// The configuration in force, with the addresses that the nodes registered last; `None` if
     /// there is no such volume, it is deleted, or its first epoch was not minted.
     pub fn config(&self, volume: VolumeId) -> Option<Config> {
@@ -344,6 +363,7 @@ impl State {
             blocks: volume.spec.blocks,
             loss_generation: assignment.loss_generation,
             handed_over_by: assignment.handed_over_by,
+            tails: assignment.tails.clone(),
         })
     }
 

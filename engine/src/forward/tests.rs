@@ -31,6 +31,7 @@ fn config(epoch: u64, primary: u128, since: u64) -> Config {
         blocks: 1024,
         handed_over_by: None,
         loss_generation: LossGeneration(0),
+        tails: std::collections::BTreeMap::new(),
     }
 }
 

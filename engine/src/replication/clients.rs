@@ -440,9 +440,11 @@ impl Primary {
             let (stream, tag) = entry.remove();
             core.out.push(Output::Answer { stream, tag, outcome: Outcome::Done });
         }
+        let flushed = self.flushed(core);
+        let may_flush = self.ready && self.may_flush(core.now);
         let (done, rest) = std::mem::take(&mut self.clients.flushes)
             .into_iter()
-            .partition::<Vec<_>, _>(|(wait, _)| Some(*wait) <= answerable && self.ready);
+            .partition::<Vec<_>, _>(|(wait, _)| Some(*wait) <= flushed && may_flush);
         self.clients.flushes = rest;
         for (_, (stream, tag)) in done {
             core.out.push(Output::Answer { stream, tag, outcome: Outcome::Done });

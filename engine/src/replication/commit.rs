@@ -80,7 +80,8 @@ impl Primary {
     fn note_joiners(&mut self, core: &mut Core) {
         let mut new = Vec::new();
         for peer in self.peers.values_mut() {
-            let listed = self.config.isr.contains(&peer.id);
+            let listed = self.config.isr.contains(&peer.id)
+                && peer.tail.is_none_or(|tail| self.config.has_kept(peer.id, tail));
             if core.wish.leave.contains(&peer.id) {
                 // It is to go: one that was not proposed yet may stop counting at once.
                 peer.joining = peer.join_proposed;
@@ -108,6 +109,7 @@ impl Primary {
             self.settled = Some(self.config.epoch);
         }
         core.commit_to(all);
+        self.note_written(core);
     }
 
     fn note_lacking(&mut self, now: Millis) {
@@ -150,7 +152,9 @@ impl Primary {
         // A joiner that was proposed and then fell away, or is to go by now: only a newer epoch ends
         // its counting.
         let void = |peer: &Peer| peer.join_proposed && (!peer.healthy || goes(&peer));
-        if self.peers.values().any(void) {
+        // Answers wait for the outcome of a leave that nobody wants any more.
+        let moot = |peer: &Peer| peer.leave_proposed && self.config.acks_written();
+        if self.peers.values().any(|peer| void(peer) || moot(peer)) {
             return Some(IsrChange::Burn);
         }
         if !self.is_settled() {
@@ -181,7 +185,14 @@ impl Primary {
                 return;
             }
         }
-        let Some(change) = self.wish(core) else { return };
+        let change = self.wish(core);
+        let waits = change.as_ref().filter(|change| !self.may_propose(core, change));
+        if let Some(change) = waits.filter(|_| !self.holding) {
+            let what = format!("{change} once those that stay have synced up to {}", self.answered);
+            core.trace("leave-waits", what);
+        }
+        self.holding = waits.is_some();
+        let Some(change) = change.filter(|_| !self.holding) else { return };
         match &change {
             IsrChange::Join { replica } => {
                 self.peers.entry(replica.id).and_modify(|peer| peer.join_proposed = true);

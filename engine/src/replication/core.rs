@@ -11,7 +11,7 @@ use super::trace::{Observed, TraceEvent};
 use super::{IgnoredReason, Params};
 use crate::bugs::{Bug, on};
 use crate::types::{
-    AttachGeneration, BootId, Config, Epoch, Lsn, Millis, ReplicaId, ReplicaRef, VolumeId, Wish,
+    AttachGeneration, Config, Epoch, Lsn, Millis, ReplicaId, ReplicaRef, TailId, VolumeId, Wish,
 };
 
 /// A promise to a primary not to serve before a time.
@@ -23,11 +23,13 @@ pub(super) struct Promise {
     pub(super) until: Millis,
 }
 
-/// The log's frontiers. Invariant: `checkpoint <= committed <= durable <= end`.
+/// The log's frontiers. Invariant: `checkpoint <= committed <= durable <= written <= end`.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Log {
     /// Last LSN logged.
     pub(super) end: Lsn,
+    /// Last LSN in the file, synced or not, as far as it was told.
+    pub(super) written: Lsn,
     /// Last LSN synced.
     pub(super) durable: Lsn,
     /// Last LSN known to be committed.
@@ -52,7 +54,7 @@ pub(super) struct Core {
     pub(super) params: Params,
     pub(super) me: ReplicaRef,
     pub(super) volume: VolumeId,
-    pub(super) boot: BootId,
+    pub(super) tail: TailId,
     pub(super) now: Millis,
     /// What was last written to the superblock, but for `table`, which also knows what the log's
     /// entries imply. [`Core::persist`] writes the part of it that is durably backed.
@@ -91,15 +93,19 @@ impl Core {
             kept.table = EpochTable::default();
             opened.uncommitted.iter().for_each(|header| kept.table.observe(header));
         }
+        if on(Bug::ForgetStood) {
+            kept.stood = None;
+        }
         let recorded = kept.table.last().map(|(epoch, _)| epoch);
         Self {
             me: opened.me,
             volume: opened.volume,
-            boot: opened.boot,
+            tail: opened.tail,
             now,
             recorded,
             log: Log {
                 end: opened.durable,
+                written: opened.durable,
                 durable: opened.durable,
                 committed: opened.committed,
                 checkpoint: opened.checkpoint,
@@ -219,6 +225,7 @@ impl Core {
         }
         self.log.end = end;
         self.log.durable = self.log.durable.min(end);
+        self.log.written = self.log.written.min(end);
         self.log.generation += 1;
     }
 
@@ -268,6 +275,17 @@ impl Core {
         others.map(|p| p.until.since(self.now) + 1).max().unwrap_or_default()
     }
 
+    /// The highest epoch that it stood for the end of, with the tail that it has; 0 if there is none.
+    pub(super) fn stood(&self) -> Epoch {
+        let stood = self.kept.stood.filter(|stood| stood.tail == self.tail);
+        stood.map(|stood| stood.epoch).unwrap_or_default()
+    }
+
+    /// Whether writes are acknowledged before they are synced, as far as is known.
+    pub(super) fn acks_written(&self) -> bool {
+        self.config.as_ref().is_some_and(Config::acks_written)
+    }
+
     /// Remembers a configuration if it is the newest of the volume.
     pub(super) fn learn(&mut self, config: &Config) -> bool {
         let newer = self.config.as_ref().is_none_or(|known| config.epoch > known.epoch);
@@ -315,9 +333,10 @@ impl Core {
             log.durable
         );
         assert!(
-            log.durable <= log.end,
-            "I5: durable {} lies past the end {}",
+            log.durable <= log.written && log.written <= log.end,
+            "I5: durable {}, written {} and the end {} are not in this order",
             log.durable,
+            log.written,
             log.end
         );
         assert_eq!(

@@ -38,6 +38,8 @@ pub(super) struct Follower {
     /// Who handed this primary its tenure, and serves no more.
     #[serde(default)]
     gone: Option<ReplicaRef>,
+    /// A question for what is held, to be answered once all of it is synced.
+    owed: Option<(Lineage, u64)>,
 }
 
 impl Follower {
@@ -62,6 +64,7 @@ impl Follower {
             closing: None,
             begun: None,
             gone: config.handed_over_by,
+            owed: None,
         }
     }
 
@@ -78,6 +81,20 @@ impl Follower {
         self.question = request;
         self.reconciled = None;
         self.closing = None;
+        self.owed = Some((lineage, request));
+        self.tell_facts(core);
+        Verdict::Applied
+    }
+
+    /// Answers the question that is owed. With written acknowledgements only once the log is synced: the
+    /// primary has all cut that it is not told of, and what was acknowledged as written would be missing
+    /// until it was sent again.
+    pub(super) fn tell_facts(&mut self, core: &mut Core) {
+        let synced = core.log.durable == core.log.end || on(Bug::FactsUnsynced);
+        if core.acks_written() && !synced {
+            return;
+        }
+        let Some((lineage, request)) = self.owed.take() else { return };
         let facts = Facts {
             table: core.kept.table.up_to(core.log.durable),
             durable: core.log.durable,
@@ -87,9 +104,9 @@ impl Follower {
             incomplete: core.kept.incomplete,
             loss_generation: core.kept.loss_generation,
             promised_ms: core.promised_ms(self.primary, self.gone),
+            tail: core.tail,
         };
         self.reply(core, lineage, ToPrimary::Facts { request, facts });
-        Verdict::Applied
     }
 
     /// A candidate, which this replica is fenced for, wants entries that it lacks.
@@ -254,8 +271,12 @@ impl Follower {
             return;
         }
         let lineage = core.lineage(self.epoch, self.primary);
-        let message =
-            ToPrimary::Ack { durable: core.log.durable, recorded: core.recorded, promised };
+        let message = ToPrimary::Ack {
+            durable: core.log.durable,
+            written: core.log.written,
+            recorded: core.recorded,
+            promised,
+        };
         core.out.push(Output::ToPrimary { lineage, message });
     }
 
@@ -308,6 +329,7 @@ impl Follower {
             core.kept.table = table.up_to(mark.base);
             core.log.end = mark.base;
             core.log.durable = mark.base;
+            core.log.written = mark.base;
             core.log.committed = mark.base;
             core.log.checkpoint = mark.base;
             core.log.retained = mark.base.next();

@@ -11,8 +11,8 @@ use super::log::{BlockRange, EntryHeader, EpochTable, LogState, RequestTag};
 use super::message::{Incomplete, Lineage, RecoveryId, ToPrimary, ToReplica};
 use crate::recovery::FailureKind;
 use crate::types::{
-    AttachGeneration, BootId, Config, Epoch, LossGeneration, Lsn, NodeId, ReplicaId, ReplicaRef,
-    SessionId, VolumeId, Wish,
+    AttachGeneration, Config, Epoch, LossGeneration, Lsn, NodeId, ReplicaId, ReplicaRef, SessionId,
+    TailId, VolumeId, Wish,
 };
 
 /// Numbers one stream of one frontend session at this replica; the driver never uses one twice.
@@ -30,8 +30,9 @@ pub struct Opened {
     pub volume: VolumeId,
     /// The replica, in the incarnation of this opening.
     pub me: ReplicaRef,
-    /// The machine's boot.
-    pub boot: BootId,
+    /// Its tail: another one than at its last opening if what was written then and not synced may be
+    /// gone.
+    pub tail: TailId,
     /// What the superblock keeps for the engine.
     pub kept: Kept,
     /// R: the log's durable end. All of it was synced by this open.
@@ -59,6 +60,20 @@ pub struct Kept {
     pub incomplete: Option<Incomplete>,
     /// The loss generation last reconciled under.
     pub loss_generation: LossGeneration,
+    /// Which epoch it stood for the end of last, if it did.
+    pub stood: Option<Stood>,
+}
+
+/// A replica's word that it takes no part in an epoch, or those before, any more. It binds later runs
+/// too, as long as they have the same tail: one with another counts for nothing before it joined
+/// again, and it could not join if it stayed silent. [A set that could not do without it waited for
+/// ever.]
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Stood {
+    /// The epoch.
+    pub epoch: Epoch,
+    /// The tail that it had.
+    pub tail: TailId,
 }
 
 /// A fact for the engine.
@@ -134,6 +149,21 @@ pub enum Input {
         generation: u64,
         /// The durable end.
         lsn: Lsn,
+    },
+    /// Everything in the log up to `lsn` is in the file, synced or not. Only told while
+    /// [`Replica::acks_written`](super::Replica::acks_written) says so, and implied by
+    /// [`Input::Durable`].
+    Written {
+        /// As in [`Input::Durable`].
+        generation: u64,
+        /// The written end.
+        lsn: Lsn,
+    },
+    /// The masters want this replica to take over, with written acknowledgements: it stops to
+    /// acknowledge and to promise in the epoch and before, and syncs its log.
+    Stand {
+        /// The epoch that is to end.
+        epoch: Epoch,
     },
     /// The checkpoint moved or WAL segments went. Notices of an earlier log are ignored, as those
     /// of [`Input::Durable`] are: after a wipe the extents hold less. [A rebuild that began anew

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::log::{EntryHeader, EpochTable, LogState};
-use crate::types::{Config, Epoch, LossGeneration, Lsn, Millis, ReplicaRef, VolumeId};
+use crate::types::{Config, Epoch, LossGeneration, Lsn, Millis, ReplicaRef, TailId, VolumeId};
 
 /// What every data-plane message carries: the volume, the sender's epoch, and both ends in the
 /// incarnations that they are meant for.
@@ -170,6 +170,8 @@ pub enum ToPrimary {
     Ack {
         /// R: the log's durable end.
         durable: Lsn,
+        /// The end of what is in its file, at least `durable`.
+        written: Lsn,
         /// The newest epoch recorded in the table. An ack whose recorded epoch is not the
         /// lineage's commits nothing.
         recorded: Option<Epoch>,
@@ -230,4 +232,6 @@ pub struct Facts {
     /// For how long its promises to primaries other than the asker still bind it, in milliseconds of
     /// any clock within the drift that promises allow for.
     pub promised_ms: u64,
+    /// Its tail.
+    pub tail: TailId,
 }

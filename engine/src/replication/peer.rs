@@ -6,7 +6,7 @@ use super::log::{EpochTable, LogState};
 use super::message::{Facts, Incomplete, RecoveryId};
 use super::{IgnoredReason, Verdict};
 use crate::recovery::TransportEpoch;
-use crate::types::{Epoch, Incarnation, Lsn, Millis, ReplicaId, ReplicaRef};
+use crate::types::{Epoch, Incarnation, Lsn, Millis, ReplicaId, ReplicaRef, TailId};
 
 /// How far the primary has come with a replica's current run.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -100,6 +100,10 @@ pub(super) struct Peer {
     pub(super) told: Option<Box<Facts>>,
     /// What this run durably holds of this primary's log.
     pub(super) acked: Option<Lsn>,
+    /// What this run has in its file of this primary's log; counts as far as it acknowledged.
+    pub(super) wrote: Lsn,
+    /// Its tail, once it told what it holds.
+    pub(super) tail: Option<TailId>,
     /// What it durably holds of a rebuild's WAL lane: moves the window, counts for nothing.
     pub(super) progress: Lsn,
     /// The newest epoch in its table. Its acknowledgements commit nothing in a newer one.
@@ -144,6 +148,8 @@ impl Peer {
             link: Link::Down,
             told: None,
             acked: None,
+            wrote: Lsn(0),
+            tail: None,
             progress: Lsn(0),
             recorded: None,
             leased_until: Millis(0),
@@ -179,11 +185,18 @@ impl Peer {
         self.acked.filter(|_| self.recorded == Some(epoch))
     }
 
+    /// What it has in its file of the log in `epoch`, as [`Self::acked_in`].
+    pub(super) fn wrote_in(&self, epoch: Epoch) -> Option<Lsn> {
+        self.acked_in(epoch).map(|acked| acked.max(self.wrote))
+    }
+
     /// Meets the replica in a run. Another run than before takes all back that the old one said.
     pub(super) fn meet(&mut self, incarnation: Incarnation) {
         if self.incarnation != Some(incarnation) {
             self.incarnation = Some(incarnation);
             self.acked = None;
+            self.wrote = Lsn(0);
+            self.tail = None;
             self.recorded = None;
             self.leased_until = Millis(0);
             self.leased_before = Millis(0);

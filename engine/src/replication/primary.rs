@@ -52,6 +52,11 @@ pub(super) struct Primary {
     pub(super) asked: Option<Asked>,
     pub(super) proposals: u64,
     pub(super) questions: u64,
+    /// With written acknowledgements: everything up to here may have been answered in this tenure.
+    pub(super) answered: Lsn,
+    /// With written acknowledgements: a leave waits until those that stay have synced, and nothing more
+    /// is answered.
+    pub(super) holding: bool,
     /// Since when a member has been lacking.
     pub(super) lacking_since: Option<Millis>,
     pub(super) clients: Clients,
@@ -128,6 +133,8 @@ impl Primary {
             asked: None,
             proposals: 0,
             questions: 0,
+            answered: Lsn(0),
+            holding: false,
             lacking_since: None,
             clients: Clients::default(),
             handover: None,
@@ -412,15 +419,15 @@ impl Primary {
         }
         match message {
             ToPrimary::Alive { .. } => Verdict::Applied,
-            ToPrimary::Facts { request, facts } => self.facts(core.now, replica, request, facts),
+            ToPrimary::Facts { request, facts } => self.facts(core, replica, request, facts),
             ToPrimary::Entries { request, prev, entries } => {
                 self.fetched(core, replica, request, prev, &entries)
             }
             ToPrimary::CutDone { request, durable } => {
                 self.cut_done(core, replica, request, durable)
             }
-            ToPrimary::Ack { durable, recorded, promised } => {
-                self.acked(core, lineage, durable, recorded, promised)
+            ToPrimary::Ack { durable, written, recorded, promised } => {
+                self.acked(core, lineage, (durable, written), recorded, promised)
             }
             ToPrimary::Gap { end } => peer.gap(end),
             ToPrimary::RebuildStarted { session } => self.rebuild_started(core, replica, session),
@@ -461,7 +468,13 @@ impl Primary {
 
     /// What the replica holds. Nobody is cut before this primary has reconciled itself: facts that
     /// come before wait.
-    fn facts(&mut self, now: Millis, replica: ReplicaId, request: u64, facts: Facts) -> Verdict {
+    fn facts(
+        &mut self,
+        core: &mut Core,
+        replica: ReplicaId,
+        request: u64,
+        facts: Facts,
+    ) -> Verdict {
         let Some(peer) = self.peers.get_mut(&replica) else {
             return Verdict::Ignored(IgnoredReason::UnknownReplica);
         };
@@ -469,7 +482,13 @@ impl Primary {
             return Verdict::Ignored(IgnoredReason::LateCopy);
         }
         peer.link = Link::Told;
-        peer.promised_until = now.after(facts.promised_ms);
+        peer.promised_until = core.now.after(facts.promised_ms);
+        peer.tail = Some(facts.tail);
+        if !self.config.has_kept(replica, facts.tail) {
+            let what =
+                "has another tail than it joined with: counts for nothing before it joined again";
+            core.trace("tail-lost", format!("{replica} {what}"));
+        }
         peer.told = Some(Box::new(facts));
         Verdict::Applied
     }
@@ -503,7 +522,7 @@ impl Primary {
         let common = common.unwrap_or(facts.committed.min(end));
         if facts.incomplete.is_some() || (parted && older_loss) {
             peer.link = Link::Unusable;
-            peer.acked = None;
+            (peer.acked, peer.wrote) = (None, Lsn(0));
             self.tell_facts(core, replica, None);
         } else if common < facts.committed {
             // Two logs that both count as committed disagree. Nothing may be thrown away for it.
@@ -541,7 +560,7 @@ impl Primary {
             | Link::Unusable => return Verdict::Ignored(IgnoredReason::LateCopy),
         }
         peer.link = Link::Reconciled;
-        peer.acked = Some(durable);
+        (peer.acked, peer.wrote) = (Some(durable), durable);
         self.tell_facts(core, replica, Some(durable));
         Verdict::Applied
     }
@@ -563,7 +582,7 @@ impl Primary {
         &mut self,
         core: &mut Core,
         lineage: Lineage,
-        durable: Lsn,
+        (durable, written): (Lsn, Lsn),
         recorded: Option<Epoch>,
         promised: Option<Millis>,
     ) -> Verdict {
@@ -571,7 +590,7 @@ impl Primary {
         let Some(peer) = self.peers.get_mut(&replica).filter(|peer| peer.is_fed()) else {
             return Verdict::Ignored(IgnoredReason::NotReconciled);
         };
-        if durable > core.log.end {
+        if written > core.log.end || durable > written {
             return Verdict::Ignored(IgnoredReason::Malformed);
         }
         let rebuilding = matches!(peer.link, Link::Unusable);
@@ -583,6 +602,9 @@ impl Primary {
         peer.progress = durable;
         if !rebuilding && peer.acked.is_none_or(|known| durable > known) {
             peer.acked = Some(durable);
+        }
+        if !rebuilding {
+            peer.wrote = peer.wrote.max(written);
         }
         let transport = peer.transport;
         if peer.fence_wanted && peer.recorded == Some(epoch) {

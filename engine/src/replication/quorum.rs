@@ -83,7 +83,10 @@ impl Primary {
         if self.by_majority() {
             return self.majority_has(has);
         }
-        self.peers.values().filter(|peer| self.counts(peer)).all(has)
+        self.peers
+            .values()
+            .filter(|peer| self.counts(peer))
+            .all(|peer| self.has_kept(peer) && has(peer))
     }
 
     /// Whether the in-sync set is as large as the volume's least. A majority of the voters is large
@@ -123,6 +126,7 @@ impl Primary {
                     && !on(Bug::AckBeforeMember)
                     && !(joins && on(Bug::CountJoinerLate))
             };
+            let acked = |peer: &Peer| acked(peer).filter(|_| self.has_kept(peer));
             return self
                 .peers
                 .values()

@@ -5,7 +5,7 @@ use serde::{Deserialize, Serialize};
 use super::Params;
 use super::core::Core;
 use super::follower::Follower;
-use super::io::{Input, Opened, Output, StreamEnd};
+use super::io::{Input, Opened, Output, Stood, StreamEnd};
 use super::message::{Lineage, ToPrimary, ToReplica};
 use super::primary::Primary;
 use super::trace::Observed;
@@ -41,6 +41,8 @@ pub enum IgnoredReason {
     NotThePrimary,
     /// The log was not made a prefix of the primary's yet.
     NotReconciled,
+    /// Of an epoch that the replica stood for the end of.
+    Stood,
     /// The replica is INCOMPLETE.
     Incomplete,
     /// The replica is listed as in sync: it is not wiped.
@@ -141,6 +143,12 @@ impl Replica {
         self.core.log.generation
     }
 
+    /// Whether the driver is to write what is appended at once and sync it beside that, and to tell of
+    /// both; otherwise only what is synced counts.
+    pub fn acks_written(&self) -> bool {
+        self.core.acks_written()
+    }
+
     fn apply(&mut self, input: Input) -> Verdict {
         if matches!(self.role, Role::Stopped { .. } | Role::Deleted) {
             return self.apply_stopped(&input);
@@ -176,6 +184,8 @@ impl Replica {
             Input::FromPrimary { lineage, message } => self.hear_primary(lineage, message),
             Input::FromReplica { lineage, message } => self.hear_replica(lineage, message),
             Input::Durable { generation, lsn } => self.durable(generation, lsn),
+            Input::Written { generation, lsn } => self.written(generation, lsn),
+            Input::Stand { epoch } => self.stand(epoch),
             Input::Checkpointed { generation, checkpoint, retained } => {
                 if generation != self.core.log.generation {
                     return Verdict::Ignored(IgnoredReason::OldGeneration);
@@ -253,6 +263,8 @@ impl Replica {
             | Input::FromReplica { .. }
             | Input::BaseFailed { .. }
             | Input::Durable { .. }
+            | Input::Written { .. }
+            | Input::Stand { .. }
             | Input::Checkpointed { .. }
             | Input::StoreFailed { .. }
             | Input::Answered { .. }
@@ -306,8 +318,13 @@ impl Replica {
             let reason = Verdict::Ignored(IgnoredReason::KnownConfig);
             return if newer { Verdict::Applied } else { reason };
         }
-        if config.epoch <= self.core.kept.fenced {
+        if config.epoch <= self.core.kept.fenced.max(self.core.stood()) {
             return Verdict::Ignored(IgnoredReason::StaleEpoch);
+        }
+        if !config.has_kept(self.core.me.id, self.core.tail) {
+            let why = "what this replica had written and not synced may be gone".to_owned();
+            self.core.trace("promotion-refused", why);
+            return Verdict::Ignored(IgnoredReason::Incomplete);
         }
         if self.core.kept.incomplete.is_some() || !config.isr.contains(&self.core.me.id) {
             self.core.trace("promotion-refused", "this replica holds no complete image".to_owned());
@@ -332,10 +349,49 @@ impl Replica {
         }
         assert!(lsn <= self.core.log.end, "I5: durable {lsn} was never logged");
         self.core.log.durable = self.core.log.durable.max(lsn);
+        self.core.log.written = self.core.log.written.max(lsn);
         if let Role::Follower(follower) = &mut self.role {
+            follower.tell_facts(&mut self.core);
             follower.settle(&mut self.core);
             follower.ack(&mut self.core, None);
         }
+        Verdict::Applied
+    }
+
+    fn written(&mut self, generation: u64, lsn: crate::types::Lsn) -> Verdict {
+        if generation != self.core.log.generation {
+            return Verdict::Ignored(IgnoredReason::OldGeneration);
+        }
+        assert!(lsn <= self.core.log.end, "I5: written {lsn} was never logged");
+        self.core.log.written = self.core.log.written.max(lsn);
+        if let Role::Follower(follower) = &self.role {
+            follower.ack(&mut self.core, None);
+        }
+        Verdict::Applied
+    }
+
+    /// Stops to take part in an epoch that is to end. What it acknowledged in it is in its log, which
+    /// is being synced; the view tells when that is done.
+    fn stand(&mut self, epoch: Epoch) -> Verdict {
+        let acts_in = match &self.role {
+            Role::Primary(primary) => Some(primary.config.epoch),
+            Role::Idle | Role::Follower(_) | Role::Stopped { .. } | Role::Deleted => None,
+        };
+        if epoch < self.core.kept.fenced || acts_in >= Some(epoch) {
+            return Verdict::Ignored(IgnoredReason::StaleEpoch);
+        }
+        if epoch <= self.core.stood() {
+            return Verdict::Ignored(IgnoredReason::LateCopy);
+        }
+        if self.core.kept.incomplete.is_some() {
+            return Verdict::Ignored(IgnoredReason::Incomplete);
+        }
+        self.leave_role(StreamEnd::NotPrimary);
+        self.core.kept.stood = Some(Stood { epoch, tail: self.core.tail });
+        self.core.persist();
+        let (end, durable) = (self.core.log.end, self.core.log.durable);
+        let what = format!("takes no part in epoch {epoch} any more; syncs {durable} to {end}");
+        self.core.trace("stood", what);
         Verdict::Applied
     }
 
@@ -343,6 +399,10 @@ impl Replica {
         let me = self.core.me;
         if lineage.volume != self.core.volume || lineage.to.id != me.id {
             return Verdict::Ignored(IgnoredReason::WrongReplica);
+        }
+        // It stood for another primary: to this one it is as if it were gone.
+        if lineage.epoch <= self.core.stood() && lineage.epoch >= self.core.kept.fenced {
+            return Verdict::Ignored(IgnoredReason::Stood);
         }
         if let ToReplica::Probe { request } = message {
             let answer = self.core.lineage(lineage.epoch, lineage.from);
@@ -475,6 +535,7 @@ impl Replica {
             serving: false,
             reason: String::new(),
             end: core.log.end,
+            written: core.log.written,
             durable: core.log.durable,
             committed: core.log.committed,
             checkpoint: core.log.checkpoint,
@@ -486,12 +547,17 @@ impl Replica {
             lacking: Vec::new(),
             lacking_ms: 0,
             handover: HandoverView::None,
+            tail: core.tail,
+            stood: None,
             peers: std::collections::BTreeMap::new(),
             sessions: core.log.state.sessions.len(),
             attach: core.log.state.attach,
             attachments: Vec::new(),
             in_flight: 0,
         };
+        if core.stood() > Epoch(0) && core.log.durable == core.log.end {
+            view.stood = Some(core.stood());
+        }
         match &self.role {
             Role::Idle => "no primary has spoken to it and it is none".clone_into(&mut view.reason),
             Role::Follower(_) => {

@@ -151,7 +151,7 @@ impl Primary {
             peer.base = Some(Box::new(Base { table: table.clone(), state: state.clone() }));
             peer.joining = false;
             peer.link = Link::Unusable;
-            peer.acked = None;
+            (peer.acked, peer.wrote) = (None, Lsn(0));
             peer.recorded = None;
             begin.push((peer.id, mark));
         }

@@ -9,7 +9,7 @@ use super::message::Incomplete;
 use super::primary::Primary;
 use crate::types::{
     AttachGeneration, Config, Epoch, Incarnation, LossGeneration, Lsn, Millis, NodeId, ReplicaId,
-    ReplicaRef, SessionId,
+    ReplicaRef, SessionId, TailId,
 };
 
 /// A replica as an operator sees it.
@@ -32,6 +32,8 @@ pub struct View {
     pub reason: String,
     /// Last LSN logged.
     pub end: Lsn,
+    /// Last LSN that is in the log's file, synced or not.
+    pub written: Lsn,
     /// R: last LSN that is durable.
     pub durable: Lsn,
     /// Last LSN that is known to be committed.
@@ -55,6 +57,10 @@ pub struct View {
     /// Primary: how far it is with handing its role over.
     #[serde(default)]
     pub handover: HandoverView,
+    /// Its tail.
+    pub tail: TailId,
+    /// The epoch that it stood for the end of, once its log is synced.
+    pub stood: Option<Epoch>,
     /// Primary: the other replicas.
     pub peers: BTreeMap<ReplicaId, PeerView>,
     /// Open frontend sessions in the log.

@@ -10,7 +10,8 @@ use sbk_engine::authority::{
 };
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{
-    BootId, Config, Epoch, Incarnation, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId,
+    BootId, Config, Epoch, Incarnation, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, TailId,
+    VolumeId,
 };
 use uuid::Uuid;
 
@@ -35,6 +36,7 @@ pub(super) fn registration(n: u128, process: u64, revision: u64, holds: bool) ->
         volume: volume(),
         incarnation: Incarnation { process, open: 1 },
         complete: true,
+        tail: 0,
     };
     Registration {
         node: node(n),
@@ -92,6 +94,7 @@ pub(super) fn cluster_of(durability: Durability, write_ack: WriteAck) -> State {
             process: 1,
             volume: volume(),
             replica: run(n, 1),
+            tail: 0,
         };
         state.apply(&confirm).expect("confirms");
     }
@@ -213,6 +216,8 @@ pub(super) fn report(n: u128, durable: u64) -> ReplicaReport {
         lacking: BTreeSet::new(),
         lacking_ms: 0,
         promised: BTreeSet::new(),
+        tail: TailId { boot: BootId(Uuid::from_u128(1)), count: 0 },
+        stood: None,
     }
 }
 
@@ -250,6 +255,7 @@ fn a_killed_primary_is_replaced_by_the_other_member_and_the_set_is_not_shrunk_be
         expect_epoch: decision.expect_epoch,
         primary: decision.primary,
         isr: decision.isr.clone(),
+        stood: None,
     };
     state.apply(&failover).expect("fails over");
     let after = config(&state);
@@ -322,7 +328,8 @@ fn quorum() -> State {
     for n in 1..=2 {
         assert!(state.config(volume()).is_none(), "one is no majority of three");
         let (node, replica) = (node(n), run(n, 1));
-        let confirm = Command::ConfirmReplica { node, process: 1, volume: volume(), replica };
+        let confirm =
+            Command::ConfirmReplica { node, process: 1, volume: volume(), replica, tail: 0 };
         state.apply(&confirm).expect("confirms");
     }
     state
@@ -335,7 +342,7 @@ fn the_first_voters_are_a_majority_and_the_others_join_one_by_one() {
     assert_eq!((first.epoch, first.isr.len()), (Epoch(1), 2));
     assert_eq!(first.durability, Durability::SyncQuorum);
     let (node, replica) = (node(3), run(3, 1));
-    let confirm = Command::ConfirmReplica { node, process: 1, volume: volume(), replica };
+    let confirm = Command::ConfirmReplica { node, process: 1, volume: volume(), replica, tail: 0 };
     state.apply(&confirm).expect("confirms");
     assert_eq!(config(&state).isr.len(), 2, "a replica that was created is no voter yet");
     propose(&mut state, Epoch(2), IsrChange::Join { replica }).expect("joins");
@@ -364,8 +371,13 @@ fn a_failover_never_changes_the_voters() {
     let before = config(&state);
     let other = *before.isr.iter().find(|id| **id != before.primary.id).expect("two voters");
     let to = run(number(other), 1);
-    let failover =
-        |isr| Command::Failover { volume: volume(), expect_epoch: before.epoch, primary: to, isr };
+    let failover = |isr| Command::Failover {
+        volume: volume(),
+        expect_epoch: before.epoch,
+        primary: to,
+        isr,
+        stood: None,
+    };
     let refusal = state.apply(&failover(BTreeSet::from([other]))).expect_err("drops a voter");
     assert_eq!(refusal.word(), "bad-isr");
     state.apply(&failover(before.isr.clone())).expect("fails over");
@@ -420,6 +432,7 @@ fn a_primary_hands_over_to_a_member_in_its_run_and_nobody_leaves_by_it() {
         expect_epoch: burned.epoch,
         primary: from,
         isr: isr.clone(),
+        stood: None,
     };
     state.apply(&failover).expect("fails over");
     assert_eq!(config(&state).handed_over_by, None);

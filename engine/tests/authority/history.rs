@@ -24,7 +24,7 @@ fn burn(state: &State, primary: ReplicaRef) -> Command {
 
 fn failover(state: &State, primary: ReplicaRef) -> Command {
     let isr = state.config(volume()).expect("a configuration").isr;
-    Command::Failover { volume: volume(), expect_epoch: epoch(state), primary, isr }
+    Command::Failover { volume: volume(), expect_epoch: epoch(state), primary, isr, stood: None }
 }
 
 #[test]

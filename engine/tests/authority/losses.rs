@@ -157,14 +157,20 @@ fn a_best_effort_failover_takes_the_highest_log_alone_and_counts_a_loss() {
         expect_epoch: decision.expect_epoch,
         primary: decision.primary,
         isr: before.isr.clone(),
+        stood: None,
     };
     assert_eq!(
         state.clone().apply(&whole).expect_err("the others may hold more").word(),
         "bad-isr"
     );
     let (expect_epoch, isr) = (decision.expect_epoch, decision.isr);
-    let failover =
-        Command::Failover { volume: volume(), expect_epoch, primary: decision.primary, isr };
+    let failover = Command::Failover {
+        volume: volume(),
+        expect_epoch,
+        primary: decision.primary,
+        isr,
+        stood: None,
+    };
     state.apply(&failover).expect("fails over");
     let after = config(&state);
     assert_eq!(after.isr, BTreeSet::from([decision.primary.id]));
@@ -186,6 +192,7 @@ fn a_best_effort_primary_that_restarted_lost_nothing() {
         expect_epoch: decision.expect_epoch,
         primary: decision.primary,
         isr: decision.isr.clone(),
+        stood: None,
     };
     state.apply(&failover).expect("fails over");
     let after = config(&state);

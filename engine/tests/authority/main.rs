@@ -7,3 +7,4 @@ mod losses;
 mod moves;
 mod properties;
 mod tables;
+mod written;

@@ -136,7 +136,13 @@ impl Cluster {
                 continue;
             }
             let replica = ReplicaRef { id, incarnation: RUN };
-            self.must(Command::ConfirmReplica { node, process: 1, volume: volume(), replica });
+            self.must(Command::ConfirmReplica {
+                node,
+                process: 1,
+                volume: volume(),
+                replica,
+                tail: 0,
+            });
         }
     }
 
@@ -236,7 +242,7 @@ impl Cluster {
         if let Some(to) = self.vol().wish.primary {
             let primary = ReplicaRef { id: to, incarnation: RUN };
             let (volume, expect_epoch, isr) = (volume(), config.epoch, config.isr);
-            self.must(Command::Failover { volume, expect_epoch, primary, isr });
+            self.must(Command::Failover { volume, expect_epoch, primary, isr, stood: None });
         }
     }
 
@@ -383,7 +389,13 @@ fn one_that_goes_first_stays_while_min_in_sync_needs_it() {
     if cluster.nodes_of([cluster.config().primary.id]) != [1] {
         let Config { epoch, isr, .. } = cluster.config();
         let primary = ReplicaRef { id: replica(1), incarnation: RUN };
-        cluster.must(Command::Failover { volume: volume(), expect_epoch: epoch, primary, isr });
+        cluster.must(Command::Failover {
+            volume: volume(),
+            expect_epoch: epoch,
+            primary,
+            isr,
+            stood: None,
+        });
     }
     cluster.leave_all();
     assert_eq!(cluster.config().isr.len(), 2);
@@ -414,7 +426,7 @@ fn a_removed_node_is_forgotten_once_nothing_lists_it_and_what_returns_is_nobodys
     assert!(!cluster.state.nodes().contains_key(&node(2)), "{:?}", cluster.done);
     assert!(cluster.vol().retired.is_empty(), "nothing waits for it any more");
     // It comes back with its replica: no list names that, and no order removes it.
-    let entry = RegisteredReplica { volume: volume(), incarnation: RUN, complete: true };
+    let entry = RegisteredReplica { volume: volume(), incarnation: RUN, complete: true, tail: 0 };
     cluster.register(2, BTreeMap::from([(replica(2), entry)]));
     let told = cluster.state.catalogue_since(0);
     assert!(told[0].retired.is_empty() && told[0].replicas.iter().all(|r| r.id != replica(2)));
@@ -423,6 +435,7 @@ fn a_removed_node_is_forgotten_once_nothing_lists_it_and_what_returns_is_nobodys
         process: 1,
         volume: volume(),
         replica: ReplicaRef { id: replica(2), incarnation: RUN },
+        tail: 0,
     };
     assert_eq!(cluster.refused(confirmed), "unknown-replica");
     // It keeps that one, so it would never make another of the same volume.

@@ -14,7 +14,7 @@ use sbk_engine::authority::{
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{
     BootId, Config, Epoch, Incarnation, LossGeneration, Lsn, Millis, NodeId, ReplicaId, ReplicaRef,
-    VolumeId,
+    TailId, VolumeId,
 };
 use uuid::Uuid;
 
@@ -159,7 +159,7 @@ impl Run {
             .filter(|(v, _)| off != 1 || *v != a % VOLUMES)
             .map(|(v, id)| {
                 let complete = off != 2 || v != a % VOLUMES;
-                (id, RegisteredReplica { volume: volume(v), incarnation, complete })
+                (id, RegisteredReplica { volume: volume(v), incarnation, complete, tail: 0 })
             });
         let registration = Registration {
             node: node(n),
@@ -212,6 +212,7 @@ impl Run {
             process,
             volume: volume(v),
             replica: ReplicaRef { id, incarnation },
+            tail: 0,
         });
     }
 
@@ -272,7 +273,13 @@ impl Run {
             isr.extend(self.replica_on(v, n + 1));
         }
         let expect_epoch = self.epoch_near(v, off);
-        self.apply(&Command::Failover { volume: volume(v), expect_epoch, primary, isr });
+        self.apply(&Command::Failover {
+            volume: volume(v),
+            expect_epoch,
+            primary,
+            isr,
+            stood: None,
+        });
     }
 
     /// An operator gives up all nodes but one, or some of them.
@@ -341,6 +348,8 @@ impl Run {
                 lacking: lacking.collect(),
                 lacking_ms: u64::from(a) * 40,
                 promised: BTreeSet::new(),
+                tail: TailId { boot: BootId(Uuid::from_u128(1)), count: 0 },
+                stood: None,
             })
         });
         let reports = reports.collect();
@@ -441,7 +450,7 @@ impl Run {
                 }
                 assert_eq!(is.isr, expected);
             }
-            Command::Failover { volume, expect_epoch, primary, isr } => {
+            Command::Failover { volume, expect_epoch, primary, isr, stood: _ } => {
                 self.reach("failover");
                 let (was, is) = self.check_minted(before, *volume, *expect_epoch, accepted);
                 assert!(was.isr.contains(&primary.id), "promoted out of the set");
@@ -450,6 +459,7 @@ impl Run {
                 let held = before.registered(*volume, primary.id).expect("it is registered");
                 assert!(held.complete && held.incarnation == primary.incarnation);
             }
+            Command::Salvage { .. } => panic!("no volume here acknowledges before it synced"),
             Command::Recover { volume, expect_epoch, primary, given_up } => {
                 self.reach("recover");
                 let (was, is) = self.check_minted(before, *volume, *expect_epoch, accepted);
@@ -533,12 +543,7 @@ impl Run {
 }
 
 fn failover_of(decision: &Decision) -> Command {
-    Command::Failover {
-        volume: decision.volume,
-        expect_epoch: decision.expect_epoch,
-        primary: decision.primary,
-        isr: decision.isr.clone(),
-    }
+    decision.command()
 }
 
 proptest! {

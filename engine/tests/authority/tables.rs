@@ -72,6 +72,7 @@ fn a_failover_is_taken_exactly_when_the_contract_allows_it() {
                                 expect_epoch: expect,
                                 primary: to,
                                 isr: isr.clone(),
+                                stood: None,
                             });
                             let case = format!("{to:?} {last:?} {expect} {isr:?} of {old:?}");
                             assert_eq!(response.is_ok(), expected, "{case}: {response:?}");

@@ -9,7 +9,7 @@ use sbk_engine::replication::message::{Append, Facts, Lineage, ToPrimary, ToRepl
 use sbk_engine::replication::{Params, Replica, Verdict};
 use sbk_engine::types::{
     BootId, Config, Epoch, Incarnation, Lba, LossGeneration, Lsn, Millis, NodeId, Placement,
-    ReplicaId, ReplicaRef, VolumeId,
+    ReplicaId, ReplicaRef, TailId, VolumeId,
 };
 use uuid::Uuid;
 
@@ -38,6 +38,7 @@ pub(crate) fn config(epoch: u64, primary: u128, isr: &[u128]) -> Config {
         blocks: 16,
         loss_generation: LossGeneration(0),
         handed_over_by: None,
+        tails: std::collections::BTreeMap::new(),
     }
 }
 
@@ -57,7 +58,7 @@ pub(crate) fn opened(me: u128, committed: u64, durable: u64) -> Opened {
     Opened {
         volume: volume(),
         me: replica(me),
-        boot: BootId(Uuid::from_u128(1)),
+        tail: TailId { boot: BootId(Uuid::from_u128(1)), count: 0 },
         kept: Kept { fenced: Epoch(1), table: table(&[(1, 1)]), ..Kept::default() },
         durable: Lsn(durable),
         committed: Lsn(committed),
@@ -203,5 +204,6 @@ pub(crate) fn facts(table: EpochTable, committed: u64, durable: u64) -> Facts {
         incomplete: None,
         loss_generation: LossGeneration(0),
         promised_ms: 0,
+        tail: TailId { boot: BootId(Uuid::from_u128(1)), count: 0 },
     }
 }

@@ -31,6 +31,7 @@ fn acked(bench: &mut Bench, lsn: u64) -> Vec<Output> {
         durable: Lsn(lsn),
         recorded: Some(Epoch(2)),
         promised: Some(Millis(bench.now)),
+        written: Lsn(lsn),
     };
     bench.answer(2, 2, ack).1
 }
@@ -139,6 +140,7 @@ fn a_joiner_reaches_the_head_of_when_it_began_to_count() {
             durable: Lsn(lsn),
             recorded: Some(Epoch(3)),
             promised: Some(Millis(bench.now)),
+            written: Lsn(lsn),
         };
         let (_, outputs) = bench.answer(2, 3, ack);
         outputs.iter().any(|output| {

@@ -34,6 +34,7 @@ fn acked(bench: &mut Bench, epoch: u64, lsn: u64) -> Vec<Output> {
         durable: Lsn(lsn),
         recorded: Some(Epoch(epoch)),
         promised: Some(Millis(bench.now)),
+        written: Lsn(lsn),
     };
     bench.answer(2, epoch, ack).1
 }

@@ -221,7 +221,12 @@ fn a_late_word_of_a_gap_does_not_turn_the_feed_back() {
     assert_eq!(resent(&outputs), Some(Lsn(1)));
     let (_, outputs) = bench.answer(2, 2, ToPrimary::Gap { end: Lsn(2) });
     assert_eq!(resent(&outputs), Some(Lsn(2)), "a real gap is filled");
-    let ack = ToPrimary::Ack { durable: Lsn(4), recorded: Some(Epoch(2)), promised: None };
+    let ack = ToPrimary::Ack {
+        durable: Lsn(4),
+        recorded: Some(Epoch(2)),
+        promised: None,
+        written: Lsn(4),
+    };
     bench.answer(2, 2, ack);
     let (verdict, outputs) = bench.answer(2, 2, ToPrimary::Gap { end: Lsn(2) });
     assert_eq!(verdict, Verdict::Ignored(IgnoredReason::LateCopy));
@@ -243,7 +248,12 @@ fn a_session_that_does_not_come_on_is_ended_and_tried_again() {
     bench.answer(2, 2, ToPrimary::CutDone { request, durable: Lsn(1) });
     let (first, _) = recovery(&bench);
     assert!(first.is_some());
-    let ack = |lsn| ToPrimary::Ack { durable: Lsn(lsn), recorded: Some(Epoch(1)), promised: None };
+    let ack = |lsn| ToPrimary::Ack {
+        durable: Lsn(lsn),
+        recorded: Some(Epoch(1)),
+        promised: None,
+        written: Lsn(lsn),
+    };
     for turn in 0..100 {
         // It comes on for a while, so slowly that only that counts, then no more.
         let held = if turn < 40 { 1 + turn / 20 } else { 3 };
@@ -284,7 +294,13 @@ fn a_new_epoch_of_the_same_primary_does_not_flicker() {
     let (_, mut outputs) = bench.answer(2, 2, ToPrimary::CutDone { request, durable: Lsn(4) });
     let promise = |bench: &mut Bench, epoch: u64, stamp| {
         let recorded = Some(Epoch(epoch));
-        bench.answer(2, epoch, ToPrimary::Ack { durable: Lsn(4), recorded, promised: stamp }).1
+        bench
+            .answer(
+                2,
+                epoch,
+                ToPrimary::Ack { durable: Lsn(4), recorded, promised: stamp, written: Lsn(4) },
+            )
+            .1
     };
     for _ in 0..10 {
         let stamped = stamp(&outputs);
@@ -304,7 +320,12 @@ fn a_new_epoch_of_the_same_primary_does_not_flicker() {
     let open = OpenStream::shared(stream, session, NodeId(Uuid::nil()));
     bench.feed(Input::OpenStream(open));
     durable(&mut bench, 5);
-    let ack = |promised| ToPrimary::Ack { durable: Lsn(5), recorded: Some(Epoch(3)), promised };
+    let ack = |promised| ToPrimary::Ack {
+        durable: Lsn(5),
+        recorded: Some(Epoch(3)),
+        promised,
+        written: Lsn(5),
+    };
     bench.answer(2, 3, ack(None));
     let tag = RequestTag { session, sequence: 1 };
     let op = Op::Read(BlockRange { lba: Lba(0), blocks: 1 });

@@ -182,6 +182,7 @@ fn ack(bench: &mut Bench, durable: u64, recorded: u64) -> Vec<Output> {
         durable: Lsn(durable),
         recorded: Some(Epoch(recorded)),
         promised: Some(Millis(bench.now)),
+        written: Lsn(durable),
     };
     bench.answer(2, 3, message).1
 }

@@ -126,7 +126,7 @@ impl Master {
 }
 
 fn leads(term: u64) -> impl Fn() -> Result<HeartbeatResponse, Status> + Send + Sync {
-    move || Ok(HeartbeatResponse { register: false, term })
+    move || Ok(HeartbeatResponse { register: false, term, stands: Vec::new() })
 }
 
 fn unavailable(

@@ -50,6 +50,8 @@ fn report(raw: &v1::ReplicaReport) -> Result<ReplicaReport, Status> {
         lacking: lacking?,
         lacking_ms: raw.lacking_ms,
         promised: promised?,
+        tail: convert::tail_from(raw.tail.as_ref())?,
+        stood: raw.stood.map(Epoch),
     })
 }
 
@@ -86,12 +88,17 @@ impl NodeService for NodeApi {
         let known = self.member.read(|state| state.nodes().get(&node).map(|r| r.process));
         let term = self.member.raft.metrics().borrow().current_term;
         if known != Some(process) {
-            return Ok(Response::new(v1::HeartbeatResponse { register: true, term }));
+            return Ok(Response::new(v1::HeartbeatResponse {
+                register: true,
+                term,
+                stands: Vec::new(),
+            }));
         }
         let reports = request.replicas.iter().map(report).collect::<Result<Vec<_>, _>>()?;
         self.member.leading().heartbeats.insert(node, request);
         self.member.observe(DetectorEvent::Heartbeat { node, process, reports });
-        Ok(Response::new(v1::HeartbeatResponse { register: false, term }))
+        let stands = self.member.stands(node).iter().map(convert::stand).collect();
+        Ok(Response::new(v1::HeartbeatResponse { register: false, term, stands }))
     }
 
     type WatchAssignmentsStream = UpdateStream;
@@ -146,6 +153,7 @@ impl NodeService for NodeApi {
             process: raw.incarnation,
             volume: convert::volume_id(&raw.volume)?,
             replica: convert::replica_ref(raw.replica.as_ref())?,
+            tail: raw.tail,
         };
         self.member.accepted(command).await?;
         Ok(Response::new(v1::ConfirmReplicaResponse {}))

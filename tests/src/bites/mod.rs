@@ -54,6 +54,8 @@ pub const FAMILIES: &[&str] = &[
     "eights",
     "handovers",
     "attachments",
+    "written",
+    "blackouts",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

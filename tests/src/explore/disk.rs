@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{EntryHeader, EntryKind, LogState};
 use sbk_engine::replication::message::RecoveryId;
-use sbk_engine::types::{BootId, Incarnation, Lsn, ReplicaId, ReplicaRef};
+use sbk_engine::types::{BootId, Incarnation, Lsn, ReplicaId, ReplicaRef, TailId};
 use serde::Serialize;
 use uuid::Uuid;
 
@@ -84,7 +84,7 @@ impl Disk {
                 id: replica,
                 incarnation: Incarnation { process: self.opens, open: 1 },
             },
-            boot: BootId(Uuid::from_u128(1)),
+            tail: TailId { boot: BootId(Uuid::from_u128(1)), count: 0 },
             kept: self.kept.clone(),
             durable: self.durable,
             committed: self.committed,

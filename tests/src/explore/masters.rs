@@ -62,7 +62,7 @@ impl Masters {
         for id in ids {
             let replica = ReplicaRef { id: *id, incarnation: Incarnation { process: 1, open: 1 } };
             let node = node_of(*id);
-            must(Command::ConfirmReplica { node, process: 1, volume: VOLUME, replica });
+            must(Command::ConfirmReplica { node, process: 1, volume: VOLUME, replica, tail: 0 });
         }
         let config = state.config(VOLUME).expect("the volume has an epoch");
         Self { state, config, registrations: 1 }
@@ -89,7 +89,7 @@ impl Masters {
         self.registrations += 1;
         let mut new = registration(replica.id, replica.incarnation.process, self.registrations);
         let incarnation = replica.incarnation;
-        let entry = RegisteredReplica { volume: VOLUME, incarnation, complete };
+        let entry = RegisteredReplica { volume: VOLUME, incarnation, complete, tail: 0 };
         new.replicas.insert(replica.id, entry);
         self.apply(&Command::RegisterNode(new));
     }
@@ -107,6 +107,6 @@ impl Masters {
     /// Whether the masters made `primary` the primary, with `isr` in sync.
     pub(crate) fn fail_over(&mut self, primary: ReplicaRef, isr: BTreeSet<ReplicaId>) -> bool {
         let expect_epoch = self.config.epoch;
-        self.apply(&Command::Failover { volume: VOLUME, expect_epoch, primary, isr })
+        self.apply(&Command::Failover { volume: VOLUME, expect_epoch, primary, isr, stood: None })
     }
 }

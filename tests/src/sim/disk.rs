@@ -3,10 +3,11 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::EntryHeader;
 use sbk_engine::types::{
-    BootId, Incarnation, LossGeneration, Lsn, ReplicaId, ReplicaRef, VolumeId,
+    BootId, Incarnation, LossGeneration, Lsn, ReplicaId, ReplicaRef, TailId, VolumeId,
 };
 use sbk_store::{CreateSpec, Identity, Pressure, Store, StoreError, StoreOptions};
 use sbk_wal::{Memory, Storage};
@@ -25,6 +26,8 @@ pub(crate) struct Shadow {
     log: BTreeMap<Lsn, Entry>,
     /// What the store said to be durable: it must be there after everything.
     pub(crate) durable: Lsn,
+    /// What is in the log's file, synced or not: it is there after everything but a loss of the tail.
+    pub(crate) written: Lsn,
     /// What the store was told to be committed.
     pub(crate) committed: Lsn,
     /// What the superblock holds at least.
@@ -58,6 +61,7 @@ impl Shadow {
     pub(crate) fn cutting(&mut self, end: Lsn) {
         self.going = self.end();
         self.durable = self.durable.min(end);
+        self.written = self.written.min(end);
     }
 
     pub(crate) fn was_cut(&mut self, end: Lsn, kept: Kept) {
@@ -71,6 +75,7 @@ impl Shadow {
     pub(crate) fn wiping(&mut self) {
         self.going = self.end();
         self.durable = Lsn(0);
+        self.written = Lsn(0);
     }
 
     /// The log begins anew above `base`; the image that comes is of these entries.
@@ -78,6 +83,7 @@ impl Shadow {
         self.log = image;
         self.going = Lsn(0);
         self.durable = base;
+        self.written = base;
         self.committed = base;
         self.kept = kept;
     }
@@ -90,6 +96,7 @@ impl Shadow {
         self.log.retain(|lsn, _| *lsn <= opened.durable);
         self.going = Lsn(0);
         self.durable = opened.durable;
+        self.written = opened.durable;
         self.committed = opened.committed;
         self.kept = opened.kept.clone();
     }
@@ -131,6 +138,8 @@ pub(crate) struct Disk {
     process: u64,
     opens: u64,
     boot: u64,
+    /// The count of the tail.
+    tail: u64,
     pub(crate) store: Option<Store>,
     pub(crate) shadow: Shadow,
 }
@@ -154,6 +163,7 @@ impl Disk {
             process: 0,
             opens: 0,
             boot: 1,
+            tail: 0,
             store: None,
             shadow: Shadow::default(),
         }
@@ -210,8 +220,17 @@ impl Disk {
         self.process
     }
 
-    pub(crate) fn boot(&self) -> BootId {
-        BootId(Uuid::from_u128(u128::from(self.boot)))
+    pub(crate) fn tail(&self) -> TailId {
+        let boot = BootId(Uuid::from_u128(u128::from(self.boot)));
+        TailId { boot, count: self.tail }
+    }
+
+    /// An operation failed: what was written and not synced may be gone, now or later.
+    pub(crate) fn lose_tail(&mut self) {
+        self.shadow.written = self.shadow.durable;
+        if !on(Bug::FailedSyncKeepsTail) {
+            self.tail += 1;
+        }
     }
 
     /// The process is started; no replica is open yet.
@@ -226,6 +245,7 @@ impl Disk {
         if power {
             self.memory.power_loss();
             self.boot += 1;
+            self.shadow.written = self.shadow.durable;
         } else {
             self.memory.process_killed();
         }
@@ -240,7 +260,7 @@ impl Disk {
         let incarnation = Incarnation { process: self.process, open: self.opens };
         let options = self.options.clone();
         let (store, opened) =
-            Store::open(&self.storage, self.identity, incarnation, self.boot(), options)?;
+            Store::open(&self.storage, self.identity, incarnation, self.tail(), options)?;
         assert_eq!(opened.me, ReplicaRef { id: self.identity.replica, incarnation });
         self.store = Some(store);
         Ok(opened)

@@ -142,7 +142,8 @@ impl World {
                         self.note_acknowledged(index, tag);
                         self.check_write(tag);
                     }
-                    (None, _) | (_, Outcome::Failed(_) | Outcome::Invalid(_)) => {}
+                    (None, Outcome::Done) => self.note_flushed(index, tag),
+                    (_, Outcome::Failed(_) | Outcome::Invalid(_)) => {}
                 }
                 let data = match self.nodes[index].held.remove(&(stream, tag)) {
                     Some(Held::Read(data)) => data,

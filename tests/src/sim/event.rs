@@ -4,6 +4,7 @@ use std::rc::Rc;
 
 use bytes::Bytes;
 use sbk_engine::authority::detector::DetectorEvent;
+use sbk_engine::authority::stand::Stand;
 use sbk_engine::replication::io::{OpenStream, Outcome, Proposal, Request, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
@@ -35,6 +36,24 @@ pub(crate) enum Event {
     BatchDone {
         node: usize,
         run: u64,
+    },
+    SyncRuns {
+        node: usize,
+        run: u64,
+    },
+    SyncDone {
+        node: usize,
+        run: u64,
+    },
+    /// A machine loses power, or its process is killed and back at once.
+    Strike {
+        node: usize,
+        power: bool,
+    },
+    /// The masters want a replica to take over.
+    Stand {
+        node: usize,
+        order: Stand,
     },
     CheckpointRuns {
         node: usize,

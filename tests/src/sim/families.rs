@@ -1,6 +1,6 @@
 //! Which faults come together.
 
-use sbk_engine::types::Durability;
+use sbk_engine::types::{Durability, WriteAck};
 
 use super::Faults;
 
@@ -195,6 +195,51 @@ pub const FAMILIES: &[Family] = &[
             ][(seed / 3 % 4) as usize],
             replicas: [3, 3, 2, 4][(seed / 2 % 4) as usize],
             min_in_sync: 1,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "written",
+        faults: |seed| Faults {
+            loss: seed % 4,
+            repeat: seed % 3,
+            slow: seed % 20,
+            crash: true,
+            power: seed % 4 != 3,
+            disk: seed % 4 == 1,
+            partition: seed % 3 != 0,
+            whim: seed % 2 == 0,
+            hasty: seed % 3 == 1,
+            leader: seed % 5 == 1,
+            coup: seed % 5 == 0,
+            blink: seed % 7 == 0,
+            short_wal: seed % 2 == 0,
+            drift: seed % 3 == 0,
+            impatient: seed % 4 == 0,
+            write_ack: WriteAck::Written,
+            replicas: [3, 2, 3, 4, 1][(seed / 3 % 5) as usize],
+            min_in_sync: 1 + (seed / 2 % 2) as u32 * u32::from(seed / 3 % 5 != 4),
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "blackouts",
+        faults: |seed| Faults {
+            crash: seed % 2 == 0,
+            power: true,
+            blackout: true,
+            blink: seed % 3 == 1,
+            leader: seed % 2 == 1,
+            partition: seed % 8 > 5,
+            hasty: seed % 8 == 7,
+            loss: seed % 3,
+            disk: seed % 4 == 2,
+            coup: seed % 4 == 0,
+            whim: seed % 5 == 1,
+            busy: 20,
+            write_ack: WriteAck::Written,
+            replicas: [3, 2, 2, 4][(seed / 2 % 4) as usize],
+            min_in_sync: 1 + (seed / 5 % 2) as u32,
             ..Faults::none()
         },
     },

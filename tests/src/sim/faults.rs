@@ -2,7 +2,7 @@
 
 use sbk_engine::authority::detector::DetectorParams;
 use sbk_engine::replication::io::Input;
-use sbk_engine::types::Durability;
+use sbk_engine::types::{Durability, WriteAck};
 use sbk_wal::{Fault, OpKind};
 
 use super::content::{BLOCKS, address};
@@ -72,6 +72,9 @@ pub struct Faults {
     /// Another primary is wished at any time, and processes hand over before they end in order.
     pub(crate) handover: bool,
     pub(crate) durability: Durability,
+    pub(crate) write_ack: WriteAck,
+    /// The power goes for all machines at once, now and then.
+    pub(crate) blackout: bool,
     pub(crate) replicas: u128,
     pub(crate) min_in_sync: u32,
     /// Nodes that hold nothing in the beginning.
@@ -117,6 +120,8 @@ impl Faults {
             disaster: false,
             handover: false,
             durability: Durability::SyncAll,
+            write_ack: WriteAck::Durable,
+            blackout: false,
             replicas: 3,
             min_in_sync: 2,
             spares: 0,
@@ -170,6 +175,11 @@ impl Faults {
             faults.hand_over(seed / 4);
         }
         faults.exclusive = rng.chance(25);
+        let written = rng.chance(15);
+        if written && faults.durability == Durability::SyncAll {
+            faults.write_ack = WriteAck::Written;
+            faults.blackout = faults.power;
+        }
         faults
     }
 
@@ -192,6 +202,9 @@ impl Faults {
         self.durability = modes[(n % 3) as usize];
         if self.durability != Durability::SyncAll {
             self.min_in_sync = 1;
+        }
+        if self.durability != Durability::SyncAll {
+            (self.write_ack, self.blackout) = (WriteAck::Durable, false);
         }
         // What makes damaged blocks whole in the end is a write, which a loss may take.
         self.rot &= self.durability == Durability::SyncAll;
@@ -224,7 +237,8 @@ impl Faults {
 
     /// When the masters suspect a node.
     pub(crate) fn detector(&self) -> DetectorParams {
-        let mut params = DetectorParams::default();
+        // A run is shorter than the grace for a whole site.
+        let mut params = DetectorParams { grace_ms: 4_000, ..DetectorParams::default() };
         if self.hasty {
             (params.suspect_ms, params.unheard_ms) = (700, 1_500);
         }
@@ -236,6 +250,21 @@ impl Faults {
 }
 
 impl World {
+    /// Power goes where it hurts: soon, at a node on which much depends now.
+    pub(crate) fn hurt(&mut self, node: usize, power: bool) {
+        if self.faults.blackout && !self.healed && self.rng.chance(15) {
+            let delay = self.rng.below(30);
+            self.after(delay, Event::Strike { node, power });
+        }
+    }
+
+    pub(crate) fn strike(&mut self, node: usize, power: bool) {
+        if !self.healed {
+            let away = if power { 500 + self.rng.below(4_000) } else { 1 + self.rng.below(30) };
+            self.die(node, power, away);
+        }
+    }
+
     pub(crate) fn fault_turn(&mut self) {
         if self.faults.crash && self.rng.below(600) == 0 {
             let node = self.any_node();
@@ -249,6 +278,14 @@ impl World {
                     let away = 50 + self.rng.below(4_000);
                     self.die(other, power, away);
                 }
+            }
+        }
+        if self.faults.blackout && self.rng.below(1_500) == 0 {
+            self.inject(Injected::SiteLoss);
+            let spared = self.rng.below(2 * self.nodes.len() as u64) as usize;
+            for other in (0..self.nodes.len()).filter(|other| *other != spared) {
+                let away = 50 + self.rng.below(8_000);
+                self.die(other, true, away);
             }
         }
         if self.faults.blink && self.rng.below(200) == 0 {

@@ -167,6 +167,9 @@ impl World {
                     client.sent.insert(sequence, request);
                     let (wanted, value) = client.payload(request);
                     let tag = RequestTag { session: client.session(), sequence };
+                    if wanted == sbk_engine::forward::Op::Flush {
+                        self.flushes.entry(tag).or_insert(self.truth.acknowledged);
+                    }
                     let request = Request { tag, low, epoch, attach, op: blocks(wanted) };
                     let (stream, node) = (line.stream, line.node);
                     let ask = Event::Ask { node, stream, request, value };

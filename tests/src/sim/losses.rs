@@ -54,6 +54,17 @@ impl World {
             .entries()
             .find(|(lsn, entry)| *lsn > end || shadow.get(*lsn).is_some_and(|held| held != *entry));
         let common = parted.map_or(self.truth.newest(), |(lsn, _)| lsn.prev());
+        let missing = self.masters.missing();
+        assert!(
+            common >= self.truth.flushed,
+            "I2: what was flushed up to {} is lost, all but {common}",
+            self.truth.flushed
+        );
+        assert!(
+            !missing.is_empty() || common >= self.truth.firm,
+            "I2: what all had up to {} when a member left is lost, all but {common}",
+            self.truth.firm
+        );
         let held = shadow.entries(Lsn(1), end);
         let held: BTreeSet<_> = held.iter().filter_map(|(h, _)| Some(h.origin?.tag)).collect();
         let committed = shadow.entries(common.next(), shadow.committed);
@@ -87,19 +98,42 @@ impl World {
 
     /// A `best_effort` primary acknowledges: its own disk must have it, and it must be the one.
     pub(crate) fn note_acknowledged(&mut self, index: usize, tag: RequestTag) {
-        if self.faults.durability != Durability::BestEffort {
+        let written = self.masters.config.acks_written();
+        if self.faults.durability != Durability::BestEffort && !written {
             return;
         }
-        self.check_read(index);
+        if !written {
+            self.check_read(index);
+        }
         let shadow = &self.nodes[index].disk.shadow;
         let known = self.truth.newest();
-        let logged = shadow.entries(Lsn(1), shadow.durable);
+        // Written acknowledgements: its own disk may have failed, which it does not know yet.
+        let last = if written { shadow.end() } else { shadow.durable };
+        let logged = shadow.entries(Lsn(1), last);
         let found = logged.iter().rev().find(|(h, _)| h.origin.is_some_and(|o| o.tag == tag));
         let Some((header, _)) = found else {
             panic!("I2: {tag:?} is acknowledged and not on the disk of node {index}");
         };
-        let entries = shadow.entries(known.next(), header.lsn);
+        let lsn = header.lsn;
+        let entries = shadow.entries(known.next(), lsn);
         self.truth.note(&entries);
+        if written && !self.outdated(index) {
+            self.truth.acknowledged = self.truth.acknowledged.max(lsn);
+            self.check_written();
+        }
+    }
+
+    /// A flush was answered: what had been acknowledged when it was sent is on every disk.
+    pub(crate) fn note_flushed(&mut self, index: usize, tag: RequestTag) {
+        let Some(floor) = self.flushes.get(&tag).copied() else { return };
+        if self.masters.config.acks_written() && !self.outdated(index) && !self.loss_pending() {
+            self.truth.flushed = self.truth.flushed.max(floor.min(self.truth.acknowledged));
+            for node in
+                0..if self.faults.blackout && self.rng.chance(2) { self.nodes.len() } else { 0 }
+            {
+                self.after(1, Event::Strike { node, power: true });
+            }
+        }
     }
 
     /// A client is answered by a primary of a loss generation: it must have attached in that one.

@@ -116,6 +116,16 @@ counted! {
         LogGivenUp = "unreadable log given up",
         /// A store failed so often that it was not opened again.
         Retired = "replica retired",
+        /// A replica stood for a failover.
+        Stood = "stood",
+        /// A replica was refused for the tail that it lost.
+        TailRefused = "refused for its boot id",
+        /// A volume went on after every in-sync replica lost its tail.
+        Salvaged = "site power loss promotion",
+        /// A leave waited until those that stay had synced.
+        LeaveSynced = "leave synced first",
+        /// A replica whose store failed got another tail.
+        TailRenewed = "tail id renewed",
         /// Every process was down at a time.
         AllDown = "all down at once",
         /// A primary handed its role over.

@@ -7,14 +7,16 @@ use std::rc::Rc;
 
 use sbk_engine::authority::detector::{Decision, Detector, DetectorEvent, ReplicaReport};
 use sbk_engine::authority::moves::{self, Step};
+use sbk_engine::authority::stand::Stand;
 use sbk_engine::authority::{
     Addrs, AssignedVolume, ClusterId, Command, Durability, Duty, RegisteredReplica, Registration,
-    Response, State, Volume, VolumeRequest, WriteAck,
+    Response, State, Volume, VolumeRequest,
 };
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::Proposal;
 use sbk_engine::types::{
-    BLOCK_SIZE, BootId, Config, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId,
+    BLOCK_SIZE, BootId, Config, Incarnation, Millis, NodeId, ReplicaId, ReplicaRef, TailId,
+    VolumeId,
 };
 use uuid::Uuid;
 
@@ -69,7 +71,7 @@ pub(crate) struct Masters {
 pub(crate) struct Told {
     pub(crate) node: NodeId,
     pub(crate) process: u64,
-    pub(crate) boot: BootId,
+    pub(crate) tail: TailId,
     /// Counts what it says within its process.
     pub(crate) revision: u64,
     pub(crate) open: Option<(ReplicaRef, bool)>,
@@ -78,18 +80,26 @@ pub(crate) struct Told {
 fn registration(volume: VolumeId, told: &Told) -> Registration {
     let open = told.open.map(|(replica, complete)| {
         let incarnation = replica.incarnation;
-        (replica.id, RegisteredReplica { volume, incarnation, complete })
+        (replica.id, RegisteredReplica { volume, incarnation, complete, tail: told.tail.count })
     });
     Registration {
         node: told.node,
         process: told.process,
         revision: told.revision,
-        boot: told.boot,
+        boot: told.tail.boot,
         addrs: Addrs { grpc: format!("node-{}:7301", told.node), http: None, nbd: None },
         zone: None,
         capacity_bytes: 1 << 30,
         replicas: open.into_iter().collect(),
     }
+}
+
+/// What a candidate of a failover without reason says of itself.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Rank {
+    /// The tail with which it stood for the end of the epoch in force.
+    pub(crate) stood: Option<TailId>,
+    pub(crate) log: (u64, u64),
 }
 
 impl Masters {
@@ -106,8 +116,8 @@ impl Masters {
         let mut must = |command| state.apply(&command).map(|_| ()).expect("the masters take it");
         must(Command::BootstrapCluster { cluster: ClusterId(Uuid::from_u128(9)) });
         for node in replicas.values().chain(spares).copied() {
-            let boot = BootId(Uuid::from_u128(1));
-            let told = Told { node, process: 1, boot, revision: 1, open: None };
+            let tail = TailId { boot: BootId(Uuid::from_u128(1)), count: 0 };
+            let told = Told { node, process: 1, tail, revision: 1, open: None };
             must(Command::RegisterNode(registration(volume, &told)));
         }
         let chosen = faults.durability != Durability::SyncQuorum;
@@ -117,7 +127,7 @@ impl Masters {
             size_bytes: blocks * BLOCK_SIZE,
             replicas: replicas.len() as u32,
             durability: faults.durability,
-            write_ack: WriteAck::Durable,
+            write_ack: faults.write_ack,
             min_in_sync: least,
             zone_spread: false,
         };
@@ -126,7 +136,7 @@ impl Masters {
         for (id, node) in replicas {
             let replica = ReplicaRef { id: *id, incarnation: Incarnation { process: 1, open: 1 } };
             let node = *node;
-            must(Command::ConfirmReplica { node, process: 1, volume, replica });
+            must(Command::ConfirmReplica { node, process: 1, volume, replica, tail: 0 });
         }
         let config = state.config(volume).expect("the volume has an epoch");
         let mut detector = Detector::new(faults.detector());
@@ -267,10 +277,26 @@ impl Masters {
         }
         let now = self.clock(now);
         let decided = self.detector.step(now, &self.state, event);
-        let failover = |Decision { volume, expect_epoch, primary, isr, reason: _ }| {
-            Command::Failover { volume, expect_epoch, primary, isr }
-        };
-        decided.into_iter().map(failover).collect()
+        decided.iter().map(Decision::command).collect()
+    }
+
+    /// In-sync replicas that were not waited for when all lost their tails.
+    pub(crate) fn missing(&self) -> BTreeSet<ReplicaId> {
+        let assignment = self.state.volumes()[&self.volume].assignment.as_ref();
+        assignment.map(|a| a.missing.clone()).unwrap_or_default()
+    }
+
+    /// What the node's replica is asked to stand for.
+    pub(crate) fn stands(&self, now: u64, node: NodeId) -> Vec<Stand> {
+        match self.leader {
+            Some(_) => self.detector.stands(self.clock(now), &self.state, node),
+            None => Vec::new(),
+        }
+    }
+
+    /// The replica on a node.
+    pub(crate) fn replica_on(&self, node: NodeId) -> ReplicaId {
+        ReplicaId(Uuid::from_u128(node.0.as_u128() - 100))
     }
 
     /// A node's heartbeat.
@@ -336,14 +362,15 @@ impl Masters {
     }
 
     /// A failover that nobody has reason for: the best of those that answer takes over at once.
-    pub(crate) fn coup(&self, ranks: &BTreeMap<ReplicaId, (u64, u64)>) -> Option<Command> {
+    pub(crate) fn coup(&self, ranks: &BTreeMap<ReplicaId, Rank>) -> Option<Command> {
         let config = self.config.clone();
         let candidates = config.isr.iter().filter_map(|id| {
             let rank = ranks.get(id)?;
             let replica = self.state.promotable(self.volume, *id).ok()?;
             (replica != config.primary).then_some((rank, replica))
         });
-        let (_, primary) = candidates.max()?;
+        let (rank, primary) = candidates.max()?;
+        let stood = rank.stood;
         let answering: BTreeSet<_> =
             config.isr.iter().filter(|id| ranks.contains_key(*id)).copied().collect();
         let drops = config.durability != Durability::SyncQuorum || on(Bug::FailoverDropsVoters);
@@ -357,7 +384,7 @@ impl Masters {
             Durability::BestEffort | Durability::SyncAll | Durability::SyncQuorum => config.isr,
         };
         let (volume, expect_epoch) = (self.volume, config.epoch);
-        Some(Command::Failover { volume, expect_epoch, primary, isr })
+        Some(Command::Failover { volume, expect_epoch, primary, isr, stood })
     }
 
     /// What an operator's word leads to, if nothing speaks against it.
@@ -379,7 +406,7 @@ fn catalogue_of(state: &State) -> Catalogue {
 /// The replica of a command that names one as primary.
 pub(crate) fn promoted(command: &Command) -> Option<ReplicaRef> {
     match command {
-        Command::Failover { primary, .. } => Some(*primary),
+        Command::Failover { primary, .. } | Command::Salvage { primary, .. } => Some(*primary),
         _ => None,
     }
 }

@@ -8,8 +8,12 @@ use sbk_engine::replication::io::{Input, Opened, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::replication::{Params, Replica};
-use sbk_engine::types::{Config, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish};
-use sbk_store::{BatchResult, CheckpointDone, CheckpointPlan, LogEntry, ReadPlan, WalBatch};
+use sbk_engine::types::{
+    Config, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish, WriteAck,
+};
+use sbk_store::{
+    BatchResult, CheckpointDone, CheckpointPlan, LogEntry, ReadPlan, SyncResult, WalBatch, WalSync,
+};
 use uuid::Uuid;
 
 use super::disk::Disk;
@@ -29,6 +33,19 @@ const MAX_FAILURES: u32 = 5;
 pub(crate) enum Work<P, R> {
     Planned(P),
     Done(R),
+}
+
+/// A batch of the WAL, and whether it is synced with it.
+#[derive(Debug)]
+pub(crate) struct Batch {
+    pub(crate) batch: WalBatch,
+    pub(crate) sync: bool,
+}
+
+impl Batch {
+    pub(crate) fn run(self) -> BatchResult {
+        if self.sync { self.batch.run() } else { self.batch.write_only() }
+    }
 }
 
 /// What the engine needs no bytes of.
@@ -97,7 +114,8 @@ pub(crate) struct Node {
     pub(crate) open: BTreeSet<StreamId>,
     pub(crate) held: BTreeMap<(StreamId, RequestTag), Held>,
     pub(crate) reads: BTreeMap<(StreamId, RequestTag), ReadPlan>,
-    pub(crate) batch: Option<(u64, Work<WalBatch, BatchResult>)>,
+    pub(crate) batch: Option<(u64, Work<Batch, BatchResult>)>,
+    pub(crate) sync: Option<(u64, Work<WalSync, SyncResult>)>,
     pub(crate) checkpoint: Option<(u64, Work<CheckpointPlan, CheckpointDone>)>,
     /// What was last recorded as durable, and when.
     pub(crate) recorded: (Lsn, u64),
@@ -153,6 +171,7 @@ impl Node {
             held: BTreeMap::new(),
             reads: BTreeMap::new(),
             batch: None,
+            sync: None,
             checkpoint: None,
             recorded: (Lsn(0), 0),
             sending: BTreeMap::new(),
@@ -206,8 +225,8 @@ impl Node {
             self.said = open;
             self.revision += 1;
         }
-        let (process, boot) = (self.disk.process(), self.disk.boot());
-        Told { node: self.node, process, boot, revision: self.revision, open }
+        let (process, tail) = (self.disk.process(), self.disk.tail());
+        Told { node: self.node, process, tail, revision: self.revision, open }
     }
 
     /// Remembers a configuration for the next opening.
@@ -239,6 +258,7 @@ impl Node {
         self.held.clear();
         self.reads.clear();
         self.batch = None;
+        self.sync = None;
         self.checkpoint = None;
         self.sending.clear();
         self.receiving = None;
@@ -278,6 +298,7 @@ impl World {
                 let why = error.to_string();
                 self.mark_failure(index, &why);
                 self.note(index, || format!("the store can't be opened: {why}"));
+                self.tail_lost(index);
                 self.back_off(index);
             }
         }
@@ -354,6 +375,13 @@ impl World {
             };
             let _too_late = node.disk.store().batch_done(result);
         }
+        if let Some((_, work)) = node.sync.take() {
+            let result = match work {
+                Work::Planned(sync) => sync.run(),
+                Work::Done(result) => result,
+            };
+            let _too_late = node.disk.store().sync_done(result);
+        }
         if let Some((_, work)) = node.checkpoint.take() {
             let done = match work {
                 Work::Planned(plan) => plan.run(),
@@ -364,11 +392,20 @@ impl World {
         if node.disk.memory.crashed() {
             return self.stops(index);
         }
+        self.tail_lost(index);
         self.end_streams(index, 1);
         let node = &mut self.nodes[index];
         node.disk.store = None;
         node.clear();
         self.back_off(index);
+    }
+
+    /// The store failed: the replica has another tail before anybody hears of it.
+    pub(crate) fn tail_lost(&mut self, index: usize) {
+        self.nodes[index].disk.lose_tail();
+        if self.faults.write_ack == WriteAck::Written {
+            self.mark(Mark::TailRenewed);
+        }
     }
 
     /// The machine stopped in the middle of an operation on its disk.
@@ -415,6 +452,7 @@ impl World {
         }
         node.disk.memory.crash_after(at);
         let (batch, checkpoint) = (node.batch.take(), node.checkpoint.take());
+        let sync = node.sync.take();
         let batch = || {
             if let Some((_, Work::Planned(batch))) = batch {
                 batch.run();
@@ -425,6 +463,9 @@ impl World {
                 plan.run();
             }
         };
+        if let Some((_, Work::Planned(sync))) = sync {
+            sync.run();
+        }
         if first {
             batch();
             checkpoint();

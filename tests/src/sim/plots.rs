@@ -41,7 +41,7 @@ impl World {
         let picked = replicas.keys().enumerate().filter(|(n, _)| among >> (n + 1) & 1 == 1);
         let mut isr: BTreeSet<_> = picked.map(|(_, id)| *id).collect();
         isr.insert(chosen);
-        self.apply(&Command::Failover { volume, expect_epoch, primary, isr });
+        self.apply(&Command::Failover { volume, expect_epoch, primary, isr, stood: None });
     }
 
     /// A member that owes the primary no promise any more joins its successor, which still waits for

@@ -3,14 +3,16 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sbk_engine::authority::detector::{DetectorEvent, ReplicaReport};
+use sbk_engine::authority::stand::Stand;
 use sbk_engine::authority::{Accepted, Command, Refusal, Response};
-use sbk_engine::replication::io::{IsrChange, Proposal};
+use sbk_engine::bugs::{Bug, on};
+use sbk_engine::replication::io::{Input, IsrChange, Proposal};
 use sbk_engine::replication::view::RoleView;
 use sbk_engine::types::{Config, Durability, ReplicaId, Wish};
 
 use super::event::Event;
 use super::marks::{Injected, Mark};
-use super::masters::{Masters, Pending, Told, promoted};
+use super::masters::{Masters, Pending, Rank, Told, promoted};
 use super::world::World;
 
 /// Nodes speak to the masters so often.
@@ -61,6 +63,11 @@ impl World {
                 let primary = number(now.primary.id);
                 format!("masters: epoch {}, primary {primary}, in sync {in_sync:?}", now.epoch)
             });
+            if now_smaller(&before, &self.masters.config) {
+                let primary = self.index(self.masters.config.primary.id);
+                self.hurt(primary, true);
+            }
+            self.note_firm(&before, command);
             self.check_members();
         }
     }
@@ -75,6 +82,12 @@ impl World {
             if self.masters.config.isr.iter().any(silent) {
                 self.mark(Mark::KeptSilent);
             }
+        }
+        if took && matches!(command, Command::Salvage { .. }) {
+            self.mark(Mark::Salvaged);
+        }
+        if matches!(response, Err(Refusal::TailLost { .. })) {
+            self.mark(Mark::TailRefused);
         }
         let Command::ProposeIsr { change, primary, .. } = command else { return };
         match response {
@@ -128,8 +141,34 @@ impl World {
 
     /// A fact reaches the leader.
     pub(crate) fn detect(&mut self, event: DetectorEvent) {
+        let spoke = match &event {
+            DetectorEvent::Heartbeat { node, .. } => Some(*node),
+            DetectorEvent::Elected
+            | DetectorEvent::Deposed
+            | DetectorEvent::Killed { .. }
+            | DetectorEvent::Tick => None,
+        };
         for command in self.masters.detect(self.now, event) {
             self.submit(Pending { command, proposer: None });
+        }
+        // The answer to a heartbeat.
+        let orders = spoke.map(|node| (node, self.masters.stands(self.now, node)));
+        for (on, order) in
+            orders.into_iter().flat_map(|(n, all)| all.into_iter().map(move |o| (n, o)))
+        {
+            let node = self.index(self.masters.replica_on(on));
+            let delay = self.delay();
+            self.after(delay, Event::Stand { node, order });
+        }
+    }
+
+    /// A node tells its replica to stand.
+    pub(crate) fn stand(&mut self, index: usize, order: Stand) {
+        let node = &self.nodes[index];
+        let run = node.replica.as_ref().map(|replica| replica.view(node.clock(self.now)).me);
+        if run == Some(order.replica) && !node.unheard {
+            self.step(index, Input::Stand { epoch: order.epoch }, Vec::new());
+            self.hurt(index, false);
         }
     }
 
@@ -250,6 +289,8 @@ impl World {
             lacking: view.lacking.into_iter().collect(),
             lacking_ms: view.lacking_ms,
             promised: view.promised,
+            tail: view.tail,
+            stood: view.stood,
         })
     }
 
@@ -261,12 +302,35 @@ impl World {
         });
         let ranks: BTreeMap<_, _> = heard
             .filter_map(|n| self.report(n))
-            .map(|report| (report.replica.id, (report.table_epoch.0, report.durable.0)))
+            .map(|report| {
+                let stood = report.stood == Some(self.masters.config.epoch);
+                let stood = stood.then_some(report.tail);
+                let log = (report.table_epoch.0, report.durable.0);
+                (report.replica.id, Rank { stood, log })
+            })
             .collect();
         if let Some(command) = self.masters.coup(&ranks) {
+            if let Some(order) = self.stand_first(&command) {
+                let node = self.index(order.replica.id);
+                self.stand(node, order);
+                let delay = 5 + self.rng.below(60);
+                if self.rng.chance(80) && !self.healed {
+                    self.after(delay, Event::FailOver);
+                }
+                return;
+            }
             self.inject(Injected::Coup);
             self.submit(Pending { command, proposer: None });
         }
+    }
+
+    /// With written acknowledgements the one that is to be primary stands first.
+    fn stand_first(&self, command: &Command) -> Option<Stand> {
+        let Command::Failover { volume, expect_epoch, primary, stood: None, .. } = command else {
+            return None;
+        };
+        let written = self.masters.config.acks_written() && !on(Bug::FailoverUnstood);
+        written.then_some(Stand { volume: *volume, replica: *primary, epoch: *expect_epoch })
     }
 
     /// Nodes register again when they became complete or were not heard at their start.
@@ -284,4 +348,9 @@ impl World {
             }
         }
     }
+}
+
+/// Whether the in-sync set lost members.
+fn now_smaller(before: &Config, now: &Config) -> bool {
+    now.isr.len() < before.isr.len()
 }

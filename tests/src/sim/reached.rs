@@ -32,6 +32,9 @@ impl World {
             "handed-over" if doubtful => Mark::HandoverLate,
             "promoted" if !event.why.contains("waits 0 ms") => Mark::LeaseWait,
             "stepped-down" => Mark::SteppedDown,
+            "stood" => Mark::Stood,
+            "tail-lost" => Mark::TailRefused,
+            "leave-waits" => Mark::LeaveSynced,
             "unanswered" => Mark::ProposalUnknown,
             "session-failed" => Mark::SessionFailed,
             "rebuilt" => Mark::Rebuilt,
@@ -58,6 +61,10 @@ impl World {
             Output::Cut { end, .. } => {
                 let cut = self.nodes[index].disk.shadow.end().0.saturating_sub(end.0);
                 if cut > 1 { Mark::CutOfMany } else { Mark::CutOfOne }
+            }
+            Output::ToPrimary { message: ToPrimary::Facts { .. }, lineage } => {
+                let primary = self.index(lineage.to.id);
+                return self.hurt(primary, true);
             }
             Output::ToPrimary { message: ToPrimary::Gap { .. }, .. } => Mark::Gap,
             Output::StreamEnded { reason: StreamEnd::Replaced, .. } => Mark::StreamReplaced,

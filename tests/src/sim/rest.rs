@@ -73,6 +73,9 @@ impl World {
             .iter()
             .map(|node| (node.disk.shadow.end(), node.disk.shadow.committed))
             .collect();
+        let kept = |node: &Node| self.masters.config.has_kept(node.id, node.disk.tail());
+        // A loss takes effect when the chosen replica is ready, and not before.
+        let whole = whole && self.nodes.iter().all(kept) && !self.loss_pending();
         idle && whole && ends.iter().all(|(end, committed)| *end == ends[0].0 && committed == end)
     }
 

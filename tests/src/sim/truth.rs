@@ -3,10 +3,13 @@
 
 use std::collections::BTreeMap;
 
-use sbk_engine::replication::io::{Kept, Opened};
+use sbk_engine::authority::Command;
+use sbk_engine::replication::io::{IsrChange, Kept, Opened};
 use sbk_engine::replication::log::{EntryHeader, EntryKind, LogState, RequestTag};
 use sbk_engine::replication::view::RoleView;
-use sbk_engine::types::{AttachGeneration, Durability, Epoch, LossGeneration, Lsn, ReplicaId};
+use sbk_engine::types::{
+    AttachGeneration, Config, Durability, Epoch, LossGeneration, Lsn, ReplicaId,
+};
 
 use super::content::VOLUME_BLOCKS;
 use super::disk::{Entry, Shadow};
@@ -24,6 +27,12 @@ pub(crate) struct Truth {
     /// Where the log of the last loss ended: a replica may know as committed what was so before that
     /// loss, is in this log, and is yet to be committed again.
     inherited: Lsn,
+    /// With written acknowledgements: everything up to here was answered by a primary.
+    pub(crate) acknowledged: Lsn,
+    /// Of that, what a loss of all tails must not take: it was flushed.
+    pub(crate) flushed: Lsn,
+    /// And what was acknowledged before a member left.
+    pub(crate) firm: Lsn,
     /// The losses that took effect.
     pub(crate) loss_generation: LossGeneration,
 }
@@ -53,6 +62,9 @@ impl Truth {
         self.loss_generation = generation;
         self.inherited = end;
         self.everywhere = self.everywhere.min(common);
+        self.acknowledged = self.acknowledged.min(common);
+        self.flushed = self.flushed.min(common);
+        self.firm = self.firm.min(common);
         self.committed.split_off(&common.next());
         self.tags.retain(|_, lsn| *lsn <= common);
         self.state = Some(self.state(self.newest()));
@@ -132,6 +144,7 @@ impl World {
         if config.durability == Durability::SyncQuorum {
             return self.check_voters(None);
         }
+        self.check_written();
         let newest = self.truth.everywhere;
         for id in &config.isr {
             let disk = self.member_disk(*id);
@@ -155,6 +168,47 @@ impl World {
             panic!("I2: {id} is in sync, and its directory is gone");
         };
         &node.disk.shadow
+    }
+
+    /// With written acknowledgements every member of the set that has kept its tail has, in its log's
+    /// file, all that was acknowledged: whichever is promoted, none is lost.
+    pub(crate) fn check_written(&self) {
+        let config = &self.masters.config;
+        if !config.acks_written() || self.loss_pending() {
+            return;
+        }
+        let newest = self.truth.acknowledged;
+        for id in &config.isr {
+            let Some(node) = self.holder(*id) else { continue };
+            let disk = &node.disk;
+            if config.tails.get(id) != Some(&disk.tail()) {
+                continue;
+            }
+            let held = &disk.shadow;
+            assert!(
+                held.written >= newest,
+                "I2: {id} is in sync in epoch {} and has written {} of {newest}",
+                config.epoch,
+                held.written
+            );
+            for (lsn, entry) in self.truth.committed.range(..=newest).rev().take(4) {
+                let held = held.get(*lsn).unwrap_or(entry);
+                assert_eq!(held, entry, "I2: {id} is in sync and wrote another entry at {lsn}");
+            }
+        }
+    }
+
+    /// What a member that leaves had acknowledged with the others is on the disks of those that stay.
+    pub(crate) fn note_firm(&mut self, before: &Config, command: &Command) {
+        let leaves = matches!(
+            command,
+            Command::ProposeIsr { change: IsrChange::Leave { .. }, .. } | Command::Failover { .. }
+        );
+        let now = &self.masters.config;
+        let fewer = now.isr.len() < before.isr.len() && now.isr.is_subset(&before.isr);
+        if now.acks_written() && leaves && fewer && !self.loss_pending() {
+            self.truth.firm = self.truth.firm.max(self.truth.acknowledged);
+        }
     }
 
     /// Whether the replica durably holds everything that was ever committed.
@@ -260,10 +314,11 @@ impl World {
             return;
         }
         assert!(
-            opened.durable >= shadow.durable,
-            "I2: node {index} opens with {} of {}, which it had confirmed",
+            opened.durable >= shadow.durable.max(shadow.written),
+            "I2: node {index} opens with {} of {}, of which it had written {}",
             opened.durable,
-            shadow.durable
+            shadow.durable,
+            shadow.written
         );
         let end = shadow.end();
         assert!(opened.durable <= end, "I4: node {index} opens with {} of {end}", opened.durable);

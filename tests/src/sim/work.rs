@@ -1,12 +1,11 @@
 //! The store's work beside the node's other business: batches of the WAL, steps of the checkpoint.
 //! Each begins and ends at a time of its own, so a node dies before, within and after it.
 
-use sbk_engine::replication::Replica;
 use sbk_engine::replication::io::Input;
 use sbk_store::StoreError;
 
 use super::event::Event;
-use super::node::Work;
+use super::node::{Batch, Work};
 use super::world::World;
 
 /// The durable end is recorded at least this often while it moves, as the runtime has it.
@@ -18,13 +17,23 @@ impl World {
         let delay = 1 + self.rng.below(3);
         let node = &mut self.nodes[index];
         let run = node.run;
-        let Some(generation) = node.replica.as_ref().map(Replica::generation) else { return };
+        let Some(replica) = &node.replica else { return };
+        let (generation, sync) = (replica.generation(), !replica.acks_written());
         let begin = self.now.max(node.stalled_until) + delay;
         if node.batch.is_none()
             && let Some(batch) = node.disk.store().take_batch()
         {
-            node.batch = Some((generation, Work::Planned(batch)));
+            node.batch = Some((generation, Work::Planned(Batch { batch, sync })));
             self.at(begin, Event::BatchRuns { node: index, run });
+        }
+        let node = &mut self.nodes[index];
+        if node.sync.is_none()
+            && let Some(sync) = node.disk.store().take_sync()
+        {
+            node.sync = Some((generation, Work::Planned(sync)));
+            let slow = [4, 4, 30, 400][self.rng.below(4) as usize];
+            let begin = begin + self.rng.below(slow);
+            self.at(begin, Event::SyncRuns { node: index, run });
         }
         let node = &mut self.nodes[index];
         if node.checkpoint.is_none()
@@ -44,12 +53,54 @@ impl World {
         }
         match node.batch.take() {
             Some((generation, Work::Planned(batch))) => {
-                node.batch = Some((generation, Work::Done(batch.run())));
+                let result = batch.run();
+                let failed = result.failed();
+                node.batch = Some((generation, Work::Done(result)));
                 self.after(delay, Event::BatchDone { node: index, run });
+                if failed {
+                    self.failed_at_once(index);
+                }
             }
             // The one that was to run was waited for, and this is the next one.
             other => node.batch = other,
         }
+    }
+
+    pub(crate) fn sync_runs(&mut self, index: usize, run: u64) {
+        let delay = self.rng.below(4);
+        let node = &mut self.nodes[index];
+        if node.run != run {
+            return;
+        }
+        match node.sync.take() {
+            Some((generation, Work::Planned(sync))) => {
+                let result = sync.run();
+                let failed = result.failed();
+                node.sync = Some((generation, Work::Done(result)));
+                self.after(delay, Event::SyncDone { node: index, run });
+                if failed {
+                    self.failed_at_once(index);
+                }
+            }
+            other => node.sync = other,
+        }
+    }
+
+    /// The thread that found the failure gives the replica another tail before anybody hears of it: the
+    /// process may end next.
+    fn failed_at_once(&mut self, index: usize) {
+        if !self.nodes[index].disk.memory.crashed() {
+            self.tail_lost(index);
+        }
+    }
+
+    pub(crate) fn sync_finished(&mut self, index: usize, run: u64) {
+        let node = &mut self.nodes[index];
+        if node.run != run || !matches!(node.sync, Some((_, Work::Done(_)))) {
+            return;
+        }
+        let done = self.sync_done(index);
+        self.settle_work(index, done);
     }
 
     pub(crate) fn checkpoint_runs(&mut self, index: usize, run: u64) {
@@ -85,6 +136,10 @@ impl World {
                 Some((_, Work::Planned(_))) | None => return,
             }
         };
+        self.settle_work(index, done);
+    }
+
+    fn settle_work(&mut self, index: usize, done: Result<(), StoreError>) {
         match done.and_then(|()| self.record_durable(index)) {
             // Work whose failure the store can do without does not say that the machine stopped.
             Ok(()) if self.nodes[index].disk.memory.crashed() => self.stops(index),
@@ -101,6 +156,25 @@ impl World {
             Work::Done(result) => result,
         };
         let lsn = node.disk.store().batch_done(result)?;
+        let written = node.disk.store().written();
+        node.disk.shadow.durable = lsn;
+        node.disk.shadow.written = node.disk.shadow.written.max(written);
+        if written > lsn {
+            let wrote = Input::Written { generation, lsn: written };
+            node.inbox.push_back((wrote, Vec::new()));
+        }
+        node.inbox.push_back((Input::Durable { generation, lsn }, Vec::new()));
+        Ok(())
+    }
+
+    fn sync_done(&mut self, index: usize) -> Result<(), StoreError> {
+        let node = &mut self.nodes[index];
+        let Some((generation, work)) = node.sync.take() else { return Ok(()) };
+        let result = match work {
+            Work::Planned(sync) => sync.run(),
+            Work::Done(result) => result,
+        };
+        let lsn = node.disk.store().sync_done(result)?;
         node.disk.shadow.durable = lsn;
         node.inbox.push_back((Input::Durable { generation, lsn }, Vec::new()));
         Ok(())
@@ -124,6 +198,7 @@ impl World {
     /// it.
     pub(crate) fn quiesce(&mut self, index: usize) -> Result<(), StoreError> {
         self.batch_done(index)?;
+        self.sync_done(index)?;
         self.checkpoint_done(index)
     }
 

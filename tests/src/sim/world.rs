@@ -6,7 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use sbk_engine::forward::{ClientId, Input as Fact};
 use sbk_engine::replication::io::{Input, StreamId};
 use sbk_engine::replication::log::RequestTag;
-use sbk_engine::types::{Epoch, LossGeneration, ReplicaId, VolumeId};
+use sbk_engine::types::{Epoch, LossGeneration, Lsn, ReplicaId, VolumeId};
 use uuid::Uuid;
 
 use super::attachments::{Holder, Rank};
@@ -45,6 +45,8 @@ pub(crate) struct World {
     pub(crate) generations: BTreeMap<StreamId, LossGeneration>,
     /// What each request writes.
     pub(crate) values: BTreeMap<RequestTag, u64>,
+    /// What had been acknowledged when each flush was sent.
+    pub(crate) flushes: BTreeMap<RequestTag, Lsn>,
     /// Which nodes' messages don't reach which.
     pub(crate) broken: BTreeSet<(usize, usize)>,
     /// Links that are slow, and by how much.
@@ -105,6 +107,7 @@ impl World {
             streams: BTreeMap::new(),
             generations: BTreeMap::new(),
             values: BTreeMap::new(),
+            flushes: BTreeMap::new(),
             broken: BTreeSet::new(),
             slow_links: BTreeMap::new(),
             arrivals: BTreeMap::new(),
@@ -246,6 +249,10 @@ impl World {
             }
             Event::BatchRuns { node, run } => self.batch_runs(node, run),
             Event::BatchDone { node, run } => self.work_done(node, run, true),
+            Event::SyncRuns { node, run } => self.sync_runs(node, run),
+            Event::SyncDone { node, run } => self.sync_finished(node, run),
+            Event::Stand { node, order } => self.stand(node, order),
+            Event::Strike { node, power } => self.strike(node, power),
             Event::CheckpointRuns { node, run } => self.checkpoint_runs(node, run),
             Event::CheckpointDone { node, run } => self.work_done(node, run, false),
             Event::Reopen { node, run } => {
@@ -324,6 +331,9 @@ impl World {
             Event::BaseTaken { lineage, .. } => Some(self.index(lineage.from.id)),
             Event::BatchRuns { node, .. }
             | Event::BatchDone { node, .. }
+            | Event::SyncRuns { node, .. }
+            | Event::SyncDone { node, .. }
+            | Event::Stand { node, .. }
             | Event::CheckpointRuns { node, .. }
             | Event::CheckpointDone { node, .. }
             | Event::Reopen { node, .. }

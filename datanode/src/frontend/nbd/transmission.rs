@@ -141,7 +141,10 @@ impl<R: AsyncRead + Unpin> Connection<R> {
         match self.rules.shape(&request, payload) {
             Ok((op, kind)) => {
                 let number = self.table.add(Asked { cookie, offset, kind });
-                Ok(self.submitter.submit(number, op, Some(permit)).await)
+                Ok(match request.has(CMD_FLAG_FUA) {
+                    true => self.submitter.submit_durable(number, op, Some(permit)).await,
+                    false => self.submitter.submit(number, op, Some(permit)).await,
+                })
             }
             Err((error, text)) => {
                 let asked = Asked { cookie, offset, kind: Kind::Plain };
@@ -174,8 +177,8 @@ impl Rules {
     fn allowed_flags(&self, command: u16) -> u16 {
         let chunks = self.framing != Framing::Simple;
         let payload = if self.framing == Framing::Extended { CMD_FLAG_PAYLOAD_LEN } else { 0 };
-        // FUA may come with anything: an acknowledged write is durable on every in-sync replica,
-        // so it asks for nothing more.
+        // FUA may come with anything. It asks for nothing more where an acknowledged write is durable,
+        // and for a flush where it is only written.
         CMD_FLAG_FUA
             | match command {
                 CMD_READ if chunks => CMD_FLAG_DF,

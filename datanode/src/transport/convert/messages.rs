@@ -10,7 +10,8 @@ use super::entry::{WireEntry, entry_in, entry_out};
 use super::numbers::{epoch, loss_generation, lsn, stamp};
 use super::{
     Decoded, bad, config_in, config_out, failure_in, failure_out, incomplete_in, incomplete_out,
-    lineage_in, lineage_out, need, recovery_in, recovery_out, table_in, table_out,
+    lineage_in, lineage_out, need, recovery_in, recovery_out, table_in, table_out, tail_in,
+    tail_out,
 };
 
 /// A message to a replica, with the entries of an append beside it. `BeginRebuild` has no place
@@ -132,10 +133,11 @@ pub fn to_primary_out(
             let entries = entries.iter().map(entry_out).collect();
             Body::Entries(v1::Entries { request: *request, prev: prev.0, entries })
         }
-        ToPrimary::Ack { durable, recorded, promised } => Body::Ack(v1::Ack {
+        ToPrimary::Ack { durable, written, recorded, promised } => Body::Ack(v1::Ack {
             durable: durable.0,
             recorded: recorded.map(|epoch| epoch.0),
             promised: promised.map(|stamp| stamp.0),
+            written: written.0,
         }),
         ToPrimary::Gap { end } => Body::GapEnd(end.0),
         ToPrimary::Closed { session, achieved } => Body::Closed(closed_out(*session, *achieved)),
@@ -175,6 +177,7 @@ pub fn to_primary_in(
             durable: lsn(ack.durable)?,
             recorded: ack.recorded.map(epoch).transpose()?,
             promised: ack.promised.map(stamp).transpose()?,
+            written: lsn(ack.written)?,
         },
         Body::GapEnd(end) => ToPrimary::Gap { end: lsn(end)? },
         Body::Closed(closed) => closed_in(closed)?,
@@ -228,6 +231,7 @@ fn facts_out(request: u64, facts: &Facts) -> v1::Facts {
         loss_generation: facts.loss_generation.0,
         retained: facts.retained.0,
         promised_ms: facts.promised_ms,
+        tail: Some(tail_out(facts.tail)),
     }
 }
 
@@ -241,6 +245,7 @@ fn facts_in(facts: v1::Facts) -> Decoded<(u64, Facts)> {
         loss_generation: loss_generation(facts.loss_generation)?,
         retained: lsn(facts.retained)?,
         promised_ms: stamp(facts.promised_ms)?.0,
+        tail: tail_in(facts.tail)?,
     };
     if told.committed > told.durable || told.checkpoint > told.committed {
         return bad(format!("facts with committed {} of {}", told.committed, told.durable));

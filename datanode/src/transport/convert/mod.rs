@@ -15,7 +15,8 @@ use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::log::EpochTable;
 use sbk_engine::replication::message::{Incomplete, Lineage, RecoveryId};
 use sbk_engine::types::{
-    Config, Epoch, Incarnation, NodeId, Placement, ReplicaId, ReplicaRef, SessionId, VolumeId,
+    BootId, Config, Epoch, Incarnation, NodeId, Placement, ReplicaId, ReplicaRef, SessionId,
+    TailId, VolumeId,
 };
 use sbk_proto::v1;
 use uuid::Uuid;
@@ -124,6 +125,11 @@ pub fn config_out(config: &Config) -> v1::Config {
         durability: modes::durability_out(config.durability).into(),
         write_ack: modes::write_ack_out(config.write_ack).into(),
         handed_over_by: config.handed_over_by.map(replica_ref_out),
+        tails: config
+            .tails
+            .iter()
+            .map(|(r, tail)| v1::ReplicaTail { replica: id(r.0), tail: Some(tail_out(*tail)) })
+            .collect(),
     }
 }
 
@@ -135,6 +141,10 @@ pub fn config_in(config: v1::Config) -> Decoded<Config> {
         replicas.insert(replica_id(&placement.replica)?, at);
     }
     let isr: Result<_, _> = config.isr.iter().map(|r| replica_id(r)).collect();
+    let mut tails = std::collections::BTreeMap::new();
+    for told in config.tails {
+        tails.insert(replica_id(&told.replica)?, tail_in(told.tail)?);
+    }
     let config = Config {
         volume: volume_id(&config.volume)?,
         epoch: epoch(config.epoch)?,
@@ -148,6 +158,7 @@ pub fn config_in(config: v1::Config) -> Decoded<Config> {
         blocks: size(config.blocks)?,
         loss_generation: loss_generation(config.loss_generation)?,
         handed_over_by: config.handed_over_by.map(replica_ref_in).transpose()?,
+        tails,
     };
     if config.epoch == Epoch(0) || config.since > config.epoch {
         return bad(format!("epoch {} since {}", config.epoch, config.since));
@@ -156,6 +167,17 @@ pub fn config_in(config: v1::Config) -> Decoded<Config> {
         return bad("the primary is not in the in-sync set");
     }
     Ok(config)
+}
+
+/// A tail.
+pub fn tail_out(tail: TailId) -> v1::TailId {
+    v1::TailId { boot: id(tail.boot.0), count: tail.count }
+}
+
+/// A tail.
+pub fn tail_in(tail: Option<v1::TailId>) -> Decoded<TailId> {
+    let tail = need(tail, "tail")?;
+    Ok(TailId { boot: BootId(uuid(&tail.boot, "boot")?), count: tail.count })
 }
 
 /// A lineage.

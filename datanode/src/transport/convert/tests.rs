@@ -10,7 +10,9 @@ use sbk_engine::replication::log::{
     EntryHeader, EntryKind, LogState, Origin, RequestTag, SessionLog,
 };
 use sbk_engine::replication::message::{Append, Facts, ToPrimary, ToReplica};
-use sbk_engine::types::{AttachGeneration, Durability, Lba, LossGeneration, Lsn, Millis, WriteAck};
+use sbk_engine::types::{
+    AttachGeneration, BootId, Durability, Lba, LossGeneration, Lsn, Millis, TailId, WriteAck,
+};
 
 use super::*;
 
@@ -55,8 +57,10 @@ fn a_config() -> impl Strategy<Value = Config> {
     ];
     let write_ack = prop_oneof![Just(WriteAck::Durable), Just(WriteAck::Written)];
     let mode = (durability, write_ack);
+    let tails = vec((an_id(), a_tail()), 0..4);
+    let mode = (mode, tails);
     (an_id(), a_ref(), btree_set(an_id(), 0..4), placements, numbers, mode).prop_map(
-        |(volume, primary, isr, placements, numbers, (durability, write_ack))| {
+        |(volume, primary, isr, placements, numbers, ((durability, write_ack), tails))| {
             let (epoch, since, min_in_sync, blocks, loss) = numbers;
             let mut isr: BTreeSet<_> = isr.into_iter().map(ReplicaId).collect();
             isr.insert(primary.id);
@@ -77,9 +81,14 @@ fn a_config() -> impl Strategy<Value = Config> {
                 blocks,
                 loss_generation: LossGeneration(loss),
                 handed_over_by: (loss % 2 == 1).then_some(primary),
+                tails: tails.into_iter().map(|(id, tail)| (ReplicaId(id), tail)).collect(),
             }
         },
     )
+}
+
+fn a_tail() -> impl Strategy<Value = TailId> {
+    (an_id(), any::<u64>()).prop_map(|(boot, count)| TailId { boot: BootId(boot), count })
 }
 
 fn a_table() -> impl Strategy<Value = EpochTable> {
@@ -201,9 +210,9 @@ fn a_failure() -> impl Strategy<Value = FailureKind> {
 
 fn some_facts() -> impl Strategy<Value = Facts> {
     let numbers = [a_number(), a_number(), a_number(), a_number()];
-    let others = (a_number(), a_number(), option::of(a_mark()));
+    let others = (a_number(), a_number(), option::of(a_mark()), a_tail());
     (a_table(), numbers, others).prop_map(
-        |(table, mut ordered, (loss, promised_ms, incomplete))| {
+        |(table, mut ordered, (loss, promised_ms, incomplete, tail))| {
             ordered.sort_unstable();
             let [checkpoint, retained, committed, durable] = ordered.map(Lsn);
             let loss_generation = LossGeneration(loss);
@@ -216,6 +225,7 @@ fn some_facts() -> impl Strategy<Value = Facts> {
                 incomplete,
                 loss_generation,
                 promised_ms,
+                tail,
             }
         },
     )
@@ -254,6 +264,7 @@ fn an_empty_answer() -> impl Strategy<Value = ToPrimary> {
             durable: Lsn(durable),
             recorded: recorded.map(Epoch),
             promised: promised.map(Millis),
+            written: Lsn(durable),
         }),
         a_number().prop_map(|end| ToPrimary::Gap { end: Lsn(end) }),
         a_session_end(),

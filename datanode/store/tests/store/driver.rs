@@ -8,7 +8,8 @@ use sbk_engine::replication::io::Opened;
 use sbk_engine::replication::log::{EpochTable, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{
-    BootId, Epoch, Incarnation, Lba, LossGeneration, Lsn, REGION_BLOCKS, ReplicaId, VolumeId,
+    BootId, Epoch, Incarnation, Lba, LossGeneration, Lsn, REGION_BLOCKS, ReplicaId, TailId,
+    VolumeId,
 };
 use sbk_store::{
     BatchResult, CheckpointDone, CreateSpec, Identity, Store, StoreError, StoreOptions,
@@ -49,8 +50,8 @@ pub(crate) fn create(storage: &Arc<dyn Storage>, n: u64) -> Result<(), StoreErro
 
 pub(crate) fn open(storage: &Arc<dyn Storage>, n: u64) -> Result<(Store, Opened), StoreError> {
     let incarnation = Incarnation { process: 1, open: 1 };
-    let boot = BootId(Uuid::from_u128(1));
-    Store::open(storage, identity(n), incarnation, boot, options())
+    let tail = TailId { boot: BootId(Uuid::from_u128(1)), count: 0 };
+    Store::open(storage, identity(n), incarnation, tail, options())
 }
 
 /// Work that was handed out: not begun yet, or running beside the rest.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind};
 use sbk_engine::replication::message::RecoveryId;
-use sbk_engine::types::{BootId, Epoch, Incarnation, Lba, LossGeneration, Lsn};
+use sbk_engine::types::{BootId, Epoch, Incarnation, Lba, LossGeneration, Lsn, TailId};
 use sbk_store::entry::entry_crc;
 use sbk_store::{CreateSpec, LogReadError, Store, StoreOptions};
 use sbk_wal::{Memory, Storage};
@@ -107,8 +107,8 @@ fn opening_reads_the_log_behind_the_checkpoint_not_the_volume() {
         Store::create(&storage, &spec, &options()).expect("a replica");
         let open = || {
             let incarnation = Incarnation { process: 1, open: 1 };
-            let boot = BootId(Uuid::from_u128(1));
-            Store::open(&storage, identity(0), incarnation, boot, options()).expect("a store").0
+            let tail = TailId { boot: BootId(Uuid::from_u128(1)), count: 0 };
+            Store::open(&storage, identity(0), incarnation, tail, options()).expect("a store").0
         };
         let mut store = open();
         append(&mut store, before);
@@ -158,8 +158,8 @@ fn a_store_to_spoil() -> (Memory, Arc<dyn Storage>, Store, Lsn) {
     driver::create(&storage, 0).expect("a replica");
     let options = StoreOptions { tail_cache_bytes: 0, ..options() };
     let incarnation = Incarnation { process: 1, open: 1 };
-    let boot = BootId(Uuid::from_u128(1));
-    let opened = Store::open(&storage, identity(0), incarnation, boot, options);
+    let tail = TailId { boot: BootId(Uuid::from_u128(1)), count: 0 };
+    let opened = Store::open(&storage, identity(0), incarnation, tail, options);
     let mut store = opened.expect("a store").0;
     append(&mut store, 35);
     let first = store.retained();
