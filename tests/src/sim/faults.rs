@@ -179,6 +179,8 @@ impl Faults {
         if written && faults.durability == Durability::SyncAll {
             faults.write_ack = WriteAck::Written;
             faults.blackout = faults.power;
+            // A loss of all power leaves rebuilds to do, which a damaged block of the sender stops.
+            faults.rot = false;
         }
         faults
     }
