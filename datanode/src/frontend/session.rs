@@ -551,6 +551,7 @@ impl Task {
 }
 
 /// What a link has to say.
+#[expect(clippy::large_enum_variant, reason = "one at a time, taken apart at once")]
 enum Turn {
     /// It takes another request.
     Room,

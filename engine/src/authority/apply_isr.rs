@@ -85,7 +85,10 @@ impl State {
         }
         let joined = match change {
             IsrChange::Join { replica } => self.tail(volume, replica.id).map(|t| (replica.id, t)),
-            _ => None,
+            IsrChange::Leave { .. }
+            | IsrChange::Burn
+            | IsrChange::Yield { .. }
+            | IsrChange::HandOver { .. } => None,
         };
         let joined = joined.filter(|_| self.acks_written(volume));
         let isr = match change {

@@ -179,6 +179,7 @@ fn the_detector_chooses_whom_the_contract_names_and_nobody_else() {
                                 expect_epoch,
                                 primary: *to,
                                 isr,
+                                stood: None,
                             };
                             after.apply(&command).expect("the contract allows it");
                         }

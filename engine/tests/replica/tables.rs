@@ -46,7 +46,12 @@ fn committed(config: Config, said: [(u128, Said); 2]) -> u64 {
     }
     for (n, (durable, recorded)) in there {
         let recorded = recorded.map(Epoch);
-        let ack = ToPrimary::Ack { durable: Lsn(durable), recorded, promised: None };
+        let ack = ToPrimary::Ack {
+            durable: Lsn(durable),
+            written: Lsn(durable),
+            recorded,
+            promised: None,
+        };
         bench.answer(n, EPOCH, ack);
     }
     bench.replica.view(Millis(bench.now)).committed.0

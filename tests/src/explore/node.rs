@@ -43,6 +43,7 @@ pub(crate) fn params() -> Params {
 
 /// What a node does to what is around it.
 #[derive(Clone, Debug)]
+#[expect(clippy::large_enum_variant, reason = "taken apart as soon as it is made")]
 pub(crate) enum Effect {
     Send(Wire),
     Propose(Proposal),

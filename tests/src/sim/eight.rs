@@ -51,7 +51,13 @@ impl World {
                 let Config { volume, epoch: expect_epoch, isr, .. } = self.masters.config.clone();
                 if let Some(incarnation) = self.masters.registered(chosen) {
                     let primary = ReplicaRef { id: chosen, incarnation };
-                    self.apply(&Command::Failover { volume, expect_epoch, primary, isr });
+                    self.apply(&Command::Failover {
+                        volume,
+                        expect_epoch,
+                        primary,
+                        isr,
+                        stood: None,
+                    });
                 }
             }
             Eight::Again { first } => {
