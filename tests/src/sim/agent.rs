@@ -122,7 +122,9 @@ impl World {
         let Some(replica) = &node.replica else { return };
         let replica = ReplicaRef { id, incarnation: replica.view(node.clock(now)).me.incarnation };
         let (node, process, volume) = (node.node, node.disk.process(), self.masters.volume);
-        self.tell_masters(index, Command::ConfirmReplica { node, process, volume, replica });
+        let tail = self.nodes[index].disk.tail().count;
+        let confirm = Command::ConfirmReplica { node, process, volume, replica, tail };
+        self.tell_masters(index, confirm);
         self.again(index);
     }
 

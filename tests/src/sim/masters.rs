@@ -294,11 +294,6 @@ impl Masters {
         }
     }
 
-    /// The replica on a node.
-    pub(crate) fn replica_on(&self, node: NodeId) -> ReplicaId {
-        ReplicaId(Uuid::from_u128(node.0.as_u128() - 100))
-    }
-
     /// A node's heartbeat.
     pub(crate) fn heartbeat(
         node: NodeId,

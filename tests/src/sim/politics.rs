@@ -64,8 +64,10 @@ impl World {
                 format!("masters: epoch {}, primary {primary}, in sync {in_sync:?}", now.epoch)
             });
             if now_smaller(&before, &self.masters.config) {
-                let primary = self.index(self.masters.config.primary.id);
-                self.hurt(primary, true);
+                let primary = self.masters.config.primary.id;
+                if let Some(node) = self.nodes.iter().position(|node| node.id == primary) {
+                    self.hurt(node, true);
+                }
             }
             self.note_firm(&before, command);
             self.check_members();
@@ -156,7 +158,7 @@ impl World {
         for (on, order) in
             orders.into_iter().flat_map(|(n, all)| all.into_iter().map(move |o| (n, o)))
         {
-            let node = self.index(self.masters.replica_on(on));
+            let node = self.number_of(on);
             let delay = self.delay();
             self.after(delay, Event::Stand { node, order });
         }
@@ -311,8 +313,9 @@ impl World {
             .collect();
         if let Some(command) = self.masters.coup(&ranks) {
             if let Some(order) = self.stand_first(&command) {
-                let node = self.index(order.replica.id);
-                self.stand(node, order);
+                if let Some(node) = self.nodes.iter().position(|node| node.id == order.replica.id) {
+                    self.stand(node, order);
+                }
                 let delay = 5 + self.rng.below(60);
                 if self.rng.chance(80) && !self.healed {
                     self.after(delay, Event::FailOver);

@@ -63,8 +63,11 @@ impl World {
                 if cut > 1 { Mark::CutOfMany } else { Mark::CutOfOne }
             }
             Output::ToPrimary { message: ToPrimary::Facts { .. }, lineage } => {
-                let primary = self.index(lineage.to.id);
-                return self.hurt(primary, true);
+                let asker = lineage.to.id;
+                if let Some(node) = self.nodes.iter().position(|node| node.id == asker) {
+                    self.hurt(node, true);
+                }
+                return;
             }
             Output::ToPrimary { message: ToPrimary::Gap { .. }, .. } => Mark::Gap,
             Output::StreamEnded { reason: StreamEnd::Replaced, .. } => Mark::StreamReplaced,
