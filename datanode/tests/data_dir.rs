@@ -6,9 +6,10 @@
 mod support;
 
 use std::fs;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::time::{Duration, Instant};
 
+use sbk_test_support::{DAMAGES, copy_dir, walk};
 use support::masters::Heard;
 use support::process::{PATIENCE, Process, Scene, free_ports, read_all};
 use uuid::Uuid;
@@ -88,60 +89,6 @@ impl Scene {
             }
             tokio::time::sleep(Duration::from_millis(10)).await;
         }
-    }
-}
-
-fn walk(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).expect("lists").map(|entry| entry.expect("lists").path());
-    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    for path in walk(from) {
-        let target = to.join(path.strip_prefix(from).expect("is below"));
-        fs::create_dir_all(target.parent().expect("has a parent")).expect("makes it");
-        fs::copy(&path, target).expect("copies");
-    }
-}
-
-#[derive(Clone, Copy, Debug)]
-enum Damage {
-    Removed,
-    Emptied,
-    Halved,
-    Garbage,
-    /// A bit of the first or the last byte that is not zero, or of one between.
-    FlippedAt(usize, usize),
-}
-
-const DAMAGES: [Damage; 7] = [
-    Damage::Removed,
-    Damage::Emptied,
-    Damage::Halved,
-    Damage::Garbage,
-    Damage::FlippedAt(0, 1),
-    Damage::FlippedAt(1, 2),
-    Damage::FlippedAt(1, 1),
-];
-
-impl Damage {
-    fn apply(self, path: &Path) {
-        let mut bytes = fs::read(path).expect("reads");
-        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        match self {
-            Damage::Removed => return fs::remove_file(path).expect("removes"),
-            Damage::Emptied => bytes.clear(),
-            Damage::Halved => bytes.truncate(end / 2),
-            Damage::Garbage => {
-                bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 7 + 13) as u8);
-            }
-            Damage::FlippedAt(part, of) => {
-                if let Some(byte) = bytes.get_mut((end * part / of).min(end.saturating_sub(1))) {
-                    *byte ^= 0x20;
-                }
-            }
-        }
-        fs::write(path, bytes).expect("writes");
     }
 }
 

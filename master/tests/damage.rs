@@ -8,6 +8,7 @@ use std::fs;
 use std::path::{Path, PathBuf};
 
 use sbk_master_client::MasterClient;
+use sbk_test_support::{DAMAGES, Damage, copy_dir, walk};
 use support::{Member, PATIENCE, create, names, register_nodes, spawn, volume};
 
 /// A member alone, and its directory after it stopped.
@@ -88,60 +89,6 @@ impl Template {
         drop(member);
         fs::remove_dir_all(&copy).expect("removes");
         outcome
-    }
-}
-
-fn walk(dir: &Path) -> Vec<PathBuf> {
-    let entries = fs::read_dir(dir).expect("lists").map(|entry| entry.expect("lists").path());
-    entries.flat_map(|path| if path.is_dir() { walk(&path) } else { vec![path] }).collect()
-}
-
-fn copy_dir(from: &Path, to: &Path) {
-    for path in walk(from) {
-        let target = to.join(path.strip_prefix(from).expect("is below"));
-        fs::create_dir_all(target.parent().expect("has a parent")).expect("makes it");
-        fs::copy(&path, target).expect("copies");
-    }
-}
-
-/// What can happen to a file. The last bytes that are not zeros are its end: some are preallocated.
-#[derive(Clone, Copy, Debug)]
-enum Damage {
-    Removed,
-    Emptied,
-    Halved,
-    Garbage,
-    FlippedAt(usize, usize),
-}
-
-const DAMAGES: [Damage; 7] = [
-    Damage::Removed,
-    Damage::Emptied,
-    Damage::Halved,
-    Damage::Garbage,
-    Damage::FlippedAt(0, 1),
-    Damage::FlippedAt(1, 2),
-    Damage::FlippedAt(1, 1),
-];
-
-impl Damage {
-    fn apply(self, path: &Path) {
-        let mut bytes = fs::read(path).expect("reads");
-        let end = bytes.iter().rposition(|byte| *byte != 0).map_or(0, |last| last + 1);
-        match self {
-            Damage::Removed => return fs::remove_file(path).expect("removes"),
-            Damage::Emptied => bytes.clear(),
-            Damage::Halved => bytes.truncate(end / 2),
-            Damage::Garbage => {
-                bytes.iter_mut().enumerate().for_each(|(at, byte)| *byte = (at * 7 + 13) as u8);
-            }
-            Damage::FlippedAt(part, of) => {
-                if let Some(byte) = bytes.get_mut((end * part / of).min(end.saturating_sub(1))) {
-                    *byte ^= 0x20;
-                }
-            }
-        }
-        fs::write(path, bytes).expect("writes");
     }
 }
 
