@@ -184,6 +184,7 @@ impl Detector {
             }
             DetectorEvent::Tick => {}
         }
+        self.note_starts(now, state);
         self.note_missing(now, state);
         self.note_written(now, state);
         self.decide(now, state)
@@ -226,6 +227,18 @@ impl Detector {
         let silent = now.since(heard) >= self.params.replace_ms;
         let missing = self.missing.get(&id).filter(|_| state.registered(volume.id, id).is_none());
         silent || missing.is_some_and(|since| now.since(*since) >= self.params.replace_ms)
+    }
+
+    /// A registration is a sign of life too, of a process that has not sent a heartbeat yet. What was
+    /// known of the one before does not hold for it. [A primary handed over to a node that had just
+    /// come back, and was failed over at once, because that node's process was gone.]
+    fn note_starts(&mut self, now: Millis, state: &State) {
+        for (node, heard) in &mut self.heard {
+            let process = state.nodes().get(node).map_or(0, |registered| registered.process);
+            if process > heard.process {
+                *heard = Heard { at: now, process, killed: false };
+            }
+        }
     }
 
     fn note_missing(&mut self, now: Millis, state: &State) {

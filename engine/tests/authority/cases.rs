@@ -266,6 +266,33 @@ fn a_killed_primary_is_replaced_by_the_other_member_and_the_set_is_not_shrunk_be
     );
 }
 
+/// What was known of a process does not hold for the next one, which has registered and not yet sent a
+/// heartbeat.
+#[test]
+fn a_node_that_registers_again_is_alive_before_its_first_heartbeat() {
+    let mut state = cluster();
+    let before = config(&state);
+    let other = *before.isr.iter().find(|id| **id != before.primary.id).expect("two members");
+    let n = number(other);
+    let mut detector = listening(&state, 100);
+    let killed = DetectorEvent::Killed { node: node(n), process: 1 };
+    detector.step(Millis(150), &state, killed.clone());
+    assert!(!detector.is_alive(Millis(150), node(n)));
+    state.apply(&Command::RegisterNode(registration(n, 2, 1, true))).expect("registers again");
+    let to = run(n, 2);
+    propose(&mut state, before.epoch, IsrChange::HandOver { to }).expect("hands over");
+    for event in [DetectorEvent::Tick, killed] {
+        assert_eq!(detector.step(Millis(200), &state, event), [], "it has just come");
+    }
+    assert!(detector.is_alive(Millis(2_199), node(n)));
+    for n in (1..=3).filter(|other| *other != n) {
+        let heartbeat = DetectorEvent::Heartbeat { node: node(n), process: 1, reports: vec![] };
+        assert_eq!(detector.step(Millis(2_000), &state, heartbeat), []);
+    }
+    let silent = detector.step(Millis(2_200), &state, DetectorEvent::Tick);
+    assert_eq!(silent.len(), 1, "as any other that falls silent");
+}
+
 #[test]
 fn a_silent_primary_is_suspected_after_t_and_not_before() {
     let state = cluster();
