@@ -28,7 +28,9 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     // A primary that stepped down left a base lane open.
     ("swarm", 89),
     // A rebuild hung on a damaged block whose overwriting a client had given up.
+    ("handovers", 556),
     ("handovers", 11448),
+    ("swarm", 1004573),
 ];
 
 /// The modes of the families that try them all.

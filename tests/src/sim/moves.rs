@@ -245,7 +245,11 @@ impl World {
             self.moves.retired.contains(&replica),
             "I2: node {index} removes {replica}, which nobody ordered"
         );
-        self.check_copies(volume_copies(volume));
+        // A fresh or torn one is no copy: without it there are as many as before.
+        let disk = &self.nodes[index].disk.shadow;
+        if disk.kept.incomplete.is_none() && disk.durable >= self.truth.everywhere {
+            self.check_copies(volume_copies(volume));
+        }
         if returned {
             self.mark(Mark::OldReplicaRemoved);
         }

@@ -23,7 +23,7 @@ pub(crate) struct Truth {
     /// What the committed log implies.
     state: Option<LogState>,
     /// What every counted replica has: all of it, but in `best_effort`.
-    everywhere: Lsn,
+    pub(super) everywhere: Lsn,
     /// Where the log of the last loss ended: a replica may know as committed what was so before that
     /// loss, is in this log, and is yet to be committed again.
     inherited: Lsn,
