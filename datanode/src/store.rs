@@ -100,7 +100,9 @@ impl NodeStorage for Replicas {
 
     fn remove(&self, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError> {
         let identity = Identity { volume, replica };
-        self.dir.remove(&identity).map_err(disk_error("remove a replica"))
+        self.dir.remove(&identity).map_err(disk_error("remove a replica"))?;
+        self.tails.forget(replica);
+        Ok(())
     }
 
     fn space(&self) -> Result<(u64, u64), DiskError> {
@@ -128,8 +130,12 @@ impl OpenDisk for ReplicaFiles {
             _ => self.tails.renew(replica),
         };
         let options = self.options.clone();
-        let (store, opened) = Store::open(&self.storage, self.identity, incarnation, tail, options)
-            .map_err(disk_error("open"))?;
+        let opened = Store::open(&self.storage, self.identity, incarnation, tail, options);
+        let (store, opened) = opened.map_err(|error| {
+            // What it wrote and could not sync is counted by nobody, the next process included.
+            self.tails.renew(replica);
+            disk_error("open")(error)
+        })?;
         Ok((KeptStore { store, tails: Arc::clone(&self.tails), replica }, opened))
     }
 }
@@ -202,33 +208,47 @@ fn lost(error: LogReadError) -> EntriesLost {
     }
 }
 
+impl KeptStore {
+    /// What the store can't do any more. The tail is another one before anybody hears of it: a sync may
+    /// be what failed, within a cut or when the store is closed, and the process may end next. [A
+    /// process that stopped in order failed to sync its log, told nobody, and the next one took the
+    /// tail for whole.]
+    fn failed(&self, doing: &'static str) -> impl FnOnce(StoreError) -> DiskError + use<> {
+        let (tails, replica) = (Arc::clone(&self.tails), self.replica);
+        move |error| {
+            tails.renew(replica);
+            disk_error(doing)(error)
+        }
+    }
+}
+
 impl Disk for KeptStore {
     type Batch = WalWork<WalBatch>;
     type Sync = WalWork<WalSync>;
     type Checkpoint = StoreCheckpoint;
 
     fn persist(&mut self, kept: &Kept) -> Result<(), DiskError> {
-        self.store.persist(kept).map_err(disk_error("write the superblock"))
+        self.store.persist(kept).map_err(self.failed("write the superblock"))
     }
 
     fn record_durable(&mut self) -> Result<(), DiskError> {
-        self.store.record_durable().map_err(disk_error("write the superblock"))
+        self.store.record_durable().map_err(self.failed("write the superblock"))
     }
 
     fn cut(&mut self, end: Lsn, kept: &Kept) -> Result<(), DiskError> {
-        self.store.cut(end, kept).map_err(disk_error("cut the log"))
+        self.store.cut(end, kept).map_err(self.failed("cut the log"))
     }
 
     fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError> {
-        self.store.wipe(mark, state, kept).map_err(disk_error("wipe the replica"))
+        self.store.wipe(mark, state, kept).map_err(self.failed("wipe the replica"))
     }
 
     fn finish_rebuild(&mut self, _session: RecoveryId, kept: &Kept) -> Result<(), DiskError> {
-        self.store.finish_rebuild(kept).map_err(disk_error("finish the rebuild"))
+        self.store.finish_rebuild(kept).map_err(self.failed("finish the rebuild"))
     }
 
     fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), DiskError> {
-        self.store.write_base(lba, data).map_err(disk_error("write base blocks"))
+        self.store.write_base(lba, data).map_err(self.failed("write base blocks"))
     }
 
     fn write_regions(&mut self, first: u64, lsns: &[Lsn]) -> Result<(), DiskError> {
@@ -239,7 +259,7 @@ impl Disk for KeptStore {
     fn append(&mut self, entries: Vec<WireEntry>) -> Result<(), DiskError> {
         let doing = "append to the WAL";
         for WireEntry { header, crc, payload } in entries {
-            self.store.append(header, crc, payload).map_err(disk_error(doing))?;
+            self.store.append(header, crc, payload).map_err(self.failed(doing))?;
         }
         Ok(())
     }
@@ -255,7 +275,7 @@ impl Disk for KeptStore {
     }
 
     fn sync_done(&mut self, outcome: SyncResult) -> Result<Lsn, DiskError> {
-        self.store.sync_done(outcome).map_err(disk_error("sync the WAL"))
+        self.store.sync_done(outcome).map_err(self.failed("sync the WAL"))
     }
 
     fn written(&self) -> Lsn {
@@ -263,7 +283,7 @@ impl Disk for KeptStore {
     }
 
     fn batch_done(&mut self, outcome: BatchResult) -> Result<Lsn, DiskError> {
-        self.store.batch_done(outcome).map_err(disk_error("write the WAL"))
+        self.store.batch_done(outcome).map_err(self.failed("write the WAL"))
     }
 
     fn committed(&mut self, lsn: Lsn) {
@@ -276,7 +296,7 @@ impl Disk for KeptStore {
     }
 
     fn checkpoint_done(&mut self, outcome: CheckpointDone) -> Result<(Lsn, Lsn), DiskError> {
-        self.store.checkpoint_done(outcome).map_err(disk_error("write a checkpoint"))
+        self.store.checkpoint_done(outcome).map_err(self.failed("write a checkpoint"))
     }
 
     fn wal_full(&self) -> bool {
@@ -318,7 +338,7 @@ impl Disk for KeptStore {
     }
 
     fn unreadable(&mut self, lsn: Lsn, what: &str) -> Result<(Lsn, Lsn), DiskError> {
-        self.store.unreadable(lsn, what).map_err(disk_error("read its log"))
+        self.store.unreadable(lsn, what).map_err(self.failed("read its log"))
     }
 
     fn allocated_regions(&self) -> Vec<u64> {
@@ -351,6 +371,11 @@ impl Disk for KeptStore {
     }
 
     fn close(self) -> Result<(), DiskError> {
-        self.store.close_clean().map_err(disk_error("close in order"))
+        let failed = self.failed("close in order");
+        self.store.close_clean().map_err(failed)
     }
 }
+
+#[cfg(test)]
+#[path = "store_tests.rs"]
+mod tests;

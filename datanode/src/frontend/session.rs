@@ -178,7 +178,7 @@ struct Asked {
     permit: Option<Permit>,
     /// Parts without an answer.
     left: usize,
-    /// A flush follows before the answer.
+    /// A flush follows before the answer, if writes are acknowledged before they are synced.
     flush: bool,
     /// Of the parts that were answered, the first that is not `Done`.
     answer: Answer,
@@ -368,7 +368,7 @@ impl Task {
         self.next_asked += 1;
         let data = if reads { vec![Bytes::new(); parts.len()] } else { Vec::new() };
         let (left, answer) = (parts.len(), Answer::Done);
-        let flush = durable && self.acks_written && !reads;
+        let flush = durable && !reads;
         self.asked.insert(asked, Asked { client, cookie, permit, left, flush, answer, data });
         for (part, op) in parts.into_iter().enumerate() {
             self.next_request += 1;
@@ -519,7 +519,8 @@ impl Task {
         if asked.left > 0 {
             return None;
         }
-        if asked.flush && asked.answer == Answer::Done {
+        // Asked now: before the first answer the volume's kind may not be known.
+        if asked.flush && self.acks_written && asked.answer == Answer::Done {
             (asked.flush, asked.left) = (false, 1);
             self.next_request += 1;
             let (request, client, op) = (RequestId(self.next_request), asked.client, IoOp::Flush);

@@ -40,6 +40,13 @@ impl Tails {
         self.keep(replica, count)
     }
 
+    /// The replica is no more.
+    pub fn forget(&self, replica: ReplicaId) {
+        // Replicas that were made before there was a tail have none, and one that stays does no harm:
+        // the name comes never again.
+        let _gone = fs::remove_file(self.path(replica));
+    }
+
     fn path(&self, replica: ReplicaId) -> PathBuf {
         self.dir.join(replica.to_string())
     }
@@ -96,6 +103,9 @@ mod tests {
         let renewed = tails().renew(replica);
         assert_ne!(renewed, first, "a sync failed");
         assert_eq!(tails().current(replica), renewed);
+        tails().forget(replica);
+        assert_ne!(tails().current(replica), renewed, "its replica was removed");
+        let renewed = tails().renew(replica);
         let other = Tails::new(dir.path().join("tails"), BootId(Uuid::from_u128(3)));
         assert_ne!(other.current(replica).count, renewed.count, "power was lost");
         // The directory was emptied under it.
