@@ -356,7 +356,9 @@ impl Stage {
                 });
             }
             Victim::Primary(volume, _) if fault.class == Class::MovePrimary => {
-                return self.move_of(KINDS[*volume].name, fault.number).await;
+                // A single copy has nowhere to go: waiting for that would be waiting for ever.
+                let kind = KINDS.iter().cycle().skip(*volume).find(|kind| kind.replicas > 1)?;
+                return self.move_of(kind.name, fault.number).await;
             }
             Victim::Processes(all) => all.clone(),
             Victim::Primary(volume, other) => {
