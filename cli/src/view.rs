@@ -35,6 +35,9 @@ pub struct VolumeView {
     pub serving: bool,
     /// Why not, or what is not whole; empty if all is well.
     pub reason: String,
+    /// The nodes whose replicas were not waited for when all in-sync replicas had lost power: they may
+    /// hold writes that were acknowledged and not flushed.
+    pub may_hold_unflushed: Vec<String>,
     /// Each replica.
     pub members: Vec<MemberView>,
 }
@@ -88,6 +91,7 @@ impl VolumeView {
     /// session, S, H, lag) is not in it yet.
     pub fn of(info: &v1::VolumeInfo) -> Self {
         let isr = info.members.iter().filter(|m| m.in_sync).map(|m| id_text(&m.node)).collect();
+        let missing = info.members.iter().filter(|m| m.may_hold_unflushed);
         let primary = info.members.iter().find(|m| m.primary).map(|m| id_text(&m.node));
         let reason = match (&info.config, info.deleting) {
             (_, true) => "it is being deleted".to_owned(),
@@ -109,6 +113,7 @@ impl VolumeView {
             isr,
             serving: info.serving,
             reason,
+            may_hold_unflushed: missing.map(|m| id_text(&m.node)).collect(),
             members: info.members.iter().map(MemberView::of).collect(),
         }
     }
@@ -175,6 +180,14 @@ impl VolumeView {
         format!("{head}\n{}", table(&header, rows))
     }
 
+    /// Short: durable acknowledgements are what everybody expects.
+    fn durability_words(&self) -> String {
+        match self.write_ack {
+            "durable" => self.durability.to_owned(),
+            ack => format!("{}, {ack}", self.durability),
+        }
+    }
+
     fn loss_words(&self) -> String {
         match self.loss_generation {
             0 => "none".to_owned(),
@@ -198,7 +211,7 @@ pub fn volume_table(volumes: &[VolumeView]) -> String {
         vec![
             v.name.clone(),
             show_size(v.size_bytes),
-            v.durability.to_owned(),
+            v.durability_words(),
             v.epoch.map_or_else(|| "-".to_owned(), |e| e.to_string()),
             format!("{}/{}", v.isr.len(), v.replicas),
             v.serving_words(),

@@ -45,7 +45,7 @@ fn a_volume_has_the_documented_fields() {
             "name": "v", "id": id_text(&[9; 16]), "size_bytes": 1u64 << 30, "replicas": 2,
             "durability": "sync_all", "write_ack": "durable", "epoch": 3, "primary": node(1),
             "loss_generation": 0, "isr": [node(1), node(2)], "serving": true, "reason": "",
-            "members": [member(1), member(2)],
+            "may_hold_unflushed": [], "members": [member(1), member(2)],
         })
     );
 }
@@ -76,6 +76,20 @@ fn people_are_told_why() {
     assert_eq!(VolumeView::of(&unborn).reason, "waits for its replicas to be created");
     assert!(volume_table(&[]).contains("sbkctl volume create"));
     assert!(node_table(&[]).contains("sbk-datanode"));
+}
+
+#[test]
+fn acknowledgements_before_the_sync_and_who_was_not_waited_for_are_told() {
+    let mut info = v1::VolumeInfo { write_ack: v1::WriteAck::Written.into(), ..volume() };
+    info.members[1].may_hold_unflushed = true;
+    let view = VolumeView::of(&info);
+    assert!(volume_table(std::slice::from_ref(&view)).contains("sync_all, written"));
+    assert!(view.detail().contains("acknowledged when written"), "{}", view.detail());
+    let json = serde_json::to_value(&view).expect("json");
+    assert_eq!(json["write_ack"], "written");
+    assert_eq!(json["may_hold_unflushed"], serde_json::json!([id_text(&[2; 16])]));
+    let durable = VolumeView::of(&volume());
+    assert!(!volume_table(std::slice::from_ref(&durable)).contains("written"));
 }
 
 #[test]

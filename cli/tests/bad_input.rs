@@ -168,8 +168,11 @@ async fn volumes_that_can_not_be_are_refused_and_nothing_changes() {
     create("v", &["--replicas", "1", "--min-in-sync", "2"], REFUSED, &["give 1 to 1"]);
     create("v", &["--min-in-sync", "0"], USAGE, &["--min-in-sync"]);
     create("v", &["--zone-spread"], REFUSED, &["zones", "leave zone spreading out"]);
-    create("v", &["--write-ack", "written"], REFUSED, &["not supported", "durable"]);
-    create("v", &["--durability", "sync_quorum", "--write-ack", "written"], REFUSED, &["durable"]);
+    for mode in ["sync_quorum", "best_effort"] {
+        let together = ["--durability", mode, "--write-ack", "written"];
+        create("v", &together, REFUSED, &["sync_all only", mode, "durable"]);
+    }
+    create("v", &["--write-ack", "hope"], USAGE, &["durable", "written"]);
     create("v", &["--durability", "sync_quorum", "--min-in-sync", "2"], REFUSED, &["leave it out"]);
     create("v", &["--durability", "hope"], USAGE, &["sync_all", "best_effort"]);
     create("v", &["--timeout=-1"], USAGE, &["--timeout"]);

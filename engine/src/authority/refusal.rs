@@ -54,9 +54,9 @@ pub enum Refusal {
         "min-in-sync has no meaning with durability sync_quorum, where a majority of the voters has every acknowledged write: leave it out"
     )]
     MinInSyncOfQuorum,
-    /// A mode that this version does not serve.
+    /// Acknowledgements before the sync, in a mode whose promises they would break.
     #[error(
-        "durability {durability} with write-ack {write_ack} is not supported by this version: use write-ack durable"
+        "write-ack {write_ack} goes with durability sync_all only, where every in-sync replica has the write; with {durability} too few would have it to lose a power supply: use write-ack durable, or durability sync_all"
     )]
     Unsupported { durability: Durability, write_ack: WriteAck },
     /// Fewer nodes than replicas.

@@ -4,9 +4,7 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sbk_engine::authority::placement::{check_request, place};
-use sbk_engine::authority::{
-    Accepted, Command, Duty, Fate, Refusal, State, VolumeRequest, WriteAck,
-};
+use sbk_engine::authority::{Accepted, Command, Duty, Fate, Refusal, State, VolumeRequest};
 use sbk_engine::types::{NodeId, ReplicaId, VolumeId};
 use sbk_proto::v1;
 use sbk_proto::v1::control_server::Control;
@@ -117,10 +115,6 @@ impl Control for ControlService {
         };
         let refuse = |refusal: Refusal| refused(&refusal);
         let spec = check_request(&wanted).map_err(refuse)?;
-        if spec.write_ack == WriteAck::Written {
-            let (durability, write_ack) = (spec.durability, spec.write_ack);
-            return Err(refuse(Refusal::Unsupported { durability, write_ack }));
-        }
         // The same create again, its answer lost: placing it anew might find less room.
         let stands = |state: &State| state.volumes().get(&volume).is_some_and(|v| v.spec == spec);
         if self.member.read(stands) {

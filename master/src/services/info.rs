@@ -50,6 +50,10 @@ impl Source<'_> {
             .or_else(|| {
                 (!serving).then(|| "its primary has not said yet that it serves".to_owned())
             });
+        let reason = match (reason, missing(volume)) {
+            (Some(reason), Some(missing)) => Some(format!("{reason}; {missing}")),
+            (reason, missing) => reason.or(missing),
+        };
         let spec = &volume.spec;
         v1::VolumeInfo {
             id: convert::bytes(volume.id.0),
@@ -105,6 +109,7 @@ impl Source<'_> {
             mode: report.map(|r| r.mode.clone()).unwrap_or_default(),
             reason: report.map(|r| r.reason.clone()).unwrap_or_default(),
             goes: volume.replicas.get(&id).is_some_and(|r| r.fate != Fate::Stays),
+            may_hold_unflushed: assignment.is_some_and(|a| a.missing.contains(&id)),
         }
     }
 
@@ -161,4 +166,19 @@ impl Source<'_> {
             duty: convert::duty(self.state.duty(id)).into(),
         }
     }
+}
+
+/// The members that were not waited for when all in-sync replicas had lost power, in words: the only
+/// ones that may hold what is lost otherwise. An operator may want to look before they join again.
+fn missing(volume: &Volume) -> Option<String> {
+    let missing = &volume.assignment.as_ref()?.missing;
+    let named = missing.iter().filter_map(|id| Some((id, volume.replicas.get(id)?.node)));
+    let named: Vec<_> = named.map(|(id, node)| format!("{id} on node {node}")).collect();
+    (!named.is_empty()).then(|| {
+        format!(
+            "all in-sync replicas lost power and {} was not waited for, which may hold writes that \
+             were acknowledged and not flushed",
+            named.join(" and ")
+        )
+    })
 }

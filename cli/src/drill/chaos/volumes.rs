@@ -29,6 +29,7 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "two", replicas: 2, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable },
     Kind { name: "two-min2", replicas: 2, min_in_sync: Some(2), durability: Durability::SyncAll, write_ack: WriteAck::Durable },
     Kind { name: "three-quorum", replicas: 3, min_in_sync: None, durability: Durability::SyncQuorum, write_ack: WriteAck::Durable },
+    Kind { name: "three-written", replicas: 3, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Written },
     Kind { name: "one", replicas: 1, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable },
 ];
 
@@ -96,7 +97,10 @@ mod tests {
                     Durability::BestEffort => authority::Durability::BestEffort,
                     Durability::SyncAll | Durability::Unspecified => authority::Durability::SyncAll,
                 },
-                write_ack: authority::WriteAck::Durable,
+                write_ack: match kind.write_ack {
+                    WriteAck::Written => authority::WriteAck::Written,
+                    WriteAck::Durable | WriteAck::Unspecified => authority::WriteAck::Durable,
+                },
                 min_in_sync: kind.min_in_sync,
                 zone_spread: false,
             };
