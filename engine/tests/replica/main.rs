@@ -10,4 +10,5 @@ mod losses;
 mod primary;
 mod quorum;
 mod recording;
+mod stand;
 mod tables;
