@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::command::Command;
+use super::lacks::Lacks;
 use super::stand::Written;
 use super::state::{Durability, State, Volume};
 use crate::bugs::{Bug, on};
@@ -130,6 +131,15 @@ struct Heard {
     killed: bool,
 }
 
+/// A listed replica that its node did not have open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+struct Missing {
+    since: Millis,
+    /// Since when it is open again. Only after a while that counts: on a full or failing disk a replica
+    /// can be opened again and again, and never stays.
+    back: Option<Millis>,
+}
+
 /// The leader's memory of its nodes.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Detector {
@@ -138,11 +148,12 @@ pub struct Detector {
     heard: BTreeMap<NodeId, Heard>,
     reports: BTreeMap<ReplicaId, ReplicaReport>,
     proposed: BTreeMap<VolumeId, (Epoch, Millis)>,
-    /// Replicas that are listed and that their nodes don't register, made already or not, and since
-    /// when.
-    missing: BTreeMap<ReplicaId, Millis>,
+    /// Replicas that are listed and that their nodes don't register, made already or not.
+    missing: BTreeMap<ReplicaId, Missing>,
     /// Who is asked to stand, and where volumes wait for silent members after a loss of power.
     pub(super) written: Written,
+    /// Moves away from primaries that lacked members.
+    pub(super) lacks: Lacks,
 }
 
 impl Detector {
@@ -156,6 +167,7 @@ impl Detector {
             proposed: BTreeMap::new(),
             missing: BTreeMap::new(),
             written: Written::default(),
+            lacks: Lacks::default(),
         }
     }
 
@@ -196,7 +208,11 @@ impl Detector {
         let silent = self.heard.values().map(|heard| heard.at.after(self.params.suspect_ms));
         let unheard = elected.after(self.params.unheard_ms);
         let again = self.proposed.values().map(|(_, at)| at.after(self.params.retry_ms));
-        let lost = self.missing.values().copied().chain(self.heard.values().map(|heard| heard.at));
+        let lost = self
+            .missing
+            .values()
+            .map(|missing| missing.since)
+            .chain(self.heard.values().map(|heard| heard.at));
         let gone = lost.chain([elected]).map(|at| at.after(self.params.replace_ms));
         silent
             .chain([unheard])
@@ -218,7 +234,8 @@ impl Detector {
     }
 
     /// Whether a listed replica has been away for so long that another one takes its place: its
-    /// node is silent, or does not have it open, be it that it never made it.
+    /// node is silent, or does not have it open, be it that it never made it. That it was open for less
+    /// than a tenth of that time in between changes nothing.
     pub fn is_gone(&self, now: Millis, state: &State, volume: &Volume, id: ReplicaId) -> bool {
         let (Some(replica), Some(elected)) = (volume.replicas.get(&id), self.elected) else {
             return false;
@@ -226,7 +243,7 @@ impl Detector {
         let heard = self.heard.get(&replica.node).map_or(elected, |heard| heard.at);
         let silent = now.since(heard) >= self.params.replace_ms;
         let missing = self.missing.get(&id).filter(|_| state.registered(volume.id, id).is_none());
-        silent || missing.is_some_and(|since| now.since(*since) >= self.params.replace_ms)
+        silent || missing.is_some_and(|missing| now.since(missing.since) >= self.params.replace_ms)
     }
 
     /// A registration is a sign of life too, of a process that has not sent a heartbeat yet. What was
@@ -249,9 +266,13 @@ impl Detector {
             .filter(|(volume, id)| state.registered(*volume, *id).is_none())
             .map(|(_, id)| id)
             .collect();
-        self.missing.retain(|id, _| missing.contains(id));
+        let stays = self.params.replace_ms / 10;
+        self.missing.retain(|id, known| {
+            known.back = (!missing.contains(id)).then(|| known.back.unwrap_or(now));
+            known.back.is_none_or(|back| now.since(back) < stays)
+        });
         for id in missing {
-            self.missing.entry(id).or_insert(now);
+            self.missing.entry(id).or_insert(Missing { since: now, back: None });
         }
     }
 
@@ -291,6 +312,7 @@ impl Detector {
             let current = state.volumes().get(id).and_then(|v| v.assignment.as_ref());
             current.is_some_and(|assignment| assignment.epoch == *epoch)
         });
+        self.lacks.forget(now, self.lacks_pause());
         let mut decisions = Vec::new();
         for volume in state.volumes().values() {
             let Some(decision) = self.decide_volume(now, state, volume) else { continue };
@@ -299,6 +321,11 @@ impl Detector {
                 .get(&volume.id)
                 .is_some_and(|(_, at)| now.since(*at) < self.params.retry_ms);
             if !recent {
+                if let Some(assignment) = &volume.assignment
+                    && self.is_gone_as_primary(now, state, volume).is_none()
+                {
+                    self.lacks.note(now, volume.id, assignment);
+                }
                 self.proposed.insert(volume.id, (decision.expect_epoch, now));
                 decisions.push(decision);
             }
@@ -308,6 +335,16 @@ impl Detector {
 
     /// Why the volume's primary has to go, if it has.
     pub(super) fn complaint(&self, now: Millis, state: &State, volume: &Volume) -> Option<String> {
+        let gone = self.is_gone_as_primary(now, state, volume);
+        gone.or_else(|| {
+            let primary = volume.assignment.as_ref()?.primary.id;
+            let lacks = self.is_lacking(now, state, volume);
+            lacks.then(|| format!("{primary} lacks members that the masters reach"))
+        })
+    }
+
+    /// Why the volume's primary does not act any more in the run that it was assigned in, if so.
+    fn is_gone_as_primary(&self, now: Millis, state: &State, volume: &Volume) -> Option<String> {
         let assignment = volume.assignment.as_ref()?;
         let primary = assignment.primary;
         let node = volume.replicas.get(&primary.id)?.node;
@@ -330,15 +367,7 @@ impl Detector {
         if registered.is_some_and(|r| !r.complete) && !on(Bug::KeepTornPrimary) {
             return Some(format!("{} holds no complete image", primary.id));
         }
-        let report = self.reports.get(&primary.id)?;
-        let lacks_reachable = report.lacking.iter().any(|member| {
-            let on = volume.replicas.get(member).map(|replica| replica.node);
-            on.is_some_and(|node| self.heard.contains_key(&node) && !self.suspected(now, node))
-        });
-        let long = report.lacking_ms >= 2 * self.params.suspect_ms;
-        let current = report.primary_in == Some(assignment.epoch) && report.replica == primary;
-        (current && long && lacks_reachable)
-            .then(|| format!("{} lacks members that the masters reach", primary.id))
+        None
     }
 
     fn decide_volume(&self, now: Millis, state: &State, volume: &Volume) -> Option<Decision> {
@@ -355,12 +384,15 @@ impl Detector {
             return self.decide_written(now, state, volume, &candidates, reason);
         }
         let own = candidates.iter().find(|(replica, _)| replica.id == assignment.primary.id);
+        // Of one that lives and lacks members, whoever was not tried yet takes the place; else the best log.
+        let lives = self.is_gone_as_primary(now, state, volume).is_none();
         let best = || {
             candidates.iter().max_by_key(|(replica, node)| {
                 let report = self.reports.get(&replica.id).filter(|r| r.replica == *replica);
                 let rank = report.map(|report| (report.table_epoch, report.durable));
                 let load = std::cmp::Reverse(state.primaries_on(*node));
-                (rank, load, std::cmp::Reverse(replica.id))
+                let untried = lives && !self.lacks.has_tried(volume.id, replica.id);
+                (untried, rank, load, std::cmp::Reverse(replica.id))
             })
         };
         let (primary, _) = own.or_else(best)?;

@@ -17,6 +17,7 @@ pub mod command;
 pub mod detector;
 pub mod history;
 mod invariants;
+mod lacks;
 mod lossy;
 pub mod moves;
 pub mod placement;

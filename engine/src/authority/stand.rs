@@ -99,7 +99,8 @@ impl Detector {
     fn rank_to_stand(&self, volume: &Volume, replica: &ReplicaRef) -> impl Ord + use<> {
         let own = volume.assignment.as_ref().is_some_and(|a| a.primary.id == replica.id);
         let log = self.report_of(replica).map(|report| (report.table_epoch, report.durable));
-        (own, log, std::cmp::Reverse(replica.id))
+        let untried = !self.lacks.has_tried(volume.id, replica.id);
+        (own, untried, log, std::cmp::Reverse(replica.id))
     }
 
     /// Which failover is to be proposed for a volume that wants another primary: to a member that has

@@ -3,6 +3,7 @@
 mod cases;
 mod choices;
 mod history;
+mod lacks;
 mod losses;
 mod moves;
 mod properties;
