@@ -27,6 +27,7 @@ use crate::volume::disk::{
 /// A replica's files, to be opened by its volume task, again after each failure.
 #[derive(Debug)]
 pub struct ReplicaFiles {
+    dir: Option<Arc<DataDir>>,
     storage: Arc<dyn Storage>,
     identity: Identity,
     process: u64,
@@ -44,14 +45,19 @@ impl ReplicaFiles {
         tails: Arc<Tails>,
         options: StoreOptions,
     ) -> Self {
-        Self { storage, identity, process, tails, options, opens: AtomicU64::new(0) }
+        Self { dir: None, storage, identity, process, tails, options, opens: AtomicU64::new(0) }
+    }
+
+    /// The same, of a replica in `dir`, whose free space it can tell.
+    fn on(self, dir: &Arc<DataDir>) -> Self {
+        Self { dir: Some(Arc::clone(dir)), ..self }
     }
 }
 
 /// A node's replicas in its data directory.
 #[derive(Debug)]
 pub struct Replicas {
-    dir: DataDir,
+    dir: Arc<DataDir>,
     tails: Arc<Tails>,
     options: StoreOptions,
 }
@@ -60,7 +66,7 @@ impl Replicas {
     /// Those in `dir`, each kept as `options` say; what tells of their tails is in `runtime_dir`.
     pub fn new(dir: DataDir, runtime_dir: &Path, options: StoreOptions) -> Self {
         let tails = Arc::new(Tails::new(runtime_dir.join("tails"), dir.boot()));
-        Self { dir, tails, options }
+        Self { dir: Arc::new(dir), tails, options }
     }
 }
 
@@ -88,7 +94,7 @@ impl NodeStorage for Replicas {
         let identity = Identity { volume, replica };
         let storage = self.dir.storage(&identity);
         let (process, tails) = (self.dir.process(), Arc::clone(&self.tails));
-        ReplicaFiles::new(storage, identity, process, tails, self.options.clone())
+        ReplicaFiles::new(storage, identity, process, tails, self.options.clone()).on(&self.dir)
     }
 
     fn create(&self, volume: VolumeId, replica: ReplicaId, blocks: u64) -> Result<(), DiskError> {
@@ -119,6 +125,10 @@ where
 
 impl OpenDisk for ReplicaFiles {
     type Disk = KeptStore;
+
+    fn free_bytes(&self) -> Option<u64> {
+        self.dir.as_ref()?.free_bytes().ok()
+    }
 
     fn open(&self) -> Result<(KeptStore, Opened), DiskError> {
         let open = self.opens.fetch_add(1, Ordering::SeqCst) + 1;

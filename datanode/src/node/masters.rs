@@ -130,16 +130,15 @@ pub(super) async fn heartbeat(
     let client = client.with_deadline(HEARTBEAT_DEADLINE);
     loop {
         let (free_bytes, used_bytes) = *space.borrow();
+        let statuses: Vec<_> =
+            volumes.all().iter().map(|handle| handle.status.borrow().clone()).collect();
         let request = v1::HeartbeatRequest {
             node: id_bytes(identity.node.0),
             incarnation: identity.process,
             free_bytes,
             used_bytes,
-            replicas: volumes
-                .all()
-                .iter()
-                .filter_map(|handle| report::report(&handle.status.borrow()))
-                .collect(),
+            replicas: statuses.iter().filter_map(|status| report::report(status)).collect(),
+            closed: statuses.iter().filter_map(|status| report::closed(status)).collect(),
         };
         match client.heartbeat(request).await {
             Ok(answer) if answer.register => forgotten.notify_one(),

@@ -15,6 +15,9 @@ pub fn mode(status: &VolumeStatus) -> (&'static str, String) {
         (RunState::Failed { reason, .. }, _) => {
             return ("degraded", format!("its store failed and is opened again: {reason}"));
         }
+        (RunState::Full { reason, .. }, _) => {
+            return ("degraded", format!("its disk is full, it waits for room: {reason}"));
+        }
         (RunState::Retired { reason }, _) => {
             return ("degraded", format!("its store failed too often: {reason}"));
         }
@@ -69,6 +72,16 @@ pub(super) fn report(status: &VolumeStatus) -> Option<v1::ReplicaReport> {
         tail: Some(tail_out(view.tail)),
         stood: view.stood.map(|epoch| epoch.0),
     })
+}
+
+/// A replica's part of a heartbeat while its store isn't open.
+pub(super) fn closed(status: &VolumeStatus) -> Option<v1::ClosedReplica> {
+    if status.view.is_some() {
+        return None;
+    }
+    let (mode, reason) = mode(status);
+    let replica = id_bytes(status.replica.0);
+    Some(v1::ClosedReplica { replica, mode: mode.to_owned(), reason })
 }
 
 /// What must be told at once when it changes.

@@ -71,9 +71,15 @@ fn of_volume(status: &VolumeStatus) -> Vec<Complaint> {
             let what = format!("its store failed {failures} times: {reason}");
             return vec![complaint(volume, what, "check the disk; it is opened again by itself")];
         }
+        (RunState::Full { reason, failures }, _) => {
+            let what = format!("its disk is full, it failed {failures} times: {reason}");
+            return vec![complaint(volume, what, "make room; it is opened again by itself")];
+        }
         (RunState::Retired { reason }, _) => {
-            let what = format!("its store failed too often and is not used any more: {reason}");
-            let advice = "check the disk (`dmesg`, free space), then restart the datanode";
+            let what =
+                format!("its store failed too often, it is left alone for a while: {reason}");
+            let advice = "check the disk (`dmesg`), then restart the datanode, or have the replica \
+                          replaced: sbkctl volume replace NAME --node NODE";
             return vec![complaint(volume, what, advice)];
         }
         (RunState::Running | RunState::Opening | RunState::Ended, _) => return Vec::new(),

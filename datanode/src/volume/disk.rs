@@ -173,4 +173,6 @@ pub trait OpenDisk: Send + Sync + 'static {
     type Disk: Disk;
     /// Opens the store. Blocks.
     fn open(&self) -> Result<(Self::Disk, Opened), DiskError>;
+    /// Bytes that are free where its files are; `None` if that can't be told. Blocks briefly.
+    fn free_bytes(&self) -> Option<u64>;
 }

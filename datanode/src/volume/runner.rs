@@ -1,16 +1,17 @@
 //! A replica's task through all its openings.
 //!
 //! A store that failed is dropped and opened again, as another incarnation: what its log proves
-//! then is what counts. One that fails again and again is retired.
+//! then is what counts. One that fails again and again is left alone for long, and one whose disk is
+//! full waits for room.
 
 use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use sbk_engine::replication::Params;
 use sbk_engine::replication::io::{Proposal, StreamId};
 use sbk_engine::types::{Config, ReplicaId, VolumeId, Wish};
-use sbk_master_client::in_one_line;
+use sbk_store::{Failures, Reopening};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -20,16 +21,16 @@ use super::events::{Control, PeerEvent};
 use super::recorder::{Recorder, Recordings};
 use super::registry::VolumeHandle;
 use super::status::{Counters, RunState, TraceRing, VolumeStatus};
-use super::task::{Exit, Running};
+use super::task::{Exit, Failure, Running};
 use super::{CONTROL_QUEUE, PEER_QUEUE, clock};
 use crate::link::{Link, OpenLink};
 use crate::transport::Channels;
 
-/// A store that fails so often without a long run in between is retired.
-const MAX_FAILURES: u32 = 5;
-/// A run of this length forgives earlier failures.
-const LONG_RUN_MS: u64 = 10 * 60 * 1000;
-const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// How often a full disk is looked at.
+const LOOK_FOR_ROOM: Duration = Duration::from_millis(500);
+/// There is room on a full disk once it has so much more than at the least: what others write and let go
+/// beside is less.
+const ROOM: u64 = 16 << 20;
 
 /// A proposal for the masters, and where their answer goes.
 #[derive(Debug)]
@@ -169,7 +170,7 @@ struct Runner<O> {
 
 impl<O: OpenDisk> Runner<O> {
     async fn run(self, mut inlets: Inlets) {
-        let mut failures = 0;
+        let mut failures = Failures::default();
         let mut lanes = 0;
         loop {
             self.shared.publish(RunState::Opening);
@@ -177,8 +178,8 @@ impl<O: OpenDisk> Runner<O> {
             let opened = tokio::task::spawn_blocking(move || opener.open()).await;
             let opened = opened.expect("opening a store does not panic");
             let started = clock::now();
-            let reason = match opened {
-                Err(error) => in_one_line(&error),
+            let failure = match opened {
+                Err(error) => Failure::of(&error),
                 Ok((disk, opened)) => {
                     let (context, shared) = (Arc::clone(&self.context), Arc::clone(&self.shared));
                     let config =
@@ -191,17 +192,22 @@ impl<O: OpenDisk> Runner<O> {
                             self.shared.publish(RunState::Ended);
                             return;
                         }
-                        Exit::Failed(reason) => reason,
+                        Exit::Failed(failure) => failure,
                     }
                 }
             };
-            if clock::now().since(started) >= LONG_RUN_MS {
-                failures = 0;
-            }
-            failures += 1;
-            let goes_on = match failures {
-                MAX_FAILURES.. => self.retire(&mut inlets, reason).await,
-                _ => self.back_off(&mut inlets, reason, failures).await,
+            let Failure { reason, full } = failure;
+            let ran = Duration::from_millis(clock::now().since(started));
+            let reopening = failures.add(full, ran);
+            self.tell(reopening, reason, failures.count());
+            let goes_on = match reopening {
+                Reopening::Soon(pause) | Reopening::Retired(pause) => {
+                    self.wait(&mut inlets, tokio::time::sleep(pause)).await
+                }
+                Reopening::WithRoom { least, most } => {
+                    let room = tokio::time::timeout(most, self.room(least));
+                    self.wait(&mut inlets, room).await
+                }
             };
             if !goes_on {
                 self.shared.publish(RunState::Ended);
@@ -210,37 +216,57 @@ impl<O: OpenDisk> Runner<O> {
         }
     }
 
-    /// Waits before the next opening. Returns false if there will be none.
-    async fn back_off(&self, inlets: &mut Inlets, reason: String, failures: u32) -> bool {
-        tracing::warn!(
-            volume = %self.shared.status.borrow().volume, failures, %reason,
-            "the store is opened again"
-        );
-        self.shared.publish(RunState::Failed { reason, failures });
-        let pause = tokio::time::sleep(BACKOFF_FIRST * 2u32.pow(failures.min(6)));
-        tokio::pin!(pause);
-        loop {
-            tokio::select! {
-                biased;
-                () = self.stop.cancelled() => return false,
-                () = &mut pause => return true,
-                deleted = self.refuse(inlets) => if deleted { return false },
+    /// Says why the store is closed, and when it will be opened again.
+    fn tell(&self, reopening: Reopening, reason: String, failures: u32) {
+        let volume = self.shared.status.borrow().volume;
+        let run = match reopening {
+            Reopening::Soon(_) => {
+                tracing::warn!(%volume, failures, %reason, "the store is opened again");
+                RunState::Failed { reason, failures }
             }
+            Reopening::WithRoom { .. } => {
+                tracing::warn!(%volume, failures, %reason, "the disk is full; the store waits for room");
+                RunState::Full { reason, failures }
+            }
+            Reopening::Retired(pause) => {
+                tracing::error!(
+                    %volume, %reason,
+                    "the replica is retired for {} minutes: its store failed too often. Check the \
+                     disk, then restart the datanode",
+                    pause.as_secs() / 60
+                );
+                RunState::Retired { reason }
+            }
+        };
+        self.shared.publish(run);
+    }
+
+    /// Waits for room on a full disk, `least` or longer.
+    async fn room(&self, least: Duration) {
+        let begun = Instant::now();
+        let mut lowest = u64::MAX;
+        loop {
+            let opener = Arc::clone(&self.opener);
+            let free = tokio::task::spawn_blocking(move || opener.free_bytes()).await;
+            let free = free.expect("looking at the file system does not panic");
+            // What can't be told is found out by trying, when the pause is over.
+            let Some(free) = free else { return std::future::pending().await };
+            lowest = lowest.min(free);
+            if free - lowest >= ROOM && begun.elapsed() >= least {
+                return;
+            }
+            tokio::time::sleep(LOOK_FOR_ROOM).await;
         }
     }
 
-    /// The store failed too often. Returns when there is nothing more to wait for.
-    async fn retire(&self, inlets: &mut Inlets, reason: String) -> bool {
-        tracing::error!(
-            volume = %self.shared.status.borrow().volume, %reason,
-            "the replica is retired: its store failed {MAX_FAILURES} times. Check the disk, then \
-             restart the datanode"
-        );
-        self.shared.publish(RunState::Retired { reason });
+    /// Waits until the next opening is due. Returns false if there will be none.
+    async fn wait<T>(&self, inlets: &mut Inlets, due: impl Future<Output = T>) -> bool {
+        tokio::pin!(due);
         loop {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return false,
+                _ = &mut due => return true,
                 deleted = self.refuse(inlets) => if deleted { return false },
             }
         }

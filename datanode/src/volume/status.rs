@@ -27,7 +27,14 @@ pub enum RunState {
         /// Failures without a long run in between.
         failures: u32,
     },
-    /// The store failed too often. The replica is not used any more in this process.
+    /// The disk is full. The store will be opened again when there is room, and now and then.
+    Full {
+        /// What there was no room for.
+        reason: String,
+        /// Failures without a long run in between.
+        failures: u32,
+    },
+    /// The store failed too often. The replica is not used for a long while.
     Retired {
         /// The last failure.
         reason: String,

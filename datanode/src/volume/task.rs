@@ -18,6 +18,7 @@ use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::replication::{Replica, Verdict};
 use sbk_engine::types::{Config, Lsn, Millis, ReplicaRef, VolumeId, Wish};
 use sbk_master_client::in_one_line;
+use sbk_store::is_out_of_space;
 use tokio::sync::{mpsc, oneshot};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Sleep;
@@ -56,9 +57,24 @@ pub(super) enum Exit {
     /// The node stops; the store was closed in order.
     Shutdown,
     /// The store failed.
-    Failed(String),
+    Failed(Failure),
     /// The masters deleted the volume.
     Deleted,
+}
+
+/// Why a store could not be opened, or had to be given up.
+#[derive(Debug)]
+pub(super) struct Failure {
+    /// For people.
+    pub(super) reason: String,
+    /// Whether it was for want of space.
+    pub(super) full: bool,
+}
+
+impl Failure {
+    pub(super) fn of(error: &DiskError) -> Self {
+        Self { reason: in_one_line(error), full: is_out_of_space(error) }
+    }
 }
 
 /// A read that was done for a request.
@@ -203,9 +219,9 @@ impl<D: Disk> Running<D> {
                 Exit::Deleted
             }
             Err(error) => {
-                let cause = in_one_line(&error);
-                self.stop_engine(cause.clone()).await;
-                Exit::Failed(cause)
+                let failure = Failure::of(&error);
+                self.stop_engine(failure.reason.clone()).await;
+                Exit::Failed(failure)
             }
         };
         self.settle().await;

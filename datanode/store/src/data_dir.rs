@@ -231,10 +231,15 @@ impl DataDir {
 
     /// Bytes that are free for this process, and bytes that the replicas take. Blocks briefly.
     pub fn space(&self) -> Result<(u64, u64), NodeError> {
+        let used = disk_usage(&self.path.join(REPLICAS))?;
+        Ok((self.free_bytes()?, used))
+    }
+
+    /// Bytes that are free for this process. Blocks briefly.
+    pub fn free_bytes(&self) -> Result<u64, NodeError> {
         let found = rustix::fs::statvfs(&self.path)
             .map_err(|e| failed("ask the free space of", &self.path)(e.into()))?;
-        let used = disk_usage(&self.path.join(REPLICAS))?;
-        Ok((found.f_bavail * found.f_frsize, used))
+        Ok(found.f_bavail * found.f_frsize)
     }
 
     /// The replicas whose directories are here. One whose making was cut short is none yet: it

@@ -27,6 +27,7 @@ mod image;
 mod map;
 mod open;
 mod read;
+mod reopen;
 mod superblock;
 mod tails;
 
@@ -46,6 +47,7 @@ pub use self::error::{LogReadError, ReadError, StoreError};
 pub use self::feed::{LogEntry, LogReadPlan};
 pub use self::open::{CreateSpec, StoreOptions};
 pub use self::read::ReadPlan;
+pub use self::reopen::{Failures, Reopening, is_out_of_space};
 pub use self::superblock::Identity;
 pub use self::tails::Tails;
 

@@ -109,6 +109,10 @@ impl MemStore {
 impl OpenDisk for MemStore {
     type Disk = MemDisk;
 
+    fn free_bytes(&self) -> Option<u64> {
+        None
+    }
+
     fn open(&self) -> Result<(MemDisk, Opened), DiskError> {
         let incarnation = {
             let mut opened = self.opened.lock().unwrap();

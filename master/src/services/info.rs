@@ -31,6 +31,17 @@ impl Source<'_> {
             .find(|r| r.replica.as_ref().is_some_and(|r| r.id == replica.0.as_bytes()[..]))
     }
 
+    /// How a replica is and why, as its node said last, whether its store is open or not.
+    fn mode(&self, node: NodeId, replica: ReplicaId) -> (String, String) {
+        if let Some(report) = self.reported(node, replica) {
+            return (report.mode.clone(), report.reason.clone());
+        }
+        let heartbeat = self.leading.heartbeats.get(&node);
+        let closed =
+            heartbeat.and_then(|h| h.closed.iter().find(|c| c.replica == replica.0.as_bytes()[..]));
+        closed.map(|c| (c.mode.clone(), c.reason.clone())).unwrap_or_default()
+    }
+
     pub(super) fn volume(&self, volume: &Volume) -> v1::VolumeInfo {
         let config = self.state.config(volume.id);
         let members: Vec<_> =
@@ -91,6 +102,7 @@ impl Source<'_> {
         let registration = self.state.nodes().get(&node);
         let addrs = registration.map(|r| r.addrs.clone());
         let report = self.reported(node, id);
+        let (mode, reason) = self.mode(node, id);
         let assignment = volume.assignment.as_ref();
         v1::MemberInfo {
             replica: convert::bytes(id.0),
@@ -106,8 +118,8 @@ impl Source<'_> {
             table_epoch: report.map_or(0, |r| r.table_epoch),
             durable_lsn: report.map_or(0, |r| r.durable_lsn),
             committed_lsn: report.map_or(0, |r| r.committed_lsn),
-            mode: report.map(|r| r.mode.clone()).unwrap_or_default(),
-            reason: report.map(|r| r.reason.clone()).unwrap_or_default(),
+            mode,
+            reason,
             goes: volume.replicas.get(&id).is_some_and(|r| r.fate != Fate::Stays),
             may_hold_unflushed: assignment.is_some_and(|a| a.missing.contains(&id)),
         }

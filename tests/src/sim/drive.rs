@@ -54,7 +54,7 @@ impl World {
             self.notice_loss(index);
             for output in outputs {
                 if let Err(error) = self.execute(index, output) {
-                    return self.store_failed(index, &error.to_string());
+                    return self.store_failed(index, &error);
                 }
             }
             self.nodes[index].fed.clear();

@@ -573,6 +573,7 @@ impl World {
                 self.stops(index);
             }
             self.nodes[index].disk.memory.mend();
+            self.make_room(index);
             self.nodes[index].stalled_until = 0;
             if !self.nodes[index].up && !self.nodes[index].lost {
                 self.after(0, Event::Restart { node: index });

@@ -189,7 +189,7 @@ impl World {
             }
         };
         if let Err(error) = taken {
-            self.store_failed(index, &error.to_string());
+            self.store_failed(index, &error);
         }
     }
 }

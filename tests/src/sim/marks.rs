@@ -110,6 +110,8 @@ counted! {
         SyncFailed = "failed sync reopened",
         /// A store failed for want of space.
         DiskFull = "disk full",
+        /// It failed so often for that, that it would have been retired for any other reason.
+        OftenFull = "disk full again and again",
         /// A block did not match its checksum.
         Rotten = "damaged block refused",
         /// A part of a log that could not be read back was given up, for the extents have it.

@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet, VecDeque};
 use std::rc::Rc;
+use std::time::Duration;
 
 use bytes::Bytes;
 use sbk_engine::replication::io::{Input, Opened, StreamEnd, StreamId};
@@ -12,7 +13,8 @@ use sbk_engine::types::{
     Config, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish, WriteAck,
 };
 use sbk_store::{
-    BatchResult, CheckpointDone, CheckpointPlan, LogEntry, ReadPlan, SyncResult, WalBatch, WalSync,
+    BatchResult, CheckpointDone, CheckpointPlan, Failures, LogEntry, ReadPlan, Reopening,
+    StoreError, SyncResult, WalBatch, WalSync, is_out_of_space,
 };
 use uuid::Uuid;
 
@@ -25,8 +27,8 @@ use super::masters::{Catalogue, Masters, Told};
 use super::rng::Rng;
 use super::world::World;
 
-/// A store that fails so often in one process is retired, as the runtime has it.
-const MAX_FAILURES: u32 = 5;
+/// A full disk that has room again is looked at after this at the latest, as in the runtime.
+const LOOK_FOR_ROOM: u64 = 500;
 
 /// Work of the store that runs beside the node's other business.
 #[derive(Debug)]
@@ -69,7 +71,9 @@ pub(crate) struct Node {
     /// Counts openings: what was under way for an earlier one is void.
     pub(crate) run: u64,
     /// Failures of the store in this process.
-    failures: u32,
+    failures: Failures,
+    /// Why the store was not opened again at once, and since when it waits.
+    reopening: Option<(Reopening, u64)>,
     /// The newest configuration that the masters sent to this process, for the next opening.
     pub(crate) config: Option<Config>,
     /// What the masters told this process of the volume, which is to be at least of this revision.
@@ -144,7 +148,8 @@ impl Node {
             up: false,
             replica: None,
             run: 0,
-            failures: 0,
+            failures: Failures::default(),
+            reopening: None,
             config: None,
             catalogue: None,
             since: 0,
@@ -238,7 +243,8 @@ impl Node {
 
     /// Whether its store failed too often for this process.
     pub(crate) fn is_retired(&self) -> bool {
-        self.up && self.replica.is_none() && self.failures >= MAX_FAILURES
+        let retired = matches!(self.reopening, Some((Reopening::Retired(_), _)));
+        self.up && self.replica.is_none() && retired
     }
 
     /// A frontend's stream is over.
@@ -251,6 +257,7 @@ impl Node {
     pub(crate) fn clear(&mut self) {
         self.replica = None;
         self.run += 1;
+        self.reopening = None;
         self.timer = 0;
         self.inbox.clear();
         self.fed.clear();
@@ -267,12 +274,16 @@ impl Node {
     }
 }
 
+fn millis(pause: Duration) -> u64 {
+    u64::try_from(pause.as_millis()).expect("pauses are short")
+}
+
 impl World {
     /// A process starts.
     pub(crate) fn start(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         node.up = true;
-        node.failures = 0;
+        node.failures = Failures::default();
         node.config = None;
         node.catalogue = None;
         node.since = self.masters.revision();
@@ -299,7 +310,7 @@ impl World {
                 self.mark_failure(index, &why);
                 self.note(index, || format!("the store can't be opened: {why}"));
                 self.tail_lost(index);
-                self.back_off(index);
+                self.back_off(index, is_out_of_space(&error));
             }
         }
     }
@@ -335,32 +346,53 @@ impl World {
         self.look_at(index);
     }
 
-    /// The store could not be opened, or failed: it is opened again after a pause, up to a number
-    /// of times.
-    fn back_off(&mut self, index: usize) {
+    /// The store could not be opened, or failed: it is opened again when the runtime's rule says so.
+    fn back_off(&mut self, index: usize, full: bool) {
         let node = &mut self.nodes[index];
-        node.failures += 1;
-        let (failures, run) = (node.failures, node.run);
-        if failures >= MAX_FAILURES {
-            self.mark(Mark::Retired);
-        } else {
-            self.after(100 << failures.min(6), Event::Reopen { node: index, run });
+        // No run is so long here that it forgives failures.
+        let reopening = node.failures.add(full, Duration::ZERO);
+        node.reopening = Some((reopening, self.now));
+        let (failures, run) = (node.failures.count(), node.run);
+        match reopening {
+            Reopening::Soon(pause) | Reopening::WithRoom { most: pause, .. } => {
+                self.after(millis(pause), Event::Reopen { node: index, run });
+            }
+            // The pause is longer than the run.
+            Reopening::Retired(_) => self.mark(Mark::Retired),
+        }
+        if full && failures > 5 {
+            self.mark(Mark::OftenFull);
+        }
+    }
+
+    /// A disk has room again, if it was full.
+    pub(crate) fn make_room(&mut self, index: usize) {
+        let node = &self.nodes[index];
+        node.disk.memory.make_room();
+        if let Some((Reopening::WithRoom { least, .. }, since)) = node.reopening
+            && node.up
+        {
+            let run = node.run;
+            let first = (since + millis(least)).saturating_sub(self.now);
+            let delay = first + self.rng.below(LOOK_FOR_ROOM);
+            self.after(delay, Event::Reopen { node: index, run });
         }
     }
 
     /// The store failed, and the process goes on: as the runtime does it.
-    pub(crate) fn store_failed(&mut self, index: usize, cause: &str) {
+    pub(crate) fn store_failed(&mut self, index: usize, error: &StoreError) {
+        let cause = error.to_string();
         if self.nodes[index].disk.memory.crashed() {
             return self.stops(index);
         }
         self.summary.store_failures += 1;
-        self.mark_failure(index, cause);
+        self.mark_failure(index, &cause);
         self.note(index, || format!("the store failed: {cause}"));
         let node = &mut self.nodes[index];
         node.inbox.clear();
         let now = node.clock(self.now);
         if let Some(replica) = &mut node.replica {
-            let (_, outputs) = replica.step(now, Input::StoreFailed { cause: cause.to_owned() });
+            let (_, outputs) = replica.step(now, Input::StoreFailed { cause });
             for output in outputs {
                 // What touches the store fails again; the rest tells frontends and peers.
                 let _failed = self.execute(index, output);
@@ -397,7 +429,7 @@ impl World {
         let node = &mut self.nodes[index];
         node.disk.store = None;
         node.clear();
-        self.back_off(index);
+        self.back_off(index, is_out_of_space(error));
     }
 
     /// The store failed: the replica has another tail before anybody hears of it.

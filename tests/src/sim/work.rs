@@ -144,7 +144,7 @@ impl World {
             // Work whose failure the store can do without does not say that the machine stopped.
             Ok(()) if self.nodes[index].disk.memory.crashed() => self.stops(index),
             Ok(()) => self.turns(index),
-            Err(error) => self.store_failed(index, &error.to_string()),
+            Err(error) => self.store_failed(index, &error),
         }
     }
 

@@ -305,7 +305,7 @@ impl World {
             Event::Eight => self.eight_on(),
             Event::Crowd => self.crowd_comes(),
             Event::Flap { from, to, left } => self.flap(from, to, left),
-            Event::MakeRoom { node } => self.nodes[node].disk.memory.make_room(),
+            Event::MakeRoom { node } => self.make_room(node),
             Event::Disaster { left } => {
                 if !self.healed {
                     self.all_but(left);

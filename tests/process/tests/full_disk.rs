@@ -1,0 +1,201 @@
+//! A disk that is full for a while: the volume goes on without that replica, people are told why, and once
+//! there is room the replica is in sync again by itself, in the same process.
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::{ErrorKind, Write};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sbk_cli::commands::verify::compare;
+use sbk_cli::dev::cluster::{DevCluster, Options};
+use sbk_cli::dev::plan::Wanted;
+use sbk_cli::http::get_json;
+use sbk_cli::view::VolumeView;
+use sbk_cli::wait::{Look, until};
+use sbk_cli::workload::nbd::NbdClient;
+use sbk_proto::v1::CreateVolumeRequest;
+use serde_json::Value;
+use tokio::task::JoinHandle;
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(120);
+/// Much more than is written: no block twice, so that every checkpoint needs room.
+const VOLUME: u64 = 4 << 30;
+const WRITE: usize = 64 << 10;
+/// Between two writes. What all of them take fits the disks.
+const PACE: Duration = Duration::from_millis(50);
+/// So often a store that fails for another reason is opened, and one more.
+const OFTEN: u64 = 6;
+
+/// A tmpfs; unmounted when dropped, whoever still has files on it.
+struct Small(PathBuf);
+
+impl Small {
+    /// `None` if this process may not mount anything.
+    fn mount(at: PathBuf) -> Option<Self> {
+        std::fs::create_dir_all(&at).expect("makes it");
+        let options = ["-t", "tmpfs", "-o", "size=320m", "sbk-test"];
+        let made = Command::new("mount").args(options).arg(&at).output().expect("runs mount");
+        made.status.success().then_some(Self(at))
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.0.join("ballast")
+    }
+
+    fn fill(&self) {
+        let mut file = File::create(self.ballast()).expect("makes a file");
+        for chunk in [vec![0xb5; 1 << 20], vec![0xb5; 4096]] {
+            loop {
+                match file.write(&chunk) {
+                    Ok(_) => {}
+                    Err(e) if e.kind() == ErrorKind::StorageFull => break,
+                    Err(e) => panic!("filling it: {e}"),
+                }
+            }
+        }
+    }
+
+    fn free(&self) {
+        std::fs::remove_file(self.ballast()).expect("removes it");
+    }
+}
+
+impl Drop for Small {
+    fn drop(&mut self) {
+        let done = Command::new("umount").arg("-l").arg(&self.0).status().expect("runs umount");
+        assert!(done.success() || std::thread::panicking(), "{} stays mounted", self.0.display());
+    }
+}
+
+async fn cluster(dir: &Path) -> DevCluster {
+    let mut options = Options::new(dir.to_owned()).expect("options");
+    options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
+    options.limit = LIMIT;
+    options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
+    options.capacity = Some(1 << 40);
+    options.wal_retain = Some(4 << 20);
+    let cluster = DevCluster::start(options).await.expect("the cluster starts");
+    let request = CreateVolumeRequest {
+        id: Uuid::new_v4().as_bytes().to_vec().into(),
+        name: "v".to_owned(),
+        size_bytes: VOLUME,
+        replicas: 3,
+        ..CreateVolumeRequest::default()
+    };
+    cluster.client().create_volume(request).await.expect("creates");
+    cluster
+}
+
+async fn wait(cluster: &DevCluster, what: &str, right: impl Fn(&VolumeView) -> bool) -> VolumeView {
+    let masters = cluster.client();
+    until(what, LIMIT, async || {
+        let view = VolumeView::of(&masters.get_volume("v").await?);
+        Ok(if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) })
+    })
+    .await
+    .expect("comes about")
+}
+
+/// What was acknowledged: at which write, which byte.
+type Acknowledged = Arc<Mutex<BTreeMap<u64, u8>>>;
+
+/// Writes one block after the other until it is ended. Every write has to succeed.
+fn writes(client: NbdClient, acknowledged: Acknowledged) -> JoinHandle<()> {
+    tokio::spawn(async move {
+        for n in 0..VOLUME / WRITE as u64 {
+            let byte = (n % 251) as u8 + 1;
+            let data = Bytes::from(vec![byte; WRITE]);
+            client.write(n * WRITE as u64, data).await.expect("a write succeeds, if late");
+            acknowledged.lock().expect("not poisoned").insert(n, byte);
+            tokio::time::sleep(PACE).await;
+        }
+    })
+}
+
+/// Waits until the store on a node failed for want of room more often than others may.
+async fn fails_often(http: &str) {
+    until("many failures", LIMIT, async || {
+        let page: Value = get_json(http, "/projection").await?;
+        let run = &page["volumes"][0]["run"];
+        let often = run["state"] == "full" && run["failures"].as_u64() >= Some(OFTEN);
+        Ok(if often { Look::Done(()) } else { Look::NotYet(run.to_string()) })
+    })
+    .await
+    .expect("it waits for room and tries again now and then");
+}
+
+/// Fills the disk of one node, and frees it again.
+async fn run_full(cluster: &DevCluster, disk: &Small, node: &str, written: &Acknowledged) {
+    let http = &cluster.file().datanodes.iter().find(|d| d.id == node).expect("a datanode").http;
+    disk.fill();
+    fails_often(http).await;
+    // Others serve, and writes are acknowledged.
+    let before = written.lock().expect("not poisoned").len();
+    until("writes", LIMIT, async || {
+        let now = written.lock().expect("not poisoned").len();
+        Ok(if now > before { Look::Done(()) } else { Look::NotYet(format!("{now} writes")) })
+    })
+    .await
+    .expect("others go on");
+    let told = wait(cluster, "the reason to be told", |view| {
+        view.members.iter().any(|m| m.node == node && m.reason.contains("disk is full"))
+    })
+    .await;
+    assert_ne!(told.primary.as_deref(), Some(node), "{told:?}");
+    assert!(!told.isr.iter().any(|id| id == node), "{told:?}");
+    let diagnosis: Value = get_json(http, "/diagnose").await.expect("a page");
+    let complaint = diagnosis["complaints"][0]["what"].as_str().expect("a complaint");
+    assert!(complaint.contains("disk is full"), "{diagnosis}");
+    disk.free();
+    wait(cluster, "all in sync again", VolumeView::is_whole).await;
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_whose_disk_was_full_is_in_sync_again_by_itself() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mount = |n: usize| Small::mount(dir.path().join(format!("datanode-{n}")));
+    let Some(disks) = (1..=3).map(mount).collect::<Option<Vec<_>>>() else {
+        eprintln!("not tried: nothing can be mounted here, that needs root");
+        return;
+    };
+    let cluster = cluster(dir.path()).await;
+    let whole = wait(&cluster, "all in sync", VolumeView::is_whole).await;
+    let nodes = cluster.file().datanodes.clone();
+    let disk_of = |node: &str| &disks[nodes.iter().position(|d| d.id == node).expect("a node")];
+    let primary = whole.primary.clone().expect("there is one");
+    let others: Vec<_> = nodes.iter().filter(|d| d.id != primary).collect();
+    let [follower, stays] = others[..] else { panic!("three nodes: {whole:?}") };
+    // By way of a node whose disk always has room.
+    let client = NbdClient::connect(&stays.nbd, "v").await.expect("connects");
+    let written = Acknowledged::default();
+    let writer = writes(client.clone(), Arc::clone(&written));
+
+    run_full(&cluster, disk_of(&follower.id), &follower.id, &written).await;
+    let view = wait(&cluster, "a primary", |view| view.primary.is_some()).await;
+    let now = view.primary.expect("there is one");
+    assert_eq!(now, primary, "a follower that fails moves no primary");
+    run_full(&cluster, disk_of(&primary), &primary, &written).await;
+    writer.abort();
+
+    let written = written.lock().expect("not poisoned").clone();
+    for (n, byte) in written {
+        let read = client.read(n * WRITE as u64, WRITE as u32).await.expect("reads");
+        assert!(read.iter().all(|b| *b == byte), "write {n}");
+    }
+    let info = cluster.client().get_volume("v").await.expect("answers");
+    let report = compare(&info, LIMIT).await.expect("compares");
+    assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
+    for (n, node) in (1..).zip(&nodes) {
+        let log = dir.path().join(format!("logs/datanode-{n}.log"));
+        let log = std::fs::read_to_string(log).expect("a log");
+        assert!(log.contains("waits for room") == (node.id != stays.id), "{log}");
+        assert!(!log.contains("is retired"), "{log}");
+    }
+    client.disconnect().await;
+    cluster.stop().await.expect("stops");
+}
