@@ -7,6 +7,7 @@ use clap::{Args, Parser, Subcommand, ValueEnum};
 use sbk_engine::authority::placement::check_request;
 use sbk_engine::authority::{self, VolumeRequest};
 
+use crate::attach::{AttachArgs, DetachArgs};
 use crate::output::Format;
 use crate::size::parse_size;
 
@@ -66,6 +67,20 @@ pub enum Command {
     /// The quorum of masters: status, members
     #[command(subcommand)]
     Cluster(ClusterCommand),
+    /// Serve a volume at a socket of this machine, wherever its primary is
+    #[command(after_help = "\
+Examples:
+  sbkctl attach db                                        at a unix socket, which it names
+  sbkctl attach db --listen 127.0.0.1:10810
+  sbkctl attach db --shared --socket /run/db.sock
+
+Runs until Ctrl-C, SIGTERM or `sbkctl detach`: then what is under way is answered, all that was
+acknowledged is made durable, and exit code 0 says so. Clients see a pause and no error while
+primaries, datanodes or masters fail.")]
+    Attach(AttachArgs),
+    /// End an attachment of this machine, with all that was acknowledged durable
+    #[command(after_help = "Example:\n  sbkctl detach db")]
+    Detach(DetachArgs),
     /// A whole cluster on this machine, as real processes, with a volume ready
     Dev(DevArgs),
     /// Run a failure against a cluster under a load that verifies itself
@@ -597,7 +612,7 @@ pub struct DrillArgs {
 }
 
 /// A number of seconds, with fractions.
-fn seconds(text: &str) -> Result<Duration, String> {
+pub(crate) fn seconds(text: &str) -> Result<Duration, String> {
     let number: f64 = text.parse().map_err(|_| format!("'{text}' is not a number of seconds"))?;
     Duration::try_from_secs_f64(number).map_err(|e| format!("'{text}' seconds: {e}"))
 }

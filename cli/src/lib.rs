@@ -1,6 +1,7 @@
 //! `sbkctl`: the command line of sbk, and what its drills are made of.
 //!
 //! * [`commands`]: what asks a cluster.
+//! * [`attach`]: a volume at a socket of this machine.
 //! * [`dev`]: a whole cluster on one machine, as real processes.
 //! * [`drill`]: failures on real processes, under a verified load.
 //! * [`workload`]: a load that proves something.
@@ -12,6 +13,7 @@ use anyhow::Context as _;
 use clap::{CommandFactory, Parser};
 
 pub mod args;
+pub mod attach;
 pub mod cluster_file;
 pub mod commands;
 pub mod dev;
@@ -73,6 +75,8 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         Command::Cluster(command) => {
             commands::cluster::run(&Context::new(&cli.global)?, command).await
         }
+        Command::Attach(args) => attach::attach(&Context::new(&cli.global)?, args).await,
+        Command::Detach(args) => attach::detach(Output::new(cli.global.output), args).await,
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sbkctl", &mut script);

@@ -16,7 +16,8 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::args::{Args, Settings};
-use crate::frontend::{BlockApi, Frontends, nbd};
+use crate::frontend::nbd::{self, AtStop};
+use crate::frontend::{BlockApi, Frontends};
 use crate::node::{Node, NodeConfig, Storage};
 use crate::ops;
 use crate::store::Replicas;
@@ -153,7 +154,8 @@ pub async fn serve<S: Storage>(
         node.id,
     );
     let nbd_stop = CancellationToken::new();
-    let nbd = tokio::spawn(nbd::serve(frontends.clone(), listeners.nbd, nbd_stop.clone()));
+    let (clients, stop) = (frontends.clone(), nbd_stop.clone());
+    let nbd = tokio::spawn(nbd::serve(clients, listeners.nbd, stop, AtStop::Answer));
     let stop = servers_stop.clone();
     let mut grpc = tokio::spawn(serve_grpc(node.clone(), frontends, listeners.grpc, stop));
     let mut pages = tokio::spawn(serve_http(node.clone(), listeners.http, servers_stop.clone()));

@@ -8,7 +8,8 @@ use std::time::Duration;
 use futures::StreamExt;
 use futures::stream::FuturesUnordered;
 use sbk_datanode::catalogue::{Catalogue, Volume};
-use sbk_datanode::frontend::{Frontends, nbd};
+use sbk_datanode::frontend::Frontends;
+use sbk_datanode::frontend::nbd::{self, AtStop};
 use sbk_datanode::transport::Channels;
 use sbk_datanode::volume::Registry;
 use sbk_engine::types::{NodeId, VolumeId};
@@ -43,7 +44,8 @@ async fn server() -> SocketAddr {
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("bound");
     tokio::spawn(async move {
-        nbd::serve(frontends, listener, CancellationToken::new()).await;
+        let stop = CancellationToken::new();
+        nbd::serve(frontends, listener, stop, AtStop::Answer).await.expect("nothing to flush");
         drop(told);
     });
     addr

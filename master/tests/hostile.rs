@@ -195,8 +195,10 @@ async fn nodes_that_make_no_sense_are_refused() {
     let answer = nodes.heartbeat(unknown).await.expect("is told to register").into_inner();
     assert!(answer.register);
 
-    let watch = v1::WatchAssignmentsRequest { node: short(), incarnation: 1 };
-    refused("a watch of nobody", nodes.watch_assignments(watch).await, &MALFORMED);
+    let watch = v1::WatchAssignmentsRequest { node: short(), incarnation: 1, ..Default::default() };
+    refused("a watch by nobody", nodes.watch_assignments(watch).await, &MALFORMED);
+    let watch = v1::WatchAssignmentsRequest { volume: short(), ..Default::default() };
+    refused("a watch of nothing", nodes.watch_assignments(watch).await, &MALFORMED);
     let proposal = |change| v1::ProposeIsrRequest {
         volume: kept.clone(),
         expect_epoch: u64::MAX,

@@ -102,7 +102,8 @@ async fn without_a_majority_changes_fail_with_exit_code_3_and_come_back_with_it(
     register_nodes(&client).await;
     create(&client, &volume("before")).await;
     let leader = quorum.leader().await;
-    let request = WatchAssignmentsRequest { node: node(1, 1).node, incarnation: 1 };
+    let request =
+        WatchAssignmentsRequest { node: node(1, 1).node, incarnation: 1, ..Default::default() };
     let mut watched = client.watch_assignments(request).await.expect("opens");
     let first = watched.message().await.expect("reads").expect("a snapshot");
     assert!(first.snapshot);
@@ -160,7 +161,8 @@ async fn a_process_whose_listener_goes_last_is_seen_gone() {
     let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("an address").to_string();
     client.register(RegisterRequest { addr, ..node(1, 1) }).await.expect("registers");
-    let request = WatchAssignmentsRequest { node: node(1, 1).node, incarnation: 1 };
+    let request =
+        WatchAssignmentsRequest { node: node(1, 1).node, incarnation: 1, ..Default::default() };
     let stream = client.watch_assignments(request).await.expect("watches");
     drop(stream);
     let (connection, _) = listener.accept().await.expect("the leader looks");

@@ -1,4 +1,4 @@
-//! Frontends: how clients reach a volume, on any datanode.
+//! Frontends: how clients reach a volume, on any datanode or [elsewhere](Remote).
 //!
 //! A [`Session`](session) keeps one volume's place for all clients of this node: it holds what is
 //! in flight and sends it again when another primary takes over. What it decides is the engine's
@@ -9,6 +9,7 @@ mod connect;
 mod ended;
 mod limits;
 pub mod nbd;
+mod remote;
 mod session;
 mod split;
 
@@ -16,9 +17,11 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sbk_engine::types::{NodeId, VolumeId};
+use tokio::sync::Semaphore;
 
 pub use block::BlockApi;
 pub use limits::Permit;
+pub use remote::Remote;
 pub use session::{Attached, ClientHandle, Reply};
 
 use crate::catalogue::CatalogueWatch;
@@ -38,6 +41,8 @@ struct Inner {
     catalogue: CatalogueWatch,
     connector: Connector,
     sessions: Mutex<BTreeMap<VolumeId, SessionHandle>>,
+    /// Where every client has the volume to itself, whatever it asks for: there may be one.
+    only: Option<Arc<Semaphore>>,
 }
 
 impl Frontends {
@@ -49,8 +54,12 @@ impl Frontends {
         node: NodeId,
     ) -> Self {
         let connector = Connector { registry, channels, node };
+        Self::with(catalogue, connector, None)
+    }
+
+    fn with(catalogue: CatalogueWatch, connector: Connector, only: Option<Arc<Semaphore>>) -> Self {
         let sessions = Mutex::new(BTreeMap::new());
-        Self { inner: Arc::new(Inner { catalogue, connector, sessions }) }
+        Self { inner: Arc::new(Inner { catalogue, connector, sessions, only }) }
     }
 
     /// What this node knows of all volumes.
@@ -78,10 +87,28 @@ impl Frontends {
 
     /// Attaches a client that has the volume to itself: all attachments of before end. The session
     /// is its own.
-    pub fn attach_exclusively(&self, volume: VolumeId) -> ClientHandle {
+    ///
+    /// # Errors
+    /// If this frontend is for one client, and has it.
+    pub fn attach_exclusively(&self, volume: VolumeId) -> Result<ClientHandle, String> {
+        let place = match &self.inner.only {
+            None => None,
+            Some(only) => Some(Arc::clone(only).try_acquire_owned().map_err(|_| {
+                "another client of this frontend has the volume to itself; `sbkctl attach --shared` \
+                 is for several"
+                    .to_owned()
+            })?),
+        };
         let (catalogue, connector) = (self.inner.catalogue.clone(), self.inner.connector.clone());
         let session = SessionHandle::start(volume, catalogue, connector, true);
-        session.attach().expect("a session that was just started takes a client")
+        let mut client = session.attach().expect("a session that was just started takes a client");
+        client.place = place;
+        Ok(client)
+    }
+
+    /// Whether every client has the volume to itself.
+    pub(super) fn is_exclusive(&self) -> bool {
+        self.inner.only.is_some()
     }
 
     /// The service that other nodes' frontends reach this node's primaries by.

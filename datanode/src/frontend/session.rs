@@ -10,7 +10,7 @@ use sbk_engine::forward::{
 };
 use sbk_engine::replication::io::Outcome;
 use sbk_engine::types::{BLOCK_SIZE, VolumeId};
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use super::block::fresh_session;
 use super::connect::Connector;
@@ -85,6 +85,8 @@ pub struct ClientHandle {
     pub replies: mpsc::UnboundedReceiver<Reply>,
     /// What became of its attachment, once.
     pub attached: oneshot::Receiver<Attached>,
+    /// Its place where only so many clients may be; free again when it goes.
+    pub(super) place: Option<OwnedSemaphorePermit>,
 }
 
 /// The sending half of a [`ClientHandle`].
@@ -95,6 +97,26 @@ pub struct Submitter {
 }
 
 impl ClientHandle {
+    /// Waits until all that was acknowledged to it is durable. Nothing else may be under way.
+    ///
+    /// # Errors
+    /// Why the flush failed.
+    pub async fn flush(&mut self) -> Result<(), String> {
+        const FLUSH: u64 = u64::MAX;
+        if !self.submitter().submit(FLUSH, IoOp::Flush, None).await {
+            return Err("the session has ended".to_owned());
+        }
+        while let Some(reply) = self.replies.recv().await {
+            match reply.answer {
+                _ if reply.cookie != FLUSH => {}
+                Answer::Done => return Ok(()),
+                Answer::Invalid(why) | Answer::Failed(why) => return Err(why),
+                Answer::Deleted => return Err("the volume was deleted".to_owned()),
+            }
+        }
+        Err("the session has ended".to_owned())
+    }
+
     /// A way to submit requests while another task takes the answers.
     pub fn submitter(&self) -> Submitter {
         Submitter { id: self.id, orders: self.orders.clone() }
@@ -159,7 +181,7 @@ impl SessionHandle {
         let (sender, replies) = mpsc::unbounded_channel();
         let (attached, outcome) = oneshot::channel();
         self.attaching.send(Arrival { id, replies: sender, attached }).ok()?;
-        Some(ClientHandle { id, orders, replies, attached: outcome })
+        Some(ClientHandle { id, orders, replies, attached: outcome, place: None })
     }
 }
 

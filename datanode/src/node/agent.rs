@@ -11,11 +11,11 @@ use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
+use super::Findings;
 use super::masters::{self, Identity, Open};
 use super::report::Key;
 use super::storage::Storage;
-use super::{Findings, convert};
-use crate::catalogue::{Catalogue, Volume};
+use crate::catalogue::{self, Catalogue, Volume};
 use crate::volume::events::Control;
 use crate::volume::{Context, Registry, RunState, VolumeHandle, start};
 
@@ -224,7 +224,7 @@ impl<S: Storage> Agent<S> {
 
     fn update(&mut self, update: v1::AssignmentUpdate) {
         let current = self.catalogue.borrow().clone();
-        let changed = match convert::apply(&current, update) {
+        let changed = match catalogue::apply(&current, update) {
             Ok(changed) => Arc::new(changed),
             Err(error) => {
                 tracing::error!(%error, "a push of the masters was dropped");

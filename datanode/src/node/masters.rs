@@ -181,7 +181,8 @@ pub(super) async fn watch_assignments(
     updates: mpsc::Sender<v1::AssignmentUpdate>,
 ) {
     let node = id_bytes(identity.node.0);
-    let request = v1::WatchAssignmentsRequest { node, incarnation: identity.process };
+    let request =
+        v1::WatchAssignmentsRequest { node, incarnation: identity.process, ..Default::default() };
     let mut watch = client.assignments(request);
     loop {
         match watch.next().await {

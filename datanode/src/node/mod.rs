@@ -6,7 +6,6 @@
 //! while no master answers, nothing stops.
 
 mod agent;
-mod convert;
 mod masters;
 mod report;
 mod resign;

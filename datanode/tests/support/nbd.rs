@@ -6,7 +6,8 @@ use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
 
 use sbk_datanode::catalogue::Catalogue;
-use sbk_datanode::frontend::{Frontends, nbd};
+use sbk_datanode::frontend::Frontends;
+use sbk_datanode::frontend::nbd::{self, AtStop};
 use sbk_datanode::transport::Channels;
 use sbk_datanode::volume::Registry;
 use sbk_engine::types::NodeId;
@@ -44,7 +45,7 @@ impl Server {
             let frontends = Frontends::new(watched, Registry::default(), channels, node);
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
             let addr = listener.local_addr().expect("bound");
-            tokio::spawn(nbd::serve(frontends, listener, stop.clone()));
+            tokio::spawn(nbd::serve(frontends, listener, stop.clone(), AtStop::Answer));
             addr
         });
         Self { addr, catalogue, stop }

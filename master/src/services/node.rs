@@ -109,13 +109,18 @@ impl NodeService for NodeApi {
     ) -> Result<Response<UpdateStream>, Status> {
         self.member.linearizable().await?;
         let request = request.into_inner();
-        let node = convert::node_id(&request.node)?;
+        let v1::WatchAssignmentsRequest { node, incarnation, volume } = request;
+        let node = (!node.is_empty()).then(|| convert::node_id(&node)).transpose()?;
+        let only = (!volume.is_empty()).then(|| convert::volume_id(&volume)).transpose()?;
         let (updates, stream) = mpsc::channel(WATCH_QUEUE);
         let member = self.member.clone();
         tokio::spawn(async move {
-            push(&member, &updates).await;
-            if updates.is_closed() && member.leads() {
-                watch_gone(&member, node, request.incarnation).await;
+            push(&member, &updates, only).await;
+            if let Some(node) = node
+                && updates.is_closed()
+                && member.leads()
+            {
+                watch_gone(&member, node, incarnation).await;
             }
         });
         Ok(Response::new(Box::pin(ReceiverStream::new(stream))))
@@ -183,18 +188,24 @@ impl NodeApi {
     }
 }
 
-/// Sends the catalogue, then what changes in it, until the watcher goes or the leadership does.
-async fn push(member: &Member, updates: &mpsc::Sender<Result<v1::AssignmentUpdate, Status>>) {
+/// Sends the catalogue, or one volume of it, then what changes in it, until the watcher goes or the
+/// leadership does.
+async fn push(
+    member: &Member,
+    updates: &mpsc::Sender<Result<v1::AssignmentUpdate, Status>>,
+    only: Option<VolumeId>,
+) {
     let mut changes = member.machine.changes();
     let mut metrics = member.raft.metrics();
     let mut sent: Option<u64> = None;
     let mut known: BTreeSet<VolumeId> = BTreeSet::new();
     loop {
         changes.borrow_and_update();
-        let update = member.read(|state| next_update(state, sent, &mut known));
+        let update = member.read(|state| next_update(state, sent, &mut known, only));
         if let Some(update) = update {
             sent = Some(update.revision);
-            if updates.send(Ok(update)).await.is_err() {
+            let news = update.snapshot || !update.volumes.is_empty() || !update.gone.is_empty();
+            if news && updates.send(Ok(update)).await.is_err() {
                 return;
             }
         }
@@ -210,12 +221,14 @@ fn next_update(
     state: &sbk_engine::authority::State,
     sent: Option<u64>,
     known: &mut BTreeSet<VolumeId>,
+    only: Option<VolumeId>,
 ) -> Option<v1::AssignmentUpdate> {
     let revision = state.revision();
     if sent == Some(revision) {
         return None;
     }
-    let volumes = state.catalogue_since(sent.unwrap_or(0));
+    let mut volumes = state.catalogue_since(sent.unwrap_or(0));
+    volumes.retain(|volume| only.is_none_or(|only| volume.id == only));
     known.extend(volumes.iter().map(|volume| volume.id));
     let gone: Vec<_> = known.iter().copied().filter(|id| state.is_gone(*id)).collect();
     known.retain(|id| !gone.contains(id));

@@ -20,7 +20,7 @@ pub(super) async fn attach(frontends: &Frontends, export: &Export) -> Result<Cli
             Ok(Ok(Ok(())) | Err(_)) | Err(_) => Ok(client),
         };
     }
-    let mut client = frontends.attach_exclusively(export.volume);
+    let mut client = frontends.attach_exclusively(export.volume)?;
     match tokio::time::timeout(EXCLUSIVE, &mut client.attached).await {
         Ok(Ok(Ok(()))) => Ok(client),
         Ok(Ok(Err(why))) => Err(why),

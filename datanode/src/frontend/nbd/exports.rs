@@ -3,6 +3,7 @@
 use sbk_engine::types::{BLOCK_SIZE, VolumeId};
 
 use crate::catalogue::{Catalogue, Volume};
+use crate::frontend::Frontends;
 
 /// A volume as an export.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -38,7 +39,12 @@ fn export(volume: &Volume) -> Export {
 
 /// The export that a client means by NAME or NAME@UUID, and perhaps `,exclusive`. An empty name means
 /// the only volume.
-pub(super) fn find(catalogue: &Catalogue, name: &str) -> Option<Export> {
+pub(super) fn find(frontends: &Frontends, catalogue: &Catalogue, name: &str) -> Option<Export> {
+    let export = wanted(catalogue, name)?;
+    Some(Export { exclusive: export.exclusive || frontends.is_exclusive(), ..export })
+}
+
+fn wanted(catalogue: &Catalogue, name: &str) -> Option<Export> {
     let Some(plain) = name.strip_suffix(EXCLUSIVE) else { return find_volume(catalogue, name) };
     let export = find_volume(catalogue, plain)?;
     Some(Export { name: export.name + EXCLUSIVE, exclusive: true, ..export })

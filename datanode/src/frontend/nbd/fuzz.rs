@@ -19,10 +19,10 @@ use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
 use super::super::limits::Pool;
-use super::converse;
 use super::wire::{
     EXTENDED_REPLY_MAGIC, IHAVEOPT, NBDMAGIC, SIMPLE_REPLY_MAGIC, STRUCTURED_REPLY_MAGIC,
 };
+use super::{AtStop, Ended, Shared, converse};
 use crate::catalogue::{Catalogue, Volume};
 use crate::frontend::Frontends;
 use crate::volume::Registry;
@@ -125,7 +125,8 @@ async fn say(bytes: &[u8]) -> Vec<u8> {
     let (client, server) = tokio::io::duplex(16 << 10);
     let (reader, writer) = tokio::io::split(server);
     let (mut hears, mut says) = tokio::io::split(client);
-    let stop = CancellationToken::new();
+    let (stop, at_stop) = (CancellationToken::new(), AtStop::Answer);
+    let shared = Shared { frontends, pool: pool.clone(), stop, at_stop };
     let bytes = bytes.to_vec();
     let saying = tokio::spawn(async move {
         // The server may close before it has heard all.
@@ -139,10 +140,13 @@ async fn say(bytes: &[u8]) -> Vec<u8> {
     });
     let mut heard = Vec::new();
     let serving = async {
-        let ended = converse(&frontends, pool.clone(), reader, writer, &stop).await;
-        // Of the tasks of a connection only one that panicked ends so.
-        if let Err(error) = ended {
-            assert_ne!(error.kind(), std::io::ErrorKind::Other, "{error}");
+        match converse(&shared, reader, writer).await {
+            Ok(()) => {}
+            // Of the tasks of a connection only one that panicked ends so.
+            Err(Ended::Broken(error)) => {
+                assert_ne!(error.kind(), std::io::ErrorKind::Other, "{error}");
+            }
+            Err(Ended::NotFlushed(why)) => panic!("nothing was to be flushed: {why}"),
         }
     };
     let both = async {

@@ -113,7 +113,8 @@ async fn answer<W: AsyncWrite + Unpin>(
             }
             let name = std::str::from_utf8(data).map_err(|_| broken("a name that is not UTF-8"))?;
             // This option has no error reply: closing is the answer.
-            let export = exports::find(&catalogue, name).ok_or_else(|| broken("no such export"))?;
+            let export = exports::find(frontends, &catalogue, name)
+                .ok_or_else(|| broken("no such export"))?;
             let client = attach(frontends, &export).await.map_err(|why| broken(&why))?;
             let flags = settings.framing.transmission_flags(export.exclusive);
             let mut bytes = Vec::with_capacity(134);
@@ -148,7 +149,7 @@ async fn answer<W: AsyncWrite + Unpin>(
                 reply(writer, option, REP_ERR_INVALID, b"malformed INFO or GO").await?;
                 return Ok(Step::Next);
             };
-            let Some(export) = exports::find(&catalogue, &wish.name) else {
+            let Some(export) = exports::find(frontends, &catalogue, &wish.name) else {
                 unknown(writer, option, &catalogue, &wish.name).await?;
                 return Ok(Step::Next);
             };
@@ -185,7 +186,7 @@ async fn answer<W: AsyncWrite + Unpin>(
             Ok(Step::Next)
         }
         OPT_LIST_META_CONTEXT | OPT_SET_META_CONTEXT => {
-            contexts(writer, option, &catalogue, data, settings).await?;
+            contexts(frontends, writer, option, data, settings).await?;
             Ok(Step::Next)
         }
         _ => {
@@ -210,9 +211,9 @@ async fn unknown<W: AsyncWrite + Unpin>(
 
 /// Answers which metadata contexts there are, or chooses among them.
 async fn contexts<W: AsyncWrite + Unpin>(
+    frontends: &Frontends,
     writer: &mut W,
     option: u32,
-    catalogue: &Catalogue,
     data: &[u8],
     settings: &mut Settings,
 ) -> io::Result<()> {
@@ -228,8 +229,9 @@ async fn contexts<W: AsyncWrite + Unpin>(
     let Some(contexts) = Contexts::parse(data) else {
         return reply(writer, option, REP_ERR_INVALID, b"malformed metadata contexts").await;
     };
-    if exports::find(catalogue, &contexts.name).is_none() {
-        return unknown(writer, option, catalogue, &contexts.name).await;
+    let catalogue = frontends.catalogue().borrow().clone();
+    if exports::find(frontends, &catalogue, &contexts.name).is_none() {
+        return unknown(writer, option, &catalogue, &contexts.name).await;
     }
     let named = contexts.queries.iter().any(|query| query == ALLOCATION);
     // Only a list knows wildcards: nothing at all, or a namespace.

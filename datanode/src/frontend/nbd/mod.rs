@@ -19,8 +19,9 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
+use tokio::task::{JoinError, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Frontends;
@@ -35,15 +36,93 @@ const ACCEPT_AGAIN: Duration = Duration::from_millis(200);
 /// one byte a minute, would hold a connection for as long as it likes.
 const NEGOTIATION: Duration = Duration::from_secs(30);
 
-/// Serves NBD on `listener` until `stop` is cancelled; then finishes what was answered and closes.
-pub async fn serve(frontends: Frontends, listener: TcpListener, stop: CancellationToken) {
+/// Where clients connect.
+#[derive(Debug)]
+pub enum Listener {
+    /// Over a network; loopback too.
+    Tcp(TcpListener),
+    /// On this machine.
+    Unix(UnixListener),
+}
+
+impl From<TcpListener> for Listener {
+    fn from(listener: TcpListener) -> Self {
+        Self::Tcp(listener)
+    }
+}
+
+impl From<UnixListener> for Listener {
+    fn from(listener: UnixListener) -> Self {
+        Self::Unix(listener)
+    }
+}
+
+/// One client's socket.
+enum Stream {
+    Tcp(TcpStream),
+    Unix(UnixStream),
+}
+
+impl Listener {
+    /// The next client, and who it is.
+    async fn accept(&self) -> io::Result<(Stream, String)> {
+        Ok(match self {
+            Self::Tcp(listener) => {
+                let (stream, peer) = listener.accept().await?;
+                (Stream::Tcp(stream), peer.to_string())
+            }
+            Self::Unix(listener) => {
+                let (stream, _) = listener.accept().await?;
+                let peer = stream.peer_cred().ok().and_then(|cred| cred.pid());
+                (Stream::Unix(stream), peer.map_or("a process".into(), |pid| format!("pid {pid}")))
+            }
+        })
+    }
+}
+
+/// What becomes of clients when the server stops.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum AtStop {
+    /// What they asked for is answered; what is not yet read is not.
+    Answer,
+    /// And all that was acknowledged to them is made durable.
+    Flush,
+}
+
+/// What connections share.
+#[derive(Clone, Debug)]
+struct Shared {
+    frontends: Frontends,
+    pool: Pool,
+    stop: CancellationToken,
+    at_stop: AtStop,
+}
+
+/// Serves NBD on `listener` until `stop` is cancelled; then no more is taken, what is under way is
+/// answered, and connections are closed. That takes as long as it takes: the caller sets the limit.
+///
+/// # Errors
+/// What clients were promised and could not be kept when the server stopped: the first such failure,
+/// in words. Only with [`AtStop::Flush`].
+pub async fn serve(
+    frontends: Frontends,
+    listener: impl Into<Listener>,
+    stop: CancellationToken,
+    at_stop: AtStop,
+) -> Result<(), String> {
+    let listener = listener.into();
     let limit = limits::connections(MAX_CONNECTIONS);
     let room = Arc::new(Semaphore::new(limit));
-    let pool = Pool::default();
-    let tasks = tokio_util::task::TaskTracker::new();
+    let shared = Shared { frontends, pool: Pool::default(), stop, at_stop };
+    let mut connections = JoinSet::new();
+    let mut ended = Ok(());
     loop {
         let accepted = tokio::select! {
-            () = stop.cancelled() => break,
+            () = shared.stop.cancelled() => break,
+            Some(one) = connections.join_next() => {
+                ended = ended.and(flushed(one));
+                continue;
+            }
             accepted = listener.accept() => accepted,
         };
         let (stream, peer) = match accepted {
@@ -51,61 +130,84 @@ pub async fn serve(frontends: Frontends, listener: TcpListener, stop: Cancellati
             Err(error) => {
                 tracing::warn!(%error, "NBD: accept failed");
                 tokio::select! {
-                    () = stop.cancelled() => break,
+                    () = shared.stop.cancelled() => break,
                     () = tokio::time::sleep(ACCEPT_AGAIN) => continue,
                 }
             }
         };
         let Ok(permit) = Arc::clone(&room).try_acquire_owned() else {
-            tracing::warn!(%peer, "NBD: {limit} connections are open, another is closed");
+            tracing::warn!(peer, "NBD: {limit} connections are open, another is closed");
             continue;
         };
-        let (frontends, pool, stop) = (frontends.clone(), pool.clone(), stop.clone());
-        tasks.spawn(async move {
-            match connection(&frontends, pool, stream, &stop).await {
-                Ok(()) => tracing::debug!(%peer, "NBD: disconnected"),
-                Err(error) => tracing::info!(%peer, %error, "NBD: connection ended"),
+        let shared = shared.clone();
+        connections.spawn(async move {
+            let result = connection(&shared, stream).await;
+            match &result {
+                Ok(()) => tracing::debug!(peer, "NBD: disconnected"),
+                Err(error) => tracing::info!(peer, %error, "NBD: connection ended"),
             }
             drop(permit);
+            match result {
+                Err(Ended::NotFlushed(why)) => Err(why),
+                Ok(()) | Err(Ended::Broken(_)) => Ok(()),
+            }
         });
     }
-    tasks.close();
-    tasks.wait().await;
+    drop(listener);
+    while let Some(one) = connections.join_next().await {
+        ended = ended.and(flushed(one));
+    }
+    ended
 }
 
-async fn connection(
-    frontends: &Frontends,
-    pool: Pool,
-    stream: TcpStream,
-    stop: &CancellationToken,
-) -> io::Result<()> {
-    stream.set_nodelay(true)?;
-    limits::keep_alive(&stream)?;
-    let (reader, writer) = stream.into_split();
-    converse(frontends, pool, reader, writer, stop).await
+fn flushed(one: Result<Result<(), String>, JoinError>) -> Result<(), String> {
+    one.unwrap_or_else(|error| Err(format!("a connection's task ended: {error}")))
+}
+
+/// Why a connection ended otherwise than in order.
+#[derive(Debug, thiserror::Error)]
+enum Ended {
+    #[error(transparent)]
+    Broken(#[from] io::Error),
+    #[error("what was acknowledged could not be flushed: {0}")]
+    NotFlushed(String),
+}
+
+async fn connection(shared: &Shared, stream: Stream) -> Result<(), Ended> {
+    match stream {
+        Stream::Tcp(stream) => {
+            stream.set_nodelay(true)?;
+            limits::keep_alive(&stream)?;
+            let (reader, writer) = stream.into_split();
+            converse(shared, reader, writer).await
+        }
+        Stream::Unix(stream) => {
+            let (reader, writer) = stream.into_split();
+            converse(shared, reader, writer).await
+        }
+    }
 }
 
 /// A connection from its greeting to its end.
-async fn converse<R, W>(
-    frontends: &Frontends,
-    pool: Pool,
-    mut reader: R,
-    mut writer: W,
-    stop: &CancellationToken,
-) -> io::Result<()>
+async fn converse<R, W>(shared: &Shared, mut reader: R, mut writer: W) -> Result<(), Ended>
 where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin,
 {
-    let negotiation = handshake::negotiate(frontends, &mut reader, &mut writer);
+    let negotiation = handshake::negotiate(&shared.frontends, &mut reader, &mut writer);
     let agreed = tokio::select! {
-        () = stop.cancelled() => return Ok(()),
+        () = shared.stop.cancelled() => return Ok(()),
         agreed = tokio::time::timeout(NEGOTIATION, negotiation) => agreed,
     };
     let agreed = agreed.map_err(|_| {
         let text = format!("the client agreed on no export within {} s", NEGOTIATION.as_secs());
         io::Error::new(io::ErrorKind::TimedOut, text)
     })??;
-    let Some((agreed, client)) = agreed else { return Ok(()) };
-    transmission::serve(client, pool, &agreed, reader, writer, stop).await
+    let Some((agreed, mut client)) = agreed else { return Ok(()) };
+    let (pool, stop) = (shared.pool.clone(), &shared.stop);
+    let served = transmission::serve(&mut client, pool, &agreed, reader, writer, stop).await;
+    if stop.is_cancelled() && shared.at_stop == AtStop::Flush {
+        client.flush().await.map_err(Ended::NotFlushed)?;
+    }
+    Ok(served?)
 }

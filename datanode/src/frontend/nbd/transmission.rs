@@ -23,9 +23,10 @@ const SECTOR: u64 = 512;
 /// What the reply to a look at holes may take, at most: an extent for each block.
 const STATUS_BYTES: u64 = MAX_REQUEST_BYTES / BLOCK_SIZE * 16;
 
-/// Serves an agreed export until the client disconnects, breaks the protocol, or `stop`.
+/// Serves an agreed export until the client disconnects, breaks the protocol, or `stop`. What was
+/// asked before a goodbye or a stop is answered.
 pub(super) async fn serve<R, W>(
-    mut client: ClientHandle,
+    client: &mut ClientHandle,
     pool: Pool,
     agreed: &Agreed,
     reader: R,
@@ -56,25 +57,26 @@ where
     let replies = Replies { writer, framing: agreed.framing, table };
     let write = replies.write(&budget, &mut client.replies, refused);
     tokio::pin!(write);
-    let ended = tokio::select! {
-        () = stop.cancelled() => Ok(()),
+    let goodbye = tokio::select! {
+        () = stop.cancelled() => {
+            // Half a request that is left unread was never asked for.
+            reading.abort();
+            Ok(())
+        }
         ended = &mut reading => match ended {
-            Ok(Ok(())) => {
-                // The client said goodbye: what it asked before is answered first.
-                tokio::select! {
-                    () = budget.all_returned() => {}
-                    written = &mut write => return written,
-                    () = stop.cancelled() => {}
-                }
-                Ok(())
-            }
-            Ok(Err(error)) => Err(error),
+            Ok(ended) => ended,
             Err(_) => Err(io::Error::other("the connection's reader ended")),
         },
-        written = &mut write => written,
+        written = &mut write => {
+            reading.abort();
+            return written;
+        }
     };
-    reading.abort();
-    ended
+    goodbye?;
+    tokio::select! {
+        () = budget.all_returned() => Ok(()),
+        written = &mut write => written,
+    }
 }
 
 struct Connection<R> {

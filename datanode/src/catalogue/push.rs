@@ -6,12 +6,12 @@ use std::sync::Arc;
 use sbk_engine::types::Wish;
 use sbk_proto::v1;
 
-use crate::catalogue::{Catalogue, Replica, Volume};
+use super::{Catalogue, Replica, Volume};
 use crate::transport::convert::{self, Malformed};
 
 /// Applies a push to the catalogue. What is not newer stays: a replica may have told a newer
 /// configuration than the masters have pushed so far.
-pub(super) fn apply(
+pub(crate) fn apply(
     catalogue: &Catalogue,
     update: v1::AssignmentUpdate,
 ) -> Result<Catalogue, Malformed> {

@@ -1,11 +1,15 @@
 //! What this node knows of all volumes: the masters' pushes, and newer configurations that
 //! replicas told.
 
+mod push;
+
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sbk_engine::types::{Config, NodeId, ReplicaId, VolumeId, Wish};
 use tokio::sync::watch;
+
+pub(crate) use push::apply;
 
 /// Every volume that the masters told of. Shared by value: a change makes a new one.
 #[derive(Clone, Debug, Default)]
