@@ -67,6 +67,21 @@ bugs! {
     /// A follower tells a primary what it holds before all of that is synced. [It is cut to it, and for
     /// a while lacks what it had acknowledged as written; the primary loses power.]
     FactsUnsynced,
+    /// A recovery makes a replica the only one left that has not stood. [What its old primary sent
+    /// before it was given up is still under way, and wipes the last copy.]
+    RecoverUnfenced,
+    /// A `best_effort` member that lags is promoted and no loss is traced. [Clients go on as if all that
+    /// they were told were there.]
+    UntracedLoss,
+    /// A `best_effort` primary acknowledges without a lease. [It was replaced behind its back, and what it
+    /// acknowledges is lost already.]
+    AckWithoutLease,
+    /// A frontend's session of before a loss goes on after it. [Its client reads older data than it was
+    /// told to have been written, and no error says so.]
+    SessionOutlivesLoss,
+    /// A returning replica of an older loss generation is compared by the tables only. [What it knows to
+    /// be committed is lost, no cut may take it back, and it stays out for ever.]
+    IgnoreLossGeneration,
     /// A replica that stood forgets it when its process restarts. [It acknowledges to the old primary,
     /// and loses power when it is the only one left in the set.]
     ForgetStood,

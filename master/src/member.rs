@@ -11,6 +11,7 @@ use sbk_engine::authority::stand::Stand;
 use sbk_engine::authority::{Accepted, Command, Refusal, State};
 use sbk_engine::types::{Millis, NodeId, ReplicaId};
 use sbk_proto::v1::HeartbeatRequest;
+use tokio::sync::Notify;
 use tonic::Status;
 use uuid::Uuid;
 
@@ -49,6 +50,8 @@ pub(crate) struct Member {
     gate: Gate,
     heard: Heard,
     leading: Arc<Mutex<Leading>>,
+    /// A node spoke, or its silence was noticed.
+    observed: Arc<Notify>,
 }
 
 impl std::fmt::Debug for Member {
@@ -87,6 +90,7 @@ impl Member {
             gate,
             heard: Arc::clone(&identity.heard),
             leading: Arc::new(Mutex::new(leading)),
+            observed: Arc::new(Notify::new()),
         };
         (member, reads)
     }
@@ -152,6 +156,7 @@ impl Member {
             let applied = self.machine.read();
             self.leading().detector.step(now(), &applied.authority, event)
         };
+        self.observed.notify_waiters();
         for decision in decisions {
             let member = self.clone();
             tokio::spawn(async move { member.fail_over(decision).await });
@@ -162,6 +167,12 @@ impl Member {
     pub(crate) fn stands(&self, node: NodeId) -> Vec<Stand> {
         let applied = self.machine.read();
         self.leading().detector.stands(now(), &applied.authority, node)
+    }
+
+    /// Ends when the detector is told the next fact. What it is told after this call, before the first
+    /// poll too, ends it.
+    pub(crate) fn next_fact(&self) -> impl Future<Output = ()> + '_ {
+        self.observed.notified()
     }
 
     async fn fail_over(&self, decision: Decision) {

@@ -58,8 +58,8 @@ impl State {
             Command::Salvage { volume, expect_epoch, primary, missing } => {
                 self.salvage(*volume, *expect_epoch, *primary, missing)
             }
-            Command::Recover { volume, expect_epoch, primary, given_up } => {
-                self.recover(*volume, *expect_epoch, *primary, given_up)
+            Command::Recover { volume, expect_epoch, primary, given_up, stood } => {
+                self.recover(*volume, *expect_epoch, *primary, given_up, *stood)
             }
             Command::AddReplica { volume, replica, node, overcommit_percent } => {
                 self.add_replica(*volume, *replica, *node, *overcommit_percent)

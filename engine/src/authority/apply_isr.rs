@@ -202,7 +202,9 @@ impl State {
                 let why = "a failover to a member that may lack writes leaves it alone in sync";
                 return Err(Refusal::BadIsr { volume, why: why.to_owned() });
             }
-            return self.mint_lossy(volume, primary);
+            if !on(Bug::UntracedLoss) {
+                return self.mint_lossy(volume, primary);
+            }
         }
         self.mint(volume, |assignment| {
             let kept = assignment.handed_over_by.filter(|_| on(Bug::WaiverOutlives));

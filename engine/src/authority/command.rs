@@ -119,6 +119,9 @@ pub enum Command {
         primary: ReplicaRef,
         /// The nodes that don't run, by the operator's word.
         given_up: BTreeSet<NodeId>,
+        /// The tail with which the replica stood for the end of the epoch in force: nobody who speaks in
+        /// that epoch or before it can change what it holds any more.
+        stood: Option<TailId>,
     },
     /// A replica beside those that the volume has, to be created.
     AddReplica {

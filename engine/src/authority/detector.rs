@@ -10,6 +10,7 @@ use serde::{Deserialize, Serialize};
 
 use super::command::Command;
 use super::lacks::Lacks;
+use super::recovery::Recovering;
 use super::stand::Written;
 use super::state::{Durability, State, Volume};
 use crate::bugs::{Bug, on};
@@ -154,6 +155,9 @@ pub struct Detector {
     pub(super) written: Written,
     /// Moves away from primaries that lacked members.
     pub(super) lacks: Lacks,
+    /// Who is asked to stand for an operator's recovery.
+    #[serde(default)]
+    pub(super) recovering: Recovering,
 }
 
 impl Detector {
@@ -168,6 +172,7 @@ impl Detector {
             missing: BTreeMap::new(),
             written: Written::default(),
             lacks: Lacks::default(),
+            recovering: Recovering::default(),
         }
     }
 

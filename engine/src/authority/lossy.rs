@@ -7,7 +7,8 @@ use std::collections::BTreeSet;
 use super::command::Response;
 use super::refusal::Refusal;
 use super::state::{Assignment, State};
-use crate::types::{Durability, Epoch, NodeId, ReplicaId, ReplicaRef, VolumeId};
+use crate::bugs::{Bug, on};
+use crate::types::{Durability, Epoch, NodeId, ReplicaId, ReplicaRef, TailId, VolumeId};
 
 impl State {
     /// Makes `primary` the only in-sync replica, on an operator's word that the nodes in `given_up`
@@ -18,11 +19,17 @@ impl State {
         expected: Epoch,
         primary: ReplicaRef,
         given_up: &BTreeSet<NodeId>,
+        stood: Option<TailId>,
     ) -> Response {
         let assignment = self.in_force(volume, expected)?;
         self.check_given_up(volume, given_up)?;
         self.check_run(volume, primary)?;
         self.complete(volume, primary.id)?;
+        // What it holds is all that will be left of the volume. [An order of the given-up primary to
+        // begin a rebuild was still under way and wiped it, before it had heard of its own epoch.]
+        if !on(Bug::RecoverUnfenced) {
+            self.check_stands(volume, primary.id, stood)?;
+        }
         self.check_lost(volume, assignment, given_up)?;
         let node = self.live(volume)?.replicas[&primary.id].node;
         if given_up.contains(&node) {
@@ -73,7 +80,8 @@ impl State {
         Ok(())
     }
 
-    /// No in-sync replica can take over: each is given up, or its node registered without it.
+    /// No in-sync replica can take over: each is given up, or its node registered without it. Of
+    /// voters, those that are left are no majority, so none of them can be elected.
     fn check_lost(
         &self,
         volume: VolumeId,
@@ -84,7 +92,13 @@ impl State {
             let node = self.volumes[&volume].replicas[*id].node;
             !given_up.contains(&node) && self.promotable(volume, **id).is_ok()
         };
-        match assignment.isr.iter().find(left) {
+        let mut others = assignment.isr.iter().filter(left);
+        if self.live(volume)?.spec.durability == Durability::SyncQuorum
+            && others.clone().count() <= assignment.isr.len() / 2
+        {
+            return Ok(());
+        }
+        match others.next() {
             Some(replica) => {
                 let node = self.volumes[&volume].replicas[replica].node;
                 Err(Refusal::StillInSync { volume, replica: *replica, node })

@@ -159,9 +159,9 @@ pub enum Refusal {
         "replica {replica} lost power, or a sync of its log failed: it can't be promoted before it joined again"
     )]
     TailLost { replica: ReplicaId },
-    /// A failover with written acknowledgements to a replica that was not asked to stand.
+    /// A promotion that asks for it, of a replica that has not stood.
     #[error(
-        "replica {replica} has not synced its log and stopped acknowledging for this failover: it must stand first"
+        "replica {replica} has not synced its log and left the epoch that is to end: it must stand first"
     )]
     NotStood { replica: ReplicaId },
     /// A primary never leaves its own in-sync set.
@@ -215,6 +215,11 @@ pub enum Refusal {
         "replica {replica} on node {node} does not answer and may hold more than those that do: start that node, or name it with --node-off if it is lost for good"
     )]
     Unaccounted { replica: ReplicaId, node: NodeId },
+    /// A replica that might hold more than the others was asked to stand, and did not in time.
+    #[error(
+        "replica {replica} on node {node} does not answer: it must stand before the volume can go on with what is left, so that nothing a node that was given up has sent can change it any more. Try again; if its store or its process hangs, restart that node, or switch it off and name it with --node-off"
+    )]
+    DidNotStand { replica: ReplicaId, node: NodeId },
     /// What the operator agreed to is not what would be done now.
     #[error(
         "volume {volume} has changed since the loss was agreed to: look at what would be lost now, and decide anew"
@@ -313,6 +318,7 @@ impl Refusal {
             Self::TooEarly { .. } => "too-early",
             Self::StillPromised { .. } => "still-promised",
             Self::Unaccounted { .. } => "unaccounted",
+            Self::DidNotStand { .. } => "did-not-stand",
             Self::OtherRecovery { .. } => "other-recovery",
             Self::NothingLeft { .. } => "nothing-left",
             Self::NotPlaceable { .. } => "not-placeable",

@@ -1,5 +1,6 @@
-//! Failovers of volumes with written acknowledgements: a member is asked to stand first, and where all
-//! lost power the best of what is on the disks goes on.
+//! Who is asked to stand. In failovers of volumes with written acknowledgements a member stands first,
+//! and where all lost power the best of what is on the disks goes on. What an operator's recovery may
+//! choose from stands as well.
 //!
 //! This is the leader's memory, as the rest of the detector; what it comes to is checked again when it
 //! is applied.
@@ -52,7 +53,8 @@ impl Detector {
                 asked.into_iter().find(|replica| volume.replicas[&replica.id].node == node)?;
             Some(Stand { volume: *id, replica: here, epoch: *epoch })
         });
-        wanted.collect()
+        let for_recoveries = self.recovery_stands(now, state, node);
+        wanted.chain(for_recoveries).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The best candidate; all of them once that one has been asked for too long without an answer.
@@ -86,7 +88,7 @@ impl Detector {
     }
 
     /// Its report, if it is of this run.
-    fn report_of(&self, replica: &ReplicaRef) -> Option<&ReplicaReport> {
+    pub(super) fn report_of(&self, replica: &ReplicaRef) -> Option<&ReplicaReport> {
         self.report(replica.id).filter(|report| report.replica == *replica)
     }
 

@@ -29,6 +29,17 @@ impl State {
         if !self.acks_written(volume) || on(Bug::FailoverUnstood) {
             return Ok(());
         }
+        self.check_stands(volume, replica, stood)
+    }
+
+    /// The replica stood with the tail that its node registered last. One that restarted or failed
+    /// since is another run, which the caller looks at.
+    pub(super) fn check_stands(
+        &self,
+        volume: VolumeId,
+        replica: ReplicaId,
+        stood: Option<TailId>,
+    ) -> Result<(), Refusal> {
         match stood {
             Some(tail) if self.tail(volume, replica) == Some(tail) => Ok(()),
             Some(_) | None => Err(Refusal::NotStood { replica }),

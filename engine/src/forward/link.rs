@@ -80,7 +80,7 @@ impl Forwarder {
         let SessionState::Have(session) = &self.session else {
             panic!("a link was opened without a session");
         };
-        if session.generation.is_some_and(|g| g != loss) {
+        if session.generation.is_some_and(|g| g != loss) && !on(Bug::SessionOutlivesLoss) {
             out.push(Output::CloseLink(link));
             self.back_off(now);
             self.session_lost(LOST_SESSION, out);
@@ -98,7 +98,7 @@ impl Forwarder {
         for (id, client) in &mut self.clients {
             let seen = *client.generation.get_or_insert(loss);
             let since = *client.attach.get_or_insert(attach);
-            if client.stale.is_none() && seen < loss {
+            if client.stale.is_none() && seen < loss && !on(Bug::SessionOutlivesLoss) {
                 client.stale = Some(LOST_DATA.to_owned());
             } else if client.stale.is_none()
                 && since < attach

@@ -185,7 +185,7 @@ impl Primary {
     /// A frontend asks for a stream.
     pub(super) fn open_stream(&mut self, core: &mut Core, open: &OpenStream) -> Verdict {
         let older = open.loss_generation.is_some_and(|g| g != self.config.loss_generation);
-        if older {
+        if older && !on(Bug::SessionOutlivesLoss) {
             let reason = StreamEnd::SessionLost;
             core.out.push(Output::StreamEnded { stream: open.stream, reason });
             return Verdict::Applied;

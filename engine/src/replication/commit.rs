@@ -139,6 +139,9 @@ impl Primary {
         {
             return Some(IsrChange::Leave { replica: peer.id });
         }
+        if self.peers.values().any(|peer| self.is_apart(core, peer)) {
+            return Some(IsrChange::Burn);
+        }
         // No move of the set before the promises to earlier primaries have run out.
         if !self.ready && !on(Bug::ProposeUnready) {
             return None;
@@ -168,6 +171,15 @@ impl Primary {
                 && (self.may_join(core, peer) || on(Bug::JoinBehind))
         };
         self.peers.values().find(whole).map(|peer| IsrChange::Join { replica: peer.reference() })
+    }
+
+    /// It stood for the end of the epoch, for a recovery that the masters did not commit: in this epoch it
+    /// takes no part any more, in the next it does. A member is given the time that a failover to it
+    /// takes; that one is why it stood, as a rule.
+    fn is_apart(&self, core: &Core, peer: &Peer) -> bool {
+        let listed = self.config.isr.contains(&peer.id) && !self.by_majority();
+        let patience = if listed { 4 * core.params.suspect_ms } else { 0 };
+        peer.stood >= self.config.epoch && core.now.since(peer.heard) >= patience
     }
 
     /// A listed member whose copy is of no use must leave before it can be rebuilt.
@@ -200,7 +212,13 @@ impl Primary {
             IsrChange::Leave { replica } => {
                 self.peers.entry(*replica).and_modify(|peer| peer.leave_proposed = true);
             }
-            IsrChange::Burn | IsrChange::Yield { .. } | IsrChange::HandOver { .. } => {}
+            IsrChange::Burn => {
+                if let Some(peer) = self.peers.values().find(|peer| self.is_apart(core, peer)) {
+                    let what = format!("{} stood, and nothing came of it", peer.id);
+                    core.trace("apart", what);
+                }
+            }
+            IsrChange::Yield { .. } | IsrChange::HandOver { .. } => {}
         }
         self.ask(core, change);
     }

@@ -24,7 +24,9 @@ impl Primary {
             // The primary alone has it. A successor may be chosen without it once the members'
             // promises have run out, so they are asked for the answer and not only for reads: a
             // primary that was replaced must not acknowledge what is lost already.
-            Durability::BestEffort if self.active(core.now) => {
+            Durability::BestEffort
+                if self.active(core.now) || self.ready && on(Bug::AckWithoutLease) =>
+            {
                 let recorded = core.recorded == Some(self.config.epoch);
                 Some(if recorded { core.log.durable } else { core.log.committed })
             }

@@ -202,13 +202,17 @@ pub enum ToPrimary {
         /// Why.
         cause: crate::recovery::FailureKind,
     },
-    /// The sender promised a newer epoch, or the message was for another incarnation.
+    /// The sender promised a newer epoch, stood for the end of this one, or the message was for another
+    /// incarnation.
     Refused {
         /// The newest epoch that the sender promised. One above the question's ends the asker's
         /// role at once, whether or not the configuration is known.
         fenced: Epoch,
         /// The newest configuration that the replica knows, if it is newer than the question's.
         config: Option<Config>,
+        /// The newest epoch that it stood for the end of: in that, and in those before it, it takes no
+        /// part. 0 if it did not.
+        stood: Epoch,
     },
 }
 

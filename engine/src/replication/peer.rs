@@ -117,6 +117,9 @@ pub(super) struct Peer {
     pub(super) heard: Millis,
     /// Its machine said that nobody listens.
     pub(super) refused: bool,
+    /// The newest epoch that it said it stood for the end of.
+    #[serde(default)]
+    pub(super) stood: Epoch,
     /// Must acknowledge although it is not listed: it is about to join.
     pub(super) joining: bool,
     /// The primary's head when it began to count as a joiner.
@@ -156,6 +159,7 @@ impl Peer {
             leased_before: Millis(0),
             heard: now,
             refused: false,
+            stood: Epoch(0),
             joining: false,
             counted_from: None,
             join_proposed: false,

@@ -407,6 +407,10 @@ impl Primary {
         if lineage.epoch < self.config.since || lineage.epoch > self.config.epoch {
             return Verdict::Ignored(IgnoredReason::StaleEpoch);
         }
+        if let ToPrimary::Refused { stood, .. } = message {
+            // Whichever run says it: it binds the later ones.
+            peer.stood = peer.stood.max(stood);
+        }
         if let ToPrimary::Alive { request } = message {
             return self.alive(core, lineage, request);
         }
@@ -516,7 +520,8 @@ impl Primary {
             common = Some(end.min(facts.durable));
         }
         // Acknowledged writes may have been lost since: what it knows as committed may be of those.
-        let older_loss = facts.loss_generation < self.config.loss_generation;
+        let older_loss =
+            facts.loss_generation < self.config.loss_generation && !on(Bug::IgnoreLossGeneration);
         let parted = common.is_none_or(|common| common < facts.committed);
         // Without a common epoch only what the replica knows to be committed is known to agree.
         let common = common.unwrap_or(facts.committed.min(end));

@@ -400,8 +400,9 @@ impl Replica {
         if lineage.volume != self.core.volume || lineage.to.id != me.id {
             return Verdict::Ignored(IgnoredReason::WrongReplica);
         }
-        // It stood for another primary: to this one it is as if it were gone.
+        // It stood for another primary: to this one it is as if it were gone, but for saying why.
         if lineage.epoch <= self.core.stood() && lineage.epoch >= self.core.kept.fenced {
+            self.refuse(lineage);
             return Verdict::Ignored(IgnoredReason::Stood);
         }
         if let ToReplica::Probe { request } = message {
@@ -488,7 +489,7 @@ impl Replica {
         let config = self.core.newer_than(lineage.epoch);
         let fenced = self.core.kept.fenced;
         let answer = self.core.lineage(lineage.epoch, lineage.from);
-        let message = ToPrimary::Refused { fenced, config };
+        let message = ToPrimary::Refused { fenced, config, stood: self.core.stood() };
         self.core.out.push(Output::ToPrimary { lineage: answer, message });
     }
 

@@ -47,7 +47,8 @@ fn a_loss_makes_one_replica_the_whole_set_and_is_counted() {
     let mut state = cluster();
     let before = config(&state);
     let (left, off) = (outsider(&state), members(&state));
-    let plan = plan(&heard(&state, &[left], |_| ()), &state, &off).expect("nothing speaks against");
+    let stood = heard(&state, &[left], |report| report.stood = Some(before.epoch));
+    let plan = plan(&stood, &state, &off).expect("nothing speaks against");
     assert_eq!(number(plan.primary.id), left);
     let lost: BTreeSet<ReplicaId> = plan.lost.iter().map(|(id, _)| *id).collect();
     assert_eq!(lost, before.isr, "the operator is told what is given up");
@@ -63,6 +64,112 @@ fn a_loss_makes_one_replica_the_whole_set_and_is_counted() {
     assert_eq!(after.loss_generation, LossGeneration(1));
     let again = state.apply(&plan.command(volume(), off)).expect_err("another epoch is in force");
     assert_eq!(again.word(), "stale-epoch");
+}
+
+/// An order of the primary that was given up may still be under way to the only replica that is left: it
+/// must not be the whole set before it says that nothing of that epoch reaches it any more.
+#[test]
+fn what_is_left_stands_before_it_is_the_whole_set() {
+    let state = cluster();
+    let epoch = config(&state).epoch;
+    let (left, off) = (outsider(&state), members(&state));
+    let given_up: BTreeSet<NodeId> = off.iter().map(|n| node(*n)).collect();
+    let mut detector = heard(&state, &[left], |report| report.stood = Some(Epoch(epoch.0 - 1)));
+    let asked = plan(&detector, &state, &off).expect("it is the one that would go on");
+    assert_eq!((&asked.unstood, asked.stood), (&vec![(run(left, 1), node(left))], None));
+    let word = |state: &State, command| {
+        state.clone().apply(&command).map(|_| ()).map_err(|refusal| refusal.word())
+    };
+    assert_eq!(word(&state, asked.command(volume(), given_up.clone())), Err("not-stood"));
+    let now = Millis(5_100);
+    assert!(detector.stands(now, &state, node(left)).is_empty(), "nobody wants it yet");
+    detector.ask_to_stand(now, volume(), &asked);
+    let orders = detector.stands(now, &state, node(left));
+    assert_eq!(
+        orders.iter().map(|s| (s.replica, s.epoch)).collect::<Vec<_>>(),
+        [(run(left, 1), epoch)]
+    );
+    assert!(detector.stands(now, &state, node(off[0])).is_empty(), "it is given up");
+    assert!(
+        detector.stands(Millis(60_000), &state, node(left)).is_empty(),
+        "the operator has gone"
+    );
+    // It did, and is asked no more; the order carries with which tail.
+    let reports = vec![ReplicaReport { stood: Some(epoch), ..report(left, 20) }];
+    let beat = DetectorEvent::Heartbeat { node: node(left), process: 1, reports };
+    detector.step(Millis(5_150), &state, beat);
+    assert!(detector.stands(Millis(5_150), &state, node(left)).is_empty());
+    let ready = plan(&detector, &state, &off).expect("it stood");
+    assert_eq!((ready.unstood.len(), ready.stood), (0, state.tail(volume(), replica(left))));
+    // Its store failed since, or it restarted: what it said does not hold for the run of now.
+    let mut other = state.clone();
+    let mut again = registration(left, 1, 2, true);
+    again.replicas.values_mut().for_each(|held| held.tail = 1);
+    other.apply(&Command::RegisterNode(again)).expect("registers");
+    assert_eq!(word(&other, ready.command(volume(), given_up.clone())), Err("not-stood"));
+    let mut other = state.clone();
+    other.apply(&Command::RegisterNode(registration(left, 2, 1, true))).expect("registers");
+    assert_eq!(word(&other, ready.command(volume(), given_up.clone())), Err("stale-incarnation"));
+    // The epoch is over: so is the order.
+    let mut later = state.clone();
+    detector.ask_to_stand(now, volume(), &asked);
+    propose(&mut later, epoch, IsrChange::Burn).expect("burns");
+    assert!(detector.stands(now, &later, node(left)).is_empty());
+    assert_eq!(word(&state, ready.command(volume(), given_up)), Ok(()));
+}
+
+/// All that may be chosen stand: one that has not could still get the better log, or be wiped.
+#[test]
+fn every_replica_that_may_be_chosen_stands() {
+    let mut state = quorum();
+    let (epoch, isr) = (config(&state).epoch, members(&state));
+    assert_eq!(isr.len(), 3);
+    let lost = number(config(&state).primary.id);
+    let left: Vec<_> = isr.iter().copied().filter(|n| *n != lost).collect();
+    // Two of three voters elect one without any loss.
+    let both = heard(&state, &left, |report| report.stood = Some(epoch));
+    assert_eq!(plan(&both, &state, &[lost]), Err("not-needed"));
+    // One of three elects nobody. That it is a voter and answers is no way on.
+    let last = left[1];
+    let alone = heard(&state, &[last], |report| report.stood = Some(epoch));
+    assert_eq!(plan(&alone, &state, &[lost]), Err("still-in-sync"), "the other may come back");
+    let gone = [lost, left[0]];
+    let ready = plan(&alone, &state, &gone).expect("a minority is left");
+    assert_eq!((number(ready.primary.id), ready.lost.len()), (last, 2));
+    let given_up: BTreeSet<NodeId> = gone.iter().map(|n| node(*n)).collect();
+    let less = BTreeSet::from([node(lost)]);
+    let refused = state.clone().apply(&ready.command(volume(), less)).expect_err("a majority");
+    assert_eq!(refused.word(), "still-in-sync");
+    state.apply(&ready.command(volume(), given_up)).expect("recovers");
+    assert_eq!(members(&state), [last]);
+    assert_eq!(config(&state).loss_generation, LossGeneration(1));
+}
+
+/// A voter that is left was elected in the epoch in force: nobody else speaks in it, and its log is the
+/// one that the others have parts of. It need not stand, for it could not go on then.
+#[test]
+fn the_primary_of_the_epoch_is_apart_already() {
+    let mut state = quorum();
+    let (isr, primary) = (members(&state), number(config(&state).primary.id));
+    let epoch = config(&state).epoch;
+    let gone: Vec<_> = isr.iter().copied().filter(|n| *n != primary).collect();
+    let acting = heard(&state, &[primary], |report| report.primary_in = Some(epoch));
+    let ready = plan(&acting, &state, &gone).expect("it has no majority");
+    assert_eq!((number(ready.primary.id), ready.unstood.len()), (primary, 0));
+    let given_up: BTreeSet<NodeId> = gone.iter().map(|n| node(*n)).collect();
+    state.apply(&ready.command(volume(), given_up)).expect("recovers");
+    assert_eq!((config(&state).since, members(&state)), (epoch.next(), vec![primary]));
+}
+
+/// Three voters.
+fn quorum() -> State {
+    let mut state = cluster_of(Durability::SyncQuorum, WriteAck::Durable);
+    while let Some(n) = (1..=3).find(|n| !config(&state).isr.contains(&replica(*n))) {
+        let join = IsrChange::Join { replica: run(n, 1) };
+        let epoch = config(&state).epoch;
+        propose(&mut state, epoch, join).expect("joins");
+    }
+    state
 }
 
 #[test]
@@ -102,6 +209,7 @@ fn a_loss_is_refused_while_something_that_may_hold_more_is_left() {
         expect_epoch: config(&state).epoch,
         primary,
         given_up: given_up.iter().map(|n| node(*n)).collect(),
+        stood: state.tail(volume(), replica(left)),
     };
     let word = |command| state.clone().apply(&command).map_err(|refusal| refusal.word());
     assert_eq!(word(recover(&off[..1])), Err("still-in-sync"));

@@ -294,7 +294,8 @@ impl Run {
             .skip(usize::from(a == 8))
             .collect();
         let expect_epoch = self.epoch_near(v, a % 20);
-        self.apply(&Command::Recover { volume: volume(v), expect_epoch, primary, given_up });
+        let stood = self.state.tail(volume(v), id).filter(|_| a != 9);
+        self.apply(&Command::Recover { volume: volume(v), expect_epoch, primary, given_up, stood });
     }
 
     fn relist(&mut self, v: u8, n: u8, off: u8, a: u8) {
@@ -460,8 +461,9 @@ impl Run {
                 assert!(held.complete && held.incarnation == primary.incarnation);
             }
             Command::Salvage { .. } => panic!("no volume here acknowledges before it synced"),
-            Command::Recover { volume, expect_epoch, primary, given_up } => {
+            Command::Recover { volume, expect_epoch, primary, given_up, stood } => {
                 self.reach("recover");
+                assert_eq!(*stood, before.tail(*volume, primary.id), "it had not stood");
                 let (was, is) = self.check_minted(before, *volume, *expect_epoch, accepted);
                 assert_eq!(is.isr, BTreeSet::from([primary.id]), "one log goes on");
                 assert_eq!((is.primary, is.since), (*primary, is.epoch));

@@ -119,5 +119,8 @@ fn a_refusal_says_which_epoch_was_promised() {
     let fence = ToReplica::Fence { request: 1, config: config(5, 1, &[1, 2]) };
     let (verdict, outputs) = bench.hear(1, 5, fence);
     assert_eq!(verdict, Verdict::Ignored(IgnoredReason::StaleEpoch));
-    assert_eq!(told(&outputs), [ToPrimary::Refused { fenced: Epoch(7), config: None }]);
+    assert_eq!(
+        told(&outputs),
+        [ToPrimary::Refused { fenced: Epoch(7), config: None, stood: Epoch(0) }]
+    );
 }

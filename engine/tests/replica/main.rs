@@ -1,6 +1,7 @@
 //! One replica alone, with its peers' and its driver's parts played by hand: what the simulated
 //! cluster reaches only by luck.
 
+mod apart;
 mod attach;
 mod bench;
 mod best_effort;

@@ -43,10 +43,15 @@ fn a_primary_that_is_refused_for_a_newer_epoch_stops_at_once() {
     bench.feed(Input::OpenStream(open));
     // About its own epoch, and about what it said before: neither is news.
     for fenced in [1, 2] {
-        bench.answer(2, 2, ToPrimary::Refused { fenced: Epoch(fenced), config: None });
+        bench.answer(
+            2,
+            2,
+            ToPrimary::Refused { fenced: Epoch(fenced), config: None, stood: Epoch(0) },
+        );
         assert_eq!(bench.replica.view(Millis(bench.now)).role, RoleView::Primary);
     }
-    let (_, outputs) = bench.answer(2, 2, ToPrimary::Refused { fenced: Epoch(3), config: None });
+    let (_, outputs) =
+        bench.answer(2, 2, ToPrimary::Refused { fenced: Epoch(3), config: None, stood: Epoch(0) });
     let ended = Output::StreamEnded { stream, reason: StreamEnd::NotPrimary };
     assert!(outputs.contains(&ended), "{outputs:?}");
     assert_eq!(bench.replica.view(Millis(bench.now)).role, RoleView::Idle);

@@ -56,6 +56,7 @@ pub const FAMILIES: &[&str] = &[
     "attachments",
     "written",
     "blackouts",
+    "recoveries",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -29,6 +29,11 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("swarm", 89),
     // A rebuild hung on a damaged block whose overwriting a client had given up.
     ("handovers", 11448),
+    // What a primary had sent before it was given up wiped the last copy, which a recovery had made the
+    // whole set.
+    ("disasters", 1692),
+    // A replica that had been named primary and had not heard of it stood for the end of its own epoch.
+    ("recoveries", 2083),
     // A fresh replica was removed while a member had just lost its tail: no copy went.
     ("handovers", 556),
     ("swarm", 1004573),
@@ -147,6 +152,39 @@ pub const FAMILIES: &[Family] = &[
             disaster: true,
             replicas: [3, 2, 4][(seed / 2 % 3) as usize],
             min_in_sync: 1 + (seed / 3 % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "recoveries",
+        faults: |seed| Faults {
+            loss: seed % 3,
+            repeat: seed % 4 * 5,
+            echo_ms: 300 + 1_000 * (seed % 3),
+            slow: seed % 5 * 8,
+            crash: seed % 3 != 0,
+            power: seed % 4 == 0,
+            partition: seed % 5 < 2,
+            blink: seed % 4 == 1,
+            leader: seed % 6 == 1,
+            disk: seed % 8 == 3,
+            short_wal: seed % 3 != 1,
+            hasty: seed % 4 != 2,
+            impatient: seed % 7 == 1,
+            handover: seed % 9 == 4,
+            exclusive: seed % 10 == 7,
+            disaster: true,
+            lost: seed % 3 == 0,
+            moves: seed % 9 == 0,
+            spares: u128::from(seed % 3 == 0) * (1 + u128::from(seed / 3 % 2)),
+            durability: MODES[(seed / 2 % 4) as usize],
+            write_ack: match seed / 2 % 4 {
+                2 => WriteAck::Written,
+                _ => WriteAck::Durable,
+            },
+            replicas: [3, 2, 3, 5, 3, 4][(seed / 3 % 6) as usize],
+            min_in_sync: least(seed),
+            busy: 20,
             ..Faults::none()
         },
     },

@@ -174,8 +174,11 @@ impl Faults {
         if seed % 4 == 3 {
             faults.hand_over(seed / 4);
         }
+        if seed % 8 == 6 {
+            faults.give_up(seed / 8);
+        }
         faults.exclusive = rng.chance(25);
-        let written = rng.chance(15);
+        let written = rng.chance(15) || faults.disaster && seed / 8 % 4 == 3;
         if written && faults.durability == Durability::SyncAll {
             faults.write_ack = WriteAck::Written;
             faults.blackout = faults.power;
@@ -196,6 +199,20 @@ impl Faults {
             _ => {}
         }
         faults
+    }
+
+    /// All that hold everything go, for good or for a while, and an operator gives them up; in each mode.
+    fn give_up(&mut self, n: u64) {
+        self.disaster = true;
+        self.lost |= n % 3 == 0;
+        self.spares += u128::from(n % 3 == 0);
+        match n % 4 {
+            1 => (self.durability, self.min_in_sync) = (Durability::SyncQuorum, 1),
+            2 => (self.durability, self.min_in_sync) = (Durability::BestEffort, 1),
+            _ => self.durability = Durability::SyncAll,
+        }
+        // What makes damaged blocks whole in the end is a write, which a loss may take.
+        self.rot = false;
     }
 
     fn hand_over(&mut self, n: u64) {

@@ -120,6 +120,22 @@ counted! {
         Retired = "replica retired",
         /// A replica stood for a failover.
         Stood = "stood",
+        /// An operator gave up members, and a replica that had stood went on.
+        Recovered = "recovery of a volume",
+        /// One did in `sync_quorum`, where no majority of the voters was left.
+        RecoveredQuorum = "recovery in sync_quorum",
+        /// One did in `best_effort`.
+        RecoveredBestEffort = "recovery in best_effort",
+        /// One did with written acknowledgements.
+        RecoveredWritten = "recovery with written acknowledgements",
+        /// A node that was given up never came back.
+        RecoveredFromLost = "recovery from nodes that are lost for ever",
+        /// A recovery was refused when it was applied.
+        RecoveryRefused = "recovery refused as it was applied",
+        /// A replica stood for a recovery that came to nothing, and its primary burned the epoch.
+        StoodForNothing = "epoch burned for a replica that stood",
+        /// What was under way from a primary that was given up came to a replica that had stood.
+        FencedOff = "message kept from a replica that stood",
         /// A replica was refused for the tail that it lost.
         TailRefused = "refused for its boot id",
         /// A volume went on after every in-sync replica lost its tail.

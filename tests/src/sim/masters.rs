@@ -382,14 +382,20 @@ impl Masters {
         Some(Command::Failover { volume, expect_epoch, primary, isr, stood })
     }
 
-    /// What an operator's word leads to, if nothing speaks against it.
-    pub(crate) fn recovery(&self, now: u64, off: &BTreeSet<NodeId>) -> Option<Command> {
+    /// What an operator's word leads to, if nothing speaks against it: the recovery, or first that
+    /// replicas are asked to stand.
+    pub(crate) fn recovery(&mut self, now: u64, off: &BTreeSet<NodeId>) -> Option<Command> {
         self.leader?;
         let volume = self.live()?;
         let holders = volume.replicas.values().map(|replica| replica.node);
         let given_up: BTreeSet<_> = holders.filter(|node| off.contains(node)).collect();
-        let plan = self.detector.plan_recovery(self.clock(now), &self.state, volume, &given_up);
-        plan.ok().map(|plan| plan.command(self.volume, given_up))
+        let now = self.clock(now);
+        let plan = self.detector.plan_recovery(now, &self.state, volume, &given_up).ok()?;
+        if plan.unstood.is_empty() {
+            return Some(plan.command(self.volume, given_up));
+        }
+        self.detector.ask_to_stand(now, self.volume, &plan);
+        None
     }
 }
 

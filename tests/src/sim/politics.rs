@@ -8,7 +8,7 @@ use sbk_engine::authority::{Accepted, Command, Refusal, Response};
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::{Input, IsrChange, Proposal};
 use sbk_engine::replication::view::RoleView;
-use sbk_engine::types::{Config, Durability, ReplicaId, Wish};
+use sbk_engine::types::{Config, Durability, NodeId, ReplicaId, Wish};
 
 use super::event::Event;
 use super::marks::{Injected, Mark};
@@ -88,6 +88,9 @@ impl World {
         if took && matches!(command, Command::Salvage { .. }) {
             self.mark(Mark::Salvaged);
         }
+        if let Command::Recover { given_up, .. } = command {
+            self.mark_recovered(before, given_up, response);
+        }
         if matches!(response, Err(Refusal::TailLost { .. })) {
             self.mark(Mark::TailRefused);
         }
@@ -108,6 +111,29 @@ impl World {
                 }
             }
             Err(_) => {}
+        }
+    }
+
+    fn mark_recovered(
+        &mut self,
+        before: &Config,
+        given_up: &BTreeSet<NodeId>,
+        response: &Response,
+    ) {
+        match response {
+            Ok(_) => {
+                self.given_up = Some(self.masters.config.loss_generation);
+                self.mark(match before.durability {
+                    Durability::SyncQuorum => Mark::RecoveredQuorum,
+                    Durability::BestEffort => Mark::RecoveredBestEffort,
+                    Durability::SyncAll if before.acks_written() => Mark::RecoveredWritten,
+                    Durability::SyncAll => Mark::Recovered,
+                });
+                if self.nodes.iter().any(|node| node.lost && given_up.contains(&node.node)) {
+                    self.mark(Mark::RecoveredFromLost);
+                }
+            }
+            Err(_) => self.mark(Mark::RecoveryRefused),
         }
     }
 

@@ -23,6 +23,7 @@ impl World {
             self.eight_elected(index);
         }
         let mark = match event.what.as_str() {
+            "apart" => Mark::StoodForNothing,
             "handover-given-up" => Mark::HandoverGivenUp,
             "handover-unknown" => {
                 self.nodes[index].handover_unknown = true;
@@ -51,6 +52,7 @@ impl World {
             IgnoredReason::StaleEpoch => Mark::OldEpoch,
             IgnoredReason::StaleIncarnation => Mark::OldIncarnation,
             IgnoredReason::OldGeneration => Mark::OldGeneration,
+            IgnoredReason::Stood => Mark::FencedOff,
             _ => return,
         };
         self.mark(mark);

@@ -281,7 +281,12 @@ impl World {
         if !config.isr.contains(&node.id) || self.masters.live().is_none() {
             return;
         }
-        if config.durability == Durability::SyncQuorum {
+        // What went on after a loss is one log, whatever the mode: until others have it, it is not wiped.
+        let only = config.isr.len() == 1 && end.is_none();
+        if config.durability == Durability::SyncQuorum && !only {
+            if self.loss_pending() {
+                return;
+            }
             let keeps = end.is_some_and(|end| end >= self.truth.newest());
             return self.check_voters((!keeps).then_some(node.id));
         }

@@ -69,6 +69,8 @@ pub(crate) struct World {
     pub(crate) truth: Truth,
     pub(crate) healed: bool,
     pub(crate) eight: Option<Eight>,
+    /// The newest loss that an operator accepted.
+    pub(crate) given_up: Option<LossGeneration>,
     pub(crate) healed_at: u64,
     pub(crate) summary: Summary,
 }
@@ -123,6 +125,7 @@ impl World {
             truth: Truth::default(),
             healed: false,
             eight: None,
+            given_up: None,
             healed_at: 0,
             summary: Summary::default(),
         };

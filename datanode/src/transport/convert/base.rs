@@ -110,8 +110,8 @@ pub fn recover_out(lineage: Lineage, message: &Recover) -> v1::RecoverMessage {
         Recover::ToPrimary(ToPrimary::SessionFailed { session, cause }) => {
             RecoverBody::Failed(session_failed_out(*session, *cause))
         }
-        Recover::ToPrimary(ToPrimary::Refused { fenced, config }) => {
-            RecoverBody::Refused(refused_out(*fenced, config))
+        Recover::ToPrimary(ToPrimary::Refused { fenced, config, stood }) => {
+            RecoverBody::Refused(refused_out(*fenced, config, *stood))
         }
         Recover::ToReplica(
             message @ (ToReplica::Probe { .. }

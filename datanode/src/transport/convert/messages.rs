@@ -144,7 +144,9 @@ pub fn to_primary_out(
         ToPrimary::SessionFailed { session, cause } => {
             Body::SessionFailed(session_failed_out(*session, *cause))
         }
-        ToPrimary::Refused { fenced, config } => Body::Refused(refused_out(*fenced, config)),
+        ToPrimary::Refused { fenced, config, stood } => {
+            Body::Refused(refused_out(*fenced, config, *stood))
+        }
         ToPrimary::RebuildStarted { .. } => panic!("a rebuild starts on the base lane"),
     };
     v1::ReplicationMessage { lineage: Some(lineage_out(lineage)), body: Some(body) }
@@ -211,13 +213,14 @@ pub(super) fn session_failed_in(failed: v1::SessionFailed) -> Decoded<ToPrimary>
     Ok(ToPrimary::SessionFailed { session, cause: failure_in(failed.kind)? })
 }
 
-pub(super) fn refused_out(fenced: Epoch, config: &Option<Config>) -> v1::Refused {
-    v1::Refused { config: config.as_ref().map(config_out), fenced: fenced.0 }
+pub(super) fn refused_out(fenced: Epoch, config: &Option<Config>, stood: Epoch) -> v1::Refused {
+    v1::Refused { config: config.as_ref().map(config_out), fenced: fenced.0, stood: stood.0 }
 }
 
 pub(super) fn refused_in(refused: v1::Refused) -> Decoded<ToPrimary> {
     let config = refused.config.map(config_in).transpose()?;
-    Ok(ToPrimary::Refused { fenced: epoch(refused.fenced)?, config })
+    let (fenced, stood) = (epoch(refused.fenced)?, epoch(refused.stood)?);
+    Ok(ToPrimary::Refused { fenced, config, stood })
 }
 
 fn facts_out(request: u64, facts: &Facts) -> v1::Facts {

@@ -237,8 +237,11 @@ fn a_session_end() -> impl Strategy<Value = ToPrimary> {
             .prop_map(|(session, lsn)| ToPrimary::Closed { session, achieved: Lsn(lsn) }),
         (a_session(), a_failure())
             .prop_map(|(session, cause)| ToPrimary::SessionFailed { session, cause }),
-        (a_number(), option::of(a_config()))
-            .prop_map(|(epoch, config)| ToPrimary::Refused { fenced: Epoch(epoch), config }),
+        (a_number(), option::of(a_config())).prop_map(|(epoch, config)| ToPrimary::Refused {
+            fenced: Epoch(epoch),
+            config,
+            stood: Epoch(epoch / 2),
+        }),
     ]
 }
 
