@@ -204,8 +204,8 @@ impl Faults {
     /// All that hold everything go, for good or for a while, and an operator gives them up; in each mode.
     fn give_up(&mut self, n: u64) {
         self.disaster = true;
-        self.lost |= n % 3 == 0;
-        self.spares += u128::from(n % 3 == 0);
+        self.lost |= n.is_multiple_of(3);
+        self.spares += u128::from(n.is_multiple_of(3));
         match n % 4 {
             1 => (self.durability, self.min_in_sync) = (Durability::SyncQuorum, 1),
             2 => (self.durability, self.min_in_sync) = (Durability::BestEffort, 1),
