@@ -177,9 +177,22 @@ impl History {
         violations
     }
 
+    /// The same for a window in which a failover counted a loss: acknowledged writes may be gone, so the
+    /// order of what was read says nothing. Every read must still have seen what was written to its block, not
+    /// before it was sent, and nothing that an earlier window had overwritten.
+    pub fn check_after_loss(&self) -> Vec<Violation> {
+        let inner = self.inner();
+        let mut violations = inner.violations.clone();
+        for (number, block) in &inner.blocks {
+            violations.extend(block.zones().err().map(|what| Violation { block: *number, what }));
+        }
+        violations
+    }
+
     /// Forgets the operations of all blocks but for what each holds now, and the writes whose fate
     /// is open. To be called when nothing is in flight, after every block was read once more and
-    /// [`check`](Self::check) was empty.
+    /// [`check`](Self::check), or [`check_after_loss`](Self::check_after_loss), was empty. What was lost does
+    /// not come back then: a replica that still has it is cut or rebuilt before it is in sync.
     pub fn settle(&self) {
         let mut inner = self.inner();
         inner.operations = 0;

@@ -315,3 +315,53 @@ fn what_happened_to_a_block_is_told_in_order() {
     assert!(told[1].contains("saw zeros") && told[4].contains("acknowledged never"), "{told:?}");
     assert_eq!(bench.history.told(10), Vec::<String>::new());
 }
+
+#[test]
+fn after_a_loss_acknowledged_writes_may_be_gone_and_nothing_else_is_forgiven() {
+    let bench = Bench::new();
+    let first = bench.write();
+    bench.see(&first);
+    bench.history.settle();
+    let second = bench.write();
+    let third = bench.write();
+    bench.see(&third);
+    bench.see(&second);
+    bench.see(&first);
+    bench.wrong("write 1 again");
+    assert_eq!(bench.history.check_after_loss(), []);
+    bench.history.settle();
+    // What was lost is gone for good.
+    bench.see(&first);
+    assert_eq!(bench.history.check_after_loss(), []);
+    bench.see(&third);
+    let violations = bench.history.check_after_loss();
+    assert!(violations[0].what.contains("overwritten for good"), "{violations:?}");
+}
+
+#[test]
+fn a_loss_forgives_no_data_that_was_never_there() {
+    let bench = Bench::new();
+    let first = bench.write();
+    let wrong = |bench: &Bench, part: &str| {
+        let violations = bench.history.check_after_loss();
+        assert!(violations.len() == 1 && violations[0].what.contains(part), "{violations:?}");
+    };
+    let start = bench.history.begin_read();
+    let mut torn = vec![0; BLOCK];
+    first.fill(&mut torn);
+    torn[BLOCK / 2..].fill(0);
+    bench.history.end_read(9, start, &torn);
+    assert_eq!(bench.history.check_after_loss().len(), 1, "torn");
+
+    let bench = Bench::new();
+    bench.see(&Stamp { run: Uuid::from_u128(2), ..first });
+    wrong(&bench, "of another run");
+
+    let bench = Bench::new();
+    bench.see(&Stamp { block: 8, ..first });
+    wrong(&bench, "of block 8");
+
+    let bench = Bench::new();
+    bench.see(&first);
+    wrong(&bench, "never written");
+}

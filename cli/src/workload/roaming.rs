@@ -31,6 +31,8 @@ const READ_PERCENT: u64 = 40;
 const FLUSH_PERCENT: u64 = 2;
 /// Blocks of one request, at most.
 const MOST_BLOCKS: u64 = 8;
+/// The error of a session that a loss ended.
+const EIO: u32 = 5;
 /// Errors that are kept in words.
 const LISTED: usize = 20;
 /// Blocks per request of the read that checks everything.
@@ -53,6 +55,8 @@ pub struct RoamingOptions {
     pub pace: u64,
     /// Seed of their choices.
     pub seed: u64,
+    /// Whether a failover may take writes. Clients are told with EIO then, and attach again.
+    pub may_lose: bool,
 }
 
 /// What happened so far.
@@ -72,6 +76,8 @@ pub struct RoamingStats {
     pub timed_out: u64,
     /// The longest time that one request took until it was answered, in milliseconds.
     pub longest_request_ms: u64,
+    /// Requests answered with EIO where writes may be lost.
+    pub told_of_losses: u64,
     /// Requests answered with an error that is not documented: how many, and the first of them.
     pub errors: u64,
     /// The first of them.
@@ -87,6 +93,15 @@ pub struct Lost {
     pub at: Instant,
     /// Why, as far as the client knows.
     pub why: String,
+}
+
+/// A client that was told of a loss.
+#[derive(Clone, Copy, Debug)]
+pub struct Told {
+    /// Position of its datanode in the options.
+    pub node: usize,
+    /// When it had attached.
+    pub attached: Instant,
 }
 
 /// Clients at work; they end when this is dropped.
@@ -110,6 +125,16 @@ struct Shared {
     /// When the next request may be sent, under the pace.
     next: Mutex<Instant>,
     lost: Mutex<Vec<Lost>>,
+    told: Mutex<Vec<Told>>,
+}
+
+/// A client's connection, to one datanode.
+#[derive(Clone, Debug)]
+struct Attached {
+    client: NbdClient,
+    node: usize,
+    /// Before it was begun.
+    since: Instant,
 }
 
 fn locked<T>(mutex: &Mutex<T>) -> MutexGuard<'_, T> {
@@ -135,6 +160,7 @@ impl Roaming {
             stats: Mutex::default(),
             next: Mutex::new(Instant::now()),
             lost: Mutex::default(),
+            told: Mutex::default(),
         });
         let mut tasks = JoinSet::new();
         for client in 0..clients {
@@ -151,6 +177,11 @@ impl Roaming {
     /// The connections that ended since this was last asked.
     pub fn lost(&self) -> Vec<Lost> {
         std::mem::take(&mut *locked(&self.shared.lost))
+    }
+
+    /// Who was told of a loss since this was last asked.
+    pub fn told(&self) -> Vec<Told> {
+        std::mem::take(&mut *locked(&self.shared.told))
     }
 
     /// The record.
@@ -209,6 +240,7 @@ impl Shared {
         loop {
             let node = noise.below(self.options.nodes.len() as u64) as usize;
             let addr = &self.options.nodes[node];
+            let since = Instant::now();
             let connected = NbdClient::connect(addr, &self.options.export).await;
             let Ok(connection) = connected else {
                 // It may be down; another one is tried next.
@@ -221,7 +253,8 @@ impl Shared {
                 let writer = client * self.options.depth + lane;
                 let noise = Noise::new(noise.next());
                 let shared = Arc::clone(&self);
-                lanes.spawn(shared.lane(connection.clone(), node, writer, noise, stay));
+                let attached = Attached { client: connection.clone(), node, since };
+                lanes.spawn(shared.lane(attached, writer, noise, stay));
             }
             while lanes.join_next().await.is_some() {}
             connection.disconnect().await;
@@ -229,14 +262,8 @@ impl Shared {
     }
 
     /// Requests one after the other, until the connection has ended or `stay` of them are done.
-    async fn lane(
-        self: Arc<Self>,
-        connection: NbdClient,
-        node: usize,
-        writer: u32,
-        mut noise: Noise,
-        stay: u64,
-    ) {
+    async fn lane(self: Arc<Self>, attached: Attached, writer: u32, mut noise: Noise, stay: u64) {
+        let connection = &attached.client;
         for _ in 0..stay {
             while self.history.operations() >= MAX_OPERATIONS {
                 // The record is full; it is settled at the next rest.
@@ -251,13 +278,13 @@ impl Shared {
             let sent = Instant::now();
             let kind = noise.below(100);
             let result = if kind < READ_PERCENT {
-                read_blocks(&connection, &self.history, first, count).await.map(|()| Done::Read)
+                read_blocks(connection, &self.history, first, count).await.map(|()| Done::Read)
             } else if kind < READ_PERCENT + FLUSH_PERCENT {
                 connection.flush().await.map(|()| Done::Flush)
             } else {
-                self.write(&connection, first, count, writer).await.map(|()| Done::Write)
+                self.write(connection, first, count, writer).await.map(|()| Done::Write)
             };
-            if self.note(node, sent, result) == Connection::Ended {
+            if self.note(&attached, sent, result) == Connection::Ended {
                 return;
             }
         }
@@ -293,7 +320,13 @@ impl Shared {
         at
     }
 
-    fn note(&self, node: usize, sent: Instant, result: Result<Done, NbdError>) -> Connection {
+    fn note(
+        &self,
+        attached: &Attached,
+        sent: Instant,
+        result: Result<Done, NbdError>,
+    ) -> Connection {
+        let node = attached.node;
         let took = sent.elapsed();
         let millis = u64::try_from(took.as_millis()).unwrap_or(u64::MAX);
         let mut stats = locked(&self.stats);
@@ -313,6 +346,11 @@ impl Shared {
             NbdError::Request { .. } if took >= PATIENCE => {
                 stats.timed_out += 1;
                 Connection::Good
+            }
+            NbdError::Request { errno: EIO, .. } if self.options.may_lose => {
+                stats.told_of_losses += 1;
+                locked(&self.told).push(Told { node, attached: attached.since });
+                Connection::Ended
             }
             NbdError::Request { .. } => {
                 stats.errors += 1;

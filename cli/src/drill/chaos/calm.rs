@@ -111,7 +111,15 @@ impl Run<'_> {
         for (volume, load) in &self.loads {
             let node = noise.below(datanodes) as usize;
             load.read_back(node, READ).await?;
-            let violations = load.history().check();
+            let info = masters.get_volume(volume).await?;
+            let generation = VolumeView::of(&info).loss_generation;
+            let kind = KINDS.iter().find(|kind| kind.name == *volume).expect("one of the kinds");
+            let (lost, untrue) = self.losses.look(kind, generation, &load.told());
+            wrong.extend(untrue);
+            let violations = match lost {
+                true => load.history().check_after_loss(),
+                false => load.history().check(),
+            };
             if violations.is_empty() {
                 load.history().settle();
             } else {
@@ -120,7 +128,7 @@ impl Run<'_> {
                 wrong.extend(told);
                 wrong.push(format!("volume {volume}: {} violations", violations.len()));
             }
-            let report = verify::compare(&masters.get_volume(volume).await?, READ).await?;
+            let report = verify::compare(&info, READ).await?;
             if !report.is_clean() || !report.skipped.is_empty() {
                 wrong.push(format!(
                     "volume {volume}: {} regions differ between the replicas, {} damaged blocks, \

@@ -31,6 +31,7 @@ mod calm;
 mod disk;
 mod keep;
 mod log;
+mod losses;
 mod network;
 mod report;
 mod schedule;
@@ -39,6 +40,7 @@ mod volumes;
 
 use disk::SmallDisk;
 use log::{Log, Sums};
+use losses::Losses;
 use network::Network;
 use report::{Report, VolumeReport};
 use schedule::{CLASSES, Class, Round, Schedule, World};
@@ -85,6 +87,7 @@ struct Run<'a> {
     loads: BTreeMap<&'static str, Roaming>,
     schedule: Schedule,
     log: Log,
+    losses: Losses,
     unavailable: BTreeMap<String, String>,
     checks: u64,
     longest_convergence: Duration,
@@ -217,6 +220,7 @@ impl<'a> Run<'a> {
                 depth: args.depth,
                 pace: args.pace,
                 seed: seed ^ number << 32,
+                may_lose: kind.may_lose(),
             };
             let history = Arc::new(History::new(Uuid::new_v4()));
             loads.insert(kind.name, Roaming::start(history, options));
@@ -232,6 +236,7 @@ impl<'a> Run<'a> {
             loads,
             schedule: Schedule::new(seed, world),
             log,
+            losses: Losses::begin(),
             unavailable,
             checks: 0,
             longest_convergence: Duration::ZERO,
@@ -418,11 +423,12 @@ impl<'a> Run<'a> {
         let mut volumes = Vec::new();
         for kind in KINDS {
             let info = masters.get_volume(kind.name).await;
-            let epoch = info.ok().and_then(|info| VolumeView::of(&info).epoch).unwrap_or(0);
+            let view = info.ok().map(|info| VolumeView::of(&info));
             let load = &self.loads[kind.name];
             volumes.push(VolumeReport {
                 kind: kind.told(),
-                epoch,
+                epoch: view.as_ref().and_then(|view| view.epoch).unwrap_or(0),
+                losses: view.map_or(0, |view| view.loss_generation),
                 acknowledged_blocks: load.history().acknowledged(),
                 open_writes: load.history().open_writes(),
                 load: load.stats(),

@@ -17,6 +17,8 @@ pub(super) struct VolumeReport {
     pub kind: Told,
     /// Its epoch at the end.
     pub epoch: u64,
+    /// How often acknowledged writes may have been lost.
+    pub losses: u64,
     /// Blocks whose write was acknowledged.
     pub acknowledged_blocks: u64,
     /// Writes whose fate was never learned: their connection ended.
@@ -66,6 +68,7 @@ impl Report {
             vec![
                 v.kind.name.to_owned(),
                 v.epoch.to_string(),
+                v.losses.to_string(),
                 v.load.writes.to_string(),
                 v.load.reads.to_string(),
                 v.load.flushes.to_string(),
@@ -78,6 +81,7 @@ impl Report {
         let header = [
             "volume",
             "epoch",
+            "losses",
             "writes",
             "reads",
             "flushes",
@@ -106,7 +110,8 @@ impl Report {
         }
         text += match (self.ok, self.interrupted) {
             (true, false) => {
-                "No acknowledged write was lost, every history is linearizable, all replicas are equal.\n"
+                "No acknowledged write was lost but by a loss that was counted, every other history is \
+                 linearizable, all replicas are equal.\n"
             }
             (true, true) => "Interrupted; nothing was wrong at the last check.\n",
             (false, _) => "THE DRILL FAILED.\n",

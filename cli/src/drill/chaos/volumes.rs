@@ -30,10 +30,16 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "two-min2", replicas: 2, min_in_sync: Some(2), durability: Durability::SyncAll, write_ack: WriteAck::Durable },
     Kind { name: "three-quorum", replicas: 3, min_in_sync: None, durability: Durability::SyncQuorum, write_ack: WriteAck::Durable },
     Kind { name: "three-written", replicas: 3, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Written },
+    Kind { name: "three-best-effort", replicas: 3, min_in_sync: None, durability: Durability::BestEffort, write_ack: WriteAck::Durable },
     Kind { name: "one", replicas: 1, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable },
 ];
 
 impl Kind {
+    /// Whether a failover may take acknowledged writes, if it counts that.
+    pub(super) fn may_lose(&self) -> bool {
+        self.durability == Durability::BestEffort
+    }
+
     /// The order to make it.
     pub(super) fn request(&self, size: u64) -> CreateVolumeRequest {
         let mut request = create_request(self.name, size, self.replicas);
