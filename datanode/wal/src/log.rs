@@ -232,7 +232,8 @@ impl Log {
         self.pieces.front().map_or(self.next_index, |p| p.segment.first())
     }
 
-    /// The segments, oldest first: the first and last index, and the bytes written to each.
+    /// The segments, oldest first: the first and last index, and the bytes written to each, or, of one that the
+    /// opening did not read, those that it takes.
     pub fn segments(&self) -> impl Iterator<Item = (u64, u64, u64)> + '_ {
         let next_first =
             self.pieces.iter().skip(1).map(|p| p.segment.first()).chain([self.next_index]);

@@ -129,6 +129,13 @@ impl Log {
         if let Some(piece) = self.pieces.get(start) {
             scan.index = piece.segment.first();
         }
+        // Of those that are not read it is not known how far they are filled; they take all their room.
+        // [They counted as empty, so that a process that was started again and again before it had written
+        // as much as is to be retained never let go of anything, until the disk was full.]
+        for piece in self.pieces.iter_mut().take(start) {
+            let segment = &piece.segment;
+            piece.end = segment.file().len().map_err(|e| segment.error("stat", e))?;
+        }
         for at in start..self.pieces.len() {
             let next = self.pieces.get(at + 1).map(|p| p.segment.first());
             self.scan_piece(at, next, expect, scan, visit)?;

@@ -210,3 +210,47 @@ fn an_entry_that_rotted_before_its_checkpoint_fails_the_store_and_is_not_opened_
     let error = driver::open(&storage, 0).expect_err("others count on entry 32").to_string();
     assert!(error.contains("damaged") && error.contains("record 32"), "{error}");
 }
+
+/// Killed before it has written as much as is to be retained, again and again.
+#[test]
+fn what_earlier_runs_have_left_counts_as_retained() {
+    let disk = Memory::new(1);
+    let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+    driver::create(&storage, 0).expect("a replica");
+    let mut most = 0;
+    for _ in 0..30 {
+        let (mut store, opened) = driver::open(&storage, 0).expect("a store");
+        read(&store, opened.retained).expect("what is retained can be read");
+        append(&mut store, 10);
+        assert!(10 << 12 < options().wal_retain_bytes, "less than that");
+        while let Some(plan) = store.plan_checkpoint(0) {
+            store.checkpoint_done(plan.run()).expect("file work");
+        }
+        most = most.max(disk.paths().iter().filter(|path| path.ends_with(".seg")).count());
+    }
+    // Each run begins two segments, the first of them with what it copied.
+    let retained = options().wal_retain_bytes.div_ceil(options().wal_segment_bytes) as usize;
+    assert!(most <= retained + 4, "{most} segments");
+}
+
+/// The end of the log is copied at an opening. That takes no room if there is a spare file.
+#[test]
+fn a_store_with_a_spare_file_is_opened_on_a_full_disk() {
+    let disk = Memory::new(1);
+    let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+    driver::create(&storage, 0).expect("a replica");
+    let (mut store, _) = driver::open(&storage, 0).expect("a store");
+    append(&mut store, 25);
+    while let Some(plan) = store.plan_checkpoint(0) {
+        store.checkpoint_done(plan.run()).expect("file work");
+    }
+    let end = store.durable();
+    drop(store);
+    let spares = || disk.paths().iter().filter(|path| path.ends_with(".spare")).count();
+    let before = spares();
+    assert!(before > 0, "{:?}", disk.paths());
+    disk.fill_up_after(0);
+    let (store, opened) = driver::open(&storage, 0).expect("it needs no room");
+    assert_eq!((opened.durable, spares()), (end, before - 1));
+    read(&store, opened.retained).expect("reads");
+}

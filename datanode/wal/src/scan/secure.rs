@@ -45,7 +45,17 @@ impl Log {
             }
             Ok(()) | Err(_) => {}
         }
-        make_zeroed(storage, &temporary, self.options.segment_bytes.max(bytes.len() as u64))?;
+        // A spare takes no room, and on a full disk there is none. What is left in it of another segment is told
+        // by that one's sequence from what belongs to this.
+        match self.spares.pop() {
+            Some(spare) => storage
+                .rename(&spare, &temporary)
+                .map_err(|e| io_error(storage, &spare, "rename", e))?,
+            None => {
+                let bytes = self.options.segment_bytes.max(bytes.len() as u64);
+                make_zeroed(storage, &temporary, bytes)?;
+            }
+        }
         let file =
             storage.open(&temporary).map_err(|e| io_error(storage, &temporary, "open", e))?;
         write_all(&*file, &[&bytes], 0).map_err(|e| io_error(storage, &temporary, "write", e))?;
