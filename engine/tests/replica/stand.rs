@@ -61,6 +61,13 @@ fn follower() -> Bench {
     bench
 }
 
+/// That, and nothing else: no promise, no acknowledgement.
+fn says_that_it_stood(outputs: &[Output]) {
+    let refused = ToPrimary::Refused { fenced: Epoch(2), config: None, stood: Epoch(2) };
+    assert_eq!(told(outputs), [refused]);
+    assert_eq!(outputs.len(), 1, "{outputs:?}");
+}
+
 /// Entries of epoch 2 behind `prev`, and a question for a lease.
 fn feed(prev: u64, last: u64) -> ToReplica {
     let entries = (prev + 1..=last).map(|lsn| entry(2, lsn)).collect();
@@ -86,13 +93,13 @@ fn it_acknowledges_and_promises_nothing_more_and_says_so_once_its_log_is_synced(
     // Whatever comes of what it has taken already, the old primary hears nothing of it.
     assert_eq!(told(&wrote(&mut bench, 6)), []);
     assert_eq!((told(&durable(&mut bench, 5)), view(&bench).stood), (vec![], None));
-    // Nor does it take more, promise, or show a sign of life.
+    // Nor does it take more or promise: all that it says is why.
     for message in
         [feed(6, 7), feed(6, 6), fence(9, &written(2, 2, &[2, 3])), ToReplica::Probe { request: 9 }]
     {
         let (verdict, outputs) = bench.hear(2, 2, message.clone());
         assert_eq!(verdict, Verdict::Ignored(IgnoredReason::Stood), "{message:?}");
-        assert_eq!(outputs, [], "{message:?}");
+        says_that_it_stood(&outputs);
     }
     assert_eq!(told(&durable(&mut bench, 6)), []);
     let shown = view(&bench);
@@ -131,17 +138,17 @@ fn stood_before(now: TailId) -> Opened {
     opened
 }
 
-/// The failover that names its earlier run may be under way: to the old primary it stays silent, for
+/// The failover that names its earlier run may be under way: to the old primary it is as if it were gone, for
 /// what it acknowledged now would be on its disk alone when that primary is dropped.
 #[test]
-fn one_that_stood_and_was_started_again_stays_silent_and_can_be_asked_for_its_new_run() {
+fn one_that_stood_and_was_started_again_stays_apart_and_can_be_asked_for_its_new_run() {
     let mut bench = Bench::open(stood_before(tail(1)));
     assert_eq!(view(&bench).stood, Some(Epoch(2)), "all it has is synced by the opening");
     for message in [ToReplica::Probe { request: 1 }, fence(2, &written(2, 2, &[2, 3])), feed(4, 5)]
     {
         let (verdict, outputs) = bench.hear(2, 2, message.clone());
         assert_eq!(verdict, Verdict::Ignored(IgnoredReason::Stood), "{message:?}");
-        assert_eq!(outputs, [], "{message:?}");
+        says_that_it_stood(&outputs);
     }
     // What the masters need to hear of the new run is told already.
     assert_eq!(stand(&mut bench, 2).0, Verdict::Ignored(IgnoredReason::LateCopy));
