@@ -25,7 +25,8 @@ if [ "${1:-}" != quick ]; then
     # Each known bug that is put back must be noticed, where docs/testing.md says.
     step cargo clippy -p sbk-tests --features bugs --all-targets --locked -- -D warnings
     step cargo test -p sbk-engine --features bugs --locked -q --test replica -- tables
-    step cargo run -p sbk-tests --release --locked --features bugs --bin bites
+    step cargo run -p sbk-tests --release --locked --features bugs --bin bites -- \
+        --threads "$(nproc)"
     # And the store, crashed at every I/O of other work.
     SEEDS=$start..$((start + 20)) step cargo test -p sbk-store --release --locked --test store crash
 

@@ -13,6 +13,14 @@ const STORE_SEEDS: u64 = 12;
 const EXPLORE: &str = "explore";
 const STATES: u64 = 3_000_000;
 
+/// How many seeds a step takes, of the simulator and of the store, and how many of the family in which
+/// a bug was found before come first.
+const CHUNK: u64 = 25;
+const STORE_CHUNK: u64 = 3;
+const SEEDS_BEFORE: u64 = 300;
+/// After which round the worlds come.
+const WORLDS_AFTER: usize = 2;
+
 /// A part of a search: all seeds of a range, or one world.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Step {
@@ -37,23 +45,32 @@ impl Step {
     }
 }
 
-/// The whole search: the first seeds of each family, the store, the worlds, the later seeds up to
-/// `until`.
-pub fn plan(until: u64) -> Vec<Step> {
+/// The whole search, in steps small enough that threads share them: the family where the bug was found
+/// before, the first seeds of each family, the store, the later seeds up to `until`, and between
+/// them the worlds, which take longest.
+pub fn plan(until: u64, before: Option<&str>) -> Vec<Step> {
     let starts = std::iter::once(0).chain(ROUNDS.iter().copied());
     let rounds = starts.zip(ROUNDS.iter().copied()).map(|(from, to)| from..to.min(until));
-    let rounds: Vec<_> = rounds.filter(|round| !round.is_empty()).collect();
-    let round = |round: &Range<u64>| -> Vec<_> {
-        FAMILIES.iter().map(|name| Step::seeds(name, round)).collect()
-    };
-    let Some((first, later)) = rounds.split_first() else { return Vec::new() };
-    let mut steps = round(first);
-    steps.extend(STORE.iter().map(|name| Step::seeds(name, &(0..STORE_SEEDS))));
-    let worlds = WORLDS.iter().filter(|spec| !spec.long);
-    let explore = |name: &str| Step { family: EXPLORE.to_owned(), at: name.to_owned() };
-    steps.extend(worlds.map(|spec| explore(spec.name)));
-    steps.extend(later.iter().flat_map(round));
+    let mut steps = Vec::new();
+    let known = FAMILIES.iter().filter(|name| Some(**name) == before);
+    known.for_each(|name| steps.extend(chunks(name, 0..until.min(SEEDS_BEFORE), CHUNK)));
+    for (number, round) in rounds.filter(|round| !round.is_empty()).enumerate() {
+        steps.extend(FAMILIES.iter().flat_map(|name| chunks(name, round.clone(), CHUNK)));
+        if number == 0 {
+            steps.extend(STORE.iter().flat_map(|name| chunks(name, 0..STORE_SEEDS, STORE_CHUNK)));
+        }
+        if number == WORLDS_AFTER {
+            let worlds = WORLDS.iter().filter(|spec| !spec.long);
+            let explore = |name: &str| Step { family: EXPLORE.to_owned(), at: name.to_owned() };
+            steps.extend(worlds.map(|spec| explore(spec.name)));
+        }
+    }
     steps
+}
+
+fn chunks(family: &str, seeds: Range<u64>, size: u64) -> Vec<Step> {
+    let starts = (seeds.start..seeds.end).step_by(size as usize);
+    starts.map(|from| Step::seeds(family, &(from..seeds.end.min(from + size)))).collect()
 }
 
 /// Looks through a step; `found` is told of the first violation, and ends the process. `put_back` says
