@@ -34,6 +34,8 @@ pub(super) struct Session {
     /// Set by the engine at the start, never changed.
     pub(super) target: Lsn,
     pub(super) stage: Stage,
+    /// Rebuild: the receiver's log begins above it.
+    pub(super) base: Lsn,
     /// When it last came on: the receiver held more, took more of the base, or a stage was over.
     pub(super) moved: Millis,
     /// What the receiver held then, and the bytes of the base that it had taken.
@@ -43,7 +45,7 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(id: RecoveryId, target: Lsn, stage: Stage, now: Millis) -> Self {
-        Self { id, target, stage, moved: now, held: Lsn(0), bytes: 0 }
+        Self { id, target, stage, base: Lsn(0), moved: now, held: Lsn(0), bytes: 0 }
     }
 
     pub(super) fn enter(&mut self, stage: Stage, now: Millis) {
@@ -211,9 +213,11 @@ impl Peer {
     }
 
     /// It says that its log ends at `end`: the feed goes on behind that. A late copy, of before it
-    /// acknowledged more, changes nothing: what it acknowledged may be gone from the WAL.
+    /// acknowledged more or was wiped, changes nothing: what it had then may be gone from the WAL. [The
+    /// feed of a rebuild went on below its base, where all was recycled, and the session failed.]
     pub(super) fn gap(&mut self, end: Lsn) -> Verdict {
-        if self.acked.is_some_and(|acked| end < acked) {
+        let held = self.acked.or(self.session.map(|session| session.base));
+        if held.is_some_and(|held| end < held) {
             return Verdict::Ignored(IgnoredReason::LateCopy);
         }
         if let Some(feed) = &mut self.feed {

@@ -148,6 +148,7 @@ impl Primary {
             let mark =
                 Incomplete { session: session.id, from: Lsn(0), base, target: session.target };
             session.enter(Stage::Beginning { mark, sent: core.now }, core.now);
+            session.base = base;
             peer.base = Some(Box::new(Base { table: table.clone(), state: state.clone() }));
             peer.joining = false;
             peer.link = Link::Unusable;

@@ -238,6 +238,29 @@ fn a_late_word_of_a_gap_does_not_turn_the_feed_back() {
     assert_eq!(resent(&outputs), None);
 }
 
+/// As above, but the replica was wiped since: its log begins above the base of its rebuild, and what is
+/// below may be gone from the WAL.
+#[test]
+fn a_late_word_of_a_gap_does_not_turn_a_rebuilds_feed_back_below_its_base() {
+    let mut bench = Bench::open(opened(1, 4, 4));
+    let (_, probed) = assign(&mut bench, &config(2, 1, &[1]));
+    let session = RecoveryId { epoch: Epoch(1), number: 1 };
+    let mark = Incomplete { session, from: Lsn(0), base: Lsn(2), target: Lsn(2) };
+    let torn = Facts { incomplete: Some(mark), ..facts(table(&[(1, 1)]), 2, 2) };
+    let outputs = bench.meet(2, 2, &probed, torn);
+    let begun = sent(&outputs, 2).iter().find_map(|message| match message {
+        ToReplica::BeginRebuild { mark, .. } => Some(*mark),
+        _ => None,
+    });
+    let Incomplete { session, base, .. } = begun.expect("nothing is in the way");
+    assert_eq!(base, Lsn(4));
+    bench.answer(2, 2, ToPrimary::RebuildStarted { session });
+    let (verdict, outputs) = bench.answer(2, 2, ToPrimary::Gap { end: Lsn(2) });
+    assert_eq!(verdict, Verdict::Ignored(IgnoredReason::LateCopy));
+    assert!(!outputs.iter().any(|output| matches!(output, Output::SendEntries { .. })));
+    assert_eq!(bench.answer(2, 2, ToPrimary::Gap { end: base }).0, Verdict::Applied);
+}
+
 /// A receiver that answers and answers, and holds no more than before: its disk hangs, or its WAL is
 /// full for good.
 #[test]

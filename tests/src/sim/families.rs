@@ -25,6 +25,8 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("everything", 2),
     // The checkpoint of one rebuild came after the wipe of the next.
     ("disks", 1052),
+    // A late word of a gap set a rebuild's feed back below its base.
+    ("quorum", 26),
     // A primary that stepped down left a base lane open.
     ("swarm", 89),
     // A rebuild hung on a damaged block whose overwriting a client had given up.
