@@ -45,6 +45,10 @@ struct Cluster {
 impl Cluster {
     /// One volume with replicas on the first three of `nodes` nodes, all in sync.
     fn new(nodes: u128) -> Self {
+        Self::of(nodes, 3, Durability::SyncAll)
+    }
+
+    fn of(nodes: u128, replicas: u32, durability: Durability) -> Self {
         let mut cluster = Self {
             state: State::new(),
             detector: Detector::new(DetectorParams::default()),
@@ -59,13 +63,13 @@ impl Cluster {
         let request = VolumeRequest {
             name: "vol".to_owned(),
             size_bytes: 1 << 20,
-            replicas: 3,
-            durability: Durability::SyncAll,
+            replicas,
+            durability,
             write_ack: WriteAck::Durable,
             min_in_sync: None,
             zone_spread: false,
         };
-        let placement = (1..=3).map(|n| (replica(n), node(n))).collect();
+        let placement = (1..=u128::from(replicas)).map(|n| (replica(n), node(n))).collect();
         let overcommit_percent = OVERCOMMIT;
         cluster.must(Command::CreateVolume {
             volume: volume(),
@@ -378,6 +382,52 @@ fn where_no_other_node_has_room_a_replica_is_made_anew_on_its_own() {
         cluster.done
     );
     assert_ne!(cluster.nodes_of([cluster.config().primary.id]), [primary]);
+}
+
+/// What is acknowledged is on a majority of the voters. Of those that stay it must be on as many as a
+/// majority of the replicas that the volume should have, whichever majority of them that is.
+#[test]
+fn a_voter_is_made_anew_in_its_place_only_if_every_majority_of_the_others_is_copies_enough() {
+    for (replicas, goes) in [(2, false), (3, true), (4, false), (5, true)] {
+        let mut cluster = Cluster::of(replicas.into(), replicas, Durability::SyncQuorum);
+        let all: Vec<_> = (1..=u128::from(replicas)).collect();
+        assert_eq!(cluster.in_sync(), all);
+        let primary = cluster.config().primary.id;
+        let id = cluster.config().isr.into_iter().find(|id| *id != primary).expect("a second");
+        let overcommit_percent = OVERCOMMIT;
+        cluster.must(Command::RetireReplica {
+            volume: volume(),
+            replica: id,
+            fate: Fate::GoesFirst,
+            instead: None,
+            overcommit_percent,
+        });
+        cluster.settle();
+        let stays = cluster.vol().replicas.contains_key(&id);
+        assert_eq!(stays, !goes, "of {replicas}: {:?}", cluster.done);
+        assert_eq!((cluster.listed(), cluster.in_sync()), (all.clone(), all), "of {replicas}");
+    }
+}
+
+#[test]
+fn a_voter_stays_in_its_place_while_too_few_of_the_others_are_heard() {
+    let mut cluster = Cluster::of(3, 3, Durability::SyncQuorum);
+    let primary = cluster.config().primary.id;
+    let others = cluster.config().isr.into_iter().filter(|id| *id != primary);
+    let [goes, silent] = others.collect::<Vec<_>>()[..] else { panic!("three voters") };
+    cluster.off.insert(cluster.vol().replicas[&silent].node);
+    cluster.pass(5);
+    cluster.must(Command::RetireReplica {
+        volume: volume(),
+        replica: goes,
+        fate: Fate::GoesFirst,
+        instead: None,
+        overcommit_percent: OVERCOMMIT,
+    });
+    assert_eq!(cluster.pass(1), [], "its copy may be one of two");
+    cluster.off.clear();
+    cluster.settle();
+    assert!(!cluster.vol().replicas.contains_key(&goes), "{:?}", cluster.done);
 }
 
 #[test]
