@@ -302,6 +302,18 @@ bugs! {
     /// A handover whose outcome is unknown is taken for refused. [It is committed late, and both
     /// primaries serve.]
     UnknownHandoverIsNo,
+    /// A recovery session's pin on the WAL goes at the end of its base lane, not at its close. [What the
+    /// lane of the log must still bring, or bring again, is recycled, and the session fails.]
+    DropPinEarly,
+    /// A replica that is in sync is taken off the list. [It may be the only one that holds what was
+    /// acknowledged, and its directory is removed.]
+    UnlistInSync,
+    /// A fresh replica is placed on a node that found one of the volume which is on no list. [The node
+    /// keeps that one, and never makes the other.]
+    PlaceBesideUnlisted,
+    /// Where a replica is replaced in its place, every voter that stays counts as a copy. [What is
+    /// acknowledged is on a majority of them only, and the directory goes that is one of too few.]
+    FewVotersInPlace,
     /// What a handover waives is waived in a later tenure too. [The primary of then serves again, and
     /// another that is promoted does not wait for what was promised to it.]
     WaiverOutlives,

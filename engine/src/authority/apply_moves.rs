@@ -7,6 +7,7 @@ use super::command::{Accepted, Response};
 use super::placement::{free_bytes, is_used};
 use super::refusal::Refusal;
 use super::state::{Duty, Fate, Registration, Replica, State, Volume, Wish};
+use crate::bugs::{Bug, on};
 use crate::types::{Epoch, NodeId, ReplicaId, VolumeId};
 
 impl State {
@@ -104,7 +105,7 @@ impl State {
             return Ok(Accepted::Done);
         }
         let assignment = self.in_force(volume, expected)?;
-        if assignment.isr.contains(&replica) {
+        if assignment.isr.contains(&replica) && !on(Bug::UnlistInSync) {
             return Err(Refusal::ListedInSync { volume, replica });
         }
         let member = assignment.members.contains(&replica);
@@ -248,7 +249,8 @@ impl State {
     /// node has two. [The node kept it and never made the new one, which was waited for for ever.]
     pub(super) fn is_taken(&self, volume: &Volume, node: NodeId) -> bool {
         let found = |r: &Registration| r.replicas.values().any(|r| r.volume == volume.id);
-        volume.holds(node) || self.nodes.get(&node).is_some_and(found)
+        let found = self.nodes.get(&node).is_some_and(found) && !on(Bug::PlaceBesideUnlisted);
+        volume.holds(node) || found
     }
 
     /// How many replicas that volumes list are on the node.

@@ -6,13 +6,15 @@ use std::collections::BTreeSet;
 use super::command::{Command, Response};
 use super::state::{Assignment, Durability, State, Volume, WriteAck};
 use crate::bugs::{Bug, on};
-use crate::types::{Epoch, LossGeneration, NodeId, ReplicaId, VolumeId};
+use crate::types::{Epoch, LossGeneration, NodeId, ReplicaId, ReplicaRef, VolumeId};
 
 /// What a command could change, as it was before.
 #[derive(Debug)]
 pub(super) struct Before {
     revision: u64,
     volume: Option<(VolumeId, Option<Volume>, Option<Epoch>)>,
+    /// Which run proposes a change of the in-sync set.
+    proposer: Option<(VolumeId, ReplicaRef)>,
 }
 
 /// Which volume a command is about; `None` if it may touch several or none.
@@ -44,17 +46,31 @@ impl State {
             let last = self.tombstones.get(&id).map(|t| t.epoch);
             (id, self.volumes.get(&id).cloned(), last)
         });
-        Before { revision: self.revision, volume }
+        let mut proposer = None;
+        if let Command::ProposeIsr { volume, primary, .. } = command {
+            proposer = Some((*volume, *primary));
+        }
+        Before { revision: self.revision, volume, proposer }
     }
 
     /// Checks one step. A registration may touch many volumes, so it pays for a check of all.
     pub(super) fn assert_step(&self, before: Before, response: &Response) {
         assert!(self.revision >= before.revision, "A2: the catalogue revision went back");
+        if let Some((volume, run)) = before.proposer.filter(|_| response.is_ok()) {
+            let registered = self.registered(volume, run.id).map(|r| r.incarnation);
+            assert!(
+                registered == Some(run.incarnation),
+                "A9: volume {volume}: a proposal of {run:?} took effect, but {registered:?} runs"
+            );
+        }
         let Some((id, old, tombstone)) = before.volume else {
             return self.assert_invariants();
         };
         match (&old, self.volumes.get(&id)) {
-            (Some(old), Some(new)) => assert_follows(old, new),
+            (Some(old), Some(new)) => {
+                assert_follows(old, new);
+                self.assert_placed(old, new);
+            }
             (Some(old), None) => {
                 let last = self.tombstones.get(&id).expect("a volume ends as a tombstone").epoch;
                 let was = old.assignment.as_ref().map_or(Epoch(0), |a| a.epoch);
@@ -118,6 +134,20 @@ impl State {
         }
         for (id, registration) in &self.nodes {
             assert!(*id == registration.node, "A5: node {id} is filed under another id");
+        }
+    }
+
+    /// A node that found a replica of the volume takes no other.
+    fn assert_placed(&self, old: &Volume, new: &Volume) {
+        for (replica, placed) in &new.replicas {
+            let found = self.nodes.get(&placed.node);
+            let another =
+                found.is_some_and(|node| node.replicas.values().any(|r| r.volume == new.id));
+            assert!(
+                !another || old.replicas.contains_key(replica),
+                "A5: volume {}: replica {replica} is placed where its node has another",
+                new.id
+            );
         }
     }
 

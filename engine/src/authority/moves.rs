@@ -12,6 +12,7 @@ use super::command::Command;
 use super::detector::Detector;
 use super::placement::free_bytes;
 use super::state::{Assignment, Durability, Duty, Fate, State, Volume, Wish};
+use crate::bugs::{Bug, on};
 use crate::replication::quorum::majority;
 use crate::types::{Epoch, Millis, NodeId, ReplicaId, VolumeId};
 
@@ -244,6 +245,7 @@ impl Look<'_> {
         let least = (spec.min_in_sync as usize).max(1);
         // What is acknowledged is on all of a set, but on a majority of voters.
         let copies = |members: usize| match spec.durability {
+            Durability::SyncQuorum if on(Bug::FewVotersInPlace) => members,
             Durability::SyncQuorum => majority(members),
             Durability::SyncAll | Durability::BestEffort => members,
         };

@@ -3,7 +3,7 @@
 use std::collections::{BTreeMap, VecDeque};
 
 use super::io::{Answer, ClientId, Ignored, Input, LinkId, Op, Output, Params, RequestId, Verdict};
-use super::session::SessionState;
+use super::session::{GivenUp, Owner, Session, SessionState};
 use crate::types::{AttachGeneration, Config, Epoch, LossGeneration, Millis, ReplicaRef, VolumeId};
 
 /// One frontend session of one volume, shared by all clients of one datanode.
@@ -240,6 +240,20 @@ impl Forwarder {
         }
     }
 
+    /// Nothing was sent to the blocks of a request since that one was given up.
+    fn assert_nothing_overtakes(&self, session: &Session) {
+        for (sequence, GivenUp { range, from }) in &session.given_up {
+            for (later, owner) in session.unresolved.range(from..) {
+                let Owner::Request(id) = owner else { continue };
+                let blocks = self.requests.get(id).and_then(|request| request.op.blocks());
+                assert!(
+                    blocks.is_none_or(|blocks| !blocks.overlaps(range)),
+                    "F5: {later} goes to blocks that {sequence} may still change"
+                );
+            }
+        }
+    }
+
     fn assert_invariants(&self) {
         let unsent = self.waiting.len() + self.blocked.len();
         match &self.session {
@@ -250,6 +264,7 @@ impl Forwarder {
                     self.requests.len() - unsent <= session.unresolved.len(),
                     "F1: a request is neither queued nor in flight"
                 );
+                self.assert_nothing_overtakes(session);
             }
             SessionState::None | SessionState::Asked | SessionState::Closed => {
                 assert_eq!(unsent, self.requests.len(), "F1: requests in flight without a session");

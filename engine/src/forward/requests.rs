@@ -2,7 +2,7 @@
 
 use super::forwarder::{Forwarder, Request, Stream};
 use super::io::{Answer, ClientId, Ignored, LinkId, Op, Output, RequestId, Verdict};
-use super::session::{Owner, SessionState};
+use super::session::{GivenUp, Owner, SessionState};
 use crate::bugs::{Bug, on};
 use crate::replication::io::Outcome;
 use crate::types::{AttachGeneration, Millis, SEQUENCE_WINDOW};
@@ -113,7 +113,8 @@ impl Forwarder {
                     "F1: sequence {sequence} changed hands"
                 );
                 if let Some(range) = request.op.changes() {
-                    session.given_up.insert(sequence, range);
+                    let from = session.next_sequence;
+                    session.given_up.insert(sequence, GivenUp { range, from });
                 }
             }
             (Some(_), SessionState::None | SessionState::Asked | SessionState::Closed) => {
@@ -198,7 +199,7 @@ impl Forwarder {
             self.waiting.pop_front();
             let request = self.requests.get_mut(&id).expect("a waiting request is unanswered");
             let late = request.op.blocks().is_some_and(|blocks| {
-                session.given_up.values().any(|given_up| given_up.overlaps(&blocks))
+                session.given_up.values().any(|given_up| given_up.range.overlaps(&blocks))
             });
             if late && !on(Bug::GivenUpForgotten) {
                 self.blocked.push_back(id);

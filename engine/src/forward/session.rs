@@ -33,8 +33,16 @@ pub(super) struct Session {
     pub(super) low: u64,
     /// The sequences that are not, by whom they belong to.
     pub(super) unresolved: BTreeMap<u64, Owner>,
-    /// The blocks that given-up requests may still change.
-    pub(super) given_up: BTreeMap<u64, BlockRange>,
+    /// What given-up requests may still change.
+    pub(super) given_up: BTreeMap<u64, GivenUp>,
+}
+
+/// The blocks that a request may still change that was given up before its fate was known.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) struct GivenUp {
+    pub(super) range: BlockRange,
+    /// The first sequence that was free then: none from there on goes to these blocks.
+    pub(super) from: u64,
 }
 
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]

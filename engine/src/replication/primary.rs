@@ -156,6 +156,12 @@ impl Primary {
                 config.isr.len()
             ),
         );
+        assert!(
+            config.since <= self.config.epoch,
+            "I1: the tenure of epoch {} is over: another began in {}",
+            self.config.epoch,
+            config.since
+        );
         core.fence(config.epoch);
         self.first = core.log.end.next();
         if self.is_whole() {

@@ -216,6 +216,9 @@ impl Primary {
             return Verdict::Ignored(IgnoredReason::LateCopy);
         }
         session.enter(Stage::Copied { through }, core.now);
+        if on(Bug::DropPinEarly) {
+            core.out.push(Output::Unpin { session: id });
+        }
         // The receiver may hold all of it already; its next acknowledgement tells.
         if let Some(feed) = self.peers.get_mut(&replica).and_then(|peer| peer.feed.as_mut()) {
             feed.stamped = None;

@@ -52,11 +52,14 @@ pub const FAMILIES: &[&str] = &[
     "quorum",
     "elections",
     "eights",
+    "ambushes",
     "handovers",
     "attachments",
     "written",
     "blackouts",
     "recoveries",
+    "moves",
+    "replacements",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -7,7 +7,7 @@ use sbk_engine::replication::io::{
     Input, Kept, Outcome, Output, Payload, Proposal, StreamEnd, StreamId,
 };
 use sbk_engine::replication::log::{EntryHeader, RequestTag};
-use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToReplica};
+use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToPrimary, ToReplica};
 use sbk_engine::replication::view::{RoleView, View};
 use sbk_engine::replication::{Params, Replica};
 use sbk_engine::types::{AttachGeneration, Epoch, Lsn, Millis, ReplicaId};
@@ -39,6 +39,15 @@ pub(crate) fn params() -> Params {
         },
         ..Params::default()
     }
+}
+
+/// The epoch that a refusal tells of, to whichever run of the replica.
+fn told_of(input: &Input) -> Epoch {
+    let Input::FromReplica { message: ToPrimary::Refused { fenced, config, .. }, .. } = input
+    else {
+        return Epoch(0);
+    };
+    config.as_ref().map_or(*fenced, |config| config.epoch.max(*fenced))
 }
 
 /// What a node does to what is around it.
@@ -129,8 +138,16 @@ impl Node {
             Input::FromPrimary { message: ToReplica::Append(append), .. } => append.prev.next(),
             _ => Lsn(0),
         };
+        let told_of = told_of(&input);
         let Some(replica) = &mut self.replica else { return Vec::new() };
         let (_, outputs) = replica.step(now, input);
+        let view = replica.view(now);
+        assert!(
+            view.role != RoleView::Primary || view.epoch >= told_of,
+            "I1: {} goes on in epoch {} after a refusal told it of epoch {told_of}",
+            view.me.id,
+            view.epoch
+        );
         let checkpoint = self.disk.checkpoint;
         let mut effects = Vec::new();
         for output in outputs {

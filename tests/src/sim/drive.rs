@@ -7,8 +7,8 @@ use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::Replica;
 use sbk_engine::replication::io::{Input, Outcome, Output, Payload, Proposal, StreamEnd, StreamId};
 use sbk_engine::replication::log::{EntryHeader, RequestTag};
-use sbk_engine::replication::message::{Append, Lineage, ToPrimary, ToReplica};
-use sbk_engine::types::Lsn;
+use sbk_engine::replication::message::{Append, Lineage, RecoveryId, ToPrimary, ToReplica};
+use sbk_engine::types::{Lsn, ReplicaId};
 use sbk_store::entry::entry_crc;
 use sbk_store::{LogEntry, LogReadError, ReadError, Store, StoreError};
 
@@ -48,6 +48,7 @@ impl World {
         while let Some((input, fed)) = self.nodes[index].inbox.pop_front() {
             self.nodes[index].fed = fed;
             let now = self.nodes[index].clock(self.now);
+            self.note_told(index, &input);
             let Some(replica) = &mut self.nodes[index].replica else { return };
             let (verdict, outputs) = replica.step(now, input);
             self.mark_verdict(verdict);
@@ -115,7 +116,7 @@ impl World {
             Output::SendFetched { lineage, request, prev, last } => {
                 // None, if they are gone: the candidate asks anew what there is.
                 let last = last.min(Lsn(prev.0 + FETCHED_ENTRIES));
-                let read = self.read_log(index, prev.next(), last)?;
+                let read = self.read_log(index, None, prev.next(), last)?;
                 let entries = read.unwrap_or_default();
                 let headers = entries.iter().map(|entry| entry.header).collect();
                 let message = ToPrimary::Entries { request, prev, entries: headers };
@@ -123,8 +124,12 @@ impl World {
             }
             Output::StartBase { mark, lineage, .. } => self.start_base(index, mark, lineage),
             Output::StopBase { session } => self.stop_base(index, session),
-            Output::Propose(proposal) => self.send_proposal(index, proposal),
+            Output::Propose(proposal) => {
+                self.check_proposal(index, &proposal);
+                self.send_proposal(index, proposal);
+            }
             Output::StreamOpened { stream, epoch, attach, loss_generation } => {
+                self.check_told(index);
                 self.generations.insert(stream, loss_generation);
                 let event = Event::Opened { stream, epoch, attach, loss: loss_generation };
                 self.stream_send(stream, false, index, event);
@@ -136,6 +141,9 @@ impl World {
                 self.stream_send(stream, false, index, Event::Ended { stream, reason, config });
             }
             Output::Answer { stream, tag, outcome } => {
+                if outcome == Outcome::Done {
+                    self.check_told(index);
+                }
                 match (self.asked_for(stream, tag.sequence), &outcome) {
                     (Some(true), Outcome::Done) => self.check_read(index),
                     (Some(false), Outcome::Done) => {
@@ -200,6 +208,7 @@ impl World {
                 node.disk.store().wipe(&mark, &state, &kept)?;
                 node.disk.shadow.was_wiped(mark.base, kept, image);
                 node.receive(mark.session);
+                self.name_the_torn(index);
             }
             other => panic!("{other:?} does not block"),
         }
@@ -313,7 +322,8 @@ impl World {
         append: Append,
         last: Lsn,
     ) -> Result<(), StoreError> {
-        let entries = match self.read_log(index, append.prev.next(), last)? {
+        let lane = self.session_with(index, lineage.to.id);
+        let entries = match self.read_log(index, lane, append.prev.next(), last)? {
             Ok(entries) => entries,
             Err(cause) => {
                 let replica = lineage.to.id;
@@ -340,17 +350,28 @@ impl World {
         Ok(())
     }
 
-    /// Entries of a node's own log, or why they are not in it any more. What its disk does not give
+    /// The session that a primary has going with a replica.
+    fn session_with(&self, index: usize, replica: ReplicaId) -> Option<RecoveryId> {
+        let node = &self.nodes[index];
+        let view = node.replica.as_ref()?.view(node.clock(self.now));
+        Some(view.peers.get(&replica)?.recovery.as_ref()?.session.as_ref()?.id)
+    }
+
+    /// Entries of a node's own log, for the lane of a session or without one, or why they are not in it any more. What its disk does not give
     /// back fails its store, unless the extents have it: as a volume task does it.
     fn read_log(
         &mut self,
         index: usize,
+        lane: Option<RecoveryId>,
         first: Lsn,
         last: Lsn,
     ) -> Result<Result<Vec<LogEntry>, FailureKind>, StoreError> {
         let store = self.nodes[index].disk.store();
         let (lsn, what) = match read_all(store, first, last) {
             Ok(entries) => return Ok(Ok(entries)),
+            Err(LogReadError::Recycled { .. }) if lane.is_some_and(|id| !store.pin_lost(id)) => {
+                panic!("R7: the log from {first} on is recycled, and session {lane:?} needs it");
+            }
             Err(LogReadError::Recycled { .. }) if store.lost_a_pin() => {
                 return Ok(Err(FailureKind::PinLost));
             }
@@ -368,7 +389,7 @@ impl World {
 
     fn send_proposal(&mut self, index: usize, proposal: Proposal) {
         let run = self.nodes[index].run;
-        if self.strand(index, run, &proposal) {
+        if self.outlive(index, run, &proposal) || self.strand(index, run, &proposal) {
             return;
         }
         let lost =

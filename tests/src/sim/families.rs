@@ -381,6 +381,23 @@ pub const FAMILIES: &[Family] = &[
         },
     },
     Family {
+        name: "ambushes",
+        faults: |seed| Faults {
+            loss: seed % 4,
+            crash: true,
+            power: seed % 3 == 0,
+            blink: seed % 2 == 0,
+            short_wal: true,
+            slow: seed % 5,
+            ambush: true,
+            busy: 25,
+            durability: [Durability::SyncQuorum, Durability::SyncAll][(seed / 3 % 2) as usize],
+            min_in_sync: 1,
+            replicas: [3, 5, 4][(seed / 2 % 3) as usize],
+            ..Faults::none()
+        },
+    },
+    Family {
         name: "elections",
         faults: |seed| Faults {
             coup: true,

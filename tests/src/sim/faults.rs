@@ -49,6 +49,8 @@ pub struct Faults {
     pub(crate) quorum: bool,
     /// What takes several steps to go wrong: see `plots`.
     pub(crate) plot: bool,
+    /// What strikes at the one moment at which it matters: see `plots`.
+    pub(crate) ambush: bool,
     /// Three changes of primary around a log that grew alone: see `eight`.
     pub(crate) eight: bool,
     /// Processes end and are back before anybody notices.
@@ -108,6 +110,7 @@ impl Faults {
             leader: false,
             quorum: false,
             plot: false,
+            ambush: false,
             eight: false,
             blink: false,
             short_wal: false,

@@ -10,7 +10,7 @@ use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::replication::{Params, Replica};
 use sbk_engine::types::{
-    Config, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish, WriteAck,
+    Config, Epoch, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish, WriteAck,
 };
 use sbk_store::{
     BatchResult, CheckpointDone, CheckpointPlan, Failures, LogEntry, ReadPlan, Reopening,
@@ -95,6 +95,8 @@ pub(crate) struct Node {
     pub(crate) unheard: bool,
     /// Cut off from the clients.
     pub(crate) unseen: bool,
+    /// The newest epoch that a refusal told this opening of its store of.
+    pub(crate) told_of: Epoch,
     /// What the replica was told last of what the masters wish.
     pub(crate) wished: Wish,
     /// The process was told to end.
@@ -162,6 +164,7 @@ impl Node {
             waiting: Vec::new(),
             unheard: false,
             unseen: false,
+            told_of: Epoch(0),
             wished: Wish::default(),
             ending: false,
             handover_unknown: false,
@@ -269,6 +272,7 @@ impl Node {
         self.checkpoint = None;
         self.sending.clear();
         self.receiving = None;
+        self.told_of = Epoch(0);
         self.wished = Wish::default();
         (self.ending, self.handover_unknown) = (false, false);
     }

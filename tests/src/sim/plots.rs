@@ -44,6 +44,29 @@ impl World {
         self.apply(&Command::Failover { volume, expect_epoch, primary, isr, stood: None });
     }
 
+    /// A primary's process ends as it proposes something and is back at once; what it proposed is decided
+    /// then. Whether that became of the proposal.
+    pub(super) fn outlive(&mut self, index: usize, run: u64, proposal: &Proposal) -> bool {
+        if !self.faults.ambush || self.healed || !self.rng.chance(20) {
+            return false;
+        }
+        self.after(1, Event::Strike { node: index, power: false });
+        let late = 5 + self.rng.below(80);
+        let proposal = proposal.clone();
+        self.after(late, Event::Propose { node: index, run, proposal });
+        true
+    }
+
+    /// A voter is wiped while it is listed, and the leader names it before it hears of that.
+    pub(super) fn name_the_torn(&mut self, index: usize) {
+        let voter = self.nodes[index].id;
+        let listed = self.masters.config.isr.contains(&voter);
+        if !self.faults.ambush || self.healed || !listed || !self.rng.chance(50) {
+            return;
+        }
+        self.overreach(voter, u64::MAX);
+    }
+
     /// A member that owes the primary no promise any more joins its successor, which still waits for
     /// its own to run out, and takes over from it: it must not serve before that.
     fn relay(&mut self) {

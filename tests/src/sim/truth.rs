@@ -4,8 +4,9 @@
 use std::collections::BTreeMap;
 
 use sbk_engine::authority::Command;
-use sbk_engine::replication::io::{IsrChange, Kept, Opened};
+use sbk_engine::replication::io::{Input, IsrChange, Kept, Opened, Proposal};
 use sbk_engine::replication::log::{EntryHeader, EntryKind, LogState, RequestTag};
+use sbk_engine::replication::message::ToPrimary;
 use sbk_engine::replication::view::RoleView;
 use sbk_engine::types::{
     AttachGeneration, Config, Durability, Epoch, LossGeneration, Lsn, ReplicaId,
@@ -346,6 +347,36 @@ impl World {
         self.check_state(index, opened.committed, &opened.state);
     }
 
+    /// A refusal reaches the run that it is for: which epoch does it tell of?
+    pub(crate) fn note_told(&mut self, index: usize, input: &Input) {
+        let Input::FromReplica { lineage, message: ToPrimary::Refused { fenced, config, .. } } =
+            input
+        else {
+            return;
+        };
+        let now = self.now;
+        let node = &mut self.nodes[index];
+        let me = node.replica.as_ref().map(|replica| replica.view(node.clock(now)).me);
+        if Some(lineage.to) == me {
+            let named = config.as_ref().map_or(Epoch(0), |config| config.epoch);
+            node.told_of = node.told_of.max(*fenced).max(named);
+        }
+    }
+
+    /// Something is answered: not by a primary that was told of a newer epoch.
+    pub(crate) fn check_told(&self, index: usize) {
+        let node = &self.nodes[index];
+        let Some(view) = node.replica.as_ref().map(|r| r.view(node.clock(self.now))) else {
+            return;
+        };
+        assert!(
+            view.epoch >= node.told_of,
+            "I1: node {index} answers in epoch {} after a refusal told it of epoch {}",
+            view.epoch,
+            node.told_of
+        );
+    }
+
     /// A primary answers a read: nobody may be ready to serve in a newer epoch, for it could have
     /// committed over what was read.
     pub(crate) fn check_read(&self, index: usize) {
@@ -365,6 +396,18 @@ impl World {
                 );
             }
         }
+    }
+
+    /// A primary that still waits for promises it made lets nobody join and hands nothing over.
+    pub(crate) fn check_proposal(&self, index: usize, proposal: &Proposal) {
+        let node = &self.nodes[index];
+        let ready = node.replica.as_ref().is_some_and(|r| r.view(node.clock(self.now)).ready);
+        let waits = match &proposal.change {
+            IsrChange::Join { .. } | IsrChange::HandOver { .. } => true,
+            IsrChange::Leave { .. } | IsrChange::Burn | IsrChange::Yield { .. } => false,
+        };
+        let (change, epoch) = (&proposal.change, proposal.epoch);
+        assert!(ready || !waits, "I1: node {index} proposes {change} in epoch {epoch} unready");
     }
 
     /// A primary answers a write.
