@@ -208,6 +208,7 @@ impl<'a> Run<'a> {
         let cluster = DevCluster::start(options).await?;
         let stage = Stage::new(cluster, net, disks);
         let client = stage.cluster.client();
+        let losses = Losses::begin();
         let mut loads = BTreeMap::new();
         for (kind, number) in KINDS.iter().zip(1..) {
             let created = client.create_volume(kind.request(VOLUME)).await?;
@@ -236,7 +237,7 @@ impl<'a> Run<'a> {
             loads,
             schedule: Schedule::new(seed, world),
             log,
-            losses: Losses::begin(),
+            losses,
             unavailable,
             checks: 0,
             longest_convergence: Duration::ZERO,
