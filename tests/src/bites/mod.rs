@@ -60,6 +60,7 @@ pub const FAMILIES: &[&str] = &[
     "recoveries",
     "moves",
     "replacements",
+    "unsynced",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -94,7 +94,7 @@ impl World {
     }
 
     /// No node hears this one, nor it them.
-    fn part(&mut self, node: usize) {
+    pub(super) fn part(&mut self, node: usize) {
         for other in (0..self.nodes.len()).filter(|other| *other != node) {
             self.broken.insert((node, other));
             self.broken.insert((other, node));

@@ -215,6 +215,8 @@ pub(crate) enum Event {
     },
     /// See [`World::eight`].
     Eight,
+    /// See [`World::unsynced`].
+    Unsynced,
     /// See [`World::crowd`].
     Crowd,
     /// A full disk has room again.

@@ -287,6 +287,25 @@ pub const FAMILIES: &[Family] = &[
         },
     },
     Family {
+        name: "unsynced",
+        faults: |seed| Faults {
+            unsynced: true,
+            power: true,
+            loss: seed % 3,
+            slow: seed % 4 * 5,
+            crash: seed % 5 == 4,
+            blackout: seed % 4 == 3,
+            disk: seed % 7 == 5,
+            drift: seed % 3 == 1,
+            short_wal: seed % 6 == 2,
+            busy: [12, 25][(seed / 2 % 2) as usize],
+            write_ack: WriteAck::Written,
+            replicas: [2, 3, 2, 4][(seed / 3 % 4) as usize],
+            min_in_sync: 1,
+            ..Faults::none()
+        },
+    },
+    Family {
         name: "everything",
         faults: |seed| Faults {
             loss: seed % 4,

@@ -53,6 +53,8 @@ pub struct Faults {
     pub(crate) ambush: bool,
     /// Three changes of primary around a log that grew alone: see `eight`.
     pub(crate) eight: bool,
+    /// Disks sync nothing for a while, and then the power goes: see `unsynced`.
+    pub(crate) unsynced: bool,
     /// Processes end and are back before anybody notices.
     pub(crate) blink: bool,
     /// The WAL holds so little that replicas that were away have to be rebuilt.
@@ -112,6 +114,7 @@ impl Faults {
             plot: false,
             ambush: false,
             eight: false,
+            unsynced: false,
             blink: false,
             short_wal: false,
             drift: false,
@@ -361,6 +364,9 @@ impl World {
         if self.faults.eight && self.rng.below(200) == 0 {
             self.eight();
         }
+        if self.faults.unsynced {
+            self.unsynced_turn();
+        }
     }
 
     fn two_nodes(&mut self) -> (usize, usize) {
@@ -595,6 +601,7 @@ impl World {
             self.nodes[index].disk.memory.mend();
             self.make_room(index);
             self.nodes[index].stalled_until = 0;
+            self.nodes[index].syncs_from = 0;
             if !self.nodes[index].up && !self.nodes[index].lost {
                 self.after(0, Event::Restart { node: index });
             }

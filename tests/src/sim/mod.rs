@@ -34,6 +34,7 @@ mod rng;
 mod story;
 mod summary;
 mod truth;
+mod unsynced;
 mod violation;
 mod work;
 mod world;

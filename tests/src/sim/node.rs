@@ -105,6 +105,8 @@ pub(crate) struct Node {
     pub(crate) handover_unknown: bool,
     /// Its disk answers nothing before this time.
     pub(crate) stalled_until: u64,
+    /// Its disk takes writes, and syncs nothing of them before this time.
+    pub(crate) syncs_from: u64,
     /// When its timer fires, on the world's clock.
     pub(crate) timer: u64,
     /// Its own clock: so many thousandths faster than the world's, and so far ahead.
@@ -169,6 +171,7 @@ impl Node {
             ending: false,
             handover_unknown: false,
             stalled_until: 0,
+            syncs_from: 0,
             timer: 0,
             rate,
             ahead,
@@ -488,7 +491,7 @@ impl World {
         }
         node.disk.memory.crash_after(at);
         let (batch, checkpoint) = (node.batch.take(), node.checkpoint.take());
-        let sync = node.sync.take();
+        let sync = node.sync.take().filter(|_| node.syncs_from <= self.now);
         let batch = || {
             if let Some((_, Work::Planned(batch))) = batch {
                 batch.run();
@@ -526,7 +529,10 @@ impl World {
             return;
         }
         let store = node.disk.store.take().expect("a replica that runs has its store open");
-        let _not_in_order = store.close_clean();
+        if store.close_clean().is_err() {
+            // It was the sync of the log that failed, for all that is known.
+            node.disk.lose_tail();
+        }
         node.disk.dies(false);
         node.clear();
         node.up = false;

@@ -148,6 +148,9 @@ impl World {
         if let IsrChange::HandOver { .. } = proposal.change {
             return self.strand_handover(index, run, proposal);
         }
+        if let IsrChange::Leave { .. } = proposal.change {
+            return self.strand_leave(index, run, proposal);
+        }
         let IsrChange::Join { replica } = &proposal.change else { return false };
         if !self.faults.plot || self.healed || !self.rng.chance(40) {
             return false;

@@ -71,6 +71,9 @@ impl World {
             }
             self.note_firm(&before, command);
             self.check_members();
+            if now_smaller(&before, &self.masters.config) {
+                self.unsynced_shrunk();
+            }
         }
     }
 

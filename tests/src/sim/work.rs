@@ -32,7 +32,7 @@ impl World {
         {
             node.sync = Some((generation, Work::Planned(sync)));
             let slow = [4, 4, 30, 400][self.rng.below(4) as usize];
-            let begin = begin + self.rng.below(slow);
+            let begin = begin.max(node.syncs_from) + self.rng.below(slow);
             self.at(begin, Event::SyncRuns { node: index, run });
         }
         let node = &mut self.nodes[index];

@@ -23,6 +23,7 @@ use super::node::Node;
 use super::rng::Rng;
 use super::summary::Summary;
 use super::truth::Truth;
+use super::unsynced::Unsynced;
 use super::violation::is_now;
 
 pub(crate) struct World {
@@ -71,6 +72,9 @@ pub(crate) struct World {
     pub(crate) eight: Option<Eight>,
     /// The newest loss that an operator accepted.
     pub(crate) given_up: Option<LossGeneration>,
+    pub(crate) unsynced: Option<Unsynced>,
+    /// When that is given up.
+    pub(crate) unsynced_until: u64,
     pub(crate) healed_at: u64,
     pub(crate) summary: Summary,
 }
@@ -126,6 +130,8 @@ impl World {
             healed: false,
             eight: None,
             given_up: None,
+            unsynced: None,
+            unsynced_until: 0,
             healed_at: 0,
             summary: Summary::default(),
         };
@@ -306,6 +312,7 @@ impl World {
             Event::Strand { node } => self.strand_now(node),
             Event::Relay { third } => self.relay_on(third),
             Event::Eight => self.eight_on(),
+            Event::Unsynced => self.unsynced_on(),
             Event::Crowd => self.crowd_comes(),
             Event::Flap { from, to, left } => self.flap(from, to, left),
             Event::MakeRoom { node } => self.make_room(node),
