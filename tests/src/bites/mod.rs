@@ -61,6 +61,7 @@ pub const FAMILIES: &[&str] = &[
     "moves",
     "replacements",
     "unsynced",
+    "in-place",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -400,6 +400,21 @@ pub const FAMILIES: &[Family] = &[
         },
     },
     Family {
+        name: "in-place",
+        faults: |seed| Faults {
+            loss: seed % 4,
+            slow: seed % 20,
+            crash: seed % 2 == 0,
+            partition: seed % 3 == 0,
+            slow_link: seed % 4 == 1,
+            moves: true,
+            busy: 25,
+            durability: Durability::SyncQuorum,
+            replicas: [4, 5, 4, 3][(seed / 2 % 4) as usize],
+            ..Faults::none()
+        },
+    },
+    Family {
         name: "ambushes",
         faults: |seed| Faults {
             loss: seed % 4,
