@@ -194,7 +194,8 @@ impl Primary {
     }
 
     fn fetch(&mut self, core: &mut Core, mut fetching: Fetching) {
-        let request = self.question();
+        let Some(peer) = self.peers.get_mut(&fetching.from) else { return };
+        let request = peer.question();
         (fetching.request, fetching.sent) = (request, core.now);
         let (prev, last) = (core.log.end, fetching.last);
         self.send(core, fetching.from, ToReplica::Fetch { request, prev, last });

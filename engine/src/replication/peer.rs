@@ -94,6 +94,9 @@ pub(super) struct Feed {
 pub(super) struct Peer {
     pub(super) id: ReplicaId,
     pub(super) addr: String,
+    /// Questions it was asked in this tenure: what it answers names the question.
+    #[serde(default)]
+    pub(super) questions: u64,
     /// The run that was last met. What it acknowledged holds for this run only.
     pub(super) incarnation: Option<Incarnation>,
     pub(super) transport: TransportEpoch,
@@ -148,6 +151,7 @@ impl Peer {
         Self {
             id,
             addr,
+            questions: 0,
             incarnation: None,
             transport: TransportEpoch(0),
             link: Link::Down,
@@ -173,6 +177,12 @@ impl Peer {
             session: None,
             base: None,
         }
+    }
+
+    /// The number of the next question.
+    pub(super) fn question(&mut self) -> u64 {
+        self.questions += 1;
+        self.questions
     }
 
     /// The replica in the run that was last met.

@@ -51,7 +51,6 @@ pub(super) struct Primary {
     pub(super) recovery: recovery::VolumeState,
     pub(super) asked: Option<Asked>,
     pub(super) proposals: u64,
-    pub(super) questions: u64,
     /// With written acknowledgements: everything up to here may have been answered in this tenure.
     pub(super) answered: Lsn,
     /// With written acknowledgements: a leave waits until those that stay have synced, and nothing more
@@ -132,7 +131,6 @@ impl Primary {
             recovery: recovery::VolumeState::new(core.params.recovery.clone()),
             asked: None,
             proposals: 0,
-            questions: 0,
             answered: Lsn(0),
             holding: false,
             lacking_since: None,
@@ -315,18 +313,13 @@ impl Primary {
         None
     }
 
-    pub(super) fn question(&mut self) -> u64 {
-        self.questions += 1;
-        self.questions
-    }
-
     fn probe(&mut self, core: &mut Core, replica: ReplicaId) {
-        let request = self.question();
         self.drop_feed(core, replica);
         let Some(peer) = self.peers.get_mut(&replica) else { return };
         if peer.asked().is_some() {
             return;
         }
+        let request = peer.question();
         peer.link = Link::Probing { request, sent: core.now };
         self.send(core, replica, ToReplica::Probe { request });
     }
@@ -458,7 +451,6 @@ impl Primary {
 
     fn alive(&mut self, core: &mut Core, lineage: Lineage, request: u64) -> Verdict {
         let (replica, epoch) = (lineage.from.id, self.config.epoch);
-        let next = self.question();
         let Some(peer) = self.peers.get_mut(&replica) else {
             return Verdict::Ignored(IgnoredReason::UnknownReplica);
         };
@@ -468,6 +460,7 @@ impl Primary {
         peer.meet(lineage.from.incarnation);
         peer.heard = core.now;
         peer.refused = false;
+        let next = peer.question();
         peer.link = Link::Fencing { request: next, sent: core.now };
         let (endpoint, transport) = (peer.addr.clone(), peer.transport);
         let config = self.config.clone();
@@ -518,7 +511,6 @@ impl Primary {
 
     /// Finds what both logs have in common.
     fn reconcile(&mut self, core: &mut Core, replica: ReplicaId, facts: &Facts) {
-        let next = self.question();
         let Some(peer) = self.peers.get_mut(&replica) else { return };
         let end = core.log.end;
         let mut common = core.kept.table.common_end(end, &facts.table, facts.durable);
@@ -544,6 +536,7 @@ impl Primary {
             core.trace("diverged", what);
             self.lost(core, replica, false);
         } else {
+            let next = peer.question();
             peer.link = Link::Cutting { request: next, sent: core.now, end: common };
             let table = core.kept.table.clone();
             self.send(core, replica, ToReplica::Cut { request: next, end: common, table });

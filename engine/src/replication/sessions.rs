@@ -170,9 +170,9 @@ impl Primary {
     }
 
     fn send_begin(&mut self, core: &mut Core, replica: ReplicaId, mark: Incomplete) {
-        let request = self.question();
-        let base = self.peers.get(&replica).and_then(|peer| peer.base.as_deref().cloned());
-        let Some(Base { table, state }) = base else { return };
+        let Some(peer) = self.peers.get_mut(&replica) else { return };
+        let Some(Base { table, state }) = peer.base.as_deref().cloned() else { return };
+        let request = peer.question();
         self.send(core, replica, ToReplica::BeginRebuild { request, mark, table, state });
     }
 
