@@ -1,14 +1,13 @@
 //! What can happen next in a world, and what it does.
 
 use std::collections::BTreeSet;
-use std::sync::Arc;
 
 use sbk_engine::replication::io::Input;
-use sbk_engine::replication::view::RoleView;
-use sbk_engine::types::ReplicaId;
+use sbk_engine::types::{Config, Durability, ReplicaId, Wish};
 
 use super::node::STEP;
-use super::world::{Answered, NODES, World};
+use super::part::{Part, change};
+use super::world::{Answered, NODES, Proposed, World};
 
 /// Something that happens.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -52,6 +51,8 @@ pub(crate) enum Action {
     Answer { which: usize },
     /// The masters replace the primary, and drop the old one from the in-sync set or not.
     FailOver { to: usize, drop: bool },
+    /// The masters want a primary to hand its role over.
+    Wish { at: usize, to: usize },
     /// A client asks a primary for a stream.
     Open { client: usize, node: usize },
     /// A client sends its next request.
@@ -73,6 +74,7 @@ impl Action {
             | Action::Heal
             | Action::Doubt { .. }
             | Action::FailOver { .. }
+            | Action::Wish { .. }
             | Action::AskLate { .. } => true,
             Action::Deliver { .. }
             | Action::Late { .. }
@@ -100,6 +102,9 @@ impl World {
         self.with_masters(&mut actions);
         self.with_clients(&mut actions);
         self.faults(&mut actions);
+        if self.left.prompt {
+            self.hold_back(&mut actions);
+        }
         let busy = actions.iter().any(|action| !action.is_free());
         if !busy || !self.left.late_repairs {
             self.repairs(&mut actions);
@@ -112,6 +117,23 @@ impl World {
             actions.push(Action::Pass);
         }
         actions
+    }
+
+    /// Leaves only what one node does at once, and faults, if it has anything to do.
+    fn hold_back(&self, actions: &mut Vec<Action>) {
+        let primary = self.index(self.masters.config.primary.id);
+        for at in 0..NODES {
+            let follows = self.nodes[at].is_up() && self.nodes[at].face.primary.is_none();
+            let prompt = |action: &Action| match action {
+                Action::Sync { node } => *node == at,
+                Action::Tick { node } => follows && *node == at,
+                Action::Deliver { from, to, .. } => follows && *to == at && *from == primary,
+                _ => false,
+            };
+            if actions.iter().any(prompt) {
+                return actions.retain(|action| action.is_free() || prompt(action));
+            }
+        }
     }
 
     fn network(&self, actions: &mut Vec<Action>) {
@@ -138,12 +160,12 @@ impl World {
             for of in (0..NODES).filter(|of| self.notices[index][*of]) {
                 actions.push(Action::Notice { at: index, of });
             }
-            if node.has_unsynced() {
+            if node.face.unsynced {
                 actions.push(Action::Sync { node: index });
             }
             let reads = 0..node.read.len();
             actions.extend(reads.map(|which| Action::Read { node: index, which }));
-            if node.is_due(self.time()) {
+            if node.face.is_due(self.time()) {
                 actions.push(Action::Tick { node: index });
             }
         }
@@ -154,15 +176,15 @@ impl World {
             if !self.hears_masters(index) {
                 continue;
             }
-            let Some(view) = node.view(self.time()) else { continue };
-            let open = (view.me.incarnation, view.incomplete.is_none());
+            let Some((me, complete)) = node.face.open else { continue };
+            let open = (me.incarnation, complete);
             if self.masters.registered(node.id) != Some(open) {
                 actions.push(Action::Register { node: index });
             }
             let newest = &self.masters.config;
             // Others only remember it, until the primary's own question tells them the same.
-            let acts = view.role == RoleView::Primary || newest.primary.id == node.id;
-            let older = view.config.is_none_or(|known| known.epoch < newest.epoch);
+            let acts = node.face.primary.is_some() || newest.primary.id == node.id;
+            let older = node.face.knows.is_none_or(|known| known < newest.epoch);
             if older && (acts || self.left.gossip) {
                 actions.push(Action::Push { node: index });
             }
@@ -204,8 +226,8 @@ impl World {
                 actions.push(if late { Action::AskLate { client } } else { ask });
             }
             for (node, primary) in self.nodes.iter().enumerate() {
-                let Some(view) = primary.primary(self.time()) else { continue };
-                let better = known.stream.is_none_or(|s| s.node != node && view.epoch > s.epoch);
+                let Some((epoch, _)) = primary.face.primary else { continue };
+                let better = known.stream.is_none_or(|s| s.node != node && epoch > s.epoch);
                 if better {
                     actions.push(Action::Open { client, node });
                 }
@@ -221,7 +243,7 @@ impl World {
                 for keep_tail in [false, true] {
                     for keep_sent in [false, true] {
                         // Without a tail or messages the choice is none.
-                        let same = keep_tail && !known.has_unsynced() || keep_sent && !sends;
+                        let same = keep_tail && !known.face.unsynced || keep_sent && !sends;
                         if !same {
                             actions.push(Action::Crash { node, keep_tail, keep_sent });
                         }
@@ -235,6 +257,13 @@ impl World {
             {
                 actions.push(Action::Isolate { node });
             }
+        }
+        if left.handovers > 0 {
+            let serves = |at: &usize| self.nodes[*at].face.primary.is_some_and(|(_, ready)| ready);
+            let primary = self.index(self.masters.config.primary.id);
+            let at = Some(primary).filter(|at| self.hears_masters(*at) && serves(at));
+            let others = left.successors.iter().copied().filter(|to| *to != primary);
+            actions.extend(others.filter_map(|to| Some(Action::Wish { at: at?, to })));
         }
         if left.failovers > 0 && (left.coups || self.is_suspected()) {
             for to in left.successors.iter().copied() {
@@ -268,7 +297,9 @@ impl World {
         if !usable || self.successor() == Some(to) {
             return Vec::new();
         }
-        let spare = config.isr.len() > config.min_in_sync as usize;
+        // A failover never changes the list of voters.
+        let drops = config.durability != Durability::SyncQuorum;
+        let spare = drops && config.isr.len() > config.min_in_sync as usize;
         // Who is not heard is dropped; who is, may be or not.
         match (spare, self.is_suspected()) {
             (false, _) => vec![false],
@@ -290,16 +321,17 @@ impl World {
     pub(crate) fn happen(&mut self, action: Action) {
         match action {
             Action::Deliver { from, to, lane } => {
-                let wire = self.lanes[from][to][lane].remove(0);
-                self.arrive(&wire);
+                if let Some(wire) = self.lanes[from][to][lane].pop(self.now) {
+                    self.arrive(&wire);
+                }
             }
             Action::Copy { from, to, lane } => {
                 self.left.copies -= 1;
-                self.late.push(self.lanes[from][to][lane][0].clone());
+                self.late.extend(self.lanes[from][to][lane].first().cloned());
             }
             Action::Lose { from, to, lane } => {
                 self.left.losses -= 1;
-                self.lanes[from][to][lane].remove(0);
+                self.lanes[from][to][lane].pop(self.now);
             }
             Action::Late { which } => {
                 let wire = self.late.remove(which);
@@ -310,17 +342,18 @@ impl World {
                 self.bounce(at, of);
             }
             Action::Sync { node } => {
-                self.give(node, &"sync", |node, now| node.sync(now));
+                self.give(node, self.named(&"sync"), |node, now| node.sync(now));
             }
             Action::Read { node, which } => {
-                self.give(node, &("read", which), |node, now| node.read_done(now, which));
+                let stimulus = self.named(&("read", which));
+                self.give(node, stimulus, |node, now| node.read_done(now, which));
             }
             Action::Tick { node } => self.step(node, Input::Tick),
             Action::Pass => self.pass_time(),
             Action::Crash { node, keep_tail, keep_sent } => self.crash(node, keep_tail, keep_sent),
             Action::Restart { node } => {
                 let now = self.time();
-                self.node(node).open(now);
+                self.change_node(node, |node| node.open(now));
                 self.notices.iter_mut().for_each(|of| of[node] = false);
             }
             Action::Isolate { node } => {
@@ -331,8 +364,8 @@ impl World {
             }
             Action::Heal => self.isolated = None,
             Action::Register { node } => {
-                if let Some(view) = self.nodes[node].view(self.time()) {
-                    self.change_masters().register(view.me, view.incomplete.is_none());
+                if let Some((me, complete)) = self.nodes[node].face.open {
+                    change(&mut self.masters, |masters| masters.register(me, complete));
                 }
             }
             Action::Push { node } => {
@@ -342,13 +375,17 @@ impl World {
             Action::Decide { which } => self.decide(which),
             Action::Doubt { which } => {
                 self.left.doubts -= 1;
-                self.proposed[which].doubted = true;
-                let doubted = &self.proposed[which];
-                let (node, opens, id) = (doubted.node, doubted.opens, doubted.proposal.id);
-                self.answered.push(Answered { node, opens, id, config: None });
+                let doubted = self.proposed[which].clone();
+                self.proposed[which] = doubted.doubted();
+                self.tell(&doubted, None);
             }
             Action::Answer { which } => self.answer(which),
             Action::FailOver { to, drop } => self.fail_over(to, drop),
+            Action::Wish { at, to } => {
+                self.left.handovers -= 1;
+                let primary = Some(self.nodes[to].id);
+                self.step(at, Input::Wish(Wish { primary, ..Wish::default() }));
+            }
             Action::Open { client, node } => self.open(client, node),
             Action::Ask { client } | Action::AskLate { client } => self.ask(client),
         }
@@ -367,31 +404,39 @@ impl World {
 
     fn crash(&mut self, node: usize, keep_tail: bool, keep_sent: bool) {
         self.left.crashes -= 1;
-        self.node(node).crash(keep_tail);
+        self.change_node(node, |node| node.crash(keep_tail));
         if !keep_sent {
             self.lanes[node] = Default::default();
         }
-        self.proposed.iter_mut().filter(|p| p.node == node).for_each(|p| p.doubted = true);
+        for proposed in self.proposed.iter_mut().filter(|p| p.node == node) {
+            *proposed = proposed.doubted();
+        }
         self.answered.retain(|a| a.node != node);
         self.notices[node] = Default::default();
         for at in (0..NODES).filter(|at| *at != node) {
-            let primary = self.nodes[at].primary(self.time()).is_some();
+            let primary = self.nodes[at].face.primary.is_some();
             self.notices[at][node] = primary && !self.is_cut(at, node);
         }
-        let clients = Arc::make_mut(&mut self.clients);
-        for client in clients.iter_mut() {
-            client.stream = client.stream.filter(|stream| stream.node != node);
-        }
+        change(&mut self.clients, |clients| {
+            for client in clients {
+                client.stream = client.stream.filter(|stream| stream.node != node);
+            }
+        });
     }
 
     fn decide(&mut self, which: usize) {
         let proposed = self.proposed.remove(which);
-        self.change_masters().propose(&proposed.proposal);
+        change(&mut self.masters, |masters| masters.propose(&proposed.proposal));
         if !proposed.doubted {
-            let (node, opens, id) = (proposed.node, proposed.opens, proposed.proposal.id);
             let config = Some(self.masters.config.clone());
-            self.answered.push(Answered { node, opens, id, config });
+            self.tell(&proposed, config);
         }
+    }
+
+    /// The masters' answer to a proposal, or the news that none came, goes to who proposed it.
+    fn tell(&mut self, proposed: &Proposed, config: Option<Config>) {
+        let (node, opens, id) = (proposed.node, proposed.opens, proposed.proposal.id);
+        self.answered.push(Part::timeless(Answered { node, opens, id, config }));
     }
 
     fn fail_over(&mut self, to: usize, drop: bool) {
@@ -405,7 +450,7 @@ impl World {
             isr.remove(&config.primary.id);
         }
         if let Some(primary) = self.masters.promotable(id) {
-            let taken = self.change_masters().fail_over(primary, isr);
+            let taken = change(&mut self.masters, |masters| masters.fail_over(primary, isr));
             assert!(taken, "the masters refused the failover to {id} that they were to take");
         }
     }

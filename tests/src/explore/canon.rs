@@ -7,9 +7,11 @@
 //! time that it got in the same way, or takes the later of two. So the distance says all, and
 //! [`LONGEST`] after every parameter has run out it says no more than that.
 
-use std::hash::{DefaultHasher, Hasher};
+use std::hash::{BuildHasherDefault, DefaultHasher, Hasher};
 
 use serde::ser::{self, Serialize};
+
+use super::node;
 
 /// When every world begins.
 pub(crate) const ORIGIN: u64 = 1 << 40;
@@ -27,7 +29,9 @@ const END: u8 = 0xF5;
 
 /// Appends the canonical bytes of `value` as seen at `now` to `out`.
 pub(crate) fn write<T: Serialize + ?Sized>(out: &mut Vec<u8>, now: u64, value: &T) {
-    value.serialize(&mut Canon { out, now }).expect("canonical bytes always can be written");
+    value
+        .serialize(&mut Canon { out, now, oldest: LONGEST, of: "" })
+        .expect("canonical bytes always can be written");
 }
 
 /// 64 bits of the bytes (SipHash-1-3 with a fixed key). Among ten million states two share one by
@@ -38,9 +42,74 @@ pub(crate) fn digest(bytes: &[u8]) -> u64 {
     hasher.finish()
 }
 
+/// The digest of a value as seen at `now`.
+pub(crate) fn digest_of<T: Serialize + ?Sized>(now: u64, value: &T) -> u64 {
+    let mut bytes = Vec::with_capacity(4096);
+    write(&mut bytes, now, value);
+    digest(&bytes)
+}
+
+/// For tables whose keys are digests: they are spread already.
+pub(crate) type Spread = BuildHasherDefault<Spreader>;
+
+/// Takes the numbers of a key as they are.
+#[derive(Clone, Copy, Debug, Default)]
+pub(crate) struct Spreader(u64);
+
+impl Hasher for Spreader {
+    fn finish(&self) -> u64 {
+        self.0
+    }
+
+    fn write(&mut self, bytes: &[u8]) {
+        bytes.iter().for_each(|byte| self.write_u64(u64::from(*byte)));
+    }
+
+    fn write_u64(&mut self, n: u64) {
+        self.0 = (self.0.rotate_left(5) ^ n).wrapping_mul(0x517c_c1b7_2722_0a95).rotate_left(20);
+    }
+
+    fn write_isize(&mut self, n: isize) {
+        self.write_u64(n as u64);
+    }
+}
+
 struct Canon<'a> {
     out: &'a mut Vec<u8>,
     now: u64,
+    /// How old a time can be and still tell something, where it stands.
+    oldest: i64,
+    /// Whose fields are being written.
+    of: &'static str,
+}
+
+/// How long ago the time of a field can be, in milliseconds, and still make a difference. Each is only
+/// compared with now, after the time that a parameter gives it, so all times for which that is over
+/// are alike, and the time that never was, 0, is one of them.
+fn oldest(of: &str, field: &str) -> i64 {
+    let params = node::params();
+    let ms = match (of, field) {
+        // Deadlines: over or not.
+        (_, "until" | "leased_until" | "leased_before" | "promised_until") => 0,
+        (_, "wait_until" | "retry_at") => 0,
+        // For people only.
+        ("Seen", "since") | (_, "lacking_since") => 0,
+        // A proposal is given five times as long as a question.
+        ("Asked", "sent") => return LONGEST,
+        ("Core", "now") | (_, "sent") => params.retry_ms,
+        ("Reach", "since") => params.recovery.probe_timeout_ms,
+        ("Handover", "since") => params.drain_ms,
+        ("Work", "asked") => params.recovery.fence_retry_ms,
+        (_, "commanded") | ("Stage", "at") => params.recovery.command_retry_ms,
+        (_, "stamped") => params.renew_ms,
+        // The stamp of a lease, in the question and in the answer.
+        (_, "stamp" | "promised") => params.lease_ms,
+        (_, "heard" | "given_up") => params.suspect_ms,
+        (_, "moved") => params.stall_ms,
+        (_, "timed") => params.recovery.start_timeout_ms,
+        _ => return LONGEST,
+    };
+    ms as i64
 }
 
 /// Nothing can go wrong; the trait wants a type.
@@ -65,8 +134,9 @@ type Done = Result<(), Never>;
 
 impl Canon<'_> {
     fn number(&mut self, v: u64) -> Done {
-        if (ORIGIN..LAST_TIME).contains(&v) {
-            let distance = (v as i64 - self.now as i64).max(-LONGEST);
+        let is_time = (ORIGIN..LAST_TIME).contains(&v);
+        if is_time || v == 0 && self.oldest < LONGEST {
+            let distance = (v as i64 - self.now as i64).max(-self.oldest);
             self.out.push(TIME);
             self.out.extend(distance.to_le_bytes());
         } else if v < 0xE0 {
@@ -75,6 +145,14 @@ impl Canon<'_> {
             self.out.push(0xE0);
             self.out.extend(v.to_le_bytes());
         }
+        Ok(())
+    }
+
+    fn field<T: Serialize + ?Sized>(&mut self, field: &'static str, value: &T) -> Done {
+        let (of, around) = (self.of, self.oldest);
+        self.oldest = oldest(of, field);
+        value.serialize(&mut *self)?;
+        (self.of, self.oldest) = (of, around);
         Ok(())
     }
 
@@ -194,17 +272,19 @@ impl ser::Serializer for &mut Canon<'_> {
     fn serialize_map(self, _: Option<usize>) -> Result<Self, Never> {
         Ok(self)
     }
-    fn serialize_struct(self, _: &'static str, _: usize) -> Result<Self, Never> {
+    fn serialize_struct(self, name: &'static str, _: usize) -> Result<Self, Never> {
+        self.of = name;
         Ok(self)
     }
     fn serialize_struct_variant(
         self,
-        _: &'static str,
+        name: &'static str,
         index: u32,
         _: &'static str,
         _: usize,
     ) -> Result<Self, Never> {
         self.number(u64::from(index))?;
+        self.of = name;
         Ok(self)
     }
 }
@@ -272,8 +352,8 @@ impl ser::SerializeMap for &mut Canon<'_> {
 impl ser::SerializeStruct for &mut Canon<'_> {
     type Ok = ();
     type Error = Never;
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, value: &T) -> Done {
-        value.serialize(&mut **self)
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, field: &'static str, value: &T) -> Done {
+        self.field(field, value)
     }
     fn end(self) -> Done {
         Ok(())
@@ -283,8 +363,8 @@ impl ser::SerializeStruct for &mut Canon<'_> {
 impl ser::SerializeStructVariant for &mut Canon<'_> {
     type Ok = ();
     type Error = Never;
-    fn serialize_field<T: Serialize + ?Sized>(&mut self, _: &'static str, value: &T) -> Done {
-        value.serialize(&mut **self)
+    fn serialize_field<T: Serialize + ?Sized>(&mut self, field: &'static str, value: &T) -> Done {
+        self.field(field, value)
     }
     fn end(self) -> Done {
         Ok(())

@@ -39,9 +39,9 @@ fn registration(replica: ReplicaId, process: u64, revision: u64) -> Registration
 }
 
 impl Masters {
-    /// A volume that begins with `min_in_sync` replicas in sync; the others were created after its
-    /// first epoch, and have to join.
-    pub(crate) fn new(ids: &[ReplicaId], min_in_sync: u32) -> Self {
+    /// A volume that begins with `least` replicas in sync (or a majority); the others were created
+    /// after its first epoch, and have to join.
+    pub(crate) fn new(ids: &[ReplicaId], durability: Durability, least: u32) -> Self {
         let mut state = State::new();
         let mut must = |command| state.apply(&command).map(|_| ()).expect("the masters take it");
         must(Command::BootstrapCluster { cluster: ClusterId(Uuid::from_u128(9)) });
@@ -52,9 +52,9 @@ impl Masters {
             name: "vol".to_owned(),
             size_bytes: BLOCKS * BLOCK_SIZE,
             replicas: ids.len() as u32,
-            durability: Durability::SyncAll,
+            durability,
             write_ack: WriteAck::Durable,
-            min_in_sync: Some(min_in_sync),
+            min_in_sync: (durability == Durability::SyncAll).then_some(least),
             zone_spread: false,
         };
         let placement = ids.iter().map(|id| (*id, node_of(*id))).collect();

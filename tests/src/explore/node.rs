@@ -1,6 +1,8 @@
 //! One node: the real engine over a modelled disk, and the part of its driver.
 
 use std::collections::BTreeMap;
+use std::ops::Deref;
+use std::sync::Arc;
 
 use sbk_engine::recovery::{self, FailureKind};
 use sbk_engine::replication::io::{
@@ -8,12 +10,14 @@ use sbk_engine::replication::io::{
 };
 use sbk_engine::replication::log::{EntryHeader, RequestTag};
 use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToPrimary, ToReplica};
-use sbk_engine::replication::view::{RoleView, View};
+use sbk_engine::replication::view::RoleView;
 use sbk_engine::replication::{Params, Replica};
-use sbk_engine::types::{AttachGeneration, Epoch, Lsn, Millis, ReplicaId};
+use sbk_engine::types::{AttachGeneration, Epoch, Lsn, Millis, ReplicaId, ReplicaRef};
 use serde::Serialize;
 
+use super::canon;
 use super::disk::{Disk, Entry};
+use super::part::{Copied, Part};
 use super::world::{BLOCKS, Message, Wire};
 
 /// How far the clock moves at a time, in milliseconds.
@@ -52,9 +56,8 @@ fn told_of(input: &Input) -> Epoch {
 
 /// What a node does to what is around it.
 #[derive(Clone, Debug)]
-#[expect(clippy::large_enum_variant, reason = "taken apart as soon as it is made")]
 pub(crate) enum Effect {
-    Send(Wire),
+    Send(Arc<Part<Wire>>),
     Propose(Proposal),
     Opened {
         stream: StreamId,
@@ -77,6 +80,12 @@ pub(crate) enum Effect {
     Dropped(Option<Lsn>),
 }
 
+impl Effect {
+    fn send(now: Millis, lineage: Lineage, message: Message) -> Self {
+        Self::Send(Part::timed(now.0, Wire { lineage, message }))
+    }
+}
+
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Node {
     pub(crate) id: ReplicaId,
@@ -87,6 +96,86 @@ pub(crate) struct Node {
     pub(crate) read: Vec<(StreamId, RequestTag)>,
     /// Values of client writes and results of reads that the driver holds.
     pub(crate) values: BTreeMap<(StreamId, RequestTag), u64>,
+}
+
+/// What the world around a node asks of it again and again.
+#[derive(Clone, Copy, Debug)]
+pub(crate) struct Face {
+    /// The replica that it has open, and whether it is complete.
+    pub(crate) open: Option<(ReplicaRef, bool)>,
+    /// The epoch in which it is primary, and whether it is ready to serve.
+    pub(crate) primary: Option<(Epoch, bool)>,
+    /// The newest configuration that it knows of.
+    pub(crate) knows: Option<Epoch>,
+    /// When time does something to it.
+    due: Option<Millis>,
+    /// Something logged is not durable yet.
+    pub(crate) unsynced: bool,
+}
+
+impl Face {
+    fn of(now: Millis, node: &Node) -> Self {
+        let view = node.replica.as_ref().map(|replica| replica.view(now));
+        let primary = view.as_ref().filter(|view| view.role == RoleView::Primary);
+        Self {
+            open: view.as_ref().map(|view| (view.me, view.incomplete.is_none())),
+            primary: primary.map(|view| (view.epoch, view.ready)),
+            knows: node.replica.as_ref().and_then(Replica::config).map(|config| config.epoch),
+            due: node.replica.as_ref().and_then(Replica::next_deadline),
+            unsynced: node.has_unsynced(),
+        }
+    }
+
+    pub(crate) fn is_due(&self, now: Millis) -> bool {
+        self.due.is_some_and(|due| due <= now)
+    }
+}
+
+/// A node that many worlds have in common.
+#[derive(Debug)]
+pub(crate) struct Held {
+    node: Arc<Node>,
+    pub(crate) face: Face,
+    digest: u64,
+    /// The clock that the digest is of.
+    at: u64,
+}
+
+impl Held {
+    pub(crate) fn new(now: u64, node: Node) -> Arc<Self> {
+        let face = Face::of(Millis(now), &node);
+        Arc::new(Self { digest: canon::digest_of(now, &node), node: Arc::new(node), face, at: now })
+    }
+
+    /// The same when the clock has moved.
+    pub(crate) fn at(&self, now: u64) -> Arc<Self> {
+        let digest = canon::digest_of(now, &*self.node);
+        Arc::new(Self { node: self.node.clone(), face: self.face, digest, at: now })
+    }
+
+    /// Of the clock that it was last told.
+    pub(crate) fn digest(&self) -> u64 {
+        self.digest
+    }
+
+    /// One to change.
+    pub(crate) fn node(&self) -> Node {
+        Node::clone(&self.node)
+    }
+}
+
+impl Copied for Held {
+    fn key(&self) -> (u64, Option<u64>) {
+        (self.digest, Some(self.at))
+    }
+}
+
+impl Deref for Held {
+    type Target = Node;
+
+    fn deref(&self) -> &Node {
+        &self.node
+    }
 }
 
 impl Node {
@@ -111,22 +200,8 @@ impl Node {
         self.replica.is_some()
     }
 
-    pub(crate) fn view(&self, now: Millis) -> Option<View> {
-        self.replica.as_ref().map(|replica| replica.view(now))
-    }
-
-    /// The primary's view, if it is one.
-    pub(crate) fn primary(&self, now: Millis) -> Option<View> {
-        self.view(now).filter(|view| view.role == RoleView::Primary)
-    }
-
-    pub(crate) fn has_unsynced(&self) -> bool {
+    fn has_unsynced(&self) -> bool {
         self.is_up() && self.disk.end > self.disk.durable
-    }
-
-    pub(crate) fn is_due(&self, now: Millis) -> bool {
-        let deadline = self.replica.as_ref().and_then(Replica::next_deadline);
-        deadline.is_some_and(|due| due <= now)
     }
 
     /// Takes an input, and does the disk's part of what comes out; the rest is handed back.
@@ -136,6 +211,7 @@ impl Node {
     pub(crate) fn input(&mut self, now: Millis, input: Input, values: &[u64]) -> Vec<Effect> {
         let first = match &input {
             Input::FromPrimary { message: ToReplica::Append(append), .. } => append.prev.next(),
+            Input::FromReplica { message: ToPrimary::Entries { prev, .. }, .. } => prev.next(),
             _ => Lsn(0),
         };
         let told_of = told_of(&input);
@@ -179,6 +255,7 @@ impl Node {
     /// The image of a base lane arrives.
     pub(crate) fn take_base(
         &mut self,
+        now: Millis,
         lineage: Lineage,
         mark: Incomplete,
         image: &BTreeMap<u64, u64>,
@@ -191,7 +268,7 @@ impl Node {
         self.disk.take_base(image);
         let lineage = Lineage { from: lineage.to, to: lineage.from, ..lineage };
         let message = Message::BaseTaken { session: mark.session, through: read_at };
-        vec![Effect::Send(Wire { lineage, message })]
+        vec![Effect::send(now, lineage, message)]
     }
 
     fn carry_out(
@@ -234,11 +311,11 @@ impl Node {
             }
             Output::ToReplica { lineage, message, .. } => {
                 let message = Message::ToReplica(message, Vec::new());
-                effects.push(Effect::Send(Wire { lineage, message }));
+                effects.push(Effect::send(now, lineage, message));
             }
             Output::ToPrimary { lineage, message } => {
-                let message = Message::ToPrimary(message);
-                effects.push(Effect::Send(Wire { lineage, message }));
+                let message = Message::ToPrimary(message, Vec::new());
+                effects.push(Effect::send(now, lineage, message));
             }
             Output::SendEntries { lineage, append, last, .. } => {
                 effects.extend(self.send_entries(now, lineage, append, last));
@@ -247,9 +324,13 @@ impl Node {
                 let read_at = self.disk.committed;
                 let image = (0..BLOCKS).map(|b| (b, self.disk.as_of(b, read_at))).collect();
                 let message = Message::Base { mark, image, read_at };
-                effects.push(Effect::Send(Wire { lineage, message }));
+                effects.push(Effect::send(now, lineage, message));
             }
-            Output::SendFetched { .. } => panic!("no world has candidates"),
+            Output::SendFetched { lineage, request, prev, last } => {
+                let (entries, values) = self.disk.entries(prev.next(), last).into_iter().unzip();
+                let answer = ToPrimary::Entries { request, prev, entries };
+                effects.push(Effect::send(now, lineage, Message::ToPrimary(answer, values)));
+            }
             Output::Propose(proposal) => effects.push(Effect::Propose(proposal)),
             Output::StreamOpened { stream, epoch, attach, .. } => {
                 effects.push(Effect::Opened { stream, epoch, attach });
@@ -292,7 +373,7 @@ impl Node {
         append.entries = entries.iter().map(|(header, _)| *header).collect();
         let values = entries.iter().map(|(_, value)| *value).collect();
         let message = Message::ToReplica(ToReplica::Append(append), values);
-        vec![Effect::Send(Wire { lineage, message })]
+        vec![Effect::send(now, lineage, message)]
     }
 
     fn value_of(&self, header: &EntryHeader, payload: Payload, values: &[u64], first: Lsn) -> u64 {

@@ -2,11 +2,11 @@
 //! the shortest runs that break it.
 
 use std::cell::Cell;
-use std::collections::HashMap;
 use std::panic::{AssertUnwindSafe, catch_unwind};
 use std::sync::{Arc, RwLock};
 
 use super::action::Action;
+use super::graph::{Graph, Met};
 use super::world::{Shared, World};
 use super::worlds::Spec;
 
@@ -40,14 +40,11 @@ pub struct Violation {
     pub run: Vec<String>,
 }
 
-/// The first step of every state's shortest run back.
-type Parents = Arc<RwLock<Vec<(u32, Action)>>>;
-
 /// How many states are expanded before what was found is sorted out.
 const PART: usize = 4096;
 
 thread_local! {
-    static TRYING: Cell<Option<(u32, Action)>> = const { Cell::new(None) };
+    static TRYING: Cell<Option<(u32, Option<Action>)>> = const { Cell::new(None) };
 }
 
 /// An exploration of one world.
@@ -59,24 +56,13 @@ pub struct Search {
     verbose: bool,
     #[cfg(feature = "bugs")]
     bug: Option<sbk_engine::bugs::Bug>,
-    parents: Parents,
+    graph: Arc<RwLock<Graph>>,
 }
 
 struct Found {
-    parent: u32,
-    action: Action,
     digest: u64,
     /// `None` if it was known before.
     world: Option<World>,
-}
-
-/// Where a run from a state can lead, for the check that every state can come to rest.
-#[derive(Default)]
-struct Graph {
-    /// Of each state where its successors end in `to`.
-    ends: Vec<u64>,
-    to: Vec<u32>,
-    rests: Vec<bool>,
 }
 
 impl Search {
@@ -89,7 +75,7 @@ impl Search {
             verbose: false,
             #[cfg(feature = "bugs")]
             bug: None,
-            parents: Parents::default(),
+            graph: Arc::default(),
         }
     }
 
@@ -106,19 +92,20 @@ impl Search {
 
     /// What happened up to the step that is being tried on this thread; for a panic hook.
     pub fn trying(&self) -> Vec<String> {
-        TRYING.get().map(|(state, action)| self.run_to(state, Some(action))).unwrap_or_default()
+        TRYING.get().map(|(state, action)| self.run_to(state, action)).unwrap_or_default()
     }
 
     fn run_to(&self, state: u32, last: Option<Action>) -> Vec<String> {
-        let Ok(parents) = self.parents.read() else { return Vec::new() };
-        let mut run: Vec<_> = last.into_iter().collect();
-        let mut at = state;
-        while at != 0 {
-            let (parent, action) = parents[at as usize];
-            run.push(action);
-            at = parent;
+        let Ok(graph) = self.graph.read() else { return Vec::new() };
+        let mut world = self.spec.begin();
+        let mut run = Vec::new();
+        for which in graph.way_to(state) {
+            let action = world.actions()[which];
+            run.push(format!("{action:?}"));
+            world.happen(action);
         }
-        run.iter().rev().map(|action| format!("{action:?}")).collect()
+        run.extend(last.map(|action| format!("{action:?}")));
+        run
     }
 
     /// Explores the world to its end.
@@ -126,10 +113,9 @@ impl Search {
     /// # Errors
     /// The first rule that was found broken. Where panics abort, they do.
     pub fn run(&self) -> Result<Counts, Box<Violation>> {
-        let mut first = self.spec.begin();
-        let mut known = HashMap::from([(first.digest(), 0u32)]);
-        self.parents.write().expect("nobody panics with it").push((0, Action::Pass));
-        let mut graph = Graph::default();
+        let first = self.spec.begin();
+        let mut met = Met::new();
+        met.meet(first.digest());
         let mut counts = Counts { states: 1, ..Counts::default() };
         let mut level = vec![first];
         let mut base = 0u32;
@@ -137,28 +123,26 @@ impl Search {
             let mut shared = Shared::default();
             let mut next = Vec::new();
             for part in level.chunks(PART) {
-                let expanded = self.expand(base, part, &known)?;
+                let expanded = self.expand(base, part, &met)?;
                 base += part.len() as u32;
-                let mut parents = self.parents.write().expect("nobody panics with it");
+                let mut graph = self.graph.write().expect("nobody panics with it");
                 for (rests, successors) in expanded {
                     counts.ends += u64::from(rests);
                     counts.steps += successors.len() as u64;
-                    graph.rests.push(rests);
+                    let mut to = Vec::with_capacity(successors.len());
                     for found in successors {
-                        let fresh = known.len() as u32;
-                        let state = *known.entry(found.digest).or_insert(fresh);
-                        if let Some(mut world) = found.world.filter(|_| state == fresh) {
-                            parents.push((found.parent, found.action));
+                        let (state, fresh) = met.meet(found.digest);
+                        if let Some(mut world) = found.world.filter(|_| fresh) {
                             world.share(&mut shared);
                             next.push(world);
                         }
-                        graph.to.push(state);
+                        to.push(state);
                     }
-                    graph.ends.push(graph.to.len() as u64);
+                    graph.add(rests, &to);
                 }
             }
             level = next;
-            counts.states = known.len() as u64;
+            counts.states = met.len() as u64;
             counts.depth += u64::from(!level.is_empty());
             if self.verbose {
                 let width = level.len();
@@ -172,7 +156,9 @@ impl Search {
                 return Err(Box::new(Violation { what, run: Vec::new() }));
             }
         }
-        match graph.stuck() {
+        drop(met);
+        let stuck = self.graph.read().expect("nobody panics with it").stuck();
+        match stuck {
             None => Ok(counts),
             Some(state) => {
                 let what = "from here nothing leads to a world at rest (I8)".to_owned();
@@ -186,7 +172,7 @@ impl Search {
         &self,
         base: u32,
         level: &[World],
-        known: &HashMap<u64, u32>,
+        met: &Met,
     ) -> Result<Vec<(bool, Vec<Found>)>, Box<Violation>> {
         let size = level.len().div_ceil(self.threads).max(64);
         let work = |(n, part): (usize, &[World])| -> Result<Vec<_>, Box<Violation>> {
@@ -195,7 +181,7 @@ impl Search {
             let first = base + (n * size) as u32;
             part.iter()
                 .enumerate()
-                .map(|(i, world)| self.next(first + i as u32, world, known))
+                .map(|(i, world)| self.next(first + i as u32, world, met))
                 .collect()
         };
         let work = &work;
@@ -214,21 +200,21 @@ impl Search {
         &self,
         state: u32,
         world: &World,
-        known: &HashMap<u64, u32>,
+        met: &Met,
     ) -> Result<(bool, Vec<Found>), Box<Violation>> {
         let actions = world.actions();
         let rests = actions.iter().all(|action| action.is_free()) && world.is_converged();
         let tried = catch_unwind(AssertUnwindSafe(|| {
             if rests {
-                TRYING.set(Some((state, Action::Pass)));
+                TRYING.set(Some((state, None)));
                 world.check_end();
             }
             let after = actions.iter().map(|action| {
-                TRYING.set(Some((state, *action)));
-                let mut world = world.after(*action);
+                TRYING.set(Some((state, Some(*action))));
+                let world = world.after(*action);
                 let digest = world.digest();
-                let world = (!known.contains_key(&digest)).then_some(world);
-                Found { parent: state, action: *action, digest, world }
+                let world = (!met.contains(digest)).then_some(world);
+                Found { digest, world }
             });
             after.collect()
         }));
@@ -240,36 +226,5 @@ impl Search {
                 Err(Box::new(Violation { what: what.unwrap_or_default(), run: self.trying() }))
             }
         }
-    }
-}
-
-impl Graph {
-    /// A state from which no state at rest can be reached.
-    fn stuck(&self) -> Option<u32> {
-        let states = self.rests.len();
-        let from = |state: usize| if state == 0 { 0 } else { self.ends[state - 1] as usize };
-        // The edges turned round: counted, then filled in.
-        let mut starts = vec![0u64; states + 1];
-        self.to.iter().for_each(|to| starts[*to as usize + 1] += 1);
-        (0..states).for_each(|i| starts[i + 1] += starts[i]);
-        let mut back = vec![0u32; self.to.len()];
-        let mut next = starts.clone();
-        for state in 0..states {
-            for to in &self.to[from(state)..self.ends[state] as usize] {
-                back[next[*to as usize] as usize] = state as u32;
-                next[*to as usize] += 1;
-            }
-        }
-        let mut reaches = self.rests.clone();
-        let mut open: Vec<u32> = (0..states as u32).filter(|s| reaches[*s as usize]).collect();
-        while let Some(state) = open.pop() {
-            let edges = starts[state as usize] as usize..starts[state as usize + 1] as usize;
-            for parent in &back[edges] {
-                if !std::mem::replace(&mut reaches[*parent as usize], true) {
-                    open.push(*parent);
-                }
-            }
-        }
-        reaches.iter().position(|reaches| !reaches).map(|state| state as u32)
     }
 }

@@ -1,6 +1,5 @@
 //! The state of a world: replicas, what is between them, masters, clients, what was true.
 
-use std::collections::HashMap;
 use std::sync::Arc;
 
 use sbk_engine::replication::io::{Proposal, ProposalId};
@@ -14,7 +13,8 @@ use super::client::Client;
 use super::history::History;
 use super::masters::Masters;
 use super::memory::Memory;
-use super::node::Node;
+use super::node::{Held, Node};
+use super::part::{Copies, Part};
 use super::truth::Truth;
 use super::worlds::Faults;
 
@@ -23,11 +23,16 @@ pub(crate) const VOLUME: VolumeId = VolumeId(Uuid::from_u128(7));
 pub(crate) const BLOCKS: u64 = 2;
 pub(crate) const NODES: usize = 3;
 
+/// The replicas' names, by index.
+pub(crate) fn ids() -> [ReplicaId; NODES] {
+    std::array::from_fn(|index| ReplicaId(Uuid::from_u128(index as u128 + 1)))
+}
+
 /// What one node sends another.
 #[derive(Clone, Debug, PartialEq, Serialize)]
 pub(crate) enum Message {
     ToReplica(ToReplica, Vec<u64>),
-    ToPrimary(ToPrimary),
+    ToPrimary(ToPrimary, Vec<u64>),
     /// The base lane's image, as committed at `read_at`.
     Base {
         mark: Incomplete,
@@ -50,6 +55,7 @@ impl Message {
                 | ToPrimary::Gap { .. }
                 | ToPrimary::Closed { .. }
                 | ToPrimary::SessionFailed { .. },
+                _,
             ) => 1,
             Message::ToReplica(
                 ToReplica::Probe { .. }
@@ -66,6 +72,7 @@ impl Message {
                 | ToPrimary::Entries { .. }
                 | ToPrimary::RebuildStarted { .. }
                 | ToPrimary::Refused { .. },
+                _,
             )
             | Message::Base { .. }
             | Message::BaseTaken { .. } => 0,
@@ -90,6 +97,13 @@ pub(crate) struct Proposed {
     pub(crate) doubted: bool,
 }
 
+impl Proposed {
+    /// The same, when nobody waits for its answer any more.
+    pub(crate) fn doubted(&self) -> Arc<Part<Self>> {
+        Part::timeless(Self { doubted: true, ..self.clone() })
+    }
+}
+
 /// The masters' answer on its way.
 #[derive(Clone, Debug, Serialize)]
 pub(crate) struct Answered {
@@ -99,64 +113,86 @@ pub(crate) struct Answered {
     pub(crate) config: Option<Config>,
 }
 
-/// A lane between two nodes, in order.
-pub(crate) type Lane = Vec<Arc<Wire>>;
+/// A lane between two nodes, in order. Most are empty.
+#[derive(Clone, Debug, Default)]
+pub(crate) struct Lane(Option<Arc<Part<Vec<Arc<Part<Wire>>>>>>);
+
+impl Lane {
+    pub(crate) fn is_empty(&self) -> bool {
+        self.0.is_none()
+    }
+
+    pub(crate) fn first(&self) -> Option<&Arc<Part<Wire>>> {
+        self.0.as_ref().and_then(|lane| lane.first())
+    }
+
+    fn push(&mut self, now: u64, wire: Arc<Part<Wire>>) {
+        let mut wires = self.0.take().map(|lane| Vec::clone(&lane)).unwrap_or_default();
+        wires.push(wire);
+        self.0 = Some(Part::timed(now, wires));
+    }
+
+    pub(crate) fn pop(&mut self, now: u64) -> Option<Arc<Part<Wire>>> {
+        let lane = self.0.take()?;
+        if lane.len() > 1 {
+            self.0 = Some(Part::timed(now, lane[1..].to_vec()));
+        }
+        lane.first().cloned()
+    }
+}
 
 #[derive(Clone, Debug)]
 pub(crate) struct World {
     pub(crate) now: u64,
-    pub(crate) nodes: [Arc<Node>; NODES],
-    pub(crate) masters: Arc<Masters>,
+    pub(crate) nodes: [Arc<Held>; NODES],
+    pub(crate) masters: Arc<Part<Masters>>,
     /// From, to, lane.
     pub(crate) lanes: [[[Lane; 2]; NODES]; NODES],
     /// Copies that arrive some time.
-    pub(crate) late: Vec<Arc<Wire>>,
-    pub(crate) proposed: Vec<Proposed>,
-    pub(crate) answered: Vec<Answered>,
+    pub(crate) late: Vec<Arc<Part<Wire>>>,
+    pub(crate) proposed: Vec<Arc<Part<Proposed>>>,
+    pub(crate) answered: Vec<Arc<Part<Answered>>>,
     /// Who is still to notice that whose process is gone.
     pub(crate) notices: [[bool; NODES]; NODES],
     /// Hears no other node and no master.
     pub(crate) isolated: Option<usize>,
-    pub(crate) clients: Arc<Vec<Client>>,
-    pub(crate) history: Arc<History>,
-    pub(crate) truth: Arc<Truth>,
+    pub(crate) clients: Arc<Part<Vec<Client>>>,
+    pub(crate) history: Arc<Part<History>>,
+    pub(crate) truth: Arc<Part<Truth>>,
     /// Faults that may still come.
     pub(crate) left: Faults,
-    /// Digests of the nodes at `now`; 0 if not known.
-    digests: [u64; NODES],
-    /// That of the masters.
-    masters_digest: u64,
     pub(crate) memory: Arc<Memory>,
 }
 
-/// One copy of what many worlds have in common.
+/// One copy of what the worlds of a level have in common.
 #[derive(Debug, Default)]
 pub(crate) struct Shared {
-    /// By the clock and the digest.
-    nodes: HashMap<(u64, u64), Arc<Node>>,
-    masters: HashMap<u64, Arc<Masters>>,
+    nodes: Copies<Held>,
+    masters: Copies<Part<Masters>>,
+    lanes: Copies<Part<Vec<Arc<Part<Wire>>>>>,
+    clients: Copies<Part<Vec<Client>>>,
+    history: Copies<Part<History>>,
+    truth: Copies<Part<Truth>>,
 }
 
 impl World {
-    pub(crate) fn new(left: Faults, min_in_sync: u32, short_log: bool) -> Self {
-        let ids: Vec<_> = (1..=NODES as u128).map(|n| ReplicaId(Uuid::from_u128(n))).collect();
-        let node = |i: usize| Arc::new(Node::new(ids[i], BLOCKS, short_log));
+    pub(crate) fn new(left: Faults, masters: Masters, short_log: bool) -> Self {
+        let now = canon::ORIGIN;
+        let node = |i: usize| Held::new(now, Node::new(ids()[i], BLOCKS, short_log));
         Self {
-            now: canon::ORIGIN,
+            now,
             nodes: std::array::from_fn(node),
-            masters: Arc::new(Masters::new(&ids, min_in_sync)),
+            masters: Part::timeless(masters),
             lanes: Default::default(),
             late: Vec::new(),
             proposed: Vec::new(),
             answered: Vec::new(),
             notices: Default::default(),
             isolated: None,
-            clients: Arc::default(),
-            history: Arc::default(),
-            truth: Arc::default(),
+            clients: Part::timeless(Vec::new()),
+            history: Part::timeless(History::default()),
+            truth: Part::timeless(Truth::default()),
             left,
-            digests: [0; NODES],
-            masters_digest: 0,
             memory: Arc::default(),
         }
     }
@@ -169,29 +205,35 @@ impl World {
         id.0.as_u128() as usize - 1
     }
 
-    pub(crate) fn node(&mut self, index: usize) -> &mut Node {
-        self.digests[index] = 0;
-        Arc::make_mut(&mut self.nodes[index])
+    /// Changes a node otherwise than by what it takes.
+    pub(crate) fn change_node(&mut self, index: usize, how: impl FnOnce(&mut Node)) {
+        let mut node = self.nodes[index].node();
+        how(&mut node);
+        self.nodes[index] = Held::new(self.now, node);
     }
 
-    pub(crate) fn change_masters(&mut self) -> &mut Masters {
-        self.masters_digest = 0;
-        Arc::make_mut(&mut self.masters)
-    }
-
-    /// Forgets its own copies of what others have. Its digest was taken.
+    /// Forgets its own copies of what others have.
     pub(crate) fn share(&mut self, shared: &mut Shared) {
-        for (node, digest) in self.nodes.iter_mut().zip(self.digests) {
-            *node = shared.nodes.entry((self.now, digest)).or_insert_with(|| node.clone()).clone();
+        for node in &mut self.nodes {
+            shared.nodes.share(node);
         }
-        let masters = shared.masters.entry(self.masters_digest);
-        self.masters = masters.or_insert_with(|| self.masters.clone()).clone();
+        shared.masters.share(&mut self.masters);
+        for lane in self.lanes.iter_mut().flatten().flatten() {
+            if let Some(lane) = &mut lane.0 {
+                shared.lanes.share(lane);
+            }
+        }
+        shared.clients.share(&mut self.clients);
+        shared.history.share(&mut self.history);
+        shared.truth.share(&mut self.truth);
     }
 
     /// The clock moves: every distance from now is another.
     pub(crate) fn pass(&mut self, ms: u64) {
         self.now += ms;
-        self.digests = [0; NODES];
+        for index in 0..NODES {
+            self.nodes[index] = self.nodes[index].at(self.now);
+        }
     }
 
     pub(crate) fn hears_masters(&self, index: usize) -> bool {
@@ -207,11 +249,11 @@ impl World {
         self.isolated.is_some() || self.nodes.iter().any(|node| !node.is_up())
     }
 
-    pub(crate) fn send(&mut self, wire: Wire) {
+    pub(crate) fn send(&mut self, wire: Arc<Part<Wire>>) {
         let from = self.index(wire.lineage.from.id);
         let to = self.index(wire.lineage.to.id);
         if !self.is_cut(from, to) {
-            self.lanes[from][to][wire.message.lane()].push(Arc::new(wire));
+            self.lanes[from][to][wire.message.lane()].push(self.now, wire);
         }
     }
 
@@ -231,60 +273,32 @@ impl World {
             && self.nodes.iter().all(|n| n.disk.end == newest && n.disk.checkpoint == newest)
     }
 
-    pub(crate) fn digest_node(now: u64, node: &Node) -> u64 {
-        let mut bytes = Vec::with_capacity(4096);
-        canon::write(&mut bytes, now, node);
-        canon::digest(&bytes)
-    }
-
-    pub(crate) fn digest_of(&mut self, index: usize) -> u64 {
-        if self.digests[index] == 0 {
-            self.digests[index] = Self::digest_node(self.now, &self.nodes[index]);
-        }
-        self.digests[index]
-    }
-
-    /// A node is in a state that was met before.
-    pub(crate) fn become_known(&mut self, index: usize, node: Arc<Node>, digest: u64) {
-        self.nodes[index] = node;
-        self.digests[index] = digest;
-    }
-
     /// What tells this state from others.
-    pub(crate) fn digest(&mut self) -> u64 {
-        let nodes: [u64; NODES] = std::array::from_fn(|index| self.digest_of(index));
-        let mut bytes = Vec::with_capacity(4096);
+    pub(crate) fn digest(&self) -> u64 {
         let now = self.now;
-        if self.masters_digest == 0 {
-            canon::write(&mut bytes, now, &*self.masters);
-            self.masters_digest = canon::digest(&bytes);
-            bytes.clear();
-        }
-        for digest in nodes.iter().chain([&self.masters_digest]) {
-            bytes.extend(digest.to_le_bytes());
-        }
-        for from in &self.lanes {
-            for lane in from.iter().flatten() {
-                bytes.push(lane.len() as u8);
-                lane.iter().for_each(|wire| canon::write(&mut bytes, now, &**wire));
-            }
+        let mut bytes = Vec::with_capacity(256);
+        let mut add = |digest: u64| bytes.extend(digest.to_le_bytes());
+        self.nodes.iter().for_each(|node| add(node.digest()));
+        add(self.masters.digest(now));
+        for lane in self.lanes.iter().flatten().flatten() {
+            add(lane.0.as_ref().map_or(0, |lane| lane.digest(now)));
         }
         // Copies have no order among each other.
-        let mut late: Vec<Vec<u8>> = Vec::new();
-        for wire in &self.late {
-            let mut one = Vec::new();
-            canon::write(&mut one, now, &**wire);
-            late.push(one);
+        let mut late: Vec<u64> = self.late.iter().map(|wire| wire.digest(now)).collect();
+        late.sort_unstable();
+        for several in [
+            late,
+            self.proposed.iter().map(|proposed| proposed.digest(now)).collect(),
+            self.answered.iter().map(|answered| answered.digest(now)).collect(),
+        ] {
+            add(several.len() as u64);
+            several.into_iter().for_each(&mut add);
         }
-        late.sort();
-        canon::write(&mut bytes, now, &late);
-        canon::write(&mut bytes, now, &self.proposed);
-        canon::write(&mut bytes, now, &self.answered);
+        add(self.clients.digest(now));
+        add(self.history.digest(now));
+        add(self.truth.digest(now));
         canon::write(&mut bytes, now, &self.notices);
         canon::write(&mut bytes, now, &self.isolated);
-        canon::write(&mut bytes, now, &*self.clients);
-        canon::write(&mut bytes, now, &*self.history);
-        canon::write(&mut bytes, now, &*self.truth);
         canon::write(&mut bytes, now, &self.left);
         canon::digest(&bytes)
     }

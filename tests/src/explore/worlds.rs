@@ -1,27 +1,30 @@
 //! The worlds that are explored, by name.
 
-use std::sync::Arc;
-
+use sbk_engine::authority::Durability;
 use serde::Serialize;
 
 use super::action::Action;
 use super::client::Client;
 use super::history::{Asked, History};
-use super::world::{NODES, World};
+use super::masters::Masters;
+use super::part::{Part, change};
+use super::world::{NODES, World, ids};
 
 /// Faults that may still come in a world, and how often.
-#[derive(Clone, Debug, Default, Serialize)]
+#[derive(Clone, Copy, Debug, Default, Serialize)]
 pub(crate) struct Faults {
     /// Processes that crash, and which may.
     pub(crate) crashes: u8,
-    pub(crate) crash: Vec<usize>,
+    pub(crate) crash: &'static [usize],
     /// Nodes that are cut off from all others and from the masters, and which may be.
     pub(crate) isolations: u8,
-    pub(crate) isolate: Vec<usize>,
+    pub(crate) isolate: &'static [usize],
     /// Failovers, and to whom. Where two followers are alike, one is enough: choosing the other is
     /// the same run with their names changed.
     pub(crate) failovers: u8,
-    pub(crate) successors: Vec<usize>,
+    pub(crate) successors: &'static [usize],
+    /// Primaries that are to hand their role over, to one of the successors.
+    pub(crate) handovers: u8,
     /// Failovers for no reason too.
     pub(crate) coups: bool,
     /// Steps of the clock while work is under way.
@@ -37,7 +40,10 @@ pub(crate) struct Faults {
     /// Processes start again and partitions end only when all else has come to rest.
     pub(crate) late_repairs: bool,
     /// Clients for whose requests time does not wait while something is broken.
-    pub(crate) late: Vec<usize>,
+    pub(crate) late: &'static [usize],
+    /// Disks, and followers with what the primary in force sent them, are done with it before anything
+    /// but a fault happens.
+    pub(crate) prompt: bool,
     /// The masters tell every node of a new configuration, not only primaries, old and new.
     pub(crate) gossip: bool,
 }
@@ -68,6 +74,7 @@ struct Setup {
     faults: Faults,
     /// For each client what it asks for, and how many requests it sends without an answer.
     clients: Vec<(Vec<Ask>, usize)>,
+    durability: Durability,
     min_in_sync: u32,
     /// A log that keeps nothing that is checkpointed: who missed something is rebuilt.
     short_log: bool,
@@ -77,7 +84,8 @@ struct Setup {
 
 impl Setup {
     fn new(clients: Vec<(Vec<Ask>, usize)>, faults: Faults) -> Self {
-        Self { faults, clients, min_in_sync: 2, short_log: false, absent: None }
+        let durability = Durability::SyncAll;
+        Self { faults, clients, durability, min_in_sync: 2, short_log: false, absent: None }
     }
 }
 
@@ -99,7 +107,7 @@ pub const WORLDS: &[Spec] = &[
         quick: true,
         long: false,
         setup: || {
-            let faults = Faults { crashes: 1, crash: vec![1], patience: 3, ..Faults::default() };
+            let faults = Faults { crashes: 1, crash: &[1], patience: 3, ..Faults::default() };
             Setup::new(vec![(vec![Write(0)], 1)], faults)
         },
     },
@@ -111,9 +119,9 @@ pub const WORLDS: &[Spec] = &[
         setup: || {
             let faults = Faults {
                 crashes: 1,
-                crash: vec![0],
+                crash: &[0],
                 failovers: 1,
-                successors: vec![1],
+                successors: &[1],
                 patience: 3,
                 late_repairs: true,
                 ..Faults::default()
@@ -129,12 +137,12 @@ pub const WORLDS: &[Spec] = &[
         setup: || {
             let faults = Faults {
                 isolations: 1,
-                isolate: vec![0],
+                isolate: &[0],
                 failovers: 1,
-                successors: vec![1],
+                successors: &[1],
                 patience: 4,
                 late_repairs: true,
-                late: vec![0],
+                late: &[0],
                 ..Faults::default()
             };
             Setup::new(vec![(vec![Read(0)], 1), (vec![Write(0)], 1)], faults)
@@ -147,7 +155,7 @@ pub const WORLDS: &[Spec] = &[
         long: false,
         setup: || {
             let faults =
-                Faults { failovers: 1, successors: vec![1], coups: true, ..Faults::default() };
+                Faults { failovers: 1, successors: &[1], coups: true, ..Faults::default() };
             let mut setup = Setup::new(vec![(vec![Write(0)], 1)], faults);
             setup.absent = Some(2);
             setup
@@ -160,7 +168,7 @@ pub const WORLDS: &[Spec] = &[
         long: false,
         setup: || {
             let faults =
-                Faults { crashes: 1, crash: vec![2], doubts: 1, patience: 3, ..Faults::default() };
+                Faults { crashes: 1, crash: &[2], doubts: 1, patience: 3, ..Faults::default() };
             Setup::new(vec![(vec![Write(0)], 1)], faults)
         },
     },
@@ -172,7 +180,7 @@ pub const WORLDS: &[Spec] = &[
         setup: || {
             let faults = Faults {
                 failovers: 1,
-                successors: vec![1],
+                successors: &[1],
                 coups: true,
                 gossip: true,
                 ..Faults::default()
@@ -188,9 +196,9 @@ pub const WORLDS: &[Spec] = &[
         setup: || {
             let faults = Faults {
                 crashes: 1,
-                crash: vec![0],
+                crash: &[0],
                 failovers: 1,
-                successors: vec![1],
+                successors: &[1],
                 patience: 2,
                 late_repairs: true,
                 ..Faults::default()
@@ -206,11 +214,11 @@ pub const WORLDS: &[Spec] = &[
         setup: || {
             let faults = Faults {
                 crashes: 1,
-                crash: vec![1],
+                crash: &[1],
                 isolations: 1,
-                isolate: vec![0],
+                isolate: &[0],
                 failovers: 1,
-                successors: vec![1],
+                successors: &[1],
                 patience: 3,
                 ..Faults::default()
             };
@@ -224,7 +232,7 @@ pub const WORLDS: &[Spec] = &[
         long: true,
         setup: || {
             let faults =
-                Faults { failovers: 1, successors: vec![1], coups: true, ..Faults::default() };
+                Faults { failovers: 1, successors: &[1], coups: true, ..Faults::default() };
             let mut setup = Setup::new(vec![(vec![Write(0)], 1)], faults);
             setup.absent = Some(2);
             setup.short_log = true;
@@ -239,7 +247,7 @@ pub const WORLDS: &[Spec] = &[
         setup: || {
             let faults = Faults {
                 crashes: 1,
-                crash: vec![1],
+                crash: &[1],
                 losses: 1,
                 copies: 1,
                 patience: 2,
@@ -261,7 +269,127 @@ pub const WORLDS: &[Spec] = &[
             setup
         },
     },
+    Spec {
+        name: "all-faults-primary-primary",
+        about: "two writes; the primary crashes and is cut off, in either order",
+        quick: false,
+        long: true,
+        setup: || all_faults(&[0], &[0]),
+    },
+    Spec {
+        name: "all-faults-primary-heir",
+        about: "two writes; the primary crashes, the one that may replace it is cut off",
+        quick: false,
+        long: true,
+        setup: || all_faults(&[0], &[1]),
+    },
+    Spec {
+        name: "all-faults-primary-other",
+        about: "two writes; the primary crashes, the third replica is cut off",
+        quick: false,
+        long: true,
+        setup: || all_faults(&[0], &[2]),
+    },
+    Spec {
+        name: "all-faults-heir-primary",
+        about: "two writes; the one that may replace it crashes, the primary is cut off",
+        quick: false,
+        long: true,
+        setup: || all_faults(&[1], &[0]),
+    },
+    Spec {
+        name: "all-faults-heir-heir",
+        about: "two writes; the one that may replace it crashes and is cut off, in either order",
+        quick: false,
+        long: true,
+        setup: || all_faults(&[1], &[1]),
+    },
+    Spec {
+        name: "all-faults-heir-other",
+        about: "two writes; the one that may replace it crashes, the third replica is cut off",
+        quick: false,
+        long: true,
+        setup: || all_faults(&[1], &[2]),
+    },
+    Spec {
+        name: "all-faults-other-primary",
+        about: "two writes; the third replica crashes, the primary is cut off",
+        quick: false,
+        long: true,
+        setup: || all_faults(&[2], &[0]),
+    },
+    Spec {
+        name: "all-faults-other-heir",
+        about: "two writes; the third replica crashes, the one that may replace it is cut off",
+        quick: false,
+        long: true,
+        setup: || all_faults(&[2], &[1]),
+    },
+    Spec {
+        name: "all-faults-other-other",
+        about: "two writes; the third replica crashes and is cut off, in either order",
+        quick: false,
+        long: true,
+        setup: || all_faults(&[2], &[2]),
+    },
+    Spec {
+        name: "handover-raced-by-crash",
+        about: "the primary hands its role over while a write is under way; it or its heir crashes",
+        quick: false,
+        long: false,
+        setup: || {
+            let faults = Faults {
+                handovers: 1,
+                crashes: 1,
+                crash: &[0, 1],
+                failovers: 1,
+                successors: &[1],
+                patience: 3,
+                late_repairs: true,
+                ..Faults::default()
+            };
+            Setup::new(vec![(vec![Write(0)], 1)], faults)
+        },
+    },
+    Spec {
+        name: "candidate-of-a-majority",
+        about: "`sync_quorum`: the primary crashes with a write under way; a candidate is elected",
+        quick: false,
+        long: false,
+        setup: || {
+            let faults = Faults {
+                crashes: 1,
+                crash: &[0],
+                failovers: 1,
+                successors: &[1],
+                patience: 3,
+                late_repairs: true,
+                ..Faults::default()
+            };
+            let mut setup = Setup::new(vec![(vec![Write(0)], 1)], faults);
+            setup.durability = Durability::SyncQuorum;
+            setup
+        },
+    },
 ];
+
+/// Two writes of one client to one block, both under way at once; one crash, one partition and its
+/// end, one failover, each at any moment.
+fn all_faults(crash: &'static [usize], isolate: &'static [usize]) -> Setup {
+    let faults = Faults {
+        crashes: 1,
+        crash,
+        isolations: 1,
+        isolate,
+        failovers: 1,
+        successors: &[1],
+        patience: 2,
+        late_repairs: true,
+        prompt: true,
+        ..Faults::default()
+    };
+    Setup::new(vec![(vec![Write(0), Write(0)], 2)], faults)
+}
 
 /// A world by its name.
 pub fn world(name: &str) -> Option<&'static Spec> {
@@ -273,9 +401,11 @@ impl Spec {
     /// open, all at rest.
     pub(crate) fn begin(&self) -> World {
         let setup = (self.setup)();
-        let mut world = World::new(Faults::default(), setup.min_in_sync, setup.short_log);
+        let masters = Masters::new(&ids(), setup.durability, setup.min_in_sync);
+        let mut world = World::new(Faults::default(), masters, setup.short_log);
         for (number, (_, window)) in setup.clients.iter().enumerate() {
-            Arc::make_mut(&mut world.clients).push(Client::new(number, *window));
+            let client = Client::new(number, *window);
+            change(&mut world.clients, |clients| clients.push(client));
         }
         // Something to ask for, so that the streams are opened; and a write that an absent replica
         // has missed.
@@ -308,16 +438,17 @@ impl Spec {
 }
 
 fn ask(world: &mut World, client: usize, what: Ask) {
-    let history = Arc::make_mut(&mut world.history);
-    let op = history.ops.len();
+    let op = world.history.ops.len();
     let (block, write) = match what {
         Write(block) => (block, Some(10 * (1 + client as u64) + op as u64)),
         Read(block) => (block, None),
     };
-    history.ops.push(Asked { client, block, write, after: None, answer: None });
-    let known = &mut Arc::make_mut(&mut world.clients)[client];
-    known.ops.push(op);
-    known.done.push(false);
+    let asked = Asked { client, block, write, after: None, answer: None };
+    change(&mut world.history, |history| history.ops.push(asked));
+    change(&mut world.clients, |clients| {
+        clients[client].ops.push(op);
+        clients[client].done.push(false);
+    });
 }
 
 /// Lets one thing after another happen, no faults, until the world rests as it should.
@@ -344,9 +475,7 @@ impl World {
     fn forget_history(&mut self) {
         let disk = &self.nodes[0].disk;
         let begin = std::array::from_fn(|block| disk.newest(block as u64));
-        self.history = Arc::new(History { begin, ops: Vec::new() });
-        for client in Arc::make_mut(&mut self.clients) {
-            client.settled();
-        }
+        self.history = Part::timeless(History { begin, ops: Vec::new() });
+        change(&mut self.clients, |clients| clients.iter_mut().for_each(Client::settled));
     }
 }
