@@ -5,6 +5,7 @@ mod apart;
 mod attach;
 mod bench;
 mod best_effort;
+mod epochs;
 mod follower;
 mod handover;
 mod losses;
