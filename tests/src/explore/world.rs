@@ -113,9 +113,12 @@ pub(crate) struct Answered {
     pub(crate) config: Option<Config>,
 }
 
+/// What is on a lane.
+type Wires = Vec<Arc<Part<Wire>>>;
+
 /// A lane between two nodes, in order. Most are empty.
 #[derive(Clone, Debug, Default)]
-pub(crate) struct Lane(Option<Arc<Part<Vec<Arc<Part<Wire>>>>>>);
+pub(crate) struct Lane(Option<Arc<Part<Wires>>>);
 
 impl Lane {
     pub(crate) fn is_empty(&self) -> bool {
@@ -169,7 +172,7 @@ pub(crate) struct World {
 pub(crate) struct Shared {
     nodes: Copies<Held>,
     masters: Copies<Part<Masters>>,
-    lanes: Copies<Part<Vec<Arc<Part<Wire>>>>>,
+    lanes: Copies<Part<Wires>>,
     clients: Copies<Part<Vec<Client>>>,
     history: Copies<Part<History>>,
     truth: Copies<Part<Truth>>,
