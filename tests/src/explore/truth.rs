@@ -7,7 +7,7 @@ use sbk_engine::replication::log::{EntryKind, RequestTag};
 use sbk_engine::types::{Durability, Lsn};
 use serde::Serialize;
 
-use super::disk::Entry;
+use super::disk::{Disk, Entry};
 use super::world::{NODES, World};
 
 /// The log as far as it was committed anywhere.
@@ -51,10 +51,13 @@ impl World {
         let voters = config.durability == Durability::SyncQuorum;
         let mut whole = 0;
         for id in &config.isr {
-            match self.lacks(self.index(*id)) {
-                None => whole += 1,
-                Some(what) => assert!(voters, "{what}, and in sync in epoch {}", config.epoch),
-            }
+            let node = &self.nodes[self.index(*id)];
+            let torn = node.disk.kept.incomplete.is_some();
+            assert!(voters || !torn, "I6: {id} is in sync and INCOMPLETE");
+            let lacks = self.lacks(&node.disk);
+            let epoch = config.epoch;
+            assert!(voters || lacks.is_none(), "I2: {id} is in sync in epoch {epoch}: {lacks:?}");
+            whole += usize::from(!torn && lacks.is_none());
         }
         assert!(
             !voters || whole > config.isr.len() / 2,
@@ -64,19 +67,15 @@ impl World {
         );
     }
 
-    /// What a replica lacks of all that was committed.
-    fn lacks(&self, index: usize) -> Option<String> {
-        let (id, disk) = (self.nodes[index].id, &self.nodes[index].disk);
-        if disk.kept.incomplete.is_some() {
-            return Some(format!("I6: {id} is INCOMPLETE"));
-        }
+    /// What a disk lacks of all that was committed.
+    fn lacks(&self, disk: &Disk) -> Option<String> {
         let newest = self.truth.newest();
         if disk.durable < newest {
-            return Some(format!("I2: {id} holds {} of {newest}", disk.durable));
+            return Some(format!("it holds {} of {newest}", disk.durable));
         }
         let other = |(lsn, entry): (&Lsn, &Entry)| disk.log.get(lsn).is_some_and(|e| e != entry);
         let (lsn, _) = self.truth.0.iter().find(|committed| other(*committed))?;
-        Some(format!("I2: {id} holds another entry at {lsn}"))
+        Some(format!("it holds another entry at {lsn}"))
     }
 
     /// The same (epoch, LSN) is the same entry in every log.
