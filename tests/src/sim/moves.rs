@@ -26,6 +26,8 @@ pub(crate) struct Moves {
     asked: BTreeSet<u64>,
     /// When the leader looks again.
     at: u64,
+    /// Replicas that were in sync (voters) at some time.
+    counted: BTreeSet<ReplicaId>,
     /// Replicas that left the list.
     retired: BTreeSet<ReplicaId>,
     /// Those that did while their nodes were down.
@@ -183,6 +185,7 @@ impl World {
 
     /// What a change of the list must never do, and which states it reached.
     pub(super) fn check_moved(&mut self, command: &Command, response: &Response) {
+        self.moves.counted.extend(&self.masters.config.isr);
         match (command, response) {
             (Command::RemoveReplica { replica, .. }, Ok(_)) => self.check_unlisted(*replica),
             (Command::RemoveReplica { .. }, Err(Refusal::ListedInSync { .. })) => {
@@ -245,9 +248,11 @@ impl World {
             self.moves.retired.contains(&replica),
             "I2: node {index} removes {replica}, which nobody ordered"
         );
-        // A fresh or torn one is no copy: without it there are as many as before.
+        // A fresh or torn one is no copy: without it there are as many as before. Nor does anybody count
+        // on one that was never in sync, as where three voters of five were made in time to begin with.
         let disk = &self.nodes[index].disk.shadow;
-        if disk.kept.incomplete.is_none() && disk.durable >= self.truth.everywhere {
+        let counts = self.moves.counted.contains(&replica);
+        if counts && disk.kept.incomplete.is_none() && disk.durable >= self.truth.everywhere {
             self.check_copies(volume_copies(volume));
         }
         if returned {
