@@ -313,6 +313,13 @@ impl Primary {
         None
     }
 
+    /// Whether the replica left the list: its directory goes, and it refuses all epochs there are. That
+    /// tells of no other primary. [Each replica that was taken off the list could cost the volume its
+    /// primary.]
+    pub(super) fn has_unlisted(&self, replica: ReplicaId) -> bool {
+        !self.config.replicas.contains_key(&replica)
+    }
+
     fn probe(&mut self, core: &mut Core, replica: ReplicaId) {
         self.drop_feed(core, replica);
         let Some(peer) = self.peers.get_mut(&replica) else { return };

@@ -508,6 +508,7 @@ impl Replica {
         }
         if let (ToPrimary::Refused { fenced, .. }, Role::Primary(primary)) = (&message, &self.role)
             && *fenced > primary.config.epoch
+            && !(*fenced == Epoch(u64::MAX) && primary.has_unlisted(lineage.from.id))
             && !on(Bug::ServeAfterRefusal)
         {
             // Whose that epoch is will be learned; this one is over, for no promise is taken back.

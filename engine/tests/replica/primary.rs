@@ -60,6 +60,20 @@ fn a_primary_that_is_refused_for_a_newer_epoch_stops_at_once() {
     assert_eq!(bench.replica.view(Millis(bench.now)).role, RoleView::Primary);
 }
 
+/// One that was taken off the list refuses every epoch there is until its directory is gone. Of one that is
+/// listed the same word means that the volume is deleted.
+#[test]
+fn a_replica_that_left_the_list_does_not_end_the_primarys_role() {
+    let gone = || ToPrimary::Refused { fenced: Epoch(u64::MAX), config: None, stood: Epoch(0) };
+    let mut bench = alone();
+    assert!(!config(2, 1, &[1]).replicas.contains_key(&config(2, 9, &[9]).primary.id));
+    bench.answer(9, 2, gone());
+    let view = bench.replica.view(Millis(bench.now));
+    assert!(view.role == RoleView::Primary && view.serving);
+    bench.answer(2, 2, gone());
+    assert_eq!(bench.replica.view(Millis(bench.now)).role, RoleView::Idle);
+}
+
 /// Replica 1 follows 2 in epoch 2, takes an entry that its disk has not synced yet, and is
 /// promoted.
 #[test]

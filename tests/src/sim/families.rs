@@ -41,6 +41,10 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("swarm", 1004573),
     // A replica was removed that had all, but never was a voter: nobody counted on it.
     ("swarm", 300487),
+    // A process was told to end while its checkpoint failed, and the failure was lost on the simulator.
+    ("swarm", 400315),
+    // A replica that had left the list refused every epoch, and the primary stepped down for it.
+    ("swarm", 401634),
 ];
 
 /// The modes of the families that try them all.

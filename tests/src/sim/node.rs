@@ -519,8 +519,8 @@ impl World {
         if self.nodes[index].replica.is_none() || self.nodes[index].paused {
             return;
         }
-        if self.quiesce(index).is_err() {
-            return;
+        if let Err(error) = self.quiesce(index) {
+            return self.store_failed(index, &error);
         }
         self.note(index, || "ends in order".to_owned());
         self.end_streams(index, 1);

@@ -357,7 +357,9 @@ impl World {
         let now = self.now;
         let node = &mut self.nodes[index];
         let me = node.replica.as_ref().map(|replica| replica.view(node.clock(now)).me);
-        if Some(lineage.to) == me {
+        // A replica that left the list refuses all epochs there are: that is no newer one.
+        let goes = *fenced == Epoch(u64::MAX) && self.masters.live().is_some();
+        if Some(lineage.to) == me && !goes {
             let named = config.as_ref().map_or(Epoch(0), |config| config.epoch);
             node.told_of = node.told_of.max(*fenced).max(named);
         }
