@@ -3,7 +3,7 @@
 
 use std::cell::Cell;
 use std::panic::{AssertUnwindSafe, catch_unwind};
-use std::sync::{Arc, RwLock};
+use std::sync::{Arc, OnceLock, RwLock};
 
 use super::action::Action;
 use super::graph::{Graph, Met};
@@ -57,6 +57,8 @@ pub struct Search {
     #[cfg(feature = "bugs")]
     bug: Option<sbk_engine::bugs::Bug>,
     graph: Arc<RwLock<Graph>>,
+    /// Where every run begins. A known bug is put back only after that.
+    begin: Arc<OnceLock<World>>,
 }
 
 struct Found {
@@ -76,6 +78,7 @@ impl Search {
             #[cfg(feature = "bugs")]
             bug: None,
             graph: Arc::default(),
+            begin: Arc::default(),
         }
     }
 
@@ -96,8 +99,10 @@ impl Search {
     }
 
     fn run_to(&self, state: u32, last: Option<Action>) -> Vec<String> {
-        let Ok(graph) = self.graph.read() else { return Vec::new() };
-        let mut world = self.spec.begin();
+        let (Ok(graph), Some(begin)) = (self.graph.read(), self.begin.get()) else {
+            return Vec::new();
+        };
+        let mut world = begin.clone();
         let mut run = Vec::new();
         for which in graph.way_to(state) {
             let action = world.actions()[which];
@@ -113,7 +118,10 @@ impl Search {
     /// # Errors
     /// The first rule that was found broken. Where panics abort, they do.
     pub fn run(&self) -> Result<Counts, Box<Violation>> {
-        let first = self.spec.begin();
+        let first = self.begin.get_or_init(|| self.spec.begin()).clone();
+        // A run is told by doing it again, on this thread if none is to blame.
+        #[cfg(feature = "bugs")]
+        let _bug = self.bug.map(sbk_engine::bugs::put_back);
         let mut met = Met::new();
         met.meet(first.digest());
         let mut counts = Counts { states: 1, ..Counts::default() };
