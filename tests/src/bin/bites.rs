@@ -137,7 +137,7 @@ impl Search {
 
     /// Where the bug is found first, whatever the number of threads.
     fn anywhere(&self, bug: Bug, known: Option<&Place>) -> Result<Option<Found>, String> {
-        let steps = plan(self.until, known.map(|place| place.family.as_str()));
+        let steps = plan(self.until, known);
         let steps: Vec<_> = steps.iter().enumerate().collect();
         let first = Mutex::new(None::<(usize, Finding)>);
         let results = self.share(&steps, |(number, step)| {
@@ -264,7 +264,8 @@ fn search_all(args: &Args) -> Result<bool, String> {
     let mut missed: Vec<_> =
         tried.iter().filter(|(_, f)| f.is_none()).map(|(bug, _)| *bug).collect();
     missed.extend(lost);
-    missed.sort();
+    // What was easy to find comes first, what never was found last.
+    missed.sort_by_key(|bug| (known(bug).map_or(u64::MAX, Place::seed), *bug));
     if !missed.is_empty() {
         println!(
             "{} of {} not where docs/testing.md says, or nowhere yet",

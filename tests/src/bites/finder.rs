@@ -48,12 +48,18 @@ impl Step {
 /// The whole search, in steps small enough that threads share them: the family where the bug was found
 /// before, the first seeds of each family, the store, the later seeds up to `until`, and between
 /// them the worlds, which take longest.
-pub fn plan(until: u64, before: Option<&str>) -> Vec<Step> {
+pub fn plan(until: u64, before: Option<&Place>) -> Vec<Step> {
+    if until == 0 {
+        return Vec::new();
+    }
     let starts = std::iter::once(0).chain(ROUNDS.iter().copied());
     let rounds = starts.zip(ROUNDS.iter().copied()).map(|(from, to)| from..to.min(until));
     let mut steps = Vec::new();
-    let known = FAMILIES.iter().filter(|name| Some(**name) == before);
-    known.for_each(|name| steps.extend(chunks(name, 0..until.min(SEEDS_BEFORE), CHUNK)));
+    if let Some(place) = before.filter(|place| FAMILIES.contains(&place.family.as_str())) {
+        // One that was rare there is looked for as far as that again, whatever the bound for the others.
+        let upto = until.min(SEEDS_BEFORE).max(place.seed() * 2);
+        steps.extend(chunks(&place.family, 0..upto, CHUNK));
+    }
     for (number, round) in rounds.filter(|round| !round.is_empty()).enumerate() {
         steps.extend(FAMILIES.iter().flat_map(|name| chunks(name, round.clone(), CHUNK)));
         if number == 0 {

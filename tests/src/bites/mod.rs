@@ -37,6 +37,13 @@ pub struct Place {
     pub at: String,
 }
 
+impl Place {
+    /// The seed; 0 for a world.
+    pub fn seed(&self) -> u64 {
+        self.at.parse().unwrap_or(0)
+    }
+}
+
 /// The families that are searched, in this order, and the ends of the rounds: each family's seeds
 /// up to an end come before any family's seeds above it.
 pub const FAMILIES: &[&str] = &[
