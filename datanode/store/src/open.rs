@@ -186,6 +186,11 @@ impl Store {
     ) -> Result<(Self, Opened), StoreError> {
         let (superblock_file, mut superblock) = open_superblock(storage)?;
         identity.check(superblock.identity, &storage.describe(SUPERBLOCK))?;
+        // Who made it may have been killed between the last file's name and the sync of it. [It was opened,
+        // joined, held what was acknowledged, and a loss of power took the name, and with it the replica.]
+        storage
+            .sync_dir("")
+            .map_err(|e| io_error(&**storage, SUPERBLOCK, "sync the name of", e))?;
         let image = Arc::new(Image::open(Arc::clone(storage), &identity)?);
         let shared = Arc::clone(storage);
         let (state_file, record) = Slots::open(shared, STATE, STATE_MAGIC, VERSION, STATE_SLOT)?;

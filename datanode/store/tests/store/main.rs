@@ -20,6 +20,7 @@ mod faults;
 mod flips;
 mod format;
 mod kill;
+mod making;
 
 /// Held while a process is started, and while a data directory is open. Otherwise the new process
 /// has a copy of the directory's lock until it executes its program, and whoever opens the
