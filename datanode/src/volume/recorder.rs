@@ -83,11 +83,14 @@ impl Recorder {
     /// The recording as a file holds it; `None` before the first opening.
     pub fn text(&self, why: &str) -> Option<String> {
         // Only the copy is made under the lock, which the volume task waits for.
-        let (about, recording) = {
+        let (about, mut recording) = {
             let run = self.lock();
             let run = run.as_ref()?;
             (self.about(run, why), run.ring.recording())
         };
+        // The task may be at work on its newest input. Without an outcome that would be told as one which
+        // the engine did not survive.
+        recording.steps.pop_if(|step| step.outcome.is_none());
         Some(file::write(&about, &recording))
     }
 
