@@ -311,7 +311,12 @@ impl World {
             return self.send_entries(index, lineage, append, last);
         }
         let to = self.index(lineage.to.id);
-        self.send(index, to, Event::ToReplica { lineage, message, entries: Vec::new() });
+        let begins = matches!(message, ToReplica::BeginRebuild { .. });
+        let event = Event::ToReplica { lineage, message, entries: Vec::new() };
+        if begins && self.parts_with(to, &event) {
+            return Ok(());
+        }
+        self.send(index, to, event);
         Ok(())
     }
 

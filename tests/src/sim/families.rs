@@ -188,6 +188,7 @@ pub const FAMILIES: &[Family] = &[
             handover: seed % 9 == 4,
             exclusive: seed % 10 == 7,
             disaster: true,
+            parting: seed % 2 == 0,
             lost: seed % 3 == 0,
             moves: seed % 9 == 0,
             spares: u128::from(seed % 3 == 0) * (1 + u128::from(seed / 3 % 2)),

@@ -73,6 +73,8 @@ pub struct Faults {
     pub(crate) busy: u64,
     /// All replicas that hold everything go, and an operator gives them up.
     pub(crate) disaster: bool,
+    /// A primary and all others go as it orders a replica to be rebuilt, and the order comes long after.
+    pub(crate) parting: bool,
     /// Another primary is wished at any time, and processes hand over before they end in order.
     pub(crate) handover: bool,
     pub(crate) durability: Durability,
@@ -124,6 +126,7 @@ impl Faults {
             hasty: false,
             busy: 12,
             disaster: false,
+            parting: false,
             handover: false,
             durability: Durability::SyncAll,
             write_ack: WriteAck::Durable,

@@ -164,12 +164,29 @@ impl World {
         }
     }
 
+    /// What a primary orders is its last word: it and all others go, an operator gives them up, and the
+    /// order reaches the one that is left before it has heard of that, or long after. Whether it became so.
+    pub(crate) fn parts_with(&mut self, left: usize, order: &Event) -> bool {
+        if !self.faults.parting || self.healed || !self.rng.chance(25) {
+            return false;
+        }
+        let gone = self.rng.below(20);
+        self.after(gone, Event::Disaster { left });
+        let late = 200 + self.rng.below(2_500);
+        self.after(late, order.clone());
+        true
+    }
+
     /// An operator looks after a volume that waits: the nodes that are off are given up. One may come
     /// between what another has asked for and its outcome, and each may see the nodes come back.
     pub(crate) fn operator_turn(&mut self) {
         let off: BTreeSet<_> = self.nodes.iter().filter(|n| !n.up).map(|n| n.node).collect();
         if let Some(command) = self.masters.recovery(self.now, &off) {
             self.note_all(|| "an operator gives up the nodes that are off".to_owned());
+            // Two operators at one time want the same now and then, and one of them is too late.
+            if self.now / 50 % 3 == 1 {
+                self.submit(Pending { command: command.clone(), proposer: None });
+            }
             self.submit(Pending { command, proposer: None });
         }
     }
