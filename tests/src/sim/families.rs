@@ -47,6 +47,8 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("swarm", 300487),
     // A replica whose making was killed before its name was durable was opened, joined, and lost power.
     ("swarm", 700163),
+    // A frontend closed a link as it opened, and its client was taken for attached.
+    ("swarm", 726542),
     // A process was told to end while its checkpoint failed, and the failure was lost on the simulator.
     ("swarm", 400315),
     // A replica that had left the list refused every epoch, and the primary stepped down for it.

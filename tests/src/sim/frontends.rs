@@ -77,9 +77,15 @@ impl World {
             }
             Event::Opened { stream, epoch, attach, loss } => {
                 let Some((client, link)) = self.live(stream) else { return };
+                let before = self.clients[client].attached;
                 self.clients[client].opened((loss, attach));
-                self.stands(client, (loss, attach));
                 self.feed(client, Fact::LinkOpened { link, epoch, attach, loss_generation: loss });
+                if self.live(stream).is_some() {
+                    self.stands(client, (loss, attach));
+                } else {
+                    // The frontend knew of a newer configuration and closed it: nobody is attached by it.
+                    self.clients[client].attached = before;
+                }
             }
             Event::Ended { stream, reason, config } => {
                 self.revoked(stream, &reason);
