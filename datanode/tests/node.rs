@@ -206,6 +206,30 @@ async fn a_confirmed_replica_that_is_missing_is_reported_and_never_made_again() 
     node.stop().await;
 }
 
+/// The masters forgot a node with its replica, and placed another one when it came back: the first
+/// holds its place, so the other is never made. Without the answer its removal is waited for for ever.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_removal_is_answered_though_another_replica_is_here() {
+    let (masters, addr) = Masters::start().await;
+    let dir = MemDir::default().next_process();
+    let node = Running::start(dir.clone(), addr).await;
+    masters.push(vec![volume(false, None)]).await;
+    until(&masters, "a confirmation", |heard| !heard.created.is_empty()).await;
+    let other = v1::VolumeAssignment {
+        replicas: Vec::new(),
+        retired: vec![v1::RetiredReplica { replica: id(3), node: id(50) }],
+        ..volume(true, None)
+    };
+    masters.push(vec![other]).await;
+    until(&masters, "a confirmed removal", |heard| {
+        heard.deleted.iter().any(|gone| gone.replica == id(3))
+    })
+    .await;
+    let here: Vec<_> = dir.stores.lock().unwrap().keys().map(|(_, replica)| replica.0).collect();
+    assert_eq!(here, [Uuid::from_u128(2)]);
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_a_clear_error() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");

@@ -353,12 +353,11 @@ impl<S: Storage> Agent<S> {
         if self.busy.contains(&volume) || self.removed.contains(&(volume, replica)) {
             return;
         }
-        if self.locals.get(&volume).is_some_and(|local| local.handle.replica != replica) {
-            // The order names another replica than the one that is here.
-            return;
-        }
         self.busy.insert(volume);
-        let local = self.locals.remove(&volume);
+        // Another replica of the volume may be here, one that the masters forgot with its node. It
+        // stays as it is; and the one to go, which it kept from being made, is gone for good.
+        let ordered = self.locals.get(&volume).is_some_and(|local| local.handle.replica == replica);
+        let local = if ordered { self.locals.remove(&volume) } else { None };
         let registry = self.registry.clone();
         let (client, identity) = (self.client.clone(), self.identity.clone());
         let (storage, notices) = (Arc::clone(&self.storage), self.notices.clone());

@@ -139,8 +139,10 @@ impl World {
     /// Ends the replica; its directory goes soon.
     fn remove(&mut self, index: usize, replica: ReplicaId) {
         if self.nodes[index].disk.holds().is_some_and(|here| here != replica) {
-            // The order names another replica than the one that is here.
-            return;
+            // Another one is here, which the masters forgot with its node. It stays as it is; and the
+            // one to go, which it kept from being made, is gone for good.
+            self.mark(Mark::RemovalBesideAnother);
+            return self.is_gone(index, replica);
         }
         (self.nodes[index].busy, self.nodes[index].removing) = (true, true);
         if self.nodes[index].replica.is_some() {
@@ -175,8 +177,13 @@ impl World {
             self.nodes[index].let_go(&mut self.rng);
         }
         self.nodes[index].removing = false;
+        self.is_gone(index, replica);
+    }
+
+    /// Tells the masters of a replica that is not at the node, and never will be.
+    fn is_gone(&mut self, index: usize, replica: ReplicaId) {
         let node = &self.nodes[index];
-        let (node, volume) = (node.node, self.masters.volume);
+        let (node, process, volume) = (node.node, node.disk.process(), self.masters.volume);
         self.tell_masters(index, Command::ConfirmDelete { node, process, volume, replica });
         self.again(index);
     }

@@ -116,6 +116,8 @@ counted! {
         Rotten = "damaged block refused",
         /// A part of a log that could not be read back was given up, for the extents have it.
         LogGivenUp = "unreadable log given up",
+        /// A replica that was ordered away was not at its node, but one that the masters forgot was.
+        RemovalBesideAnother = "removal of a replica whose place another one holds",
         /// A store failed so often that it was not opened again.
         Retired = "replica retired",
         /// A replica stood for a failover.
