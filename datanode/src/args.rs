@@ -2,9 +2,13 @@
 
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
+
+/// How long a client's request is held if nothing else is said.
+const IO_TIMEOUT: Duration = Duration::from_secs(120);
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -61,6 +65,10 @@ pub struct Args {
     /// Bytes that replicas may take [default: the size of the data directory's file system]
     #[arg(long, env = "SBK_CAPACITY", value_name = "BYTES", value_parser = parse_bytes)]
     pub capacity: Option<u64>,
+    /// Seconds after which a client's request that no primary has answered fails; 0: never, it waits
+    /// for as long as it takes [default: 120]
+    #[arg(long, env = "SBK_IO_TIMEOUT", value_name = "SECONDS")]
+    pub io_timeout: Option<u32>,
     /// How logs are written [default: text on a terminal, else json]
     #[arg(long, env = "SBK_LOG_FORMAT", value_enum)]
     pub log_format: Option<LogFormat>,
@@ -83,6 +91,7 @@ struct FileArgs {
     zone: Option<String>,
     wal_retain: Option<Amount>,
     capacity: Option<Amount>,
+    io_timeout: Option<u32>,
     log_format: Option<LogFormat>,
 }
 
@@ -117,6 +126,8 @@ pub struct Settings {
     pub wal_retain: u64,
     /// Bytes that replicas may take; `None`: what the file system has.
     pub capacity: Option<u64>,
+    /// How long a client's request is held; zero: for ever.
+    pub io_timeout: Duration,
     /// How logs are written.
     pub log_format: LogFormat,
 }
@@ -193,6 +204,10 @@ impl Args {
             zone: self.zone.or(file.zone).unwrap_or_default(),
             wal_retain: bytes(self.wal_retain, file.wal_retain, "wal_retain")?.unwrap_or(256 << 20),
             capacity: bytes(self.capacity, file.capacity, "capacity")?,
+            io_timeout: self
+                .io_timeout
+                .or(file.io_timeout)
+                .map_or(IO_TIMEOUT, |seconds| Duration::from_secs(seconds.into())),
             log_format: self.log_format.or(file.log_format).unwrap_or_else(|| {
                 match std::io::IsTerminal::is_terminal(&std::io::stderr()) {
                     true => LogFormat::Text,
@@ -251,6 +266,11 @@ mod tests {
         assert_eq!(settings.data_dir, PathBuf::from("/a"));
         assert_eq!((settings.zone.as_str(), settings.wal_retain), ("y", 1 << 20));
         assert_eq!(settings.masters, ["m:1"]);
+        assert_eq!(settings.io_timeout, IO_TIMEOUT);
+        std::fs::write(&path, format!("{text}io_timeout = 7\n")).expect("written");
+        let held = |args: &[&str]| parse(args).settings().expect("is complete").io_timeout;
+        assert_eq!(held(&["--config", config]), Duration::from_secs(7));
+        assert_eq!(held(&["--config", config, "--io-timeout", "0"]), Duration::ZERO);
     }
 
     #[test]

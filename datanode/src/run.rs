@@ -6,6 +6,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
+use sbk_engine::forward;
 use sbk_engine::replication::Params;
 use sbk_proto::v1::block_service_server::BlockServiceServer;
 use sbk_proto::v1::replication_server::ReplicationServer;
@@ -152,6 +153,7 @@ pub async fn serve<S: Storage>(
         node.volumes.clone(),
         Arc::clone(&node.channels),
         node.id,
+        forward::Params::giving_up_after(settings.io_timeout),
     );
     let nbd_stop = CancellationToken::new();
     let (clients, stop) = (frontends.clone(), nbd_stop.clone());

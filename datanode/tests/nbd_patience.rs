@@ -1,4 +1,5 @@
-//! How long NBD clients may do nothing, on a clock that jumps ahead whenever all wait.
+//! How long NBD clients may do nothing, on a clock that jumps ahead whenever all wait; and how long
+//! their requests are held.
 
 use std::collections::BTreeMap;
 use std::net::SocketAddr;
@@ -12,6 +13,7 @@ use sbk_datanode::frontend::Frontends;
 use sbk_datanode::frontend::nbd::{self, AtStop};
 use sbk_datanode::transport::Channels;
 use sbk_datanode::volume::Registry;
+use sbk_engine::forward::Params;
 use sbk_engine::types::{NodeId, VolumeId};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream};
@@ -20,11 +22,16 @@ use tokio::time::{Instant, sleep};
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
+const READ: u16 = 0;
 const WRITE: u16 = 1;
 const MAX: u32 = 32 << 20;
 
 /// A server of a volume that has no primary: requests wait.
 async fn server() -> SocketAddr {
+    server_within(Params::default()).await
+}
+
+async fn server_within(params: Params) -> SocketAddr {
     let id = VolumeId(Uuid::from_u128(1));
     let volume = Volume {
         retired: BTreeMap::new(),
@@ -40,7 +47,7 @@ async fn server() -> SocketAddr {
     let (told, watched) = watch::channel(Arc::new(catalogue));
     let channels = Arc::new(Channels::default());
     let frontends =
-        Frontends::new(watched, Registry::default(), channels, NodeId(Uuid::from_u128(9)));
+        Frontends::new(watched, Registry::default(), channels, NodeId(Uuid::from_u128(9)), params);
     let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
     let addr = listener.local_addr().expect("bound");
     tokio::spawn(async move {
@@ -154,4 +161,31 @@ async fn clients_that_pause_with_all_the_memory_lose_their_connections() {
         let open = tokio::time::timeout(Duration::from_secs(1), stream.peek(&mut byte)).await;
         assert!(open.is_err(), "a client lost its connection: {open:?}");
     }
+}
+
+/// On the clock that runs, which the sessions' requests are timed by.
+#[tokio::test]
+async fn a_request_is_held_as_long_as_was_said() {
+    let ask = async |timeout| {
+        let mut stream = export(server_within(Params::giving_up_after(timeout)).await).await;
+        stream.write_all(&header(READ, 4096)).await.expect("sends");
+        stream
+    };
+    let given_up = async |mut stream: TcpStream| {
+        let mut reply = [0; 16];
+        stream.read_exact(&mut reply).await.expect("is answered");
+        assert_eq!(reply[..4], 0x6744_6698_u32.to_be_bytes(), "a simple reply");
+        assert_eq!(reply[4..8], 5_u32.to_be_bytes(), "EIO");
+        Instant::now()
+    };
+    let started = Instant::now();
+    let (short, long) = (Duration::from_millis(300), Duration::from_millis(900));
+    let for_ever = ask(Duration::ZERO).await;
+    let (first, second) =
+        tokio::join!(async { given_up(ask(short).await).await - started }, async {
+            given_up(ask(long).await).await - started
+        },);
+    assert!(short <= first && first < second && long <= second, "{first:?}, {second:?}");
+    let nothing = for_ever.try_read(&mut [0]).expect_err("it is not given up");
+    assert_eq!(nothing.kind(), std::io::ErrorKind::WouldBlock);
 }

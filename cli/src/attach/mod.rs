@@ -15,6 +15,7 @@ use anyhow::{Context as _, bail};
 use clap::Args;
 use sbk_datanode::frontend::Remote;
 use sbk_datanode::frontend::nbd::{self, AtStop};
+use sbk_engine::forward::Params;
 use sbk_engine::types::VolumeId;
 use tokio::signal::unix::{SignalKind, signal};
 use tokio_util::sync::CancellationToken;
@@ -48,6 +49,10 @@ pub struct AttachArgs {
     /// Any number of clients, here and elsewhere
     #[arg(long)]
     shared: bool,
+    /// Seconds after which a request that no primary has answered fails; 0: never, it waits for as
+    /// long as it takes
+    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
+    io_timeout: Duration,
     /// How long what is under way may take at the end, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "30", value_parser = seconds)]
     drain: Duration,
@@ -103,7 +108,12 @@ pub async fn attach(context: &Context, args: AttachArgs) -> anyhow::Result<()> {
         (None, None) => Place::Unix(dir.join(format!("{volume}.sock"))),
     };
     let socket = socket::bind(place).await?;
-    let remote = Remote::start(context.masters.clone(), volume, exclusive);
+    let remote = Remote::start(
+        context.masters.clone(),
+        volume,
+        exclusive,
+        Params::giving_up_after(args.io_timeout),
+    );
     tokio::select! {
         heard = tokio::time::timeout(HEARD, remote.heard()) => heard.map_err(|_| TimedOut {
             what: "the masters to tell of the volume".to_owned(),

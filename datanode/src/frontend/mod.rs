@@ -16,6 +16,7 @@ mod split;
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
+use sbk_engine::forward::{Forwarder, Params};
 use sbk_engine::types::{NodeId, VolumeId};
 use tokio::sync::Semaphore;
 
@@ -40,26 +41,34 @@ pub struct Frontends {
 struct Inner {
     catalogue: CatalogueWatch,
     connector: Connector,
+    params: Params,
     sessions: Mutex<BTreeMap<VolumeId, SessionHandle>>,
     /// Where every client has the volume to itself, whatever it asks for: there may be one.
     only: Option<Arc<Semaphore>>,
 }
 
 impl Frontends {
-    /// Frontends of `node`, whose replicas are in `registry`.
+    /// Frontends of `node`, whose replicas are in `registry`. Each session holds requests within
+    /// `params`.
     pub fn new(
         catalogue: CatalogueWatch,
         registry: Registry,
         channels: Arc<Channels>,
         node: NodeId,
+        params: Params,
     ) -> Self {
         let connector = Connector { registry, channels, node };
-        Self::with(catalogue, connector, None)
+        Self::with(catalogue, connector, params, None)
     }
 
-    fn with(catalogue: CatalogueWatch, connector: Connector, only: Option<Arc<Semaphore>>) -> Self {
+    fn with(
+        catalogue: CatalogueWatch,
+        connector: Connector,
+        params: Params,
+        only: Option<Arc<Semaphore>>,
+    ) -> Self {
         let sessions = Mutex::new(BTreeMap::new());
-        Self { inner: Arc::new(Inner { catalogue, connector, sessions, only }) }
+        Self { inner: Arc::new(Inner { catalogue, connector, params, sessions, only }) }
     }
 
     /// What this node knows of all volumes.
@@ -74,12 +83,7 @@ impl Frontends {
             return client;
         }
         sessions.retain(|_, session| !session.is_closed());
-        let session = SessionHandle::start(
-            volume,
-            self.inner.catalogue.clone(),
-            self.inner.connector.clone(),
-            false,
-        );
+        let session = self.start(volume, false);
         let client = session.attach().expect("a session that was just started takes clients");
         sessions.insert(volume, session);
         client
@@ -99,11 +103,17 @@ impl Frontends {
                     .to_owned()
             })?),
         };
-        let (catalogue, connector) = (self.inner.catalogue.clone(), self.inner.connector.clone());
-        let session = SessionHandle::start(volume, catalogue, connector, true);
+        let session = self.start(volume, true);
         let mut client = session.attach().expect("a session that was just started takes a client");
         client.place = place;
         Ok(client)
+    }
+
+    fn start(&self, volume: VolumeId, exclusive: bool) -> SessionHandle {
+        let inner = &self.inner;
+        let (catalogue, connector) = (inner.catalogue.clone(), inner.connector.clone());
+        let make = if exclusive { Forwarder::exclusive } else { Forwarder::new };
+        SessionHandle::start(volume, catalogue, connector, make(volume, inner.params))
     }
 
     /// Whether every client has the volume to itself.

@@ -6,6 +6,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
+use sbk_engine::forward::Params;
 use sbk_engine::types::{NodeId, VolumeId};
 use sbk_master_client::MasterClient;
 use sbk_proto::v1::WatchAssignmentsRequest;
@@ -38,8 +39,8 @@ impl Drop for Remote {
 
 impl Remote {
     /// Begins to follow `volume`. With `exclusive` there is one client at a time, which has the volume
-    /// to itself: all attachments of before end when it comes.
-    pub fn start(masters: MasterClient, volume: VolumeId, exclusive: bool) -> Self {
+    /// to itself: all attachments of before end when it comes. Requests are held within `params`.
+    pub fn start(masters: MasterClient, volume: VolumeId, exclusive: bool, params: Params) -> Self {
         let (sender, catalogue) = watch::channel(Arc::<Catalogue>::default());
         let connector = Connector {
             registry: Registry::default(),
@@ -48,7 +49,7 @@ impl Remote {
             node: NodeId(Uuid::new_v4()),
         };
         let only = exclusive.then(|| Arc::new(Semaphore::new(1)));
-        let frontends = Frontends::with(catalogue.clone(), connector, only);
+        let frontends = Frontends::with(catalogue.clone(), connector, params, only);
         let watching = tokio::spawn(follow(masters, volume, sender));
         Self { frontends, catalogue, watching }
     }

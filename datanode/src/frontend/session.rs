@@ -6,7 +6,7 @@ use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use sbk_engine::forward::{
-    Answer, ByteRange, ClientId, Forwarder, Input, LinkId, Op, Output, Params, RequestId,
+    Answer, ByteRange, ClientId, Forwarder, Input, LinkId, Op, Output, RequestId,
 };
 use sbk_engine::replication::io::Outcome;
 use sbk_engine::types::{BLOCK_SIZE, VolumeId};
@@ -160,12 +160,12 @@ impl SessionHandle {
         volume: VolumeId,
         catalogue: CatalogueWatch,
         connector: Connector,
-        exclusive: bool,
+        forwarder: Forwarder,
     ) -> Self {
         let (orders, queue) = mpsc::channel(QUEUE);
         let (attaching, arrivals) = mpsc::unbounded_channel();
         let weak = orders.downgrade();
-        let task = Task::new(volume, catalogue, connector, exclusive);
+        let task = Task::new(volume, catalogue, connector, forwarder);
         tokio::spawn(task.run(queue, arrivals, orders));
         Self { orders: weak, attaching, clients: Arc::default() }
     }
@@ -264,13 +264,12 @@ impl Task {
         volume: VolumeId,
         catalogue: CatalogueWatch,
         connector: Connector,
-        exclusive: bool,
+        forwarder: Forwarder,
     ) -> Self {
-        let make = if exclusive { Forwarder::exclusive } else { Forwarder::new };
         let (made, made_in) = mpsc::channel(CONNECTING);
         Self {
             volume,
-            forwarder: make(volume, Params::default()),
+            forwarder,
             catalogue,
             connector,
             clients: BTreeMap::new(),

@@ -25,6 +25,7 @@ use sbk_datanode::volume::events::Control;
 use sbk_datanode::volume::{
     Context, ProposalOrder, Recordings, Registry, VolumeHandle, VolumeStatus, open_link, start,
 };
+use sbk_engine::forward;
 use sbk_engine::replication::Params;
 use sbk_engine::replication::io::{Attach, IsrChange};
 use sbk_engine::types::{
@@ -78,7 +79,13 @@ impl Node {
         };
         registry.insert(Arc::clone(&handle));
         let (_, nobody) = tokio::sync::watch::channel(Arc::default());
-        let frontends = Frontends::new(nobody, registry.clone(), channels, NodeId(id.0));
+        let frontends = Frontends::new(
+            nobody,
+            registry.clone(),
+            channels,
+            NodeId(id.0),
+            forward::Params::default(),
+        );
         let block = BlockServiceServer::new(frontends.block_service())
             .max_decoding_message_size(40 << 20)
             .max_encoding_message_size(40 << 20);

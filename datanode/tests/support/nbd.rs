@@ -10,6 +10,7 @@ use sbk_datanode::frontend::Frontends;
 use sbk_datanode::frontend::nbd::{self, AtStop};
 use sbk_datanode::transport::Channels;
 use sbk_datanode::volume::Registry;
+use sbk_engine::forward::Params;
 use sbk_engine::types::NodeId;
 use tokio::sync::watch;
 use tokio_util::sync::CancellationToken;
@@ -42,7 +43,8 @@ impl Server {
         let addr = cluster.runtime().block_on(async {
             let node = NodeId(Uuid::from_u128(999));
             let channels = Arc::new(Channels::default());
-            let frontends = Frontends::new(watched, Registry::default(), channels, node);
+            let frontends =
+                Frontends::new(watched, Registry::default(), channels, node, Params::default());
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
             let addr = listener.local_addr().expect("bound");
             tokio::spawn(nbd::serve(frontends, listener, stop.clone(), AtStop::Answer));

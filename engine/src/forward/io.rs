@@ -1,5 +1,7 @@
 //! What goes into a [`Forwarder`](super::Forwarder) and what comes out.
 
+use std::time::Duration;
+
 use serde::{Deserialize, Serialize};
 
 use crate::replication::io::{Attach, Outcome, StreamEnd};
@@ -103,6 +105,15 @@ impl Default for Params {
             retry_min_ms: 10,
             retry_max_ms: 250,
         }
+    }
+}
+
+impl Params {
+    /// The default limits, but that an unanswered request is given up after `timeout` (to the
+    /// millisecond); zero: never.
+    pub fn giving_up_after(timeout: Duration) -> Self {
+        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
+        Self { io_timeout_ms: (!timeout.is_zero()).then_some(millis.max(1)), ..Self::default() }
     }
 }
 

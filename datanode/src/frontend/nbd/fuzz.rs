@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sbk_engine::forward::Params;
 use sbk_engine::types::{NodeId, VolumeId, Wish};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::watch;
@@ -120,7 +121,8 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>, other: &[u8]) {
 async fn say(bytes: &[u8]) -> Vec<u8> {
     let (catalogues, watched) = watch::channel(catalogue(false));
     let node = NodeId(Uuid::from_u128(2));
-    let frontends = Frontends::new(watched, Registry::default(), Arc::default(), node);
+    let frontends =
+        Frontends::new(watched, Registry::default(), Arc::default(), node, Params::default());
     let pool = Pool::default();
     let (client, server) = tokio::io::duplex(16 << 10);
     let (reader, writer) = tokio::io::split(server);
