@@ -156,8 +156,9 @@ bugs! {
     /// A lease runs from when the promise was heard. [The one who promised counts from when it was
     /// asked, and serves while the lease still runs.]
     LeaseFromReceipt,
-    /// A replica that a configuration lists as in sync is wiped for a rebuild. [A failover promotes
-    /// it.]
+    /// A replica that a configuration lists as in sync is rebuilt once its catch-ups have failed often
+    /// enough, and wiped before it has left. [Its copy may be the only other one of what was
+    /// acknowledged.]
     BaseToMember,
     /// A rebuild hands over the log's state as of the end, not of the base. [The WAL lane brings
     /// entries that the state counts as logged already.]

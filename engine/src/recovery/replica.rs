@@ -5,6 +5,7 @@ use serde::{Deserialize, Serialize};
 
 use super::decision::{Kind, decide};
 use super::{FailureKind, Params, TransportEpoch};
+use crate::bugs::{Bug, on};
 use crate::replication::message::RecoveryId;
 use crate::types::{Lsn, Millis};
 
@@ -250,9 +251,8 @@ impl ReplicaState {
     /// catch-ups are retried until it leaves the list.
     pub(super) fn escalation(&self, params: &Params) -> Option<Escalation> {
         let spent = self.recovery.failed_catch_ups >= params.catch_up_budget;
-        self.recovery
-            .escalated
-            .or((spent && !self.identity.in_sync).then_some(Escalation::CatchUpsFailed))
+        let spared = self.identity.in_sync && !on(Bug::BaseToMember);
+        self.recovery.escalated.or((spent && !spared).then_some(Escalation::CatchUpsFailed))
     }
 
     /// What is decided now: by the session or acknowledgement that is under way, else by the facts.

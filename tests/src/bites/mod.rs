@@ -69,6 +69,7 @@ pub const FAMILIES: &[&str] = &[
     "replacements",
     "unsynced",
     "in-place",
+    "hangs",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -463,6 +463,21 @@ pub const FAMILIES: &[Family] = &[
     },
     Family { name: "handovers", faults: Faults::handovers },
     Family {
+        name: "hangs",
+        faults: |seed| Faults {
+            hang: true,
+            loss: seed % 3,
+            slow: seed % 4 * 5,
+            crash: seed % 4 == 3,
+            leader: seed % 5 == 1,
+            short_wal: seed % 2 == 0,
+            busy: [12, 25][(seed / 2 % 2) as usize],
+            replicas: [3, 2, 3, 4][(seed / 2 % 4) as usize],
+            min_in_sync: 1 + (seed / 3 % 2) as u32,
+            ..Faults::none()
+        },
+    },
+    Family {
         name: "eights",
         faults: |seed| Faults {
             eight: true,

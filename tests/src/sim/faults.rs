@@ -1,6 +1,7 @@
 //! What goes wrong.
 
 use sbk_engine::authority::detector::DetectorParams;
+use sbk_engine::replication::Params;
 use sbk_engine::replication::io::Input;
 use sbk_engine::types::{Durability, WriteAck};
 use sbk_wal::{Fault, OpKind};
@@ -55,6 +56,9 @@ pub struct Faults {
     pub(crate) eight: bool,
     /// Disks sync nothing for a while, and then the power goes: see `unsynced`.
     pub(crate) unsynced: bool,
+    /// A member's disk hangs until catch-ups with what it missed have failed as often as has a replica
+    /// rebuilt that nobody counts on.
+    pub(crate) hang: bool,
     /// Processes end and are back before anybody notices.
     pub(crate) blink: bool,
     /// The WAL holds so little that replicas that were away have to be rebuilt.
@@ -117,6 +121,7 @@ impl Faults {
             ambush: false,
             eight: false,
             unsynced: false,
+            hang: false,
             blink: false,
             short_wal: false,
             drift: false,
@@ -186,6 +191,7 @@ impl Faults {
         if seed % 8 == 6 {
             faults.give_up(seed / 8);
         }
+        faults.hang = seed % 32 == 9;
         faults.exclusive = rng.chance(25);
         let written = rng.chance(15) || faults.disaster && seed / 8 % 4 == 3;
         if written && faults.durability == Durability::SyncAll {
@@ -272,6 +278,17 @@ impl Faults {
         }
         if self.lost {
             params.replace_ms = if self.hasty { 2_000 } else { 4_000 };
+        }
+        params
+    }
+
+    /// The times of the replicas' engines.
+    pub(crate) fn engine(&self) -> Params {
+        // A base lane that broke is noticed by nothing else here.
+        let mut params = Params { stall_ms: 3_000, ..Params::default() };
+        if self.hang {
+            // A run is shorter than as many stalls as it usually takes.
+            params.recovery.catch_up_budget = 2;
         }
         params
     }
@@ -370,6 +387,26 @@ impl World {
         if self.faults.unsynced {
             self.unsynced_turn();
         }
+        if self.faults.hang && self.rng.below(200) == 0 {
+            self.hang();
+        }
+    }
+
+    /// A member is away for a moment, and when it is back its disk writes nothing for long: it answers, and
+    /// what it missed is sent to it again and again.
+    fn hang(&mut self) {
+        let index = self.any_node();
+        let (node, config) = (&self.nodes[index], &self.masters.config);
+        let member = config.isr.contains(&node.id) && config.primary.id != node.id;
+        let hangs = self.nodes.iter().any(|node| node.stalled_until > self.now);
+        if !member || !node.up || hangs {
+            return;
+        }
+        self.inject(Injected::Hang);
+        let lasts = 10_000 + self.rng.below(4_000);
+        self.nodes[index].stalled_until = self.now + lasts;
+        let away = 100 + self.rng.below(900);
+        self.die(index, false, away);
     }
 
     fn two_nodes(&mut self) -> (usize, usize) {

@@ -64,6 +64,8 @@ counted! {
         PinLost = "pin lost",
         /// A session failed.
         SessionFailed = "recovery session failed",
+        /// A catch-up of a replica that is in sync did not come on.
+        MemberStalled = "catch-up of a member stalled",
         /// A frontend opened a stream where the primary is not.
         StaleStream = "stale stream refused",
         /// A stream took the place of another of its session.
@@ -210,6 +212,7 @@ counted! {
         IoError = "failed I/Os armed",
         Full = "full disks",
         Stall = "stalled disks",
+        Hang = "disks that hang for long",
         Flip = "bit flips",
         ClockJump = "clock jumps",
         LeaderChange = "leader changes",

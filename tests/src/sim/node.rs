@@ -5,10 +5,10 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use bytes::Bytes;
+use sbk_engine::replication::Replica;
 use sbk_engine::replication::io::{Input, Opened, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
-use sbk_engine::replication::{Params, Replica};
 use sbk_engine::types::{
     Config, Epoch, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish, WriteAck,
 };
@@ -338,9 +338,7 @@ impl World {
         node.disk.accept(&opened);
         node.recorded = (opened.durable, self.now);
         let (clock, now) = (node.clock(self.now), self.now);
-        // A base lane that broke is noticed by nothing else here.
-        let params = Params { stall_ms: 3_000, ..Params::default() };
-        node.replica = Some(Replica::open(clock, opened, params));
+        node.replica = Some(Replica::open(clock, opened, self.faults.engine()));
         if !node.unheard {
             let told = node.told(now);
             let delay = self.delay();

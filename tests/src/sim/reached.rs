@@ -22,6 +22,9 @@ impl World {
         if event.what == "elected" {
             self.eight_elected(index);
         }
+        if event.what == "session-failed" {
+            self.mark_stall(&event.why);
+        }
         let mark = match event.what.as_str() {
             "apart" => Mark::StoodForNothing,
             "handover-given-up" => Mark::HandoverGivenUp,
@@ -43,6 +46,15 @@ impl World {
             _ => return,
         };
         self.mark(mark);
+    }
+
+    /// A session failed: that of a member, because it did not come on?
+    fn mark_stall(&mut self, why: &str) {
+        let stalled = why.ends_with(&FailureKind::Stalled.to_string());
+        let isr = &self.masters.config.isr;
+        if stalled && isr.iter().any(|id| why.starts_with(&id.to_string())) {
+            self.mark(Mark::MemberStalled);
+        }
     }
 
     pub(crate) fn mark_verdict(&mut self, verdict: Verdict) {
