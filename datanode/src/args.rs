@@ -7,6 +7,8 @@ use std::time::Duration;
 use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 
+use crate::frontend::nbd::TlsFiles;
+
 /// How long a client's request is held if nothing else is said.
 const IO_TIMEOUT: Duration = Duration::from_secs(120);
 
@@ -51,6 +53,16 @@ pub struct Args {
     /// NBD: clients [default: 127.0.0.1:10809]
     #[arg(long, env = "SBK_NBD", value_name = "HOST:PORT")]
     pub nbd: Option<SocketAddr>,
+    /// PEM file with the NBD server's certificate, and those up to the one that clients trust: from
+    /// then on nobody is served over NBD without TLS
+    #[arg(long, env = "SBK_NBD_TLS_CERT", value_name = "FILE")]
+    pub nbd_tls_cert: Option<PathBuf>,
+    /// PEM file with its private key
+    #[arg(long, env = "SBK_NBD_TLS_KEY", value_name = "FILE")]
+    pub nbd_tls_key: Option<PathBuf>,
+    /// PEM file with the authorities whose certificates NBD clients must show [default: they need none]
+    #[arg(long, env = "SBK_NBD_TLS_CLIENT_CA", value_name = "FILE")]
+    pub nbd_tls_client_ca: Option<PathBuf>,
     /// The name or address by which others reach this node, where the listeners are on all
     /// addresses.
     #[arg(long, env = "SBK_ADVERTISE", value_name = "HOST")]
@@ -87,6 +99,9 @@ struct FileArgs {
     listen: Option<SocketAddr>,
     http: Option<SocketAddr>,
     nbd: Option<SocketAddr>,
+    nbd_tls_cert: Option<PathBuf>,
+    nbd_tls_key: Option<PathBuf>,
+    nbd_tls_client_ca: Option<PathBuf>,
     advertise: Option<String>,
     zone: Option<String>,
     wal_retain: Option<Amount>,
@@ -118,6 +133,8 @@ pub struct Settings {
     pub http: SocketAddr,
     /// NBD.
     pub nbd: SocketAddr,
+    /// What NBD is served with TLS from; `None`: without.
+    pub nbd_tls: Option<TlsFiles>,
     /// The name or address by which others reach this node.
     pub advertise: Option<String>,
     /// The node's zone, empty for none.
@@ -190,6 +207,16 @@ impl Args {
                 .map_err(|problem| SettingsError::Value { option, problem }),
             (None, None) => Ok(None),
         };
+        let client_ca = self.nbd_tls_client_ca.or(file.nbd_tls_client_ca);
+        let nbd_tls = match (
+            self.nbd_tls_cert.or(file.nbd_tls_cert),
+            self.nbd_tls_key.or(file.nbd_tls_key),
+        ) {
+            (Some(cert), Some(key)) => Some(TlsFiles { cert, key, client_ca }),
+            (None, None) if client_ca.is_none() => None,
+            (Some(_), None) => return Err(missing("--nbd-tls-key", "SBK_NBD_TLS_KEY")),
+            (None, _) => return Err(missing("--nbd-tls-cert", "SBK_NBD_TLS_CERT")),
+        };
         Ok(Settings {
             data_dir: data_dir.ok_or_else(|| missing("--data-dir", "SBK_DATA_DIR"))?,
             runtime_dir: self
@@ -200,6 +227,7 @@ impl Args {
             listen: self.listen.or(file.listen).unwrap_or(([127, 0, 0, 1], 7301).into()),
             http: self.http.or(file.http).unwrap_or(([127, 0, 0, 1], 7401).into()),
             nbd: self.nbd.or(file.nbd).unwrap_or(([127, 0, 0, 1], 10809).into()),
+            nbd_tls,
             advertise: self.advertise.or(file.advertise),
             zone: self.zone.or(file.zone).unwrap_or_default(),
             wal_retain: bytes(self.wal_retain, file.wal_retain, "wal_retain")?.unwrap_or(256 << 20),
@@ -280,6 +308,11 @@ mod tests {
         assert!(text(&["--data-dir", "/a"]).contains("SBK_MASTERS"));
         assert!(text(&["--data-dir", "/a", "--masters", "m"]).contains("'m'"));
         assert!(text(&["--config", "/does/not/exist"]).contains("/does/not/exist"));
+        let whole = ["--data-dir", "/a", "--masters", "m:1"];
+        let tls = |more: &[&str]| text(&[&whole[..], more].concat());
+        assert!(tls(&["--nbd-tls-cert", "c"]).contains("--nbd-tls-key"));
+        assert!(tls(&["--nbd-tls-key", "k"]).contains("--nbd-tls-cert"));
+        assert!(tls(&["--nbd-tls-client-ca", "a"]).contains("--nbd-tls-cert"));
         let dir = tempfile::tempdir().expect("a directory");
         let path = dir.path().join("sbk.toml");
         std::fs::write(&path, "dta_dir = \"/a\"").expect("written");

@@ -17,7 +17,7 @@ use tonic::transport::Server;
 use tonic::transport::server::TcpIncoming;
 
 use crate::args::{Args, Settings};
-use crate::frontend::nbd::{self, AtStop};
+use crate::frontend::nbd::{self, AtStop, Tls};
 use crate::frontend::{BlockApi, Frontends};
 use crate::node::{Node, NodeConfig, Storage};
 use crate::ops;
@@ -136,10 +136,15 @@ pub async fn serve<S: Storage>(
         params: Params::default(),
         recordings: Some(settings.data_dir.join(RECORDINGS)),
     };
-    for addr in [&listeners.grpc, &listeners.http, &listeners.nbd].map(TcpListener::local_addr) {
-        let addr = addr?;
+    let nbd_tls = settings.nbd_tls.as_ref();
+    let authenticates = nbd_tls.is_some_and(|files| files.client_ca.is_some());
+    let tls = nbd_tls.map(|files| tokio::task::block_in_place(|| Tls::load(files))).transpose()?;
+    let trusting = [Some(&listeners.grpc), Some(&listeners.http)];
+    let nbd = (!authenticates).then_some(&listeners.nbd);
+    for listener in trusting.into_iter().chain([nbd]).flatten() {
+        let addr = listener.local_addr()?;
         if !addr.ip().is_loopback() {
-            tracing::warn!(%addr, "listens beyond this machine without TLS: trust the network");
+            tracing::warn!(%addr, "takes whoever reaches it from beyond this machine: trust the network");
         }
     }
     let (addr, http_addr) = (config.addr.clone(), config.http_addr.clone());
@@ -157,7 +162,7 @@ pub async fn serve<S: Storage>(
     );
     let nbd_stop = CancellationToken::new();
     let (clients, stop) = (frontends.clone(), nbd_stop.clone());
-    let nbd = tokio::spawn(nbd::serve(clients, listeners.nbd, stop, AtStop::Answer));
+    let nbd = tokio::spawn(nbd::serve(clients, listeners.nbd, tls, stop, AtStop::Answer));
     let stop = servers_stop.clone();
     let mut grpc = tokio::spawn(serve_grpc(node.clone(), frontends, listeners.grpc, stop));
     let mut pages = tokio::spawn(serve_http(node.clone(), listeners.http, servers_stop.clone()));

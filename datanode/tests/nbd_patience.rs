@@ -52,7 +52,9 @@ async fn server_within(params: Params) -> SocketAddr {
     let addr = listener.local_addr().expect("bound");
     tokio::spawn(async move {
         let stop = CancellationToken::new();
-        nbd::serve(frontends, listener, stop, AtStop::Answer).await.expect("nothing to flush");
+        nbd::serve(frontends, listener, None, stop, AtStop::Answer)
+            .await
+            .expect("nothing to flush");
         drop(told);
     });
     addr

@@ -127,7 +127,8 @@ pub async fn attach(context: &Context, args: AttachArgs) -> anyhow::Result<()> {
         Record { volume: name, id: volume.to_string(), pid: std::process::id(), uri, exclusive };
     claim.write(&record)?;
     let stop = CancellationToken::new();
-    let serving = nbd::serve(remote.frontends(), socket.listener, stop.clone(), AtStop::Flush);
+    let serving =
+        nbd::serve(remote.frontends(), socket.listener, None, stop.clone(), AtStop::Flush);
     let serving = tokio::spawn(serving);
     context.output.show(&record, Record::words)?;
     let deleted = tokio::select! {

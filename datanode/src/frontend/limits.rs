@@ -158,6 +158,7 @@ impl Budget {
             }
             bytes = &bytes[count..];
         }
-        Ok(())
+        // TLS keeps back what the socket has no room for.
+        self.step("reading replies", writer.flush()).await
     }
 }

@@ -7,7 +7,7 @@ use std::sync::Arc;
 
 use sbk_datanode::catalogue::Catalogue;
 use sbk_datanode::frontend::Frontends;
-use sbk_datanode::frontend::nbd::{self, AtStop};
+use sbk_datanode::frontend::nbd::{self, AtStop, Tls};
 use sbk_datanode::transport::Channels;
 use sbk_datanode::volume::Registry;
 use sbk_engine::forward::Params;
@@ -38,6 +38,10 @@ pub(crate) struct Server {
 
 impl Server {
     pub(crate) fn start(cluster: &Cluster) -> Self {
+        Self::start_with(cluster, None)
+    }
+
+    pub(crate) fn start_with(cluster: &Cluster, tls: Option<Tls>) -> Self {
         let (catalogue, watched) = watch::channel(Arc::new(cluster.catalogue()));
         let stop = CancellationToken::new();
         let addr = cluster.runtime().block_on(async {
@@ -47,7 +51,7 @@ impl Server {
                 Frontends::new(watched, Registry::default(), channels, node, Params::default());
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
             let addr = listener.local_addr().expect("bound");
-            tokio::spawn(nbd::serve(frontends, listener, stop.clone(), AtStop::Answer));
+            tokio::spawn(nbd::serve(frontends, listener, tls, stop.clone(), AtStop::Answer));
             addr
         });
         Self { addr, catalogue, stop }

@@ -128,7 +128,7 @@ async fn say(bytes: &[u8]) -> Vec<u8> {
     let (reader, writer) = tokio::io::split(server);
     let (mut hears, mut says) = tokio::io::split(client);
     let (stop, at_stop) = (CancellationToken::new(), AtStop::Answer);
-    let shared = Shared { frontends, pool: pool.clone(), stop, at_stop };
+    let shared = Shared { frontends, tls: None, pool: pool.clone(), stop, at_stop };
     let bytes = bytes.to_vec();
     let saying = tokio::spawn(async move {
         // The server may close before it has heard all.

@@ -46,13 +46,29 @@ impl Settings {
     }
 }
 
-/// Agrees on an export. `None` if the client ended the negotiation in order. Takes as long as the
-/// client takes: the caller sets the limit.
-pub(super) async fn negotiate<R, W>(
-    frontends: &Frontends,
-    reader: &mut R,
-    writer: &mut W,
-) -> io::Result<Option<(Agreed, ClientHandle)>>
+/// How a negotiation goes on.
+pub(super) enum Outcome {
+    /// The client ended it in order.
+    Over,
+    /// The client was told to begin its TLS handshake, and [negotiates](negotiate) within it.
+    StartTls,
+    /// An export was agreed on.
+    Agreed(Agreed, ClientHandle),
+}
+
+/// Where a connection stands with TLS.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(super) enum Security {
+    /// The server has none.
+    None,
+    /// It must begin before anything else is answered.
+    Demanded,
+    /// All that is said is within it.
+    InForce,
+}
+
+/// Says hello. What the client says of itself: whether it wants no padding.
+pub(super) async fn greet<R, W>(reader: &mut R, writer: &mut W) -> io::Result<bool>
 where
     R: AsyncRead + Unpin,
     W: AsyncWrite + Unpin,
@@ -67,7 +83,25 @@ where
     if flags & !known != 0 {
         return Err(broken("unknown client flags"));
     }
-    let no_zeroes = flags & u32::from(FLAG_NO_ZEROES) != 0;
+    Ok(flags & u32::from(FLAG_NO_ZEROES) != 0)
+}
+
+/// Agrees on an export, from a clean slate. Takes as long as the client takes: the caller sets the
+/// limit.
+///
+/// No byte is read beyond an option: what comes behind a STARTTLS is of the TLS handshake, or a
+/// forgery that fails it.
+pub(super) async fn negotiate<R, W>(
+    frontends: &Frontends,
+    security: Security,
+    no_zeroes: bool,
+    reader: &mut R,
+    writer: &mut W,
+) -> io::Result<Outcome>
+where
+    R: AsyncRead + Unpin,
+    W: AsyncWrite + Unpin,
+{
     let mut settings = Settings { no_zeroes, ..Settings::default() };
     for _ in 0..MAX_OPTIONS {
         let magic = reader.read_u64().await?;
@@ -83,13 +117,50 @@ where
         }
         let mut data = vec![0; length as usize];
         reader.read_exact(&mut data).await?;
-        match answer(frontends, writer, option, &data, &mut settings).await? {
+        let step = match secured(security, option, &data) {
+            Allowed::Yes => answer(frontends, writer, option, &data, &mut settings).await?,
+            Allowed::StartTls => {
+                reply(writer, option, REP_ACK, b"").await?;
+                return Ok(Outcome::StartTls);
+            }
+            Allowed::No(kind, why) => {
+                reply(writer, option, kind, why).await?;
+                Step::Next
+            }
+            Allowed::Never(why) => return Err(broken(why)),
+        };
+        match step {
             Step::Next => {}
-            Step::Over => return Ok(None),
-            Step::Agreed(agreed, client) => return Ok(Some((agreed, client))),
+            Step::Over => return Ok(Outcome::Over),
+            Step::Agreed(agreed, client) => return Ok(Outcome::Agreed(agreed, client)),
         }
     }
     Err(broken("too many options"))
+}
+
+/// Whether an option is answered on a connection that stands so with TLS.
+enum Allowed {
+    Yes,
+    StartTls,
+    /// With an error of this number, and why.
+    No(u32, &'static [u8]),
+    /// It has no error reply: the connection ends.
+    Never(&'static str),
+}
+
+fn secured(security: Security, option: u32, data: &[u8]) -> Allowed {
+    match (security, option) {
+        (Security::None, OPT_STARTTLS) => Allowed::No(REP_ERR_POLICY, b"this server has no TLS"),
+        (Security::None | Security::InForce, _) if option != OPT_STARTTLS => Allowed::Yes,
+        (Security::InForce, _) => Allowed::No(REP_ERR_INVALID, b"TLS is in force already"),
+        (_, OPT_STARTTLS) if !data.is_empty() => {
+            Allowed::No(REP_ERR_INVALID, b"STARTTLS takes no data")
+        }
+        (_, OPT_STARTTLS) => Allowed::StartTls,
+        (_, OPT_ABORT) => Allowed::Yes,
+        (_, OPT_EXPORT_NAME) => Allowed::Never("EXPORT_NAME without TLS, which is demanded"),
+        _ => Allowed::No(REP_ERR_TLS_REQD, b"this server is for TLS only; begin with STARTTLS"),
+    }
 }
 
 enum Step {
@@ -124,6 +195,7 @@ async fn answer<W: AsyncWrite + Unpin>(
                 bytes.extend([0; 124]);
             }
             writer.write_all(&bytes).await?;
+            writer.flush().await?;
             Ok(settings.agreed(export, name, client))
         }
         OPT_ABORT => {
@@ -289,5 +361,6 @@ async fn reply<W: AsyncWrite + Unpin>(
     bytes.extend(kind.to_be_bytes());
     bytes.extend((data.len() as u32).to_be_bytes());
     bytes.extend(data);
-    writer.write_all(&bytes).await
+    writer.write_all(&bytes).await?;
+    writer.flush().await
 }

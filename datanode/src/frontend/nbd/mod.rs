@@ -11,6 +11,7 @@ mod fuzz;
 mod handshake;
 mod options;
 mod replies;
+mod tls;
 mod transmission;
 mod wire;
 
@@ -22,10 +23,14 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
 use tokio::task::{JoinError, JoinSet};
+use tokio::time::Instant;
 use tokio_util::sync::CancellationToken;
 
-use super::Frontends;
 use super::limits::{self, Pool};
+use super::{ClientHandle, Frontends};
+use handshake::{Agreed, Outcome, Security};
+
+pub use tls::{Tls, TlsError, TlsFiles};
 
 /// Most connections at once; further ones are closed at once.
 const MAX_CONNECTIONS: usize = 1024;
@@ -93,12 +98,14 @@ pub enum AtStop {
 #[derive(Clone, Debug)]
 struct Shared {
     frontends: Frontends,
+    /// With it nobody is served without.
+    tls: Option<Tls>,
     pool: Pool,
     stop: CancellationToken,
     at_stop: AtStop,
 }
 
-/// Serves NBD on `listener` until `stop` is cancelled; then no more is taken, what is under way is
+/// Serves NBD on `listener`, with `tls` to nobody without it, until `stop` is cancelled; then no more is taken, what is under way is
 /// answered, and connections are closed. That takes as long as it takes: the caller sets the limit.
 ///
 /// # Errors
@@ -107,13 +114,14 @@ struct Shared {
 pub async fn serve(
     frontends: Frontends,
     listener: impl Into<Listener>,
+    tls: Option<Tls>,
     stop: CancellationToken,
     at_stop: AtStop,
 ) -> Result<(), String> {
     let listener = listener.into();
     let limit = limits::connections(MAX_CONNECTIONS);
     let room = Arc::new(Semaphore::new(limit));
-    let shared = Shared { frontends, pool: Pool::default(), stop, at_stop };
+    let shared = Shared { frontends, tls, pool: Pool::default(), stop, at_stop };
     let mut connections = JoinSet::new();
     let mut ended = Ok(());
     loop {
@@ -192,20 +200,72 @@ async fn connection(shared: &Shared, stream: Stream) -> Result<(), Ended> {
 async fn converse<R, W>(shared: &Shared, mut reader: R, mut writer: W) -> Result<(), Ended>
 where
     R: AsyncRead + Unpin + Send + 'static,
-    W: AsyncWrite + Unpin,
+    W: AsyncWrite + Unpin + Send + 'static,
 {
-    let negotiation = handshake::negotiate(&shared.frontends, &mut reader, &mut writer);
+    let end = Instant::now() + NEGOTIATION;
+    let frontends = &shared.frontends;
+    let plain = async {
+        let no_zeroes = handshake::greet(&mut reader, &mut writer).await?;
+        let security = if shared.tls.is_some() { Security::Demanded } else { Security::None };
+        let outcome =
+            handshake::negotiate(frontends, security, no_zeroes, &mut reader, &mut writer);
+        Ok((no_zeroes, outcome.await?))
+    };
+    match (agreed_by(end, shared, plain).await?, &shared.tls) {
+        (Some((_, Outcome::Agreed(agreed, client))), _) => {
+            transmit(shared, &agreed, client, reader, writer).await
+        }
+        (Some((no_zeroes, Outcome::StartTls)), Some(tls)) => {
+            let secured = async {
+                let stream = tls.accept(tokio::io::join(reader, writer)).await?;
+                let (mut reader, mut writer) = tokio::io::split(stream);
+                let security = Security::InForce;
+                let outcome =
+                    handshake::negotiate(frontends, security, no_zeroes, &mut reader, &mut writer);
+                Ok((outcome.await?, reader, writer))
+            };
+            match agreed_by(end, shared, secured).await? {
+                Some((Outcome::Agreed(agreed, client), reader, writer)) => {
+                    transmit(shared, &agreed, client, reader, writer).await
+                }
+                _ => Ok(()),
+            }
+        }
+        _ => Ok(()),
+    }
+}
+
+/// A part of a negotiation, which must be over by `end`; `None` if the server stops.
+async fn agreed_by<T>(
+    end: Instant,
+    shared: &Shared,
+    negotiation: impl Future<Output = io::Result<T>>,
+) -> Result<Option<T>, Ended> {
     let agreed = tokio::select! {
-        () = shared.stop.cancelled() => return Ok(()),
-        agreed = tokio::time::timeout(NEGOTIATION, negotiation) => agreed,
+        () = shared.stop.cancelled() => return Ok(None),
+        agreed = tokio::time::timeout_at(end, negotiation) => agreed,
     };
     let agreed = agreed.map_err(|_| {
         let text = format!("the client agreed on no export within {} s", NEGOTIATION.as_secs());
         io::Error::new(io::ErrorKind::TimedOut, text)
-    })??;
-    let Some((agreed, mut client)) = agreed else { return Ok(()) };
+    })?;
+    Ok(Some(agreed?))
+}
+
+/// The transmission phase, to its end.
+async fn transmit<R, W>(
+    shared: &Shared,
+    agreed: &Agreed,
+    mut client: ClientHandle,
+    reader: R,
+    writer: W,
+) -> Result<(), Ended>
+where
+    R: AsyncRead + Unpin + Send + 'static,
+    W: AsyncWrite + Unpin,
+{
     let (pool, stop) = (shared.pool.clone(), &shared.stop);
-    let served = transmission::serve(&mut client, pool, &agreed, reader, writer, stop).await;
+    let served = transmission::serve(&mut client, pool, agreed, reader, writer, stop).await;
     if stop.is_cancelled() && shared.at_stop == AtStop::Flush {
         client.flush().await.map_err(Ended::NotFlushed)?;
     }

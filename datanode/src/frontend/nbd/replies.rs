@@ -106,9 +106,9 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
                     if count == 0 {
                         return Ok(());
                     }
-                    for reply in batch.drain(..) {
+                    for reply in &batch {
                         let Some(asked) = self.table.take(reply.cookie) else { continue };
-                        let shaped = self.shape(&asked, &reply);
+                        let shaped = self.shape(&asked, reply);
                         small.extend_from_slice(&shaped.head);
                         // Small answers share one write; large ones are not copied.
                         if shaped.data.len() <= 16 << 10 {
@@ -121,6 +121,8 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
                     }
                     budget.write_all(&mut self.writer, &small).await?;
                     small.clear();
+                    // What an answer reserved tells that it is not yet on its way.
+                    batch.clear();
                 }
             }
         }
