@@ -7,7 +7,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::Kept;
-use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind, LogState};
+use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind, EpochTable, LogState};
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::types::{BLOCK_SIZE, Lsn, REGION_BLOCKS};
 use sbk_wal::{Log, Slots};
@@ -323,7 +323,12 @@ impl Store {
 
     /// How many bytes the next step of the checkpoint may take, if one is worth its syncs now or is
     /// `urgent`; 0 for file work alone. None is while somebody verifies, unless it is urgent.
+    ///
+    /// It is urgent too if the table of epochs grows: of those that begin above the checkpoint none can be
+    /// dropped, and a superblock that has no room for them can't be written. [A volume that logged little
+    /// went through 240 epochs, and none of its replicas could be opened any more.]
     pub fn checkpoint_budget(&self, urgent: bool) -> Option<u64> {
+        let urgent = urgent || self.epochs_to_keep() > EpochTable::CAPACITY;
         if !urgent && self.is_verifying() {
             return None;
         }
@@ -332,6 +337,17 @@ impl Store {
             return None;
         }
         Some(if urgent || due { self.options.checkpoint_bytes } else { 0 })
+    }
+
+    /// How many epochs the superblock must name, as far as they are more than a table keeps anyway.
+    fn epochs_to_keep(&self) -> usize {
+        let table = &self.superblock.kept.table;
+        if table.pairs().len() <= EpochTable::CAPACITY {
+            return 0;
+        }
+        let mut table = table.clone();
+        table.prune(self.checkpoint);
+        table.pairs().len()
     }
 
     /// Whether any session lost its pin.

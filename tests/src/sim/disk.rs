@@ -290,11 +290,6 @@ impl Disk {
     /// has it.
     pub(crate) fn checkpoint_budget(&self) -> Option<u64> {
         let store = self.store.as_ref()?;
-        let urgent = store.wal_pressure() == Pressure::Full;
-        let due = store.resident_bytes() >= self.options.checkpoint_bytes;
-        if urgent || due {
-            return Some(self.options.checkpoint_bytes);
-        }
-        store.wants_housekeeping().then_some(0)
+        store.checkpoint_budget(store.wal_pressure() == Pressure::Full)
     }
 }

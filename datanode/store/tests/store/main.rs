@@ -9,6 +9,7 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 mod committed;
 mod content;
 mod driver;
+mod epochs;
 mod events;
 mod model;
 mod retain;
