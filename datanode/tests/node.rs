@@ -230,6 +230,37 @@ async fn a_removal_is_answered_though_another_replica_is_here() {
     node.stop().await;
 }
 
+/// A replica that is out of sync and restarts leads to no epoch. If its node has another address then, its
+/// primary learns it in the epoch in force.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_primary_goes_to_the_new_address_of_a_replica_in_the_same_epoch() {
+    let (masters, addr) = Masters::start().await;
+    let node = Running::start(MemDir::default().next_process(), addr).await;
+    masters.push(vec![volume(false, None)]).await;
+    until(&masters, "a confirmation", |heard| !heard.created.is_empty()).await;
+    let with_other_at = |addr: String| {
+        let mut volume = volume(true, Some(1));
+        volume.replicas.push(v1::ReplicaAssignment {
+            replica: id(3),
+            node: id(51),
+            addr: addr.clone(),
+            confirmed: true,
+            ..Default::default()
+        });
+        let config = volume.config.as_mut().expect("it has an epoch");
+        config.replicas.push(v1::ReplicaPlacement { replica: id(3), node: id(51), addr });
+        volume
+    };
+    masters.push(vec![with_other_at("127.0.0.1:1".to_owned())]).await;
+    until(&masters, "service", serving).await;
+    let other = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
+    let moved_to = other.local_addr().expect("bound").to_string();
+    masters.push(vec![with_other_at(moved_to)]).await;
+    let came = tokio::time::timeout(PATIENCE, other.accept()).await;
+    came.expect("the primary came to the new address").expect("accepted");
+    node.stop().await;
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_port_in_use_is_a_clear_error() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");

@@ -4,7 +4,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sbk_engine::types::{Epoch, ReplicaId, ReplicaRef, VolumeId, Wish};
+use sbk_engine::types::{Config, ReplicaId, ReplicaRef, VolumeId, Wish};
 use sbk_master_client::MasterClient;
 use sbk_proto::v1;
 use tokio::sync::{Notify, mpsc, watch};
@@ -41,11 +41,23 @@ pub(super) enum Notice {
 struct Local {
     handle: Arc<VolumeHandle>,
     task: Option<JoinHandle<()>>,
-    /// The newest epoch handed to it.
-    told: Option<Epoch>,
+    /// The newest configuration handed to it.
+    told: Option<Config>,
     /// The wish that it was told last.
     wished: Wish,
     confirming: bool,
+}
+
+impl Local {
+    /// Whether the configuration says anything that the replica was not told: a newer epoch, or in the
+    /// same one where nodes are now. [A node came back under another address while it was out of sync, no
+    /// epoch began for that, and the primary went on asking at the old one.]
+    fn is_news(&self, config: &Config) -> bool {
+        self.told.as_ref().is_none_or(|told| {
+            told.epoch < config.epoch
+                || told.epoch == config.epoch && told.replicas != config.replicas
+        })
+    }
 }
 
 /// The agent's state. Nobody else starts or ends volume tasks.
@@ -263,10 +275,10 @@ impl<S: Storage> Agent<S> {
         }
         if let Some(local) = self.locals.get_mut(&id)
             && let Some(config) = &volume.config
-            && local.told < Some(config.epoch)
+            && local.is_news(config)
         {
             match local.handle.control.try_send(Control::Assignment(config.clone())) {
-                Ok(()) => local.told = Some(config.epoch),
+                Ok(()) => local.told = Some(config.clone()),
                 Err(error) => {
                     tracing::warn!(volume = %id, %error, "a configuration waits for its volume");
                     self.again(id);
