@@ -162,8 +162,11 @@ impl Detector {
             let heard = self.is_heard(now, node);
             let kept = state.has_kept(volume.id, *id);
             let Ok(run) = state.complete(volume.id, *id) else {
-                // Its node says that it has nothing whole of it, or says nothing.
-                if !heard {
+                // Its node says that it has nothing whole of it; or that it does not have it open, or
+                // nothing. What is not open may have all of its tail. [A process was started again and
+                // read a long log, longer than its node waits before it registers, and what only that
+                // replica had was given up.]
+                if !(heard && state.registered(volume.id, *id).is_some()) {
                     dark.absent.insert(*id);
                 }
                 continue;

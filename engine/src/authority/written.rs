@@ -66,8 +66,11 @@ impl State {
         self.check_run(volume, primary)?;
         self.complete(volume, primary.id)?;
         let others = assignment.isr.iter().filter(|id| !missing.contains(id));
-        let kept =
-            |id: &&ReplicaId| self.complete(volume, **id).is_ok() && self.has_kept(volume, **id);
+        // One that is not open may have all of its tail.
+        let kept = |id: &&ReplicaId| {
+            let whole = self.complete(volume, **id).is_ok() && self.has_kept(volume, **id);
+            whole || self.registered(volume, **id).is_none()
+        };
         if let Some(replica) = others.copied().find(|id| kept(&id)) {
             let node = self.live(volume)?.replicas[&replica].node;
             return Err(Refusal::StillInSync { volume, replica, node });

@@ -4,6 +4,7 @@ use std::collections::BTreeSet;
 
 use sbk_engine::authority::detector::{DetectorEvent, ReplicaReport};
 use sbk_engine::authority::placement::check_request;
+use sbk_engine::authority::stand::Stand;
 use sbk_engine::authority::{Command, Durability, State, WriteAck};
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{BootId, Epoch, LossGeneration, Millis, TailId};
@@ -149,6 +150,36 @@ fn a_member_that_stays_away_is_not_waited_for_longer_than_the_grace_and_is_named
     propose(&mut state, epoch, IsrChange::Join { replica: run(other, 1) }).expect("joins");
     let assignment = state.volumes()[&volume()].assignment.clone().expect("in force");
     assert!(assignment.missing.is_empty(), "what it held has been cut");
+}
+
+/// The primary's machine lost power, and the other member's process was only started again: it has all of
+/// its tail, and reads a long log before its replica is open.
+#[test]
+fn a_member_whose_replica_is_not_open_yet_is_waited_for() {
+    let mut state = cluster();
+    let (primary, other) = members(&state);
+    let epoch = config(&state).epoch;
+    let mut detector = listening(&state, 100);
+    reboots(&mut state, primary, 2);
+    state.apply(&Command::RegisterNode(registration(other, 2, 1, false))).expect("registers");
+    let closed = DetectorEvent::Heartbeat { node: node(other), process: 2, reports: Vec::new() };
+    for at in [200, 1_900, 3_800] {
+        assert!(detector.step(Millis(at), &state, closed.clone()).is_empty());
+        assert!(detector.step(Millis(at), &state, heard(primary, 2, None)).is_empty());
+    }
+    let missing = BTreeSet::new();
+    let hasty = Command::Salvage {
+        volume: volume(),
+        expect_epoch: epoch,
+        primary: run(primary, 2),
+        missing,
+    };
+    let refusal = state.apply(&hasty).expect_err("the other one may have kept all");
+    assert_eq!(refusal.word(), "still-in-sync");
+    state.apply(&Command::RegisterNode(registration(other, 2, 2, true))).expect("registers");
+    assert!(detector.step(Millis(4_000), &state, DetectorEvent::Tick).is_empty());
+    let asked = detector.stands(Millis(4_000), &state, node(other));
+    assert_eq!(asked, [Stand { volume: volume(), replica: run(other, 2), epoch }]);
 }
 
 #[test]
