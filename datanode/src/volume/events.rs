@@ -50,8 +50,9 @@ pub enum PeerEvent {
     FeedBroken { replica: ReplicaId, lane: LaneId, refused: bool },
     /// Entries for a feed could not be read any more; the feed has ended.
     FeedFailed { replica: ReplicaId, lane: LaneId, lost: EntriesLost },
-    /// An entry of this node's own log could not be read for a candidate, in an opening of it.
-    LogUnreadable { incarnation: Incarnation, lsn: Lsn, what: String },
+    /// An entry of this node's own log could not be read for a candidate, in an opening of it. It says
+    /// nothing of a log that was cut since.
+    LogUnreadable { incarnation: Incarnation, generation: u64, lsn: Lsn, what: String },
     /// Receiver: base blocks of a session, their CRC checked.
     BaseBlocks {
         session: RecoveryId,

@@ -8,6 +8,7 @@ use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToPrimary, T
 use sbk_engine::types::{Lsn, ReplicaId};
 use tokio::task::block_in_place;
 
+use super::clock;
 use super::disk::{Disk, DiskError};
 use super::events::{Control, PeerEvent};
 use super::runner::ProposalOrder;
@@ -35,6 +36,13 @@ impl<D: Disk> Running<D> {
                 block_in_place(|| self.disk.cut(end, &kept))?;
                 self.tail.cut(end);
                 self.durable = self.durable.min(end);
+                // What was synced while the cut waited was told of the log before it, which the engine does
+                // not take for this one. [A candidate cut the end of a tail that was being synced, lacked
+                // nothing, and waited for the sync of what it kept.]
+                if self.replica.view(clock::now()).durable < self.durable {
+                    let (generation, lsn) = (self.replica.generation(), self.durable);
+                    self.inbox.push_back(Input::Durable { generation, lsn });
+                }
             }
             Output::Wipe { mark, state, kept } => {
                 self.urgent = true;
@@ -272,12 +280,13 @@ impl<D: Disk> Running<D> {
         let Some(way) = self.incoming.take_call(lineage.to, request) else { return };
         let read = self.disk.read_log(prev.next(), last);
         let (events, incarnation) = (self.shared.peers.clone(), self.me.incarnation);
+        let generation = self.replica.generation();
         tokio::task::spawn_blocking(move || {
             let read = read.and_then(|mut read| read.next(MESSAGE_BYTES, MESSAGE_ENTRIES));
             let entries = read.unwrap_or_else(|lost| {
                 tracing::warn!(%prev, ?lost, "entries for a candidate could not be read");
                 if let EntriesLost::Unreadable { lsn, what } = lost {
-                    let event = PeerEvent::LogUnreadable { incarnation, lsn, what };
+                    let event = PeerEvent::LogUnreadable { incarnation, generation, lsn, what };
                     // A volume task that has ended needs no answer.
                     let _ended = events.blocking_send(event);
                 }

@@ -52,8 +52,10 @@ impl<D: Disk> Running<D> {
                 }
                 self.step(Input::FeedFailed { replica, cause }).await
             }
-            PeerEvent::LogUnreadable { incarnation, lsn, what } => {
-                if incarnation == self.me.incarnation {
+            PeerEvent::LogUnreadable { incarnation, generation, lsn, what } => {
+                // A cut overwrites what a reader may be at. [A voter was read for a candidate while
+                // another one had it cut, and took the zeros for a failure of its disk.]
+                if incarnation == self.me.incarnation && generation == self.replica.generation() {
                     self.entries_lost(EntriesLost::Unreadable { lsn, what })?;
                 }
                 Ok(())

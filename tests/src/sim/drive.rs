@@ -193,6 +193,16 @@ impl World {
                 disk.shadow.cutting(end);
                 disk.store().cut(end, &kept)?;
                 disk.shadow.was_cut(end, kept);
+                // What was synced while the cut waited was told of the log before it.
+                let (now, lsn) = (self.now, disk.shadow.durable);
+                let node = &mut self.nodes[index];
+                let clock = node.clock(now);
+                if let Some(replica) = &node.replica
+                    && replica.view(clock).durable < lsn
+                {
+                    let generation = replica.generation();
+                    node.inbox.push_back((Input::Durable { generation, lsn }, Vec::new()));
+                }
             }
             Output::Wipe { mark, state, kept } => {
                 self.check_kept(index, &kept);
