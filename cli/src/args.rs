@@ -8,6 +8,7 @@ use sbk_engine::authority::placement::check_request;
 use sbk_engine::authority::{self, VolumeRequest};
 
 use crate::attach::{AttachArgs, DetachArgs};
+use crate::drill::load::LoadArgs;
 use crate::output::Format;
 use crate::size::parse_size;
 
@@ -119,6 +120,18 @@ invariant is broken. Exit code 1 if something differs, or the file is no whole r
         /// new file, or one file each in a directory that exists
         #[arg(long, value_name = "PATH")]
         export_case: Option<PathBuf>,
+    },
+    /// Ask a page of a master or datanode, or whether an NBD server is there, as health checks do
+    #[command(after_help = "\
+Examples:
+  sbkctl health http://127.0.0.1:7201/readyz
+  sbkctl health nbd://127.0.0.1:10809
+
+Exit code 0 if the answer is 200, or the greeting of an NBD server; 1 if it is not, or nobody answers
+within 5 s. Of an address alone /healthz is asked.")]
+    Health {
+        /// http://HOST:PORT/PAGE or nbd://HOST:PORT
+        url: String,
     },
     /// Write a completion script for a shell to standard output
     #[command(after_help = "\
@@ -519,6 +532,22 @@ Examples:
   sbkctl drill replica-return
   sbkctl drill replica-return --runs 3 -o json")]
     ReplicaReturn(DrillArgs),
+    /// Only the load that verifies itself, on a volume of a cluster whose failures somebody else causes
+    #[command(after_help = "\
+Example:
+  sbkctl drill load db --nbd 127.0.0.1:10809    where `sbkctl attach db --listen 127.0.0.1:10809` runs
+
+It OVERWRITES the volume's first 64 MiB, and is told by lines on its standard input what goes on:
+
+  phase NAME         what is measured from here on counts for this phase
+  goes-on [SECONDS]  say so once that time is over and 200 more writes were acknowledged
+  whole              say so once all replicas are in sync, and which is primary
+  end                end the load, wait until all replicas are in sync, read everything back, compare
+                     the replicas, and report
+
+Each is answered with one JSON object on a line, whatever -o says. Exit code 1 if an acknowledged write
+was lost, a request failed, replicas differ, or the input ends without `end`.")]
+    Load(LoadArgs),
     /// Let whatever can fail fail, for minutes or hours, by a schedule made from a seed
     #[command(after_help = "\
 Examples:

@@ -77,6 +77,10 @@ async fn run(cli: Cli) -> anyhow::Result<()> {
         }
         Command::Attach(args) => attach::attach(&Context::new(&cli.global)?, args).await,
         Command::Detach(args) => attach::detach(Output::new(cli.global.output), args).await,
+        Command::Health { url } => {
+            let said = commands::health::ask(&url).await?;
+            Output::new(cli.global.output).show(&said, |said| format!("{said}\n"))
+        }
         Command::Completions { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "sbkctl", &mut script);

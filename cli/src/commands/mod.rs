@@ -12,6 +12,7 @@ use crate::output::Output;
 pub mod attachments;
 pub mod cluster;
 pub mod explain;
+pub mod health;
 pub mod moves;
 pub mod node;
 pub mod projection;

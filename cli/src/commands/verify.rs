@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, bail};
+use crc_fast::{CrcAlgorithm, Digest};
 use sbk_engine::types::REGION_SIZE;
 use sbk_proto::v1::replication_client::ReplicationClient;
 use sbk_proto::v1::{MemberInfo, VerifyRegion, VerifyRequest, VolumeInfo};
@@ -42,6 +43,9 @@ pub struct Report {
     pub bytes: u64,
     /// Looks at regions that were too busy at first.
     pub retried: u64,
+    /// CRC-32C over the checksums of all regions, in order: the same for the same content, if the volume
+    /// was not written to. Of no meaning where regions differ.
+    pub content: String,
     /// Blocks that fail their checksum, over all replicas.
     pub damaged: u64,
     /// Regions that differ.
@@ -127,37 +131,45 @@ pub async fn compare(info: &VolumeInfo, limit: Duration) -> anyhow::Result<Repor
         replicas.push(Replica::connect(info, member).await?);
     }
     let total = info.size_bytes.div_ceil(REGION_SIZE);
+    let mut content = Digest::new(CrcAlgorithm::Crc32Iscsi);
     let mut progress = Progress::new();
     for first in (0..total).step_by(CHUNK as usize) {
         let count = CHUNK.min(total - first);
-        compare_chunk(&replicas, first, count, limit, &mut report).await?;
+        let regions = compare_chunk(&replicas, first, count, limit, &mut report).await?;
+        regions.values().for_each(|digest| content.update(&digest.to_be_bytes()));
         report.regions += count;
         report.bytes = (report.regions * REGION_SIZE).min(info.size_bytes);
         progress.of("comparing", report.bytes, info.size_bytes, show_size);
     }
+    report.content = format!("{:08x}", content.finalize());
     Ok(report)
 }
 
+/// The checksum of each region.
 async fn compare_chunk(
     replicas: &[Replica],
     first: u64,
     count: u64,
     limit: Duration,
     report: &mut Report,
-) -> anyhow::Result<()> {
+) -> anyhow::Result<BTreeMap<u64, u32>> {
     let started = Instant::now();
     let mut open: BTreeSet<u64> = (first..first + count).collect();
+    let mut digests = BTreeMap::new();
     let mut spans = vec![(first, count)];
     loop {
         for (first, count) in std::mem::take(&mut spans) {
             let told = ask_all(replicas, first, count).await?;
             for region in first..first + count {
-                if open.contains(&region) && judge(region, &told, report)? {
+                if open.contains(&region)
+                    && let Some(digest) = judge(region, &told, report)?
+                {
                     open.remove(&region);
+                    digests.insert(region, digest);
                 }
             }
         }
-        let (Some(low), Some(high)) = (open.first(), open.last()) else { return Ok(()) };
+        let (Some(low), Some(high)) = (open.first(), open.last()) else { return Ok(digests) };
         let waited = started.elapsed();
         if waited >= limit {
             let what = format!("region {low} to have the same age on all replicas");
@@ -189,8 +201,9 @@ async fn ask_all(replicas: &[Replica], first: u64, count: u64) -> anyhow::Result
     Ok(told)
 }
 
-/// Whether the region could be compared. If so, what was found is in the report.
-fn judge(region: u64, told: &Told, report: &mut Report) -> anyhow::Result<bool> {
+/// The region's checksum, one of them if there are several; `None` if it could not be compared. What was
+/// found is in the report.
+fn judge(region: u64, told: &Told, report: &mut Report) -> anyhow::Result<Option<u32>> {
     let mut views = Vec::new();
     for (node, regions) in told {
         let view = regions.get(&region);
@@ -198,16 +211,16 @@ fn judge(region: u64, told: &Told, report: &mut Report) -> anyhow::Result<bool> 
     }
     let ages: BTreeSet<u64> = views.iter().map(|(_, v)| v.region_lsn).collect();
     let Some(region_lsn) = ages.first().copied().filter(|_| ages.len() == 1) else {
-        return Ok(false);
+        return Ok(None);
     };
     report.damaged += views.iter().map(|(_, v)| u64::from(v.damaged)).sum::<u64>();
     let digests: BTreeSet<u32> = views.iter().map(|(_, v)| v.digest).collect();
     if digests.len() > 1 {
-        let digests =
+        let named =
             views.iter().map(|(node, v)| ((*node).clone(), format!("{:08x}", v.digest))).collect();
-        report.mismatches.push(Mismatch { region, region_lsn, digests });
+        report.mismatches.push(Mismatch { region, region_lsn, digests: named });
     }
-    Ok(true)
+    Ok(digests.first().copied())
 }
 
 /// A replica that can be asked.
@@ -277,14 +290,16 @@ mod tests {
     #[test]
     fn equal_replicas_are_clean() {
         let mut report = Report::default();
-        assert!(judge(3, &told(&[("a", 7, 1, 0), ("b", 7, 1, 0)]), &mut report).expect("judges"));
+        let judged = judge(3, &told(&[("a", 7, 1, 0), ("b", 7, 1, 0)]), &mut report);
+        assert_eq!(judged.expect("judges"), Some(1));
         assert!(report.is_clean());
     }
 
     #[test]
     fn different_bytes_at_the_same_lsn_are_a_mismatch() {
         let mut report = Report::default();
-        assert!(judge(3, &told(&[("a", 7, 1, 0), ("b", 7, 2, 0)]), &mut report).expect("judges"));
+        let judged = judge(3, &told(&[("a", 7, 1, 0), ("b", 7, 2, 0)]), &mut report);
+        assert!(judged.expect("judges").is_some());
         assert!(!report.is_clean());
         assert_eq!(report.mismatches[0].digests["b"], "00000002");
         assert!(report.words().contains("Region 3 at LSN 7"), "{}", report.words());
@@ -293,14 +308,16 @@ mod tests {
     #[test]
     fn different_ages_are_looked_at_again() {
         let mut report = Report::default();
-        assert!(!judge(3, &told(&[("a", 7, 1, 0), ("b", 8, 2, 0)]), &mut report).expect("judges"));
+        let judged = judge(3, &told(&[("a", 7, 1, 0), ("b", 8, 2, 0)]), &mut report);
+        assert_eq!(judged.expect("judges"), None);
         assert!(report.is_clean());
     }
 
     #[test]
     fn damage_is_not_clean() {
         let mut report = Report::default();
-        assert!(judge(3, &told(&[("a", 7, 1, 0), ("b", 7, 1, 2)]), &mut report).expect("judges"));
+        let judged = judge(3, &told(&[("a", 7, 1, 0), ("b", 7, 1, 2)]), &mut report);
+        assert!(judged.expect("judges").is_some());
         assert_eq!(report.damaged, 2);
         assert!(!report.is_clean());
     }

@@ -3,7 +3,7 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use anyhow::Context as _;
+use anyhow::{Context as _, bail};
 use sbk_master_client::MasterClient;
 use sbk_proto::v1::VolumeInfo;
 use serde::Serialize;
@@ -30,6 +30,8 @@ const USED_BLOCKS: u64 = (64 << 20) / BLOCK as u64;
 pub(super) const WHOLE: Duration = Duration::from_secs(180);
 /// How long a request may take before the drill gives up on it.
 pub(super) const ANSWER: Duration = Duration::from_secs(60);
+/// Bytes that are made empty at a time.
+const BLANK: u32 = 1 << 20;
 /// Violations that a report lists; their number is always told.
 const LISTED: usize = 20;
 
@@ -87,10 +89,36 @@ impl Bench {
         let name = format!("drill-{}", &run.simple().to_string()[..8]);
         let created = masters.create_volume(create_request(&name, VOLUME, 3)).await?;
         let info = wait_until_serving(&masters, &created, WHOLE).await?;
-        let (id, history) = (id_text(&info.id), Arc::new(History::new(run)));
-        let bench = Self { target, masters, id, name, history, depth, loads: 0 };
+        let bench = Self::of(target, masters, &info, run, depth);
         bench.whole().await?;
         Ok(bench)
+    }
+
+    /// A volume that is there, and whole.
+    pub async fn on(masters: MasterClient, volume: &str, depth: u32) -> anyhow::Result<Self> {
+        let info = masters.get_volume(volume).await?;
+        let target = Target::Foreign { masters: masters.clone() };
+        let bench = Self::of(target, masters, &info, Uuid::new_v4(), depth);
+        bench.whole().await?;
+        Ok(bench)
+    }
+
+    fn of(target: Target, masters: MasterClient, info: &VolumeInfo, run: Uuid, depth: u32) -> Self {
+        let (id, name, history) = (id_text(&info.id), info.name.clone(), History::new(run));
+        Self { target, masters, id, name, history: Arc::new(history), depth, loads: 0 }
+    }
+
+    /// Makes the part of the volume that the load uses read as zeros, which is what the record
+    /// begins with.
+    pub async fn blank(&self, client: &NbdClient) -> anyhow::Result<()> {
+        let used = USED_BLOCKS * BLOCK as u64;
+        if client.size() < used {
+            bail!("volume '{}' is smaller than the {} of the load", self.name, show_size(used));
+        }
+        for at in (0..used).step_by(BLANK as usize) {
+            client.write_zeroes(at, BLANK).await.context("making the load's part empty")?;
+        }
+        Ok(())
     }
 
     /// What the masters tell of the volume now.
@@ -117,6 +145,11 @@ impl Bench {
         let right = |info: &VolumeInfo| right(&VolumeView::of(info));
         let info = wait_for(&self.masters, &self.id, what, WHOLE, right).await?;
         Ok(VolumeView::of(&info))
+    }
+
+    /// The volume's name.
+    pub fn name(&self) -> &str {
+        &self.name
     }
 
     /// Connects to the volume over a datanode other than `avoid`.

@@ -7,6 +7,7 @@ pub mod calibrate;
 pub mod chaos;
 pub mod demo;
 mod engine_families;
+pub mod load;
 pub mod planned;
 pub mod primary_kill;
 pub mod replica_return;
@@ -20,6 +21,7 @@ pub async fn run(global: &Global, command: DrillCommand) -> anyhow::Result<()> {
         DrillCommand::PrimaryMove(args) => planned::move_primary(global, args).await,
         DrillCommand::RollingRestart(args) => planned::rolling_restart(global, args).await,
         DrillCommand::ReplicaReturn(args) => replica_return::run(global, args).await,
+        DrillCommand::Load(args) => load::run(global, args).await,
         DrillCommand::Chaos(args) => chaos::run(global, args).await,
     }
 }

@@ -1,4 +1,5 @@
-//! The cluster that a drill harms: one of its own, or one that `sbkctl dev` runs.
+//! The cluster that a drill harms: one of its own, or one that `sbkctl dev` runs. Or it harms none, and
+//! looks on while others do.
 
 use std::path::PathBuf;
 use std::time::Duration;
@@ -30,6 +31,11 @@ pub enum Target {
     Running {
         /// Its directory.
         dir: PathBuf,
+    },
+    /// Any cluster; its processes are not the drill's.
+    Foreign {
+        /// Its masters.
+        masters: MasterClient,
     },
 }
 
@@ -67,12 +73,18 @@ impl Target {
         match self {
             Target::Own { cluster, .. } => Ok(cluster.file().clone()),
             Target::Running { dir } => ClusterFile::read(dir),
+            Target::Foreign { .. } => bail!("the processes of this cluster are not known"),
         }
     }
 
     /// A client of its masters.
     pub fn masters(&self) -> anyhow::Result<MasterClient> {
-        Ok(MasterClient::new(self.file()?.master_addrs()))
+        match self {
+            Target::Foreign { masters } => Ok(masters.clone()),
+            Target::Own { .. } | Target::Running { .. } => {
+                Ok(MasterClient::new(self.file()?.master_addrs()))
+            }
+        }
     }
 
     /// The datanode with this UUID.
@@ -96,6 +108,7 @@ impl Target {
                 })
                 .await?;
             }
+            Target::Foreign { .. } => bail!("the cluster is somebody else's"),
         }
         Ok(entry.pid)
     }
@@ -117,6 +130,7 @@ impl Target {
                 })
                 .await
             }
+            Target::Foreign { .. } => bail!("the cluster is somebody else's"),
         }
     }
 
@@ -139,7 +153,7 @@ impl Target {
     /// where it is, is returned then.
     pub async fn close(self, keep: bool) -> anyhow::Result<Option<PathBuf>> {
         match self {
-            Target::Running { .. } => Ok(None),
+            Target::Running { .. } | Target::Foreign { .. } => Ok(None),
             Target::Own { cluster, dir } => {
                 cluster.stop().await?;
                 if keep {

@@ -116,6 +116,11 @@ impl Load {
         self.shared.meter().stats.clone()
     }
 
+    /// What happened since this was last asked, and counts anew. A request counts where it is answered.
+    pub fn take_stats(&self) -> LoadStats {
+        std::mem::take(&mut self.shared.meter().stats)
+    }
+
     /// Goes on at another pace.
     pub fn set_pace(&self, pace: Option<u64>) {
         self.shared.meter().pace = pace;
