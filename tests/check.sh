@@ -38,4 +38,14 @@ if [ "${1:-}" != quick ]; then
     else
         printf '\n== tests/real-data.sh SKIPPED: it needs root, /dev/fuse and loop devices\n'
     fi
+
+    # Failovers of a cluster in containers, once each; more of it with RUNS.
+    if docker info >/dev/null 2>&1; then
+        step deploy/image.sh
+        AFTER=${AFTER:-3} step deploy/compose/drill.sh all
+    else
+        for _ in 1 2 3; do
+            printf '\n== deploy/compose/drill.sh SKIPPED: NO DOCKER ENGINE ANSWERS, no failover was tried in containers\n'
+        done
+    fi
 fi
