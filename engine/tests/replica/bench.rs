@@ -207,3 +207,10 @@ pub(crate) fn facts(table: EpochTable, committed: u64, durable: u64) -> Facts {
         tail: TailId { boot: BootId(Uuid::from_u128(1)), count: 0 },
     }
 }
+
+/// A test must fail with the bug put back.
+#[cfg(feature = "bugs")]
+pub(crate) fn bites(bug: sbk_engine::bugs::Bug, test: fn()) {
+    let _back = sbk_engine::bugs::put_back(bug);
+    assert!(std::panic::catch_unwind(test).is_err(), "{bug:?} goes unnoticed");
+}

@@ -7,27 +7,27 @@ use sbk_engine::types::{Epoch, Lsn};
 /// A log: the epoch of each entry, from LSN 1 on, and an epoch that began at its end and has logged
 /// nothing yet.
 #[derive(Clone, Debug)]
-struct Log {
-    entries: Vec<u64>,
+pub(crate) struct Log {
+    pub(crate) entries: Vec<u64>,
     begun: Option<u64>,
 }
 
-/// Epochs go up in a log.
-fn logs() -> Vec<Log> {
+/// All logs of so many entries at most, in so many epochs, which go up in a log.
+pub(crate) fn logs(entries: usize, epochs: u64) -> Vec<Log> {
     let mut all: Vec<Vec<u64>> = vec![Vec::new()];
     let mut longest = all.clone();
-    for _ in 0..4 {
+    for _ in 0..entries {
         let longer = |log: &Vec<u64>| {
             let log = log.clone();
             let last = log.last().copied().unwrap_or(1);
-            (last..=4).map(move |epoch| log.iter().copied().chain([epoch]).collect::<Vec<_>>())
+            (last..=epochs).map(move |epoch| log.iter().copied().chain([epoch]).collect::<Vec<_>>())
         };
         longest = longest.iter().flat_map(longer).collect();
         all.extend(longest.iter().cloned());
     }
     let begun = |entries: Vec<u64>| {
         let after = entries.last().copied().unwrap_or(0) + 1;
-        let later = (after..=4).map(Some);
+        let later = (after..=epochs).map(Some);
         let logs = std::iter::once(None).chain(later);
         logs.map(move |begun| Log { entries: entries.clone(), begun }).collect::<Vec<_>>()
     };
@@ -35,12 +35,12 @@ fn logs() -> Vec<Log> {
 }
 
 impl Log {
-    fn end(&self) -> Lsn {
+    pub(crate) fn end(&self) -> Lsn {
         Lsn(self.entries.len() as u64)
     }
 
     /// Where its epochs begin. Of several that begin at one place only the last is known.
-    fn starts(&self) -> Vec<(u64, u64)> {
+    pub(crate) fn starts(&self) -> Vec<(u64, u64)> {
         let mut starts: Vec<(u64, u64)> = Vec::new();
         for (epoch, lsn) in self.entries.iter().chain(&self.begun).zip(1..) {
             if starts.last().is_none_or(|(last, _)| last != epoch) {
@@ -55,7 +55,7 @@ impl Log {
         self.starts().into_iter().skip(pruned).collect()
     }
 
-    fn table(&self, pruned: usize) -> EpochTable {
+    pub(crate) fn table(&self, pruned: usize) -> EpochTable {
         let mut table = EpochTable::default();
         for (epoch, first) in self.known(pruned) {
             table.record(Epoch(epoch), Lsn(first));
@@ -66,7 +66,7 @@ impl Log {
 
 /// Whether both can come from one volume: an epoch has one primary, which begins it at one place,
 /// and whoever has the epoch in its table held all that this primary had below.
-fn of_one_volume(a: &Log, b: &Log) -> bool {
+pub(crate) fn of_one_volume(a: &Log, b: &Log) -> bool {
     a.starts().iter().all(|(epoch, first)| {
         let other = b.starts().iter().find(|(e, _)| e == epoch).map(|(_, first)| *first);
         let below = *first as usize - 1;
@@ -76,7 +76,7 @@ fn of_one_volume(a: &Log, b: &Log) -> bool {
 
 #[test]
 fn two_logs_agree_as_far_as_their_tables_show_and_their_entries_are_the_same() {
-    let logs = logs();
+    let logs = logs(4, 4);
     let (mut cases, mut parted, mut unknown) = (0, 0, 0);
     for a in &logs {
         for b in logs.iter().filter(|b| of_one_volume(a, b)) {
