@@ -81,7 +81,13 @@ pub(super) fn closed(status: &VolumeStatus) -> Option<v1::ClosedReplica> {
     }
     let (mode, reason) = mode(status);
     let replica = id_bytes(status.replica.0);
-    Some(v1::ClosedReplica { replica, mode: mode.to_owned(), reason })
+    let returns = match status.run {
+        RunState::Opening | RunState::Running | RunState::Failed { .. } | RunState::Full { .. } => {
+            true
+        }
+        RunState::Retired { .. } | RunState::Ended => false,
+    };
+    Some(v1::ClosedReplica { replica, mode: mode.to_owned(), reason, returns })
 }
 
 /// What must be told at once when it changes.

@@ -82,6 +82,8 @@ pub enum DetectorEvent {
         process: u64,
         /// What its replicas hold.
         reports: Vec<ReplicaReport>,
+        /// Its replicas that are not open and that it opens again by itself: they may hold anything.
+        returning: BTreeSet<ReplicaId>,
     },
     /// A node's stream closed and its machine refused another at once: the process is gone.
     Killed {
@@ -125,11 +127,13 @@ impl Decision {
     }
 }
 
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 struct Heard {
     at: Millis,
     process: u64,
     killed: bool,
+    /// What this process opens again by itself; `None` until it said so.
+    returning: Option<BTreeSet<ReplicaId>>,
 }
 
 /// A listed replica that its node did not have open.
@@ -185,17 +189,18 @@ impl Detector {
                 self.elected = Some(now);
             }
             DetectorEvent::Deposed => self.elected = None,
-            DetectorEvent::Heartbeat { node, process, reports } => {
+            DetectorEvent::Heartbeat { node, process, reports, returning } => {
                 let known = self.heard.get(&node).map_or(0, |heard| heard.process);
                 if process >= known {
-                    self.heard.insert(node, Heard { at: now, process, killed: false });
+                    let returning = Some(returning);
+                    self.heard.insert(node, Heard { at: now, process, killed: false, returning });
                     for report in reports {
                         self.reports.insert(report.replica.id, report);
                     }
                 }
             }
             DetectorEvent::Killed { node, process } => {
-                let heard = Heard { at: now, process, killed: true };
+                let heard = Heard { at: now, process, killed: true, returning: None };
                 let known = self.heard.entry(node).or_insert(heard);
                 known.killed |= known.process == process;
             }
@@ -258,9 +263,15 @@ impl Detector {
         for (node, heard) in &mut self.heard {
             let process = state.nodes().get(node).map_or(0, |registered| registered.process);
             if process > heard.process {
-                *heard = Heard { at: now, process, killed: false };
+                *heard = Heard { at: now, process, killed: false, returning: None };
             }
         }
+    }
+
+    /// Whether a replica that its node did not register may yet be opened there.
+    pub(super) fn may_return(&self, node: NodeId, replica: ReplicaId) -> bool {
+        let heard = self.heard.get(&node).and_then(|heard| heard.returning.as_ref());
+        heard.is_none_or(|returning| returning.contains(&replica))
     }
 
     fn note_missing(&mut self, now: Millis, state: &State) {

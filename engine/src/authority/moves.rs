@@ -262,7 +262,7 @@ impl Look<'_> {
         for id in &order {
             let mut without = left.clone();
             without.remove(id);
-            let others = without.iter().filter(|id| self.is_heard(**id)).count();
+            let others = without.iter().filter(|id| self.is_copy(**id)).count();
             let first = stuck
                 && self.volume.replicas[id].fate == Fate::GoesFirst
                 && listed >= spec.replicas as usize
@@ -275,6 +275,12 @@ impl Look<'_> {
             }
         }
         leaves
+    }
+
+    /// Whether a member is there and has all of its copy. [One whose store had just closed counted as one of
+    /// those that stay; another left, and the volume had too few.]
+    fn is_copy(&self, id: ReplicaId) -> bool {
+        self.is_heard(id) && self.state.complete(self.volume.id, id).is_ok()
     }
 
     fn is_heard(&self, id: ReplicaId) -> bool {

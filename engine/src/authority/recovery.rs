@@ -133,6 +133,11 @@ impl Detector {
                 return Err(Refusal::Unaccounted { replica: *replica, node });
             }
             self.check_promises(volume, *replica, node, given_up)?;
+            // [A node registered without a replica whose long log it still read, and the member that held
+            // all was given up with those that were lost.]
+            if state.registered(id, *replica).is_none() && self.may_return(node, *replica) {
+                return Err(Refusal::NotOpenYet { replica: *replica, node });
+            }
             let Ok(run) = state.complete(id, *replica) else { continue };
             // Open and complete, but what this run holds was not told yet.
             let report = self.report_of(&run);

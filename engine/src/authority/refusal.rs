@@ -215,6 +215,11 @@ pub enum Refusal {
         "replica {replica} on node {node} does not answer and may hold more than those that do: start that node, or name it with --node-off if it is lost for good"
     )]
     Unaccounted { replica: ReplicaId, node: NodeId },
+    /// A replica that might hold more than the one that would be chosen is not open yet.
+    #[error(
+        "replica {replica} on node {node} is not open, will be opened again, and may hold more than those that are: wait for it (`sbkctl volume show` tells why it is closed); if it is lost for good, switch that node off and name it with --node-off"
+    )]
+    NotOpenYet { replica: ReplicaId, node: NodeId },
     /// A replica that might hold more than the others was asked to stand, and did not in time.
     #[error(
         "replica {replica} on node {node} does not answer: it must stand before the volume can go on with what is left, so that nothing a node that was given up has sent can change it any more. Try again; if its store or its process hangs, restart that node, or switch it off and name it with --node-off"
@@ -318,6 +323,7 @@ impl Refusal {
             Self::TooEarly { .. } => "too-early",
             Self::StillPromised { .. } => "still-promised",
             Self::Unaccounted { .. } => "unaccounted",
+            Self::NotOpenYet { .. } => "not-open-yet",
             Self::DidNotStand { .. } => "did-not-stand",
             Self::OtherRecovery { .. } => "other-recovery",
             Self::NothingLeft { .. } => "nothing-left",

@@ -227,7 +227,12 @@ pub(super) fn listening(state: &State, at: u64) -> Detector {
     assert!(detector.step(Millis(0), state, DetectorEvent::Elected).is_empty());
     for n in 1..=3 {
         let reports = vec![report(n, 10 + n as u64)];
-        let heartbeat = DetectorEvent::Heartbeat { node: node(n), process: 1, reports };
+        let heartbeat = DetectorEvent::Heartbeat {
+            node: node(n),
+            process: 1,
+            reports,
+            returning: BTreeSet::new(),
+        };
         assert!(detector.step(Millis(at), state, heartbeat).is_empty());
     }
     detector
@@ -286,7 +291,12 @@ fn a_node_that_registers_again_is_alive_before_its_first_heartbeat() {
     }
     assert!(detector.is_alive(Millis(2_199), node(n)));
     for n in (1..=3).filter(|other| *other != n) {
-        let heartbeat = DetectorEvent::Heartbeat { node: node(n), process: 1, reports: vec![] };
+        let heartbeat = DetectorEvent::Heartbeat {
+            node: node(n),
+            process: 1,
+            reports: vec![],
+            returning: BTreeSet::new(),
+        };
         assert_eq!(detector.step(Millis(2_000), &state, heartbeat), []);
     }
     let silent = detector.step(Millis(2_200), &state, DetectorEvent::Tick);
@@ -299,7 +309,12 @@ fn a_silent_primary_is_suspected_after_t_and_not_before() {
     let primary = number(config(&state).primary.id);
     let mut detector = listening(&state, 100);
     for n in (1..=3).filter(|n| *n != primary) {
-        let heartbeat = DetectorEvent::Heartbeat { node: node(n), process: 1, reports: vec![] };
+        let heartbeat = DetectorEvent::Heartbeat {
+            node: node(n),
+            process: 1,
+            reports: vec![],
+            returning: BTreeSet::new(),
+        };
         assert!(detector.step(Millis(2_000), &state, heartbeat).is_empty());
     }
     assert!(detector.step(Millis(2_099), &state, DetectorEvent::Tick).is_empty());
@@ -315,8 +330,12 @@ fn a_new_leader_waits_for_nodes_that_it_has_not_heard_yet() {
     let others = (1..=3).filter(|n| *n != primary).collect::<Vec<_>>();
     for at in [100, 5_000, 9_900] {
         for n in &others {
-            let heartbeat =
-                DetectorEvent::Heartbeat { node: node(*n), process: 1, reports: vec![] };
+            let heartbeat = DetectorEvent::Heartbeat {
+                node: node(*n),
+                process: 1,
+                reports: vec![],
+                returning: BTreeSet::new(),
+            };
             assert!(detector.step(Millis(at), &state, heartbeat).is_empty());
         }
     }
@@ -331,7 +350,12 @@ fn a_restarted_primary_gets_its_role_back_by_a_new_epoch() {
     state.apply(&Command::RegisterNode(registration(n, 2, 1, true))).expect("registers again");
     let mut detector = Detector::new(DetectorParams::default());
     assert!(detector.step(Millis(0), &state, DetectorEvent::Elected).is_empty());
-    let heartbeat = DetectorEvent::Heartbeat { node: node(n), process: 2, reports: vec![] };
+    let heartbeat = DetectorEvent::Heartbeat {
+        node: node(n),
+        process: 2,
+        reports: vec![],
+        returning: BTreeSet::new(),
+    };
     let decisions = detector.step(Millis(100), &state, heartbeat);
     assert_eq!(decisions.len(), 1, "the assigned run is over");
     assert_eq!(decisions[0].primary, run(n, 2), "its own replica holds all that it had logged");

@@ -85,7 +85,12 @@ fn decided(mut state: State, primary: Primary, others: &[Other]) -> Vec<Decision
         let mut report = report(n, log.1);
         report.table_epoch = Epoch(log.0);
         report.durable = Lsn(log.1);
-        DetectorEvent::Heartbeat { node: node(n), process: 1, reports: vec![report] }
+        DetectorEvent::Heartbeat {
+            node: node(n),
+            process: 1,
+            reports: vec![report],
+            returning: BTreeSet::new(),
+        }
     };
     for at in [100, 2_150] {
         assert!(step(at, &state, heartbeat(p, (5, 50))).is_empty());
@@ -99,7 +104,12 @@ fn decided(mut state: State, primary: Primary, others: &[Other]) -> Vec<Decision
         Primary::Back => {
             let register = Command::RegisterNode(registration(p, 2, 1, true));
             state.apply(&register).expect("registers");
-            let back = DetectorEvent::Heartbeat { node: node(p), process: 2, reports: vec![] };
+            let back = DetectorEvent::Heartbeat {
+                node: node(p),
+                process: 2,
+                reports: vec![],
+                returning: BTreeSet::new(),
+            };
             step(2_200, &state, back)
         }
         Primary::Torn => {

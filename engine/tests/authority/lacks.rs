@@ -90,8 +90,12 @@ impl Nodes {
                 report.lacking = lacked.iter().map(|m| replica(*m)).collect();
                 report.lacking_ms = self.since.map_or(0, |(_, since)| self.now - since);
             }
-            let heartbeat =
-                DetectorEvent::Heartbeat { node: node(n), process: 1, reports: vec![report] };
+            let heartbeat = DetectorEvent::Heartbeat {
+                node: node(n),
+                process: 1,
+                reports: vec![report],
+                returning: BTreeSet::new(),
+            };
             for decision in self.detector.step(Millis(self.now), &self.state, heartbeat) {
                 assert_eq!(decision.volume, volume());
                 assert!(decision.reason.contains("lacks members"), "{}", decision.reason);

@@ -26,7 +26,12 @@ fn heard(state: &State, heard: &[u128], change: impl Fn(&mut ReplicaReport)) -> 
     for n in heard {
         let mut report = report(*n, 10 + *n as u64);
         change(&mut report);
-        let beat = DetectorEvent::Heartbeat { node: node(*n), process: 1, reports: vec![report] };
+        let beat = DetectorEvent::Heartbeat {
+            node: node(*n),
+            process: 1,
+            reports: vec![report],
+            returning: BTreeSet::new(),
+        };
         detector.step(Millis(5_000), state, beat);
     }
     detector
@@ -96,7 +101,12 @@ fn what_is_left_stands_before_it_is_the_whole_set() {
     );
     // It did, and is asked no more; the order carries with which tail.
     let reports = vec![ReplicaReport { stood: Some(epoch), ..report(left, 20) }];
-    let beat = DetectorEvent::Heartbeat { node: node(left), process: 1, reports };
+    let beat = DetectorEvent::Heartbeat {
+        node: node(left),
+        process: 1,
+        reports,
+        returning: BTreeSet::new(),
+    };
     detector.step(Millis(5_150), &state, beat);
     assert!(detector.stands(Millis(5_150), &state, node(left)).is_empty());
     let ready = plan(&detector, &state, &off).expect("it stood");
@@ -227,7 +237,12 @@ fn a_wiped_member_is_lost_without_being_named() {
     }
     let mut detector = heard(&state, &[left], |_| ());
     for n in &isr {
-        let beat = DetectorEvent::Heartbeat { node: node(*n), process: 2, reports: vec![] };
+        let beat = DetectorEvent::Heartbeat {
+            node: node(*n),
+            process: 2,
+            reports: vec![],
+            returning: BTreeSet::new(),
+        };
         let decisions = detector.step(Millis(5_000), &state, beat);
         assert!(decisions.is_empty(), "nobody takes over without a loss by itself: {decisions:?}");
     }
@@ -236,6 +251,35 @@ fn a_wiped_member_is_lost_without_being_named() {
     assert!(isr.iter().all(|n| told.contains(&node(*n).to_string())), "{told}");
     let plan = plan(&detector, &state, &[]).expect("the wiped ones are no help");
     assert_eq!((number(plan.primary.id), plan.rank.0), (left, Epoch(1)));
+}
+
+/// A node registers after a while, whether all its stores are open or not: what it leaves out then may be
+/// all that is left of a write.
+#[test]
+fn a_member_that_is_not_open_yet_is_not_lost() {
+    let mut state = cluster();
+    let (left, isr) = (outsider(&state), members(&state));
+    let mut detector = heard(&state, &[left], |_| ());
+    for n in &isr {
+        let mut registration = registration(*n, 2, 1, true);
+        registration.replicas.clear();
+        state.apply(&Command::RegisterNode(registration)).expect("registers");
+    }
+    let mut told = |n: u128, returning: &[u128]| {
+        let beat = DetectorEvent::Heartbeat {
+            node: node(n),
+            process: 2,
+            reports: vec![],
+            returning: returning.iter().map(|n| replica(*n)).collect(),
+        };
+        detector.step(Millis(5_000), &state, beat);
+        plan(&detector, &state, &[]).map(|plan| number(plan.primary.id))
+    };
+    assert_eq!(told(isr[0], &[]), Err("not-open-yet"), "the other one has not said anything");
+    assert_eq!(told(isr[1], &isr[1..]), Err("not-open-yet"));
+    assert_eq!(told(isr[0], &isr[..1]), Err("not-open-yet"));
+    assert_eq!(told(isr[1], &[]), Err("not-open-yet"));
+    assert_eq!(told(isr[0], &[]), Ok(left), "both have said that they will not open theirs");
 }
 
 /// A `best_effort` volume of three replicas, all in sync.
@@ -292,7 +336,12 @@ fn a_best_effort_primary_that_restarted_lost_nothing() {
     let n = number(before.primary.id);
     let mut detector = listening(&state, 100);
     state.apply(&Command::RegisterNode(registration(n, 2, 1, true))).expect("registers again");
-    let beat = DetectorEvent::Heartbeat { node: node(n), process: 2, reports: vec![] };
+    let beat = DetectorEvent::Heartbeat {
+        node: node(n),
+        process: 2,
+        reports: vec![],
+        returning: BTreeSet::new(),
+    };
     let decision = detector.step(Millis(200), &state, beat).remove(0);
     assert_eq!(decision.primary, run(n, 2), "its own replica holds all that it acknowledged");
     let failover = Command::Failover {

@@ -195,7 +195,12 @@ impl Cluster {
             self.now = self.now.after(1000);
             let nodes: Vec<_> = self.state.nodes().keys().copied().collect();
             for node in nodes.into_iter().filter(|node| !self.off.contains(node)) {
-                let beat = DetectorEvent::Heartbeat { node, process: 1, reports: Vec::new() };
+                let beat = DetectorEvent::Heartbeat {
+                    node,
+                    process: 1,
+                    reports: Vec::new(),
+                    returning: BTreeSet::new(),
+                };
                 self.detector.step(self.now, &self.state, beat);
             }
         }
@@ -426,6 +431,29 @@ fn a_voter_stays_in_its_place_while_too_few_of_the_others_are_heard() {
     });
     assert_eq!(cluster.pass(1), [], "its copy may be one of two");
     cluster.off.clear();
+    cluster.settle();
+    assert!(!cluster.vol().replicas.contains_key(&goes), "{:?}", cluster.done);
+}
+
+/// Its node is heard, but its disk may have died with its store.
+#[test]
+fn a_voter_stays_in_its_place_while_too_few_of_the_others_are_open() {
+    let mut cluster = Cluster::of(3, 3, Durability::SyncQuorum);
+    let primary = cluster.config().primary.id;
+    let others = cluster.config().isr.into_iter().filter(|id| *id != primary);
+    let [goes, closed] = others.collect::<Vec<_>>()[..] else { panic!("three voters") };
+    let on = cluster.vol().replicas[&closed].node;
+    let open = cluster.state.nodes()[&on].replicas.clone();
+    cluster.register(on.0.as_u128(), BTreeMap::new());
+    cluster.must(Command::RetireReplica {
+        volume: volume(),
+        replica: goes,
+        fate: Fate::GoesFirst,
+        instead: None,
+        overcommit_percent: OVERCOMMIT,
+    });
+    assert_eq!(cluster.pass(1), [], "its copy may be one of two");
+    cluster.register(on.0.as_u128(), open);
     cluster.settle();
     assert!(!cluster.vol().replicas.contains_key(&goes), "{:?}", cluster.done);
 }

@@ -354,7 +354,12 @@ impl Run {
             })
         });
         let reports = reports.collect();
-        self.detect(DetectorEvent::Heartbeat { node: node(n), process, reports });
+        self.detect(DetectorEvent::Heartbeat {
+            node: node(n),
+            process,
+            reports,
+            returning: BTreeSet::new(),
+        });
     }
 
     /// What the leader decides is what the state accepts, if it is proposed at once.

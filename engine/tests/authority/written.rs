@@ -38,7 +38,7 @@ fn heard(n: u128, process: u64, stood: Option<Epoch>) -> DetectorEvent {
         stood,
         ..report(n, 10 + n as u64)
     }];
-    DetectorEvent::Heartbeat { node: node(n), process, reports }
+    DetectorEvent::Heartbeat { node: node(n), process, reports, returning: BTreeSet::new() }
 }
 
 fn members(state: &State) -> (u128, u128) {
@@ -162,7 +162,12 @@ fn a_member_whose_replica_is_not_open_yet_is_waited_for() {
     let mut detector = listening(&state, 100);
     reboots(&mut state, primary, 2);
     state.apply(&Command::RegisterNode(registration(other, 2, 1, false))).expect("registers");
-    let closed = DetectorEvent::Heartbeat { node: node(other), process: 2, reports: Vec::new() };
+    let closed = DetectorEvent::Heartbeat {
+        node: node(other),
+        process: 2,
+        reports: Vec::new(),
+        returning: BTreeSet::new(),
+    };
     for at in [200, 1_900, 3_800] {
         assert!(detector.step(Millis(at), &state, closed.clone()).is_empty());
         assert!(detector.step(Millis(at), &state, heard(primary, 2, None)).is_empty());

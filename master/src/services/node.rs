@@ -95,8 +95,11 @@ impl NodeService for NodeApi {
             }));
         }
         let reports = request.replicas.iter().map(report).collect::<Result<Vec<_>, _>>()?;
+        let returning = request.closed.iter().filter(|closed| closed.returns);
+        let returning = returning.map(|closed| convert::replica_id(&closed.replica));
+        let returning = returning.collect::<Result<_, _>>()?;
         self.member.leading().heartbeats.insert(node, request);
-        self.member.observe(DetectorEvent::Heartbeat { node, process, reports });
+        self.member.observe(DetectorEvent::Heartbeat { node, process, reports, returning });
         let stands = self.member.stands(node).iter().map(convert::stand).collect();
         Ok(Response::new(v1::HeartbeatResponse { register: false, term, stands }))
     }

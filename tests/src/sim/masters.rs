@@ -299,8 +299,9 @@ impl Masters {
         node: NodeId,
         process: u64,
         reports: Vec<ReplicaReport>,
+        returning: BTreeSet<ReplicaId>,
     ) -> DetectorEvent {
-        DetectorEvent::Heartbeat { node, process, reports }
+        DetectorEvent::Heartbeat { node, process, reports, returning }
     }
 
     /// A node's process is gone, its machine says.

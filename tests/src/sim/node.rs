@@ -253,6 +253,11 @@ impl Node {
         self.up && self.replica.is_none() && retired
     }
 
+    /// Its replica, if it is not open and will be opened again.
+    pub(crate) fn returning(&self) -> Option<ReplicaId> {
+        self.disk.holds().filter(|_| self.replica.is_none() && !self.is_retired())
+    }
+
     /// A frontend's stream is over.
     pub(crate) fn forget(&mut self, stream: StreamId) {
         self.open.remove(&stream);

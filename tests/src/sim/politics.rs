@@ -303,7 +303,8 @@ impl World {
             if !self.masters.is_registered(node.node, node.disk.process()) {
                 continue;
             }
-            let event = Masters::heartbeat(node.node, node.disk.process(), reports);
+            let returning = node.returning().into_iter().collect();
+            let event = Masters::heartbeat(node.node, node.disk.process(), reports, returning);
             let delay = self.delay();
             self.after(delay, Event::Detect(event));
         }
