@@ -79,11 +79,11 @@ impl Frontends {
     /// Attaches a client that shares the volume with others. The session lives as long as any of its clients.
     pub fn attach(&self, volume: VolumeId) -> ClientHandle {
         let mut sessions = self.inner.sessions.lock().unwrap_or_else(PoisonError::into_inner);
-        if let Some(client) = sessions.get(&volume).and_then(SessionHandle::attach) {
+        if let Some(client) = sessions.get_mut(&volume).and_then(SessionHandle::attach) {
             return client;
         }
         sessions.retain(|_, session| !session.is_closed());
-        let session = self.start(volume, false);
+        let mut session = self.start(volume, false);
         let client = session.attach().expect("a session that was just started takes clients");
         sessions.insert(volume, session);
         client
@@ -103,7 +103,7 @@ impl Frontends {
                     .to_owned()
             })?),
         };
-        let session = self.start(volume, true);
+        let mut session = self.start(volume, true);
         let mut client = session.attach().expect("a session that was just started takes a client");
         client.place = place;
         Ok(client)

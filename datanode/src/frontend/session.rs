@@ -1,8 +1,6 @@
 //! One volume's frontend session on this node, shared by all its clients.
 
 use std::collections::{BTreeMap, VecDeque};
-use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use sbk_engine::forward::{
@@ -60,26 +58,29 @@ struct Arrival {
     attached: oneshot::Sender<Attached>,
 }
 
+/// Who comes and goes. Both wait for nothing: a session that takes no more requests must hear that a
+/// client left, for what that one asked is not sent any more.
 #[derive(Debug)]
-enum Order {
-    Attach(Arrival),
-    Detach(ClientId),
-    Submit(Submit),
+enum Visit {
+    /// A client, with a queue of its own if all users of the one before are gone.
+    Comes(Arrival, Option<mpsc::Receiver<Submit>>),
+    Goes(ClientId),
 }
 
 /// The way to a session's task.
 #[derive(Debug)]
 pub(super) struct SessionHandle {
-    orders: mpsc::WeakSender<Order>,
-    attaching: mpsc::UnboundedSender<Arrival>,
-    clients: Arc<AtomicU64>,
+    orders: mpsc::WeakSender<Submit>,
+    visits: mpsc::UnboundedSender<Visit>,
+    clients: u64,
 }
 
 /// One client of a session. Dropping it detaches.
 #[derive(Debug)]
 pub struct ClientHandle {
     id: ClientId,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<Submit>,
+    visits: mpsc::UnboundedSender<Visit>,
     /// Answers, in the order in which they came. What is in it is bounded by what the client
     /// reserved for its requests.
     pub replies: mpsc::UnboundedReceiver<Reply>,
@@ -93,7 +94,7 @@ pub struct ClientHandle {
 #[derive(Clone, Debug)]
 pub struct Submitter {
     id: ClientId,
-    orders: mpsc::Sender<Order>,
+    orders: mpsc::Sender<Submit>,
 }
 
 impl ClientHandle {
@@ -125,10 +126,8 @@ impl ClientHandle {
 
 impl Drop for ClientHandle {
     fn drop(&mut self) {
-        let (orders, id) = (self.orders.clone(), self.id);
-        if let Err(mpsc::error::TrySendError::Full(order)) = orders.try_send(Order::Detach(id)) {
-            tokio::spawn(async move { orders.send(order).await });
-        }
+        // A session that has ended knows no clients.
+        let _ended = self.visits.send(Visit::Goes(self.id));
     }
 }
 
@@ -151,7 +150,7 @@ impl Submitter {
         durable: bool,
     ) -> bool {
         let submit = Submit { client: self.id, cookie, op, permit, durable };
-        self.orders.send(Order::Submit(submit)).await.is_ok()
+        self.orders.send(submit).await.is_ok()
     }
 }
 
@@ -162,26 +161,36 @@ impl SessionHandle {
         connector: Connector,
         forwarder: Forwarder,
     ) -> Self {
-        let (orders, queue) = mpsc::channel(QUEUE);
-        let (attaching, arrivals) = mpsc::unbounded_channel();
-        let weak = orders.downgrade();
+        // The first client brings the queue.
+        let orders = mpsc::channel(1).0.downgrade();
+        let (visits, visitors) = mpsc::unbounded_channel();
         let task = Task::new(volume, catalogue, connector, forwarder);
-        tokio::spawn(task.run(queue, arrivals, orders));
-        Self { orders: weak, attaching, clients: Arc::default() }
+        tokio::spawn(task.run(visitors));
+        Self { orders, visits, clients: 0 }
     }
 
     pub(super) fn is_closed(&self) -> bool {
-        self.attaching.is_closed()
+        self.visits.is_closed()
     }
 
     /// Adds a client. `None` if the session has ended.
-    pub(super) fn attach(&self) -> Option<ClientHandle> {
-        let orders = self.orders.upgrade()?;
-        let id = ClientId(self.clients.fetch_add(1, Ordering::Relaxed) + 1);
+    pub(super) fn attach(&mut self) -> Option<ClientHandle> {
+        let (orders, queue) = match self.orders.upgrade() {
+            Some(orders) => (orders, None),
+            None => {
+                let (orders, queue) = mpsc::channel(QUEUE);
+                self.orders = orders.downgrade();
+                (orders, Some(queue))
+            }
+        };
+        self.clients += 1;
+        let id = ClientId(self.clients);
         let (sender, replies) = mpsc::unbounded_channel();
         let (attached, outcome) = oneshot::channel();
-        self.attaching.send(Arrival { id, replies: sender, attached }).ok()?;
-        Some(ClientHandle { id, orders, replies, attached: outcome, place: None })
+        let arrival = Arrival { id, replies: sender, attached };
+        let visits = self.visits.clone();
+        visits.send(Visit::Comes(arrival, queue)).ok()?;
+        Some(ClientHandle { id, orders, visits, replies, attached: outcome, place: None })
     }
 }
 
@@ -289,50 +298,59 @@ impl Task {
         }
     }
 
-    async fn run(
-        mut self,
-        mut orders: mpsc::Receiver<Order>,
-        mut arrivals: mpsc::UnboundedReceiver<Arrival>,
-        keep: mpsc::Sender<Order>,
-    ) {
-        // Held until the first client came; afterwards the clients' own senders keep it open.
-        let mut keep = Some(keep);
+    /// Serves clients until none is left and nothing of theirs is under way. [Another client came when
+    /// the last one had left in the middle of its writes, was given a session of its own, and wrote again
+    /// what the first one's had still on the way: that arrived behind it.]
+    async fn run(mut self, mut visits: mpsc::UnboundedReceiver<Visit>) {
+        let mut orders: Option<mpsc::Receiver<Submit>> = None;
+        let mut came = false;
         self.look_up();
-        while !self.closed {
+        loop {
+            if came && orders.is_none() && self.forwarder.is_idle() {
+                // Whoever comes from here on gets another session, but who came before is served.
+                visits.close();
+                if visits.is_empty() {
+                    break;
+                }
+            }
             let due = self.forwarder.next_deadline();
             let wait = due.map_or(std::time::Duration::from_secs(3600), clock::until);
             let accepts = self.forwarder.can_accept();
             let sending = !self.outbox.is_empty();
             tokio::select! {
                 biased;
-                Some(arrival) = arrivals.recv() => {
-                    self.order(Order::Attach(arrival));
-                    drop(keep.take());
-                }
+                Some(visit) = visits.recv() => match visit {
+                    Visit::Comes(arrival, queue) => {
+                        orders = queue.or(orders);
+                        came = true;
+                        self.comes(arrival);
+                    }
+                    Visit::Goes(client) => self.goes(client),
+                },
                 turn = turn(&mut self.link, sending) => self.turn(turn),
                 Some((link, made)) = self.made_in.recv() => self.made(link, made),
                 changed = self.catalogue.changed() => match changed {
                     Ok(()) => self.look_up(),
                     Err(_) => return,
                 },
-                order = orders.recv(), if accepts => match order {
-                    Some(order) => self.order(order),
+                order = next(&mut orders), if accepts => match order {
+                    Some(submit) => self.submit(submit),
                     None => {
-                        arrivals.close();
-                        self.step(Input::Close);
-                        if self.clients.is_empty() && self.forwarder.is_idle() && self.link.is_none() {
-                            return;
-                        }
-                        self.finish().await;
-                        return;
+                        orders = None;
+                        let gone: Vec<_> = self.clients.keys().copied().collect();
+                        gone.into_iter().for_each(|client| self.goes(client));
                     }
                 },
                 () = tokio::time::sleep(wait) => self.step(Input::Tick),
             }
         }
+        self.step(Input::Close);
+        if self.link.is_some() {
+            self.finish().await;
+        }
     }
 
-    /// No client is left: sees the session to its end, for as long as its link lives.
+    /// Nothing is under way: sees the session to its end, for as long as its link lives.
     async fn finish(&mut self) {
         let patience = tokio::time::sleep(std::time::Duration::from_secs(10));
         tokio::pin!(patience);
@@ -363,22 +381,19 @@ impl Task {
         }
     }
 
-    fn order(&mut self, order: Order) {
-        match order {
-            Order::Attach(Arrival { id, replies, attached }) => {
-                self.clients.insert(id, replies);
-                self.attaching.insert(id, attached);
-                self.step(Input::Attached(id));
-            }
-            Order::Detach(client) => {
-                self.clients.remove(&client);
-                self.attaching.remove(&client);
-                self.step(Input::Detached(client));
-                self.held.retain(|_, held| held.client != client);
-                self.asked.retain(|_, asked| asked.client != client);
-            }
-            Order::Submit(submit) => self.submit(submit),
-        }
+    fn comes(&mut self, arrival: Arrival) {
+        let Arrival { id, replies, attached } = arrival;
+        self.clients.insert(id, replies);
+        self.attaching.insert(id, attached);
+        self.step(Input::Attached(id));
+    }
+
+    fn goes(&mut self, client: ClientId) {
+        self.clients.remove(&client);
+        self.attaching.remove(&client);
+        self.step(Input::Detached(client));
+        self.held.retain(|_, held| held.client != client);
+        self.asked.retain(|_, asked| asked.client != client);
     }
 
     fn submit(&mut self, submit: Submit) {
@@ -569,6 +584,14 @@ impl Task {
                 Err(mpsc::error::TrySendError::Closed(_)) => return,
             }
         }
+    }
+}
+
+/// The next request; waits for ever without a queue.
+async fn next(orders: &mut Option<mpsc::Receiver<Submit>>) -> Option<Submit> {
+    match orders {
+        Some(orders) => orders.recv().await,
+        None => std::future::pending().await,
     }
 }
 
