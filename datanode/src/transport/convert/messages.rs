@@ -219,7 +219,10 @@ pub(super) fn refused_out(fenced: Epoch, config: &Option<Config>, stood: Epoch) 
 
 pub(super) fn refused_in(refused: v1::Refused) -> Decoded<ToPrimary> {
     let config = refused.config.map(config_in).transpose()?;
-    let (fenced, stood) = (epoch(refused.fenced)?, epoch(refused.stood)?);
+    // Above all epochs: the volume was deleted there. It is compared and never counted on.
+    let deleted = Some(Epoch(u64::MAX)).filter(|deleted| deleted.0 == refused.fenced);
+    let fenced = deleted.map_or_else(|| epoch(refused.fenced), Ok)?;
+    let stood = epoch(refused.stood)?;
     Ok(ToPrimary::Refused { fenced, config, stood })
 }
 

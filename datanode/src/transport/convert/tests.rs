@@ -242,6 +242,12 @@ fn a_session_end() -> impl Strategy<Value = ToPrimary> {
             config,
             stood: Epoch(epoch / 2),
         }),
+        // Where the volume was deleted.
+        a_number().prop_map(|epoch| ToPrimary::Refused {
+            fenced: Epoch(u64::MAX),
+            config: None,
+            stood: Epoch(epoch),
+        }),
     ]
 }
 
