@@ -8,7 +8,7 @@
 //! whole, or was damaged later, which the checksum tells.
 
 use std::fs::{self, File};
-use std::io::{self, Write};
+use std::io::{self, ErrorKind, Write};
 use std::path::{Path, PathBuf};
 
 use sbk_wal::crc32c;
@@ -95,14 +95,23 @@ pub(crate) fn save(dir: &Path, meta: &SnapshotMeta, data: &[u8]) -> Result<(), S
 /// The newest snapshot that is whole. A damaged one is told in the log and passed over: an older
 /// one may do, and if none does the caller finds the log incomplete and says so.
 pub(crate) fn load_newest(dir: &Path) -> Result<Option<Loaded>, SnapshotError> {
-    for (_, path) in list(dir)?.into_iter().rev() {
-        match load(&path) {
-            Ok(loaded) => return Ok(Some(loaded)),
-            Err(error @ SnapshotError::Damaged { .. }) => tracing::error!(%error, "passed over"),
-            Err(error) => return Err(error),
+    'listed: loop {
+        for (_, path) in list(dir)?.into_iter().rev() {
+            match load(&path) {
+                Ok(loaded) => return Ok(Some(loaded)),
+                // A newer one that is built beside this took its place since it was listed. [It was taken
+                // for a failure of the disk, and the member ended.]
+                Err(SnapshotError::Io { source, .. }) if source.kind() == ErrorKind::NotFound => {
+                    continue 'listed;
+                }
+                Err(error @ SnapshotError::Damaged { .. }) => {
+                    tracing::error!(%error, "passed over");
+                }
+                Err(error) => return Err(error),
+            }
         }
+        return Ok(None);
     }
-    Ok(None)
 }
 
 /// Removes what a crash left half written.
@@ -153,4 +162,34 @@ fn split(bytes: &[u8]) -> Option<(&[u8], &[u8])> {
     let data = usize::try_from(data).ok()?;
     let rest = &body[HEADER..];
     (meta.checked_add(data) == Some(rest.len())).then(|| rest.split_at(meta))
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicBool, Ordering};
+
+    use super::*;
+
+    #[test]
+    fn one_can_be_read_while_others_take_its_place() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let meta = |index| SnapshotMeta {
+            last_log_id: Some(crate::raft::LogId::new(Default::default(), index)),
+            ..SnapshotMeta::default()
+        };
+        save(dir.path(), &meta(0), b"data").expect("saves");
+        let stopped = AtomicBool::new(false);
+        std::thread::scope(|scope| {
+            scope.spawn(|| {
+                for index in 1..1500 {
+                    save(dir.path(), &meta(index), b"data").expect("saves");
+                }
+                stopped.store(true, Ordering::Relaxed);
+            });
+            while !stopped.load(Ordering::Relaxed) {
+                let loaded = load_newest(dir.path()).expect("reads").expect("there is one");
+                assert_eq!(loaded.data, b"data");
+            }
+        });
+    }
 }
