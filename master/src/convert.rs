@@ -44,6 +44,23 @@ pub(crate) fn replica_ref(raw: Option<&v1::ReplicaRef>) -> Result<ReplicaRef, St
     Ok(ReplicaRef { id: replica_id(&raw.id)?, incarnation })
 }
 
+/// A replica in a run that a configuration may name one day. [A node registered a run that no count
+/// reaches, its replica became primary, and no datanode took what the masters pushed any more, of any
+/// volume.]
+pub(crate) fn run_of(raw: Option<&v1::ReplicaRef>) -> Result<ReplicaRef, Status> {
+    let replica = replica_ref(raw)?;
+    counter(replica.incarnation.process)?;
+    counter(replica.incarnation.open)?;
+    Ok(replica)
+}
+
+/// A number that nodes count up, one by one, within what datanodes take from each other.
+fn counter(number: u64) -> Result<u64, Status> {
+    const LIMIT: u64 = 1 << 62;
+    let beyond = || Status::invalid_argument(format!("nothing was started {number} times"));
+    if number < LIMIT { Ok(number) } else { Err(beyond()) }
+}
+
 pub(crate) fn reference(replica: ReplicaRef) -> v1::ReplicaRef {
     let Incarnation { process, open } = replica.incarnation;
     v1::ReplicaRef { id: bytes(replica.id.0), incarnation: Some(v1::Incarnation { process, open }) }
@@ -99,7 +116,7 @@ pub(crate) fn stand(stand: &Stand) -> v1::Stand {
 pub(crate) fn registration(raw: &v1::RegisterRequest) -> Result<Registration, Status> {
     let mut replicas = std::collections::BTreeMap::new();
     for entry in &raw.replicas {
-        let replica = replica_ref(entry.replica.as_ref())?;
+        let replica = run_of(entry.replica.as_ref())?;
         let registered = RegisteredReplica {
             volume: volume_id(&entry.volume)?,
             incarnation: replica.incarnation,
@@ -111,7 +128,7 @@ pub(crate) fn registration(raw: &v1::RegisterRequest) -> Result<Registration, St
     let optional = |text: &String| (!text.is_empty()).then(|| text.clone());
     Ok(Registration {
         node: node_id(&raw.node)?,
-        process: raw.incarnation,
+        process: counter(raw.incarnation)?,
         revision: raw.revision,
         boot: uuid(&raw.boot_id, "boot id").map(BootId)?,
         addrs: Addrs {

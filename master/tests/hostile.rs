@@ -130,11 +130,13 @@ async fn nodes_that_make_no_sense_are_refused() {
         id: id(77),
         incarnation: Some(v1::Incarnation { process, open }),
     };
-    let changes: [Edit; 12] = [
+    let changes: [Edit; 13] = [
         |r| r.node = Bytes::new(),
         |r| r.node = short(),
         |r| r.boot_id = short(),
         |r| r.incarnation = 0,
+        // Datanodes would take no configuration that names such a run.
+        |r| r.incarnation = 1 << 62,
         |r| r.addr = String::new(),
         |r| r.addr = "no port".into(),
         |r| r.addr = "h:1".repeat(1 << 18),
@@ -222,6 +224,7 @@ async fn nodes_that_make_no_sense_are_refused() {
     for (volume, replica, codes) in [
         (short(), Some(reference(1, 1)), &MALFORMED[..]),
         (kept.clone(), None, &MALFORMED),
+        (kept.clone(), Some(reference(1, 1 << 62)), &MALFORMED),
         (kept.clone(), Some(reference(u64::MAX, 1)), &NO),
         (id(4711), Some(reference(1, 1)), &NO),
     ] {

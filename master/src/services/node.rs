@@ -160,7 +160,7 @@ impl NodeService for NodeApi {
             node: convert::node_id(&raw.node)?,
             process: raw.incarnation,
             volume: convert::volume_id(&raw.volume)?,
-            replica: convert::replica_ref(raw.replica.as_ref())?,
+            replica: convert::run_of(raw.replica.as_ref())?,
             tail: raw.tail,
         };
         self.member.accepted(command).await?;
