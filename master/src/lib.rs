@@ -1,6 +1,7 @@
 //! The sbk master: the authority's state machine under openraft.
 
 mod args;
+mod clock;
 mod convert;
 mod data_dir;
 mod gate;

@@ -9,12 +9,13 @@ use sbk_engine::authority::detector::{Decision, Detector, DetectorEvent, Detecto
 use sbk_engine::authority::moves;
 use sbk_engine::authority::stand::Stand;
 use sbk_engine::authority::{Accepted, Command, Refusal, State};
-use sbk_engine::types::{Millis, NodeId, ReplicaId};
+use sbk_engine::types::{NodeId, ReplicaId};
 use sbk_proto::v1::HeartbeatRequest;
 use tokio::sync::Notify;
 use tonic::Status;
 use uuid::Uuid;
 
+use crate::clock::{LOOK, now};
 use crate::gate::{Gate, GateError, refused};
 use crate::network::{Heard, Identity};
 use crate::raft::{MemberId, Raft};
@@ -61,12 +62,6 @@ impl std::fmt::Debug for Member {
             .field("peers", &self.peers)
             .finish_non_exhaustive()
     }
-}
-
-/// `CLOCK_BOOTTIME` in milliseconds.
-pub(crate) fn now() -> Millis {
-    let time = rustix::time::clock_gettime(rustix::time::ClockId::Boottime);
-    Millis(time.tv_sec as u64 * 1000 + time.tv_nsec as u64 / 1_000_000)
 }
 
 impl Member {
@@ -199,8 +194,7 @@ impl Member {
                 self.observe(if leads { DetectorEvent::Elected } else { DetectorEvent::Deposed });
             }
             let due = self.leading().detector.next_deadline(now());
-            let wait =
-                due.map_or(Duration::from_secs(3600), |at| Duration::from_millis(at.since(now())));
+            let wait = due.map_or(LOOK, |at| Duration::from_millis(at.since(now())).min(LOOK));
             tokio::select! {
                 changed = metrics.changed() => if changed.is_err() { return },
                 changed = changes.changed() => {

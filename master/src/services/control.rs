@@ -12,9 +12,10 @@ use tonic::{Request, Response, Status};
 use uuid::Uuid;
 
 use super::info::Source;
+use crate::clock::now;
 use crate::convert;
 use crate::gate::{refused, refused_with};
-use crate::member::{Member, OVERCOMMIT_PERCENT, now};
+use crate::member::{Member, OVERCOMMIT_PERCENT};
 
 /// A member that was heard within this time is called reachable. Between elections a follower
 /// hears only the leader.

@@ -11,9 +11,9 @@ use tokio::time::{Instant, timeout_at};
 use tonic::Status;
 
 use super::control::{ControlService, no_such_volume};
+use crate::clock::now;
 use crate::convert;
 use crate::gate::refused;
-use crate::member::now;
 
 impl ControlService {
     /// Plans a recovery and, unless it is a dry run, has the replicas that are left stand, and commits it.
