@@ -38,7 +38,9 @@ build() {
         "$suite" "$dir"
     # This machine's certificates too: its way to the crates may be through a proxy of its own.
     cp /etc/ssl/certs/ca-certificates.crt "$dir/etc/ssl/certs/ca-certificates.crt"
-    cp -a "$(rustc --print sysroot)" "$dir/usr/local/rust"
+    mkdir "$dir/usr/local/rust"
+    # Without its documentation, which is larger than the compiler.
+    tar -C "$(rustc --print sysroot)" -c --exclude=./share . | tar -C "$dir/usr/local/rust" -x
     tar -C "$dir" -c . | docker import \
         --change 'ENV PATH=/usr/local/rust/bin:/usr/sbin:/usr/bin:/sbin:/bin' \
         --change 'ENV CARGO_HOME=/usr/local/cargo' \

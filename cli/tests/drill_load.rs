@@ -22,6 +22,15 @@ async fn cluster() -> (DevCluster, tempfile::TempDir) {
     (DevCluster::start(options).await.expect("starts"), dir)
 }
 
+/// What `sbkctl volume verify` finds.
+fn verify(cluster: &DevCluster) -> Value {
+    let masters = cluster.file().master_addrs().join(",");
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sbkctl"));
+    command.args(["volume", "verify", "v", "-o", "json", "--masters", &masters]);
+    let output = tokio::task::block_in_place(|| command.output().expect("runs"));
+    serde_json::from_slice(&output.stdout).expect("JSON")
+}
+
 /// A load that runs; killed when dropped.
 struct Load {
     child: Child,
@@ -102,7 +111,17 @@ async fn what_others_do_to_a_cluster_is_told() {
     assert!(moved["entries"].as_u64() > Some(0), "{report}");
     assert_eq!(load.exit_code(), Some(0));
 
+    // The content is known by its checksum, as long as nobody writes.
+    let content = |report: &Value| report["content"].as_str().map(str::to_owned);
+    let held = content(&report["verified"]["replicas"]);
+    assert!(held.is_some() && content(&verify(&cluster)) == held, "{report}");
+
     // What a load before it has written is nothing to the next one, what somebody else writes is.
+    let mut load = Load::start(&cluster, &stays.nbd);
+    let report = load.tell("end", "report")["report"].take();
+    assert_eq!(report["ok"], true, "{report}");
+    assert_ne!(content(&report["verified"]["replicas"]), held);
+    assert_eq!(load.exit_code(), Some(0));
     let mut load = Load::start(&cluster, &stays.nbd);
     load.tell("phase damage", "phase");
     let foreign = NbdClient::connect(&killed.nbd, "v").await.expect("connects");

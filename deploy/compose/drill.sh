@@ -30,6 +30,7 @@
 set -euo pipefail
 # A load that has ended is to be told of, not to end this too.
 trap '' PIPE
+reports=$(realpath -m "${REPORTS:-$(dirname "$0")/../../target/compose-drills}")/$(date +%Y%m%dT%H%M%S)
 cd "$(dirname "$0")"
 
 all=(primary-kill primary-pause partition-primary partition-master-leader datanode-loss-and-return
@@ -37,7 +38,6 @@ all=(primary-kill primary-pause partition-primary partition-master-leader datano
 runs=${RUNS:-1}
 after=${AFTER:-5}
 pace=${PACE:-8MiB}
-reports=${REPORTS:-../../target/compose-drills}/$(date +%Y%m%dT%H%M%S)
 project=sbk-drill-$$
 # Long enough for a machine with other work. How long something took is in the reports; this only ends
 # a drill that would never end.
@@ -269,19 +269,21 @@ path, drill, fault, report, *done = sys.argv[1:]
 load = json.loads(report)["report"] if report else None
 faults = [f for f in (fault, (load or {}).get("fault") if load else "the load has no report") if f]
 faults = list(dict.fromkeys(faults))
-quiet = stall = writes = errors = 0
+# The longest request before the fault is what this machine takes without one. What comes back reads,
+# writes and syncs on the same disks, and costs requests something of its own.
+quiet = stall = back = writes = errors = 0
 if load:
-    # What came before the fault is what this machine takes for a request without one.
     for phase in load["phases"]:
         longest = phase["load"]["longest_request_ms"]
         if phase["name"] == "before": quiet = longest
+        elif phase["name"] in ("return", "replaced"): back = max(back, longest)
         elif phase["name"] != "begin": stall = max(stall, longest)
         writes += phase["load"]["writes"]
         errors += phase["load"]["errors"]
 document = {
     "drill": drill, "ok": not faults, "fault": "; ".join(faults) or None,
     "ended": datetime.datetime.now(datetime.timezone.utc).isoformat(timespec="seconds"),
-    "done": done, "stall_ms": stall, "quiet_ms": quiet, "writes": writes, "errors": errors, "load": load,
+    "done": done, "quiet_ms": quiet, "stall_ms": stall, "return_ms": back, "writes": writes, "errors": errors, "load": load,
 }
 with open(path, "w") as file:
     json.dump(document, file, indent=2)
@@ -292,7 +294,7 @@ if faults:
 ways = {"catch_up": "catch-up:", "rebuild": "rebuild: the image, then"}
 moved = [f"{m['node'].split(':')[0]} by {ways[m['route']]} {m['entries']} entries" for m in load["moved"]]
 parts = [
-    f"stall {stall} ms (before: {quiet} ms)" if drill != "down-up" else done[-1],
+    f"stall {stall} ms (before {quiet} ms, while it came back {back} ms)" if drill != "down-up" else done[-1],
     f"{writes} writes acknowledged, none lost, {errors} errors",
     "brought back: " + (", ".join(moved) or "nobody"), "replicas equal",
 ]
@@ -309,9 +311,11 @@ for path in sorted(glob.glob(os.path.join(sys.argv[1], "*-*.json")), key=os.path
     report = json.load(open(path))
     drills.setdefault(report["drill"], []).append(report)
 for drill, reports in drills.items():
-    stalls = sorted(r["stall_ms"] for r in reports)
     right = sum(r["ok"] for r in reports)
-    print(f"{drill}: {right} of {len(reports)} right, stall p50 {statistics.median_low(stalls)} ms, max {stalls[-1]} ms")
+    def told(what):
+        values = sorted(r[what] for r in reports)
+        return f"p50 {statistics.median_low(values)} ms, max {values[-1]} ms"
+    print(f"{drill}: {right} of {len(reports)} right; stall {told('stall_ms')}; before {told('quiet_ms')}; return {told('return_ms')}")
 PY
 }
 
