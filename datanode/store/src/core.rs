@@ -38,6 +38,8 @@ pub struct Store {
     pub(super) options: StoreOptions,
     pub(super) superblock: Superblock,
     pub(super) superblock_file: Slots,
+    /// What both slots of the superblock durably hold for the engine, if they hold the same.
+    pub(super) promised: Option<Kept>,
     /// Away while a checkpoint step has it.
     pub(super) state_file: Option<Slots>,
     pub(super) image: Arc<Image>,
@@ -419,7 +421,14 @@ impl Store {
             let cause = format!("{epochs} epochs above the checkpoint; {MAX_EPOCHS} fit");
             return Err(self.fail(StoreError::Failed { cause }));
         }
-        self.superblock_file.write(&block.encode()).map_err(|e| self.fail(e.into()))
+        self.superblock_file.write(&block.encode()).map_err(|e| self.fail(e.into()))?;
+        // What was promised must outlive the loss of either slot. How far the log is durable, committed
+        // and checkpointed may go back by a record: what follows from it is found in the log, or missed.
+        if self.promised.as_ref() != Some(&block.kept) {
+            self.superblock_file.sync().map_err(|e| self.fail(e.into()))?;
+            self.promised = Some(block.kept);
+        }
+        Ok(())
     }
 
     pub(super) fn check(&self) -> Result<(), StoreError> {

@@ -271,6 +271,7 @@ impl Store {
         Self {
             options,
             superblock_file: files.superblock_file,
+            promised: None,
             state_file: Some(files.state_file),
             image: files.image,
             log,

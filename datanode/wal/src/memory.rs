@@ -97,6 +97,11 @@ impl Memory {
         self.disk().power_loss();
     }
 
+    /// Loses power and comes back: of what was not synced, nothing is there. Open files are dead.
+    pub fn lose_unsynced(&self) {
+        self.disk().lose_unsynced();
+    }
+
     /// The process dies and is started again: all it wrote is there, synced or not. Open files are
     /// dead.
     pub fn process_killed(&self) {

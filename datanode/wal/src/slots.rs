@@ -14,7 +14,10 @@
 //! Scenarios, with slots A and B at generation g:
 //! 1. power lost while A is written with g+1: A is torn, B wins with g, and g+1 was not promised;
 //! 2. power lost after A's sync, while B gets its copy: A wins with g+1;
-//! 3. the next record goes to B first, for only A is known to be durable.
+//! 3. the next record goes to B first, for only A is known to be durable;
+//! 4. A rots, and then power is lost before the copy in B was synced: B is the record before, and wins. So
+//!    a record that must never be taken back is synced in both slots ([`Slots::sync`]) before it is acted
+//!    on.
 
 use std::sync::Arc;
 

@@ -266,6 +266,15 @@ impl Disk {
         Ok(opened)
     }
 
+    /// Opens a copy of the disk as it would be opened itself.
+    pub(crate) fn open_copy(&self, copy: Memory) -> Result<Opened, StoreError> {
+        let storage: Arc<dyn Storage> = Arc::new(copy);
+        let incarnation = Incarnation { process: self.process, open: self.opens + 1 };
+        let options = self.options.clone();
+        let (_, opened) = Store::open(&storage, self.identity, incarnation, self.tail(), options)?;
+        Ok(opened)
+    }
+
     /// Takes an opening for true.
     pub(crate) fn accept(&mut self, opened: &Opened) {
         self.shadow.opened(opened);

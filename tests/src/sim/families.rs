@@ -53,6 +53,8 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("swarm", 400315),
     // A replica that had left the list refused every epoch, and the primary stepped down for it.
     ("swarm", 401634),
+    // Damaged replicas that are replaced: no other family damages more than blocks.
+    ("flips", 3),
     // A forgotten replica kept another one from being made at its node, whose removal was then waited for.
     ("swarm", 728467),
 ];
@@ -485,6 +487,27 @@ pub const FAMILIES: &[Family] = &[
             drift: seed % 3 == 0,
             slow: seed % 4,
             durability: Durability::SyncQuorum,
+            ..Faults::none()
+        },
+    },
+    Family {
+        name: "flips",
+        faults: |seed| Faults {
+            flip: true,
+            loss: seed % 5 / 3,
+            slow: seed % 7 / 5 * 10,
+            crash: seed % 3 == 0,
+            power: seed % 2 == 0,
+            blink: seed % 4 == 1,
+            disk: seed % 8 == 5,
+            partition: seed % 6 == 4,
+            leader: seed % 9 == 7,
+            short_wal: seed / 2 % 2 == 0,
+            durability: MODES[(seed / 2 % 4) as usize],
+            replicas: [3, 3, 4, 5, 3][(seed / 3 % 5) as usize],
+            // Of four voters none can be replaced in its place.
+            spares: u128::from(seed / 3 % 5 == 2),
+            min_in_sync: if MODES[(seed / 2 % 4) as usize] == Durability::SyncAll { 2 } else { 1 },
             ..Faults::none()
         },
     },

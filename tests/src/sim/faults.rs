@@ -32,6 +32,8 @@ pub struct Faults {
     pub(crate) full: bool,
     /// Bits of blocks flip on disks.
     pub(crate) rot: bool,
+    /// Bits of all else that a replica keeps flip on one disk at a time: see `flips`.
+    pub(crate) flip: bool,
     /// Nodes are cut off, or stand still.
     pub(crate) partition: bool,
     /// Nodes hear others that don't hear them.
@@ -109,6 +111,7 @@ impl Faults {
             disk: false,
             full: false,
             rot: false,
+            flip: false,
             partition: false,
             one_way: false,
             flap: false,
@@ -386,6 +389,9 @@ impl World {
         }
         if self.faults.unsynced {
             self.unsynced_turn();
+        }
+        if self.faults.flip {
+            self.flip_turn();
         }
         if self.faults.hang && self.rng.below(200) == 0 {
             self.hang();

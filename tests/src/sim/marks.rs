@@ -116,6 +116,10 @@ counted! {
         OftenFull = "disk full again and again",
         /// A block did not match its checksum.
         Rotten = "damaged block refused",
+        /// A replica was not opened, for something of it was damaged.
+        Damaged = "damaged replica refused",
+        /// An operator had one replaced, and its directory is gone.
+        DamagedReplaced = "damaged replica replaced",
         /// A part of a log that could not be read back was given up, for the extents have it.
         LogGivenUp = "unreadable log given up",
         /// A replica that was ordered away was not at its node, but one that the masters forgot was.
@@ -214,6 +218,7 @@ counted! {
         Stall = "stalled disks",
         Hang = "disks that hang for long",
         Flip = "bit flips",
+        FlipAtRest = "bit flips in logs, superblocks and tables",
         ClockJump = "clock jumps",
         LeaderChange = "leader changes",
         QuorumLoss = "quorum losses",

@@ -17,6 +17,7 @@ mod eight;
 mod event;
 mod families;
 mod faults;
+mod flips;
 mod frontends;
 mod heights;
 mod history;

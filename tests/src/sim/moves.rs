@@ -61,7 +61,8 @@ impl World {
 
     /// While somebody leads: takes the steps that can be taken, one after the other.
     pub(super) fn rearrange(&mut self) {
-        if self.faults.spares == 0 && !self.faults.moves || self.now < self.moves.at {
+        let settled = self.faults.spares == 0 && !self.faults.moves && !self.faults.flip;
+        if settled || self.now < self.moves.at {
             return;
         }
         let pending = &self.masters.pending;
@@ -236,6 +237,9 @@ impl World {
     /// A directory is about to go: it is one that nobody counts on.
     pub(crate) fn check_removal(&mut self, index: usize, replica: ReplicaId) {
         let returned = self.moves.absent.remove(&replica);
+        if self.nodes[index].damaged {
+            self.mark(Mark::DamagedReplaced);
+        }
         let Some(volume) = self.masters.live() else {
             let behind = self.moves.left_behind.contains(&replica);
             return self.mark(if behind { Mark::DeletedReturner } else { Mark::Deleted });
@@ -338,7 +342,11 @@ impl World {
         let (volume, overcommit_percent) = (self.masters.volume, OVERCOMMIT_PERCENT);
         let Some(live) = self.masters.live() else { return };
         let ordered = live.replicas.iter().filter(|(_, replica)| replica.fate != Fate::Stays);
-        let listed: Vec<_> = ordered.map(|(id, _)| *id).collect();
+        // One that can't be opened makes room on its own node.
+        let listed: Vec<_> = ordered
+            .map(|(id, _)| *id)
+            .filter(|id| self.holder(*id).is_none_or(|node| !node.damaged))
+            .collect();
         for replica in listed {
             let (fate, instead) = (Fate::Stays, None);
             let back =

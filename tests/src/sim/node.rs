@@ -83,6 +83,8 @@ pub(crate) struct Node {
     pub(crate) busy: bool,
     /// It goes: nobody opens it any more.
     pub(crate) removing: bool,
+    /// Its replica can't be opened: what it keeps is damaged.
+    pub(crate) damaged: bool,
     /// Switched off, for ever as far as anybody knows.
     pub(crate) lost: bool,
     /// What it told the masters last of its replica, and how often that changed in this process.
@@ -159,6 +161,7 @@ impl Node {
             since: 0,
             busy: false,
             removing: false,
+            damaged: false,
             lost: false,
             said: None,
             revision: 1,
@@ -206,6 +209,7 @@ impl Node {
     pub(crate) fn hold(&mut self, replica: ReplicaId, rng: &mut Rng) {
         self.disk.begin(replica, rng);
         self.id = replica;
+        self.damaged = false;
     }
 
     /// Its replica's directory goes.
@@ -213,6 +217,7 @@ impl Node {
         let nobody = nobody(self.node.0.as_u128());
         self.disk.remove(nobody, rng);
         self.id = nobody;
+        self.damaged = false;
     }
 
     /// What the node's clock shows when it is `now` in the world.
@@ -320,6 +325,7 @@ impl World {
             Err(error) => {
                 let why = error.to_string();
                 self.mark_failure(index, &why);
+                self.note_refused(index, &error);
                 self.note(index, || format!("the store can't be opened: {why}"));
                 self.tail_lost(index);
                 self.back_off(index, is_out_of_space(&error));

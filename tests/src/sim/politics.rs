@@ -248,6 +248,9 @@ impl World {
         if whim {
             self.coup_now();
         }
+        if self.faults.flip {
+            self.replace_damaged();
+        }
         if self.faults.disaster && self.rng.chance(5) {
             self.operator_turn();
         }

@@ -15,6 +15,7 @@ use super::content::VOLUME_BLOCKS;
 use super::eight::Eight;
 use super::event::Event;
 use super::faults::Faults;
+use super::flips::Flips;
 use super::history::History;
 use super::marks::{Injected, Mark};
 use super::masters::Masters;
@@ -73,6 +74,7 @@ pub(crate) struct World {
     /// The newest loss that an operator accepted.
     pub(crate) given_up: Option<LossGeneration>,
     pub(crate) unsynced: Option<Unsynced>,
+    pub(crate) flips: Flips,
     /// When that is given up.
     pub(crate) unsynced_until: u64,
     pub(crate) healed_at: u64,
@@ -131,6 +133,7 @@ impl World {
             eight: None,
             given_up: None,
             unsynced: None,
+            flips: Flips::default(),
             unsynced_until: 0,
             healed_at: 0,
             summary: Summary::default(),

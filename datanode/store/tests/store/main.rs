@@ -12,6 +12,7 @@ mod driver;
 mod epochs;
 mod events;
 mod model;
+mod promises;
 mod retain;
 mod stops;
 

@@ -151,12 +151,17 @@ impl Inode {
         let len = if random(2) == 0 { self.len } else { self.synced_len };
         // Some losses take all, some nothing, most any part.
         let mode = random(4);
+        self.lose(len, |versions| match mode {
+            0 => 0,
+            1 => versions - 1,
+            _ => random(versions),
+        });
+    }
+
+    /// What was not synced is as it was at one time since: `which` chooses of so many.
+    fn lose(&mut self, len: u64, mut which: impl FnMut(u64) -> u64) {
         for (number, versions) in std::mem::take(&mut self.dirty) {
-            let which = match mode {
-                0 => 0,
-                1 => versions.len() as u64 - 1,
-                _ => random(versions.len() as u64),
-            };
+            let which = which(versions.len() as u64);
             self.set_sector(number, &versions[which as usize]);
         }
         for (number, content) in std::mem::take(&mut self.lost) {
@@ -514,6 +519,16 @@ impl Disk {
             inode.power_loss(&mut |below| Self::random(&mut state, below));
         }
         self.random = state;
+        self.names = self.durable_names.clone();
+        self.restart();
+    }
+
+    pub(super) fn lose_unsynced(&mut self) {
+        self.pending_names.clear();
+        for inode in self.inodes.values_mut() {
+            let len = inode.synced_len;
+            inode.lose(len, |_| 0);
+        }
         self.names = self.durable_names.clone();
         self.restart();
     }
