@@ -38,6 +38,8 @@ pub(super) struct Process {
     child: std::process::Child,
     ended: Option<ExitStatus>,
     started: Instant,
+    /// Bytes that its log had then, of runs before.
+    log_before: u64,
 }
 
 /// To be called first thing in every process: a child of a development cluster dies with the
@@ -78,10 +80,21 @@ impl Recipe {
         // A group of its own: Ctrl-C at the terminal reaches only the parent, which stops the
         // processes in order.
         command.process_group(0);
+        let log_before = self.log_length();
         let child = command
             .spawn()
             .with_context(|| format!("starting {} ({})", self.name, self.exe.display()))?;
-        Ok(Process { recipe: self.clone(), child, ended: None, started: Instant::now() })
+        Ok(Process {
+            recipe: self.clone(),
+            child,
+            ended: None,
+            started: Instant::now(),
+            log_before,
+        })
+    }
+
+    fn log_length(&self) -> u64 {
+        std::fs::metadata(&self.log).map_or(0, |log| log.len())
     }
 
     /// The end of its log.
@@ -101,6 +114,11 @@ impl Recipe {
 impl Process {
     pub(super) fn pid(&self) -> u32 {
         self.child.id()
+    }
+
+    /// Whether it has said nothing yet: it has hardly begun.
+    pub(super) fn is_silent(&self) -> bool {
+        self.recipe.log_length() <= self.log_before
     }
 
     /// For how long it has been there, or how long ago it was started if it has ended.

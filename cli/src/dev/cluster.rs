@@ -397,6 +397,11 @@ impl DevCluster {
         self.process(which).signal(signal);
     }
 
+    /// Whether a process has said nothing yet since it was started.
+    pub fn is_silent(&mut self, which: Which) -> bool {
+        self.process(which).is_silent()
+    }
+
     /// How a process ended, if it did, and the end of its log.
     pub fn how_ended(&mut self, which: Which) -> Option<(std::process::ExitStatus, String)> {
         let process = self.process(which);

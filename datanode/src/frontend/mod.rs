@@ -2,7 +2,7 @@
 //!
 //! A [`Session`](session) keeps one volume's place for all clients of this node: it holds what is
 //! in flight and sends it again when another primary takes over. What it decides is the engine's
-//! [`Forwarder`](sbk_engine::forward::Forwarder).
+//! [`Forwarder`].
 
 mod block;
 mod connect;

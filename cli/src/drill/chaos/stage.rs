@@ -1,6 +1,7 @@
 //! The cluster that is harmed, and what harms it: faults begin, last and end.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::os::unix::process::ExitStatusExt as _;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -447,6 +448,10 @@ impl Stage {
     /// kills it.
     fn note_end(&mut self, which: Which) {
         if let Some((status, tail)) = self.cluster.how_ended(which) {
+            // Told to stop by the drill before it could listen to that: it had just been started.
+            if status.signal() == Some(Signal::TERM.as_raw()) && self.cluster.is_silent(which) {
+                return;
+            }
             let text = format!("{which} ended by itself ({status}); its log ends with:\n{tail}");
             self.ended.push(text);
         }
