@@ -30,13 +30,16 @@ if [ "${1:-}" != quick ]; then
     # And the store, crashed at every I/O of other work.
     SEEDS=$start..$((start + 20)) step cargo test -p sbk-store --release --locked --test store crash
 
-    # A filesystem and a database through the loss of primaries and masters. It mounts, so it needs
+    # Every NBD client through every command; file systems under fsx through failovers, FAILOVERS of
+    # them. Then a filesystem and a database through the loss of primaries and masters. It mounts, so it needs
     # root and the kernel's help.
+    step cargo build --release --locked --bin sbkctl
     if [ "$(id -u)" = 0 ] && [ -c /dev/fuse ] && [ -e /dev/loop-control ]; then
-        step cargo build --release --locked --bin sbkctl
+        step tests/clients.sh
         step tests/real-data.sh
     else
-        printf '\n== tests/real-data.sh SKIPPED: it needs root, /dev/fuse and loop devices\n'
+        step tests/clients.sh info commands copies images fio
+        printf '\n== tests/real-data.sh and tests/clients.sh files SKIPPED: they need root, /dev/fuse and loop devices\n'
     fi
 
     # Failovers of a cluster in containers, once each; more of it with RUNS.

@@ -4,13 +4,17 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand, ValueEnum};
+use sbk_engine::authority::limits::{MAX_RATE, MIN_BANDWIDTH, MIN_IOPS};
 use sbk_engine::authority::placement::check_request;
 use sbk_engine::authority::{self, VolumeRequest};
 
 use crate::attach::{AttachArgs, DetachArgs};
-use crate::drill::load::LoadArgs;
 use crate::output::Format;
 use crate::size::parse_size;
+
+mod drill;
+
+pub use drill::{ChaosArgs, DrillArgs, DrillCommand, NetworkMode};
 
 /// sbk: replicated block storage.
 #[derive(Debug, Parser)]
@@ -59,7 +63,7 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Volumes: create, list, show, delete, move, replace, attachments, detach, explain, verify
+    /// Volumes: create, list, show, delete, limit, move, replace, attachments, detach, explain, verify
     #[command(subcommand)]
     Volume(VolumeCommand),
     /// Datanodes: list, show, drain, undrain, remove
@@ -74,6 +78,7 @@ Examples:
   sbkctl attach db                                        at a unix socket, which it names
   sbkctl attach db --listen 127.0.0.1:10810
   sbkctl attach db --shared --socket /run/db.sock
+  sbkctl attach db --device /dev/nbd0                     a block device, for root
 
 Runs until Ctrl-C, SIGTERM or `sbkctl detach`: then what is under way is answered, all that was
 acknowledged is made durable, and exit code 0 says so. Clients see a pause and no error while
@@ -245,6 +250,23 @@ is primary takes it back.")]
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Limit what a volume's clients may do, all together: at once, for a volume in use too
+    #[command(after_help = "\
+Examples:
+  sbkctl volume limit db --iops 2000 --bandwidth 100MiB
+  sbkctl volume limit db --iops 500 --burst 30
+  sbkctl volume limit db --iops none --bandwidth none
+
+What is not named stays as it is. Requests beyond a limit wait, in order, and do not fail. A read, write,
+trim, zero or look at holes is one request; bytes are those read and written; flushes are free.")]
+    #[command(group(clap::ArgGroup::new("limits").required(true).multiple(true).args(["iops", "bandwidth", "burst"])))]
+    Limit {
+        /// Name or UUID
+        volume: String,
+        /// What changes
+        #[command(flatten)]
+        limits: LimitArgs,
+    },
     /// Tell what the replicas saw, what they decided and why, in order of time
     #[command(after_help = "\
 Examples:
@@ -341,12 +363,29 @@ pub struct CreateArgs {
     /// Put the copies into different zones
     #[arg(long)]
     pub zone_spread: bool,
+    /// What its clients may do, all together
+    #[command(flatten)]
+    pub limits: LimitArgs,
     /// Return once the masters have recorded the volume
     #[arg(long)]
     pub no_wait: bool,
     /// How long the volume may take until it serves, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub timeout: Duration,
+}
+
+/// What the clients of a volume may do, all of them together.
+#[derive(Clone, Copy, Debug, Args)]
+pub struct LimitArgs {
+    /// Requests a second, 10 or more, or none for any number
+    #[arg(long, value_name = "N|none", value_parser = iops)]
+    pub iops: Option<u64>,
+    /// Bytes read and written a second, such as 100MiB, 2MiB or more; or none for any number
+    #[arg(long, value_name = "SIZE|none", value_parser = bandwidth)]
+    pub bandwidth: Option<u64>,
+    /// How many seconds' worth of both may be saved up while less is used, 1 to 3600 [default: 1]
+    #[arg(long, value_name = "SECONDS", value_parser = clap::value_parser!(u32).range(1..=3600))]
+    pub burst: Option<u32>,
 }
 
 /// Whether to wait until it is done.
@@ -495,149 +534,25 @@ pub struct VolumeSpec {
     pub size: u64,
 }
 
-/// `sbkctl drill ...`
-#[derive(Debug, Subcommand)]
-pub enum DrillCommand {
-    /// Kill the primary of a volume again and again; the client must see a pause and no error
-    #[command(after_help = "\
-Examples:
-  sbkctl drill primary-kill --runs 20          on a cluster of its own, removed afterwards
-  sbkctl drill primary-kill --dir DIR -o json  on the cluster that `sbkctl dev --dir DIR` runs
-
-Each run: load on a node that stays, kill -9 of the primary, the load goes on, the node comes back,
-all replicas in sync, every block read back and checked, replicas compared. Exit code 1 if an
-acknowledged write was lost, a request failed, or replicas differ.")]
-    PrimaryKill(DrillArgs),
-    /// Move the primary of a volume on purpose, again and again; the client must see no error
-    #[command(after_help = "\
-Examples:
-  sbkctl drill primary-move --runs 20
-  sbkctl drill primary-move --dir DIR -o json  on the cluster that `sbkctl dev --dir DIR` runs
-
-Each run: load, the longest answer without a move; load, the move, the longest answer with it; every
-block read back and checked, replicas compared.")]
-    PrimaryMove(DrillArgs),
-    /// Restart all datanodes and masters in order, one after the other; the client must see no error
-    #[command(after_help = "\
-Examples:
-  sbkctl drill rolling-restart
-  sbkctl drill rolling-restart --runs 3 -o json
-
-Each run restarts every process once (SIGTERM, and a new one), under load, and waits until all replicas
-are in sync before the next. The client is on a node that stays.")]
-    RollingRestart(DrillArgs),
-    /// Take a replica away and bring it back: catch-up after a short absence, rebuild after a long
-    #[command(after_help = "\
-Examples:
-  sbkctl drill replica-return
-  sbkctl drill replica-return --runs 3 -o json")]
-    ReplicaReturn(DrillArgs),
-    /// Only the load that verifies itself, on a volume of a cluster whose failures somebody else causes
-    #[command(after_help = "\
-Example:
-  sbkctl drill load db --nbd 127.0.0.1:10809    where `sbkctl attach db --listen 127.0.0.1:10809` runs
-
-It OVERWRITES the volume's first 64 MiB, and is told by lines on its standard input what goes on:
-
-  phase NAME         what is measured from here on counts for this phase
-  goes-on [SECONDS]  say so once that time is over and 200 more writes were acknowledged
-  whole              say so once all replicas are in sync, and which is primary
-  end                end the load, wait until all replicas are in sync, read everything back, compare
-                     the replicas, and report
-
-Each is answered with one JSON object on a line, whatever -o says. Exit code 1 if an acknowledged write
-was lost, a request failed, replicas differ, or the input ends without `end`.")]
-    Load(LoadArgs),
-    /// Let whatever can fail fail, for minutes or hours, by a schedule made from a seed
-    #[command(after_help = "\
-Examples:
-  sbkctl drill chaos                           5 minutes of another schedule each time
-  sbkctl drill chaos --minutes 60 --seed 7     the schedule of seed 7
-  sbkctl drill chaos --faults 20 -o json       so many faults, a summary for programs
-
-A cluster of its own: 3 masters, 4 datanodes, volumes with one, two and three replicas, clients that
-write and read all of them. Processes are killed, told to end, stopped and slowed down, one, several or
-all of them; primaries are moved, nodes drained;
-as root, in network namespaces of the drill's own, there are also partitions, packet loss, slow links
-and a full disk. Every few faults all is healed: the volumes must become whole, every block's history
-must be linearizable with no acknowledged write lost, and the replicas must be equal. Exit code 1 if
-anything is wrong; logs, traces, metrics, histories and data are kept then.")]
-    Chaos(ChaosArgs),
-}
-
-/// `sbkctl drill chaos`
-#[derive(Clone, Debug, Args)]
-pub struct ChaosArgs {
-    /// For how long faults are caused, in minutes
-    #[arg(long, value_name = "M", default_value_t = 5, value_parser = clap::value_parser!(u32).range(1..=10_080))]
-    pub minutes: u32,
-    /// End after so many faults, however long that takes
-    #[arg(long, value_name = "N", conflicts_with = "minutes", value_parser = clap::value_parser!(u64).range(1..=1_000_000))]
-    pub faults: Option<u64>,
-    /// The number that the schedule of faults is made from [default: another one each time, told]
-    #[arg(long, value_name = "S")]
-    pub seed: Option<u64>,
-    /// Where the processes run: each in a network namespace of its own, or all on 127.0.0.1, without
-    /// partitions and full disks
-    #[arg(long, value_enum, default_value_t)]
-    pub network: NetworkMode,
-    /// Requests in flight of each client; each volume has three
-    #[arg(long, default_value_t = 4, value_parser = clap::value_parser!(u32).range(1..=64))]
-    pub depth: u32,
-    /// Bytes a second that the clients of one volume read and write
-    #[arg(long, value_name = "SIZE", default_value = "2MiB", value_parser = parse_size)]
-    pub pace: u64,
-    /// How long all volumes may take to be whole once everything is healed, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "120", value_parser = seconds)]
-    pub converge: Duration,
-    /// Keep the directory of the cluster also when nothing is wrong
-    #[arg(long)]
-    pub keep: bool,
-}
-
-impl ChaosArgs {
-    /// What holds where nothing was said.
-    pub fn default_values() -> Self {
-        Self {
-            minutes: 5,
-            faults: None,
-            seed: None,
-            network: NetworkMode::Auto,
-            depth: 4,
-            pace: 2 << 20,
-            converge: Duration::from_secs(120),
-            keep: false,
-        }
+/// 0 for `none`.
+fn iops(text: &str) -> Result<u64, String> {
+    if text == "none" {
+        return Ok(0);
     }
+    let number = text.parse().map_err(|_| format!("'{text}' is neither a number nor none"))?;
+    in_range(text, number, MIN_IOPS)
 }
 
-/// Where the processes of a drill run.
-#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, ValueEnum)]
-pub enum NetworkMode {
-    /// In namespaces if they can be made here, else on 127.0.0.1
-    #[default]
-    Auto,
-    /// In namespaces, or not at all
-    Namespaces,
-    /// On 127.0.0.1
-    Loopback,
+/// 0 for `none`.
+fn bandwidth(text: &str) -> Result<u64, String> {
+    if text == "none" { Ok(0) } else { in_range(text, parse_size(text)?, MIN_BANDWIDTH) }
 }
 
-/// Options of every drill.
-#[derive(Clone, Debug, Args)]
-pub struct DrillArgs {
-    /// How often
-    #[arg(long, default_value_t = 1, value_parser = clap::value_parser!(u32).range(1..=1000))]
-    pub runs: u32,
-    /// How long the load goes on after the failure, in seconds
-    #[arg(long, value_name = "SECONDS", default_value = "5", value_parser = seconds)]
-    pub seconds: Duration,
-    /// Requests in flight
-    #[arg(long, default_value_t = 16, value_parser = clap::value_parser!(u32).range(1..=256))]
-    pub depth: u32,
-    /// Keep the directory of the drill's own cluster
-    #[arg(long)]
-    pub keep: bool,
+fn in_range(text: &str, value: u64, least: u64) -> Result<u64, String> {
+    match (least..=MAX_RATE).contains(&value) {
+        true => Ok(value),
+        false => Err(format!("'{text}' can't be: give {least} to {MAX_RATE}, or none")),
+    }
 }
 
 /// A number of seconds, with fractions.
@@ -659,6 +574,7 @@ fn volume_spec(text: &str) -> Result<VolumeSpec, String> {
         write_ack: authority::WriteAck::Durable,
         min_in_sync: None,
         zone_spread: false,
+        limits: authority::Limits::default(),
     };
     check_request(&request).map_err(|refusal| refusal.to_string())?;
     Ok(spec)
@@ -681,6 +597,13 @@ mod tests {
         assert!(seconds("-1").is_err());
         assert!(seconds("1e300").is_err());
         assert!(seconds("soon").is_err());
+        assert_eq!([iops("none"), iops("10"), bandwidth("2MiB")], [Ok(0), Ok(10), Ok(2 << 20)]);
+        for bad in ["9", "0", "-1", "many", "99999999999999"] {
+            assert!(iops(bad).is_err(), "{bad}");
+        }
+        assert!(
+            bandwidth("0").is_err() && bandwidth("1MiB").is_err() && bandwidth("2TiB").is_err()
+        );
         let spec = volume_spec("db:1GiB").expect("reads");
         assert_eq!(spec, VolumeSpec { name: "db".into(), size: 1 << 30 });
         assert!(volume_spec("db").is_err());

@@ -7,6 +7,7 @@
 //! * [`workload`]: a load that proves something.
 //! * [`output`], [`view`]: how results are shown.
 
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use anyhow::Context as _;
@@ -38,13 +39,19 @@ pub fn main() -> ExitCode {
     let run = || {
         dev::child::die_with_parent()?;
         let part = Part::from_args(std::env::args_os());
-        let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
-        let runtime = runtime.context("starting the runtime")?;
+        let start = || {
+            let runtime = tokio::runtime::Builder::new_multi_thread().enable_all().build();
+            runtime.context("starting the runtime")
+        };
         match part {
-            Some(part) => runtime.block_on(part.run()),
+            Some(part) => start()?.block_on(part.run()),
             None => {
                 let cli = Cli::parse();
                 log_to_stderr();
+                if let Command::Attach(args) = &cli.command {
+                    attach::prepare(args);
+                }
+                let runtime = start()?;
                 // On this thread, which lives as long as the process: children are tied to it.
                 runtime.block_on(run(cli))
             }
@@ -53,7 +60,8 @@ pub fn main() -> ExitCode {
     match run() {
         Ok(()) => ExitCode::SUCCESS,
         Err(e) => {
-            eprintln!("sbkctl: {}", sbk_master_client::in_one_line(e.as_ref()));
+            let said = sbk_master_client::in_one_line(e.as_ref());
+            let _lost = writeln!(std::io::stderr(), "sbkctl: {said}");
             ExitCode::from(error::exit_code(&e))
         }
     }
@@ -62,7 +70,12 @@ pub fn main() -> ExitCode {
 /// What goes wrong on the side of what was asked for.
 fn log_to_stderr() {
     let filter = EnvFilter::try_from_default_env().unwrap_or_else(|_| EnvFilter::new("warn"));
-    tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr).init();
+    // An attachment goes on where nobody reads what it says.
+    tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false)
+        .init();
 }
 
 async fn run(cli: Cli) -> anyhow::Result<()> {

@@ -1,6 +1,8 @@
 //! Volumes, nodes and the quorum as the tool shows them. The field names are an interface:
 //! programs read them with `-o json`.
 
+use std::time::{SystemTime, UNIX_EPOCH};
+
 use sbk_proto::v1;
 use serde::Serialize;
 use uuid::Uuid;
@@ -23,6 +25,12 @@ pub struct VolumeView {
     pub durability: &'static str,
     /// `durable` or `written`.
     pub write_ack: &'static str,
+    /// Requests a second that its clients may make, all together; `null`: any number.
+    pub iops: Option<u64>,
+    /// Bytes a second that they may read and write; `null`: any number.
+    pub bandwidth: Option<u64>,
+    /// How many seconds' worth of both may be saved up.
+    pub burst_seconds: u32,
     /// The newest configuration's number; `null` before the first.
     pub epoch: Option<u64>,
     /// How often acknowledged writes may have been lost.
@@ -78,6 +86,12 @@ pub struct SessionView {
     pub achieved_lsn: u64,
 }
 
+/// Milliseconds since 1970 on this machine's clock.
+pub(crate) fn unix_ms() -> u64 {
+    let since = SystemTime::now().duration_since(UNIX_EPOCH);
+    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
+}
+
 /// A UUID as text; the raw bytes in hexadecimal if they are none.
 pub fn id_text(bytes: &[u8]) -> String {
     match Uuid::from_slice(bytes) {
@@ -100,6 +114,7 @@ impl VolumeView {
             }
             _ => info.reason.clone(),
         };
+        let (limits, some) = (info.limits.unwrap_or_default(), |n: u64| (n > 0).then_some(n));
         Self {
             name: info.name.clone(),
             id: id_text(&info.id),
@@ -107,6 +122,9 @@ impl VolumeView {
             replicas: info.replicas,
             durability: durability(info.durability()),
             write_ack: write_ack(info.write_ack()),
+            iops: some(limits.iops),
+            bandwidth: some(limits.bandwidth),
+            burst_seconds: limits.burst_seconds.max(1),
             epoch: info.config.as_ref().map(|c| c.epoch),
             loss_generation: info.config.as_ref().map_or(0, |c| c.loss_generation),
             primary,
@@ -142,6 +160,17 @@ impl VolumeView {
         }
     }
 
+    fn limit_words(&self) -> String {
+        let iops = self.iops.map(|n| format!("{n} requests/s"));
+        let bandwidth = self.bandwidth.map(|n| format!("{}/s", show_size(n)));
+        let limits: Vec<_> = iops.into_iter().chain(bandwidth).collect();
+        match (limits.is_empty(), self.burst_seconds) {
+            (true, _) => "none".to_owned(),
+            (false, 1) => limits.join(", "),
+            (false, seconds) => format!("{}, bursts of {seconds} s", limits.join(", ")),
+        }
+    }
+
     /// For people: everything about it.
     pub fn detail(&self) -> String {
         let none = || "-".to_owned();
@@ -150,6 +179,7 @@ impl VolumeView {
             ("id", self.id.clone()),
             ("size", show_size(self.size_bytes)),
             ("durability", format!("{}, acknowledged when {}", self.durability, self.write_ack)),
+            ("limits", self.limit_words()),
             ("epoch", self.epoch.map_or_else(none, |e| e.to_string())),
             ("primary", self.primary.clone().unwrap_or_else(none)),
             self.in_sync_words(),

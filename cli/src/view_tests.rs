@@ -43,7 +43,8 @@ fn a_volume_has_the_documented_fields() {
         serde_json::to_value(&view).expect("json"),
         serde_json::json!({
             "name": "v", "id": id_text(&[9; 16]), "size_bytes": 1u64 << 30, "replicas": 2,
-            "durability": "sync_all", "write_ack": "durable", "epoch": 3, "primary": node(1),
+            "durability": "sync_all", "write_ack": "durable", "iops": null, "bandwidth": null,
+            "burst_seconds": 1, "epoch": 3, "primary": node(1),
             "loss_generation": 0, "isr": [node(1), node(2)], "serving": true, "reason": "",
             "may_hold_unflushed": [], "members": [member(1), member(2)],
         })
@@ -76,6 +77,21 @@ fn people_are_told_why() {
     assert_eq!(VolumeView::of(&unborn).reason, "waits for its replicas to be created");
     assert!(volume_table(&[]).contains("sbkctl volume create"));
     assert!(node_table(&[]).contains("sbk-datanode"));
+}
+
+#[test]
+fn limits_are_told() {
+    let told = |iops, bandwidth, burst_seconds| {
+        let limits = Some(v1::Limits { iops, bandwidth, burst_seconds });
+        VolumeView::of(&v1::VolumeInfo { limits, ..volume() })
+    };
+    assert!(VolumeView::of(&volume()).detail().contains("limits:     none"));
+    let both = told(500, 3 << 20, 1);
+    assert!(both.detail().contains("limits:     500 requests/s, 3 MiB/s\n"), "{}", both.detail());
+    assert_eq!((both.iops, both.bandwidth, both.burst_seconds), (Some(500), Some(3 << 20), 1));
+    let burst = told(0, 3 << 20, 30);
+    assert!(burst.detail().contains("limits:     3 MiB/s, bursts of 30 s\n"));
+    assert_eq!(burst.iops, None);
 }
 
 #[test]

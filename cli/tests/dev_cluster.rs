@@ -7,7 +7,7 @@ use sbk_cli::args::{DrillArgs, VolumeSpec};
 use sbk_cli::cluster_file::{ClusterFile, is_running};
 use sbk_cli::dev::cluster::{DevCluster, Options};
 use sbk_cli::drill::bench::Bench;
-use sbk_cli::drill::primary_kill;
+use sbk_cli::drill::failover::{self, Fault};
 use sbk_cli::drill::routes::{self, Route, SMALL_WAL};
 use sbk_cli::drill::target::Target;
 use sbk_cli::workload::history::History;
@@ -29,7 +29,9 @@ async fn bench(wal_retain: Option<u64>) -> Bench {
     let dir = tempfile::tempdir().expect("dir");
     let options = Options { wal_retain, ..options(&dir) };
     let cluster = DevCluster::start(options).await.expect("the cluster starts");
-    Bench::open(Target::Own { cluster: Box::new(cluster), dir }, 8).await.expect("a volume")
+    Bench::open(Target::Own { cluster: Box::new(cluster), dir, network: None }, 8)
+        .await
+        .expect("a volume")
 }
 
 #[tokio::test]
@@ -82,12 +84,15 @@ async fn the_same_directory_finds_everything_again() {
 }
 
 #[tokio::test]
-async fn a_killed_primary_costs_a_pause_and_nothing_else() {
+async fn a_lost_primary_costs_a_pause_and_nothing_else() {
     let mut bench = bench(None).await;
     let args = DrillArgs { runs: 1, seconds: Duration::from_secs(1), depth: 8, keep: false };
-    let run = primary_kill::once(&mut bench, 1, &args).await.expect("runs");
-    assert_eq!(run.fault, None, "{run:?}");
-    assert_ne!(run.killed, run.primary);
+    for fault in [Fault::Kill, Fault::Freeze] {
+        let run = failover::once(&mut bench, 1, &args, fault).await.expect("runs");
+        assert_eq!(run.fault, None, "{run:?}");
+        assert_ne!(run.lost, run.primary);
+        assert!(run.parts.is_some(), "the traces tell of it: {run:?}");
+    }
     bench.close(false).await.expect("closes");
 }
 

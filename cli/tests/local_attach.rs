@@ -255,3 +255,23 @@ async fn an_attachment_is_taken_over_and_ends_with_its_volume() {
     kill_process(pid, Signal::KILL).expect("runs");
     scene.cluster.stop().await.expect("stops");
 }
+
+/// [The end of an attachment was told while it was still on its way to the primary, or never left.]
+#[tokio::test(flavor = "multi_thread")]
+async fn a_detached_volume_is_anybodys_at_once() {
+    let scene = Scene::new().await;
+    scene.whole().await;
+    let nodes: Vec<_> = scene.cluster.file().datanodes.iter().map(|d| d.nbd.clone()).collect();
+    for (round, node) in (1..).zip(nodes.iter().cycle().take(6)) {
+        let mut here = scene.attach(&scene.run, &["--listen", "127.0.0.1:0"]);
+        let client = here.connect().await.expect("connects");
+        client.write(0, Bytes::from(vec![round; BLOCK])).await.expect("writes");
+        assert!(scene.sbkctl(&["detach", "v"]).status.success());
+        assert_eq!(here.ends().await.code(), Some(0), "{}", here.said());
+        // It shares the volume, which nobody may with one who has it to itself.
+        let other = NbdClient::connect(node, "v").await.expect("is free");
+        assert_eq!(other.read(0, BLOCK as u32).await.expect("reads"), vec![round; BLOCK]);
+        other.disconnect().await;
+    }
+    scene.cluster.stop().await.expect("stops");
+}

@@ -12,6 +12,11 @@ use crate::frontend::nbd::TlsFiles;
 /// How long a client's request is held if nothing else is said.
 const IO_TIMEOUT: Duration = Duration::from_secs(120);
 
+/// What rebuilds read in a second, beside clients, if nothing else is said.
+const RECOVERY_RATE: u64 = 64 << 20;
+/// With less, many at a time would each come on so slowly that they pass for stalled.
+const MIN_RECOVERY_RATE: u64 = 8 << 20;
+
 /// How logs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -74,6 +79,10 @@ pub struct Args {
     /// (256MiB, 1GiB, or plain bytes) [default: 256MiB]
     #[arg(long, env = "SBK_WAL_RETAIN", value_name = "BYTES", value_parser = parse_bytes)]
     pub wal_retain: Option<u64>,
+    /// Bytes a second that rebuilds of other nodes' replicas read here while clients are answered; without
+    /// clients they go as fast as they can; 8MiB or more, 0: they do not give way [default: 64MiB]
+    #[arg(long, env = "SBK_RECOVERY_RATE", value_name = "BYTES", value_parser = parse_bytes)]
+    pub recovery_rate: Option<u64>,
     /// Bytes that replicas may take [default: the size of the data directory's file system]
     #[arg(long, env = "SBK_CAPACITY", value_name = "BYTES", value_parser = parse_bytes)]
     pub capacity: Option<u64>,
@@ -105,6 +114,7 @@ struct FileArgs {
     advertise: Option<String>,
     zone: Option<String>,
     wal_retain: Option<Amount>,
+    recovery_rate: Option<Amount>,
     capacity: Option<Amount>,
     io_timeout: Option<u32>,
     log_format: Option<LogFormat>,
@@ -141,6 +151,8 @@ pub struct Settings {
     pub zone: String,
     /// Bytes of WAL that each replica keeps beyond what it needs itself.
     pub wal_retain: u64,
+    /// Bytes a second that rebuilds read while clients are answered; 0: they do not give way.
+    pub recovery_rate: u64,
     /// Bytes that replicas may take; `None`: what the file system has.
     pub capacity: Option<u64>,
     /// How long a client's request is held; zero: for ever.
@@ -207,6 +219,15 @@ impl Args {
                 .map_err(|problem| SettingsError::Value { option, problem }),
             (None, None) => Ok(None),
         };
+        let rate = bytes(self.recovery_rate, file.recovery_rate, "--recovery-rate")?;
+        let recovery_rate = rate.unwrap_or(RECOVERY_RATE);
+        if recovery_rate > 0 && recovery_rate < MIN_RECOVERY_RATE {
+            let problem = format!(
+                "{recovery_rate} bytes a second are too few for rebuilds to come on; give 8MiB or \
+                 more, or 0"
+            );
+            return Err(SettingsError::Value { option: "--recovery-rate", problem });
+        }
         let client_ca = self.nbd_tls_client_ca.or(file.nbd_tls_client_ca);
         let nbd_tls = match (
             self.nbd_tls_cert.or(file.nbd_tls_cert),
@@ -231,6 +252,7 @@ impl Args {
             advertise: self.advertise.or(file.advertise),
             zone: self.zone.or(file.zone).unwrap_or_default(),
             wal_retain: bytes(self.wal_retain, file.wal_retain, "wal_retain")?.unwrap_or(256 << 20),
+            recovery_rate,
             capacity: bytes(self.capacity, file.capacity, "capacity")?,
             io_timeout: self
                 .io_timeout
@@ -294,7 +316,7 @@ mod tests {
         assert_eq!(settings.data_dir, PathBuf::from("/a"));
         assert_eq!((settings.zone.as_str(), settings.wal_retain), ("y", 1 << 20));
         assert_eq!(settings.masters, ["m:1"]);
-        assert_eq!(settings.io_timeout, IO_TIMEOUT);
+        assert_eq!((settings.io_timeout, settings.recovery_rate), (IO_TIMEOUT, RECOVERY_RATE));
         std::fs::write(&path, format!("{text}io_timeout = 7\n")).expect("written");
         let held = |args: &[&str]| parse(args).settings().expect("is complete").io_timeout;
         assert_eq!(held(&["--config", config]), Duration::from_secs(7));
@@ -309,6 +331,10 @@ mod tests {
         assert!(text(&["--data-dir", "/a", "--masters", "m"]).contains("'m'"));
         assert!(text(&["--config", "/does/not/exist"]).contains("/does/not/exist"));
         let whole = ["--data-dir", "/a", "--masters", "m:1"];
+        let slow = [&whole[..], &["--recovery-rate", "1MiB"]].concat();
+        assert!(text(&slow).contains("8MiB"));
+        let off = parse(&[&whole[..], &["--recovery-rate", "0"]].concat()).settings();
+        assert_eq!(off.expect("is right").recovery_rate, 0);
         let tls = |more: &[&str]| text(&[&whole[..], more].concat());
         assert!(tls(&["--nbd-tls-cert", "c"]).contains("--nbd-tls-key"));
         assert!(tls(&["--nbd-tls-key", "k"]).contains("--nbd-tls-cert"));

@@ -77,6 +77,8 @@ pub enum LinkEvent {
     Opened { epoch: Epoch, attach: AttachGeneration, loss_generation: LossGeneration },
     /// The stream is over; what was not answered was not answered.
     Ended { reason: StreamEnd, config: Option<Config> },
+    /// The primary lives, and holds requests of this link back for the volume's limits.
+    HeldBack,
     /// A request's answer; `data` is a read's or a map's.
     Reply { sequence: u64, outcome: LinkOutcome, data: Bytes },
 }

@@ -1,6 +1,6 @@
 //! The `sbk-datanode` binary.
 
-use std::io::IsTerminal;
+use std::io::{IsTerminal, Write as _};
 use std::process::ExitCode;
 
 use clap::Parser;
@@ -17,7 +17,8 @@ async fn main() -> ExitCode {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // What an operator did needs no backtrace, whatever the environment says.
-            eprintln!("sbk-datanode: {}", in_one_line(error.as_ref()));
+            let _lost =
+                writeln!(std::io::stderr(), "sbk-datanode: {}", in_one_line(error.as_ref()));
             ExitCode::FAILURE
         }
     }
@@ -26,7 +27,12 @@ async fn main() -> ExitCode {
 async fn run(args: Args) -> anyhow::Result<()> {
     let filter = tracing_subscriber::EnvFilter::try_from_default_env()
         .unwrap_or_else(|_| tracing_subscriber::EnvFilter::new("info"));
-    let logs = tracing_subscriber::fmt().with_env_filter(filter).with_writer(std::io::stderr);
+    // Where a log can't be written it is lost, and nothing else is. [The subscriber told of that on the same
+    // standard error, which ended the process: a full disk for logs took all nodes down at once.]
+    let logs = tracing_subscriber::fmt()
+        .with_env_filter(filter)
+        .with_writer(std::io::stderr)
+        .log_internal_errors(false);
     match args.clone().settings()?.log_format {
         LogFormat::Text => logs.with_ansi(std::io::stderr().is_terminal()).init(),
         LogFormat::Json => logs.json().init(),

@@ -2,19 +2,19 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sbk_engine::forward;
 use sbk_engine::replication::Params;
+use sbk_listen::{Limits, Listener};
 use sbk_proto::v1::block_service_server::BlockServiceServer;
 use sbk_proto::v1::replication_server::ReplicationServer;
-use sbk_store::{DataDir, StoreOptions};
+use sbk_store::{DataDir, StoreOptions, TailMemory};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 
 use crate::args::{Args, Settings};
 use crate::frontend::nbd::{self, AtStop, Tls};
@@ -29,6 +29,8 @@ use crate::volume::keep_at_panic;
 
 /// How long the servers may take to end once nothing uses them.
 const DRAIN: Duration = Duration::from_secs(2);
+/// How long sessions may take to end at their primaries once their clients have gone.
+const LEAVE: Duration = Duration::from_secs(1);
 
 /// The sockets of a datanode. Bound before anything is touched on disk, so that a port in use
 /// changes nothing.
@@ -77,25 +79,18 @@ fn reached_at(listener: &TcpListener, advertise: Option<&str>) -> anyhow::Result
     }
 }
 
+/// Streams of one connection at a time: a feed and a base lane for each volume that one node is primary of and
+/// that has a replica here, and its questions.
+const STREAMS: u32 = 4096;
+/// What the headers of one request may take, as HTTP/2 counts it.
+const HEADER_BYTES: u32 = 16 << 10;
+
 /// Where recordings are kept in the data directory.
 const RECORDINGS: &str = "recordings";
 
-/// Descriptors that a datanode asks for: files of its replicas, connections of clients and nodes.
-const DESCRIPTORS: u64 = 64 << 10;
-
-/// Takes as many descriptors as the system lets a process have. Many systems give 1024 to one that
-/// does not ask, for the sake of programs that use `select`; clients that connect must not leave
-/// the replicas without a file.
-fn take_descriptors() {
-    use rustix::process::{Resource, Rlimit, getrlimit, setrlimit};
-    let Rlimit { current, maximum } = getrlimit(Resource::Nofile);
-    let wanted = maximum.map_or(DESCRIPTORS, |most| most.min(DESCRIPTORS));
-    if current.is_some_and(|current| current < wanted)
-        && let Err(error) = setrlimit(Resource::Nofile, Rlimit { current: Some(wanted), maximum })
-    {
-        tracing::warn!(%error, "the limit of open files stays at {current:?}");
-    }
-}
+/// Memory for payloads of recent entries of all replicas together. Up to 32 replicas have as much as each
+/// may have, more of them share it.
+const TAIL_MEMORY: u64 = 512 << 20;
 
 /// Runs a datanode until `shutdown` resolves, then drains.
 ///
@@ -104,10 +99,13 @@ fn take_descriptors() {
 /// has, that is damaged or foreign.
 pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
     let settings = args.settings()?;
-    take_descriptors();
+    sbk_listen::take_descriptors();
     keep_at_panic();
     let listeners = Listeners::bind(&settings).await?;
-    let options = StoreOptions::retaining(settings.wal_retain);
+    let options = StoreOptions {
+        tail_memory: Some(TailMemory::new(TAIL_MEMORY)),
+        ..StoreOptions::retaining(settings.wal_retain)
+    };
     let path = settings.data_dir.clone();
     let opened = tokio::task::block_in_place(|| DataDir::open(&path));
     let dir = opened.with_context(|| format!("open the data directory {}", path.display()))?;
@@ -135,6 +133,7 @@ pub async fn serve<S: Storage>(
         capacity: settings.capacity,
         params: Params::default(),
         recordings: Some(settings.data_dir.join(RECORDINGS)),
+        recovery_rate: settings.recovery_rate,
     };
     let nbd_tls = settings.nbd_tls.as_ref();
     let authenticates = nbd_tls.is_some_and(|files| files.client_ca.is_some());
@@ -156,12 +155,11 @@ pub async fn serve<S: Storage>(
     let frontends = Frontends::new(
         node.catalogue.clone(),
         node.volumes.clone(),
-        Arc::clone(&node.channels),
         node.id,
         forward::Params::giving_up_after(settings.io_timeout),
     );
     let nbd_stop = CancellationToken::new();
-    let (clients, stop) = (frontends.clone(), nbd_stop.clone());
+    let (clients, stop, sessions) = (frontends.clone(), nbd_stop.clone(), frontends.clone());
     let nbd = tokio::spawn(nbd::serve(clients, listeners.nbd, tls, stop, AtStop::Answer));
     let stop = servers_stop.clone();
     let mut grpc = tokio::spawn(serve_grpc(node.clone(), frontends, listeners.grpc, stop));
@@ -178,6 +176,8 @@ pub async fn serve<S: Storage>(
     nbd_stop.cancel();
     if tokio::time::timeout(DRAIN, nbd).await.is_err() {
         tracing::warn!("NBD clients with requests under way are cut off");
+    } else if tokio::time::timeout(LEAVE, sessions.ended()).await.is_err() {
+        tracing::info!("sessions without a primary are left to end there by themselves");
     }
     volumes_stop.cancel();
     tasks.stopped().await;
@@ -215,9 +215,10 @@ async fn serve_grpc(
         .register_encoded_file_descriptor_set(sbk_proto::DESCRIPTORS)
         .build_v1()
         .context("describe the services")?;
-    // The builder's own setting is ignored where the listener is given.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let listener = Listener::new(listener, Limits::grpc().within_descriptors());
     Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .http2_max_header_list_size(HEADER_BYTES)
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(3)))
         .initial_stream_window_size(STREAM_WINDOW)
@@ -225,9 +226,9 @@ async fn serve_grpc(
         .max_frame_size(FRAME_BYTES)
         .add_service(health)
         .add_service(reflection)
-        .add_service(replication)
+        .add_service(InterceptedService::new(replication, sbk_listen::keep))
         .add_service(blocks)
-        .serve_with_incoming_shutdown(incoming, stop.cancelled())
+        .serve_with_incoming_shutdown(listener.incoming(), stop.cancelled())
         .await
         .context("serve gRPC")
 }
@@ -237,6 +238,7 @@ async fn serve_http(
     listener: TcpListener,
     stop: CancellationToken,
 ) -> anyhow::Result<()> {
+    let listener = Listener::new(listener, Limits::pages().within_descriptors());
     axum::serve(listener, ops::router(node))
         .with_graceful_shutdown(async move { stop.cancelled().await })
         .await

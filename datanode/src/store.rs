@@ -141,11 +141,15 @@ impl OpenDisk for ReplicaFiles {
         };
         let options = self.options.clone();
         let opened = Store::open(&self.storage, self.identity, incarnation, tail, options);
-        let (store, opened) = opened.map_err(|error| {
+        let (store, mut opened) = opened.map_err(|error| {
             // What it wrote and could not sync is counted by nobody, the next process included.
             self.tails.renew(replica);
             disk_error("open")(error)
         })?;
+        if opened.kept.doubtful {
+            // With written acknowledgements this says it all.
+            opened.tail = self.tails.renew(replica);
+        }
         Ok((KeptStore { store, tails: Arc::clone(&self.tails), replica }, opened))
     }
 }
@@ -371,7 +375,8 @@ impl Disk for KeptStore {
                     damaged: digest.damaged,
                 }),
                 Ok(None) => {
-                    let cause = "a checkpoint that could not wait moved the image on; ask again";
+                    let cause =
+                        "the image moved on, for it could not wait, or is another; ask again";
                     let cause = StoreError::Failed { cause: cause.to_owned() };
                     Err(disk_error("compute a digest")(cause))
                 }

@@ -104,6 +104,22 @@ async fn sigterm_drains_and_every_damage_after_it_is_found_or_harmless() {
     damages(&scene).await;
 }
 
+/// [The disk for logs was full, and each process that had something to say ended.]
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_node_whose_log_can_not_be_written_serves() {
+    let scene = Scene::set().await;
+    drop(scene.write().await);
+    scene.masters.heard.send_replace(Heard::default());
+    scene.masters.push(vec![]).await;
+    let log = tempfile::NamedTempFile::new().expect("makes a log file");
+    let full = fs::OpenOptions::new().write(true).open("/dev/full").expect("opens");
+    let mut process = Process::logging(&scene.template(), scene.addr, free_ports(), log, full);
+    let outcome = scene.outcome(&mut process).await;
+    assert!(matches!(outcome, Started::Served { damaged: 0 }), "{outcome:?}");
+    process.terminate();
+    assert_eq!(process.ended().await.code(), Some(0));
+}
+
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn after_a_kill_every_damage_is_found_or_harmless() {
     let scene = Scene::set().await;

@@ -15,6 +15,7 @@ use sbk_proto::v1::recover_message::Body as Recover;
 use sbk_proto::v1::replication_client::ReplicationClient;
 use sbk_proto::v1::replication_message::Body;
 use support::process::{PATIENCE, Process, Scene, id, read_all};
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::sync::mpsc;
 use tokio_stream::wrappers::ReceiverStream;
 use tonic::transport::Channel;
@@ -361,6 +362,7 @@ struct Frontend {
 
 fn open() -> v1::OpenStream {
     v1::OpenStream {
+        follows: None,
         volume: id(1),
         session: id(Uuid::new_v4().as_u128()),
         attachment: 2,
@@ -521,5 +523,34 @@ async fn frontends_that_break_the_rules_lose_their_stream() {
             frontend.send(io(sequence, 2, FREE, 65536)).await;
         }
     }
+    is_well(&mut process).await;
+}
+
+/// More connections than there are places, which say nothing, from one address.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn whoever_opens_many_connections_keeps_nobody_else_from_the_pages() {
+    let scene = Scene::set().await;
+    let mut process = scene.write().await;
+    let connect = async |from: u8| {
+        let socket = tokio::net::TcpSocket::new_v4().expect("a socket");
+        socket.bind(([127, 0, 0, from], 0).into()).expect("binds");
+        socket.connect(process.http).await.expect("connects")
+    };
+    let mut hostile = Vec::new();
+    for _ in 0..300 {
+        hostile.push(connect(66).await);
+    }
+    for from in [2, 3] {
+        let mut stream = connect(from).await;
+        stream
+            .write_all(b"GET /healthz HTTP/1.1\r\nHost: x\r\nConnection: close\r\n\r\n")
+            .await
+            .expect("asks");
+        let mut text = String::new();
+        let read = tokio::time::timeout(PATIENCE, stream.read_to_string(&mut text));
+        read.await.expect("is answered").expect("whole");
+        assert!(text.starts_with("HTTP/1.1 200"), "{text}");
+    }
+    drop(hostile);
     is_well(&mut process).await;
 }

@@ -77,15 +77,14 @@ fn garbage_at_every_stage_ends_its_connection_and_nothing_else() {
     for bytes in [vec![0, 0], with(b"IHAVE"), with(&half_option)] {
         let mut raw = Raw::connect(scene.addr());
         raw.send(&bytes);
-        raw.0.shutdown(std::net::Shutdown::Write).expect("shuts");
+        raw.says_no_more();
         raw.ends();
     }
     // In the transmission phase: no request, half a request, half a payload.
     for bytes in [vec![0xab; 28], vec![0x25; 5], header(0, WRITE, 1, MINE, 8192)] {
         let mut raw = Raw::export(scene.addr());
-        raw.send(&bytes);
-        raw.0.write_all(&[0xcc; 1000]).expect("sends");
-        raw.0.shutdown(std::net::Shutdown::Write).expect("shuts");
+        raw.blurt(&[&bytes[..], &[0xcc; 1000]].concat());
+        raw.says_no_more();
         raw.ends();
     }
     scene.is_well();

@@ -4,6 +4,8 @@
 mod support;
 
 use std::net::SocketAddr;
+use std::sync::Arc;
+use std::sync::atomic::Ordering;
 use std::time::Duration;
 
 use sbk_datanode::{Args, Listeners, serve};
@@ -227,6 +229,52 @@ async fn a_removal_is_answered_though_another_replica_is_here() {
     .await;
     let here: Vec<_> = dir.stores.lock().unwrap().keys().map(|(_, replica)| replica.0).collect();
     assert_eq!(here, [Uuid::from_u128(2)]);
+    node.stop().await;
+}
+
+/// The masters do not answer for a new replica when it is ordered to go: what is tried again for the
+/// confirmation must not begin another removal beside the one that waits for the replica's task.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_confirmation_that_fails_lets_no_second_removal_begin() {
+    let (masters, addr) = Masters::start().await;
+    masters.refusing.store(true, Ordering::Relaxed);
+    let dir = MemDir::default().next_process();
+    let node = Running::start(dir.clone(), addr).await;
+    let other = || {
+        let mut other =
+            v1::VolumeAssignment { volume: id(11), name: "vol2".into(), ..volume(false, None) };
+        other.replicas[0].replica = id(12);
+        other
+    };
+    let refused = |heard: &Heard, volume: u128| {
+        heard.refused.iter().filter(|request| request.volume == id(volume)).count()
+    };
+    masters.push(vec![volume(false, None), other()]).await;
+    until(&masters, "both are told", |heard| refused(heard, 1) > 0 && refused(heard, 11) > 0).await;
+    let may_remove = Arc::clone(&dir.may_remove);
+    let mut removals = dir.removals.subscribe();
+    let (hold, held) = std::sync::mpsc::channel::<()>();
+    let (holds, held_back) = oneshot::channel();
+    let holding = tokio::task::spawn_blocking(move || {
+        let guard = may_remove.write().unwrap();
+        holds.send(()).expect("it is waited for");
+        // Until the test lets go, or has failed.
+        let _over = held.recv();
+        drop(guard);
+    });
+    held_back.await.expect("removals are held back");
+    let deleted = v1::VolumeAssignment { deleted: true, ..volume(false, None) };
+    masters.push(vec![deleted, other()]).await;
+    let begun = tokio::time::timeout(PATIENCE, removals.wait_for(|begun| *begun > 0)).await;
+    begun.expect("a removal begins").expect("the directory is there");
+    // Each is told once a second: by the third time, what failed of the first was looked at again.
+    let told = refused(&masters.heard.borrow(), 11);
+    until(&masters, "time passes", |heard| refused(heard, 11) > told + 2).await;
+    assert_eq!(*removals.borrow(), 1, "removals were begun");
+    drop(hold);
+    holding.await.expect("it lets go");
+    until(&masters, "a confirmed removal", |heard| !heard.deleted.is_empty()).await;
+    assert_eq!(*removals.borrow(), 1, "removals were begun");
     node.stop().await;
 }
 

@@ -77,6 +77,8 @@ fn a_store_that_fails_leaves_a_recording() {
     cluster.client().write(1, 1);
     cluster.wait(replica(2), "the failure", |status| status.view.is_none());
     cluster.stores[&replica(2)].disk().failing = false;
+    // The failure is told first.
+    cluster.wait(replica(2), "another opening", |status| status.open_as().is_some());
     let (about, recording) = kept(dir.path());
     assert!(about.why.starts_with("the store failed"), "{}", about.why);
     assert_eq!(about.replica.id, replica(2));

@@ -9,7 +9,7 @@ use sbk_datanode::catalogue::{Catalogue, Volume};
 use sbk_datanode::frontend::{ClientHandle, Frontends};
 use sbk_datanode::link::IoOp;
 use sbk_datanode::volume::Registry;
-use sbk_engine::forward::Params;
+use sbk_engine::forward::{Answer, Params};
 use sbk_engine::types::{
     Config, Durability, Epoch, Incarnation, LossGeneration, NodeId, Placement, ReplicaId,
     ReplicaRef, VolumeId, Wish, WriteAck,
@@ -130,13 +130,14 @@ async fn frontend(params: Params) -> (Frontends, mpsc::UnboundedReceiver<Stream>
         wish: Wish::default(),
         config: Some(config),
         deleted: false,
+        limits: sbk_engine::authority::Limits::default(),
     };
     let volumes = BTreeMap::from([(volume(), Arc::new(known))]);
     let (told, watched) = watch::channel(Arc::new(Catalogue { volumes, heard: true }));
     // For as long as the test's runtime lives.
     std::mem::forget(told);
     let own = NodeId(Uuid::from_u128(9));
-    (Frontends::new(watched, Registry::default(), Arc::default(), own, params), streams)
+    (Frontends::new(watched, Registry::default(), own, params), streams)
 }
 
 async fn write(client: &ClientHandle, cookie: u64, block: u64) {
@@ -159,7 +160,7 @@ async fn who_comes_next_waits_for_the_writes_of_the_last_client_that_left() {
 
     let mut second = frontends.attach(volume());
     tokio::select! {
-        attached = &mut second.attached => attached.expect("it is told").expect("it stands"),
+        attached = &mut second.attached => drop(attached.expect("it is told").expect("it stands")),
         _ = streams.recv() => panic!("another session, beside writes that are under way"),
     }
     write(&second, 1, 0).await;
@@ -192,4 +193,19 @@ async fn what_a_client_asked_goes_with_it_however_full_the_session_is() {
     // In the order in which they came: the session hears of this after that the client has left.
     stream.opened().await;
     assert_eq!(stream.io().await.offset, 2 * BLOCK, "only of the client that is there");
+}
+
+#[tokio::test]
+async fn a_primary_that_holds_requests_back_says_so_on_the_same_stream() {
+    let (frontends, mut streams) = frontend(Params::default()).await;
+    let mut client = frontends.attach(volume());
+    let mut stream = streams.recv().await.expect("a stream");
+    stream.opened().await;
+    write(&client, 7, 0).await;
+    let sequence = stream.io().await.sequence;
+    stream.tell(Reply::HeldBack(v1::HeldBack {})).await;
+    stream.done(sequence).await;
+    let reply = client.replies.recv().await.expect("is answered");
+    assert_eq!((reply.cookie, reply.answer), (7, Answer::Done));
+    assert!(streams.try_recv().is_err(), "the stream goes on");
 }

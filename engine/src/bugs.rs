@@ -42,6 +42,16 @@ macro_rules! bugs {
 }
 
 bugs! {
+    /// A primary logs in its epoch, however many epochs begin above what is committed. [Its table of epochs
+    /// has no room for the next one, nor has that of any other replica, and the volume is closed for good.]
+    LogInAnyEpoch,
+    /// A replica whose log may have lost its end is promoted as any other in-sync one. [A bit of the
+    /// last write flipped while its process was away. It took the write for torn, was preferred as the
+    /// old primary's, and had cut what two others held and a client was told.]
+    PromoteDoubtful,
+    /// That a log may have lost its end is forgotten when its replica is opened once more. [It was
+    /// promoted then.]
+    ForgetDoubt,
     /// With written acknowledgements a replica counts as having all that it acknowledged, although its
     /// machine lost power. [It is promoted without the writes that were in its page cache.]
     TrustNewTail,
@@ -217,9 +227,6 @@ bugs! {
     /// What an opening reads counts as durable, though nothing was synced. [It was in the page cache
     /// only, was counted, and is gone after a loss of power.]
     TrustPageCache,
-    /// A cut that a kill interrupted is finished in the page cache only. [A loss of power brings the
-    /// cut records back.]
-    CutInPageCache,
     /// A superblock that an opening reads counts as durable. [The promise in it was in the page cache
     /// only and is taken back by a loss of power.]
     TrustSlot,
@@ -282,6 +289,10 @@ bugs! {
     /// The frontend of an exclusive attachment that has ended opens another one by itself. [What the
     /// ghost had not sent yet overwrites what the new holder wrote.]
     ReattachByItself,
+    /// What an exclusive attachment takes the volume from, or an operator ends, counts after a loss too.
+    /// [The loss took the generation back and gave its number to another: a ghost that was told it
+    /// before takes the volume from that one.]
+    AttachAcrossLoss,
     /// A failover drops voters that are not heard. [What remains is a majority by itself, and never
     /// had the write.]
     FailoverDropsVoters,

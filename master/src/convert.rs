@@ -3,7 +3,8 @@
 use bytes::Bytes;
 use sbk_engine::authority::stand::Stand;
 use sbk_engine::authority::{
-    Addrs, AssignedVolume, Durability, Duty, RegisteredReplica, Registration, WriteAck,
+    Addrs, AssignedVolume, CreateId, Durability, Duty, Limits, RegisteredReplica, Registration,
+    WriteAck,
 };
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{
@@ -26,6 +27,10 @@ pub(crate) fn bytes(id: Uuid) -> Bytes {
 
 pub(crate) fn volume_id(raw: &[u8]) -> Result<VolumeId, Status> {
     uuid(raw, "volume").map(VolumeId)
+}
+
+pub(crate) fn create_id(raw: &[u8]) -> Result<CreateId, Status> {
+    uuid(raw, "create").map(CreateId)
 }
 
 pub(crate) fn node_id(raw: &[u8]) -> Result<NodeId, Status> {
@@ -122,6 +127,7 @@ pub(crate) fn registration(raw: &v1::RegisterRequest) -> Result<Registration, St
             incarnation: replica.incarnation,
             complete: entry.complete,
             tail: entry.tail,
+            doubtful: entry.doubtful,
         };
         replicas.insert(replica.id, registered);
     }
@@ -186,6 +192,23 @@ pub(crate) fn write_ack_from(raw: i32) -> Result<WriteAck, Status> {
     }
 }
 
+pub(crate) fn limits(value: Limits) -> v1::Limits {
+    v1::Limits {
+        iops: value.iops.unwrap_or(0),
+        bandwidth: value.bandwidth.unwrap_or(0),
+        burst_seconds: value.burst_seconds,
+    }
+}
+
+pub(crate) fn limits_from(raw: Option<&v1::Limits>) -> Limits {
+    let some = |n: u64| (n > 0).then_some(n);
+    raw.map_or_else(Limits::default, |raw| Limits {
+        iops: some(raw.iops),
+        bandwidth: some(raw.bandwidth),
+        burst_seconds: raw.burst_seconds.max(1),
+    })
+}
+
 pub(crate) fn duty(value: Option<Duty>) -> v1::NodeDuty {
     match value {
         None => v1::NodeDuty::Holds,
@@ -234,5 +257,6 @@ pub(crate) fn assignment(volume: &AssignedVolume) -> v1::VolumeAssignment {
             primary: volume.wish.primary.map(|id| bytes(id.0)).unwrap_or_default(),
             leave: volume.wish.leave.iter().map(|id| bytes(id.0)).collect(),
         }),
+        limits: Some(limits(volume.limits)),
     }
 }

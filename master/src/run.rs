@@ -9,13 +9,14 @@ use anyhow::{Context, bail};
 use openraft::error::{InitializeError, RaftError};
 use openraft::{BasicNode, Config, SnapshotPolicy};
 use sbk_engine::authority::{ClusterId, Command};
+use sbk_listen::{Limits, Listener};
 use sbk_proto::v1::control_server::ControlServer;
 use sbk_proto::v1::node_service_server::NodeServiceServer;
 use sbk_proto::v1::raft_server::RaftServer;
 use tokio::net::TcpListener;
 use tokio::sync::watch;
+use tonic::service::interceptor::InterceptedService;
 use tonic::transport::Server;
-use tonic::transport::server::TcpIncoming;
 use uuid::Uuid;
 
 use crate::args::{Args, Settings};
@@ -28,6 +29,11 @@ use crate::raft::Raft;
 use crate::services::{ControlService, NodeApi, RaftService};
 use crate::state_machine::{Proposal, StateMachine};
 
+/// Streams of one connection at a time; a caller's other requests wait at its end.
+const STREAMS: u32 = 1024;
+/// What the headers of one request may take, as HTTP/2 counts it.
+const HEADER_BYTES: u32 = 16 << 10;
+
 /// Runs a member until `shutdown` resolves, then drains.
 ///
 /// # Errors
@@ -35,6 +41,7 @@ use crate::state_machine::{Proposal, StateMachine};
 /// own `--cluster`.
 pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyhow::Result<()> {
     let args = args.settings()?;
+    sbk_listen::take_descriptors();
     tracing::info!(member = args.id, cluster = args.cluster.name(), "starting");
     if !args.listen.ip().is_loopback() {
         tracing::warn!(listen = %args.listen, "listens beyond this machine without TLS: trust the network");
@@ -206,17 +213,18 @@ async fn serve(
     let raft = RaftServer::new(calls)
         .max_decoding_message_size(MAX_MESSAGE)
         .max_encoding_message_size(MAX_MESSAGE);
-    // The builder's own setting is ignored where the listener is given.
-    let incoming = TcpIncoming::from(listener).with_nodelay(Some(true));
+    let listener = Listener::new(listener, Limits::grpc().within_descriptors());
     Server::builder()
+        .max_concurrent_streams(STREAMS)
+        .http2_max_header_list_size(HEADER_BYTES)
         .http2_keepalive_interval(Some(Duration::from_secs(2)))
         .http2_keepalive_timeout(Some(Duration::from_secs(4)))
         .add_service(health_service)
         .add_service(reflection)
-        .add_service(raft)
+        .add_service(InterceptedService::new(raft, sbk_listen::keep))
         .add_service(ControlServer::new(ControlService { member: member.clone() }))
         .add_service(NodeServiceServer::new(NodeApi { member }))
-        .serve_with_incoming_shutdown(incoming, until(stopped))
+        .serve_with_incoming_shutdown(listener.incoming(), until(stopped))
         .await?;
     Ok(())
 }
@@ -226,6 +234,7 @@ async fn serve_http(
     listener: TcpListener,
     stopped: watch::Receiver<bool>,
 ) -> anyhow::Result<()> {
+    let listener = Listener::new(listener, Limits::pages().within_descriptors());
     axum::serve(listener, http::router(member)).with_graceful_shutdown(until(stopped)).await?;
     Ok(())
 }

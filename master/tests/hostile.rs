@@ -158,6 +158,7 @@ async fn nodes_that_make_no_sense_are_refused() {
         volume: id(1),
         complete: true,
         tail: 0,
+        doubtful: false,
     }];
     refused("a replica of another run", nodes.register(other_run).await, &NO);
 

@@ -2,7 +2,7 @@
 
 mod support;
 
-use support::{eventually, spawn};
+use support::{eventually, spawn, spawn_unheard};
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
@@ -45,4 +45,19 @@ async fn pages_are_there_and_change_nothing() {
         }
     }
     assert_eq!(ask(ports[1], "GET", "/nothing").await.expect("answers").0, 404);
+}
+
+/// A disk for logs is full: that is no reason to end, and all members would at once.
+#[tokio::test]
+async fn a_member_whose_log_can_not_be_written_goes_on() {
+    let dir = tempfile::tempdir().expect("a directory");
+    let ports = sbk_ports::kept(2);
+    let cluster = format!("1=127.0.0.1:{}", ports[0]);
+    let mut member = spawn_unheard(&dir.path().join("m"), 1, ports[0], ports[1], &cluster);
+    let ready = eventually("a ready member", || async {
+        ask(ports[1], "GET", "/readyz").await.filter(|(code, _)| *code == 200)
+    });
+    assert!(ready.await.1.contains("leader 1"));
+    member.terminate();
+    assert_eq!(member.ended().await.code(), Some(0));
 }

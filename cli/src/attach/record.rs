@@ -34,6 +34,9 @@ pub struct Record {
     pub uri: String,
     /// Whether its client has it to itself.
     pub exclusive: bool,
+    /// The kernel's device, if that is its client.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub device: Option<PathBuf>,
 }
 
 impl Record {
@@ -118,6 +121,11 @@ pub(super) async fn claim(dir: &Path, volume: VolumeId) -> anyhow::Result<Claim>
 }
 
 impl Claim {
+    /// The directory of records.
+    pub(super) fn dir(&self) -> &Path {
+        &self.dir
+    }
+
     /// Notes that the volume is served.
     pub(super) fn write(&self, record: &Record) -> anyhow::Result<()> {
         self.put("json", &serde_json::to_vec(record).context("writing the record")?)
@@ -140,8 +148,8 @@ fn read(dir: &Path, id: &str) -> Option<Record> {
     serde_json::from_slice(&std::fs::read(path(dir, id, "json")).ok()?).ok()
 }
 
-/// The volume of that name or UUID that is served by a process of this machine.
-pub(super) fn find(dir: &Path, volume: &str) -> anyhow::Result<Record> {
+/// The volume of that name or UUID, if it is served by a process of this machine.
+pub(super) fn find(dir: &Path, volume: &str) -> anyhow::Result<Option<Record>> {
     let listed = std::fs::read_dir(dir).with_context(|| format!("reading {}", dir.display()))?;
     for entry in listed {
         let path = entry.context("reading the run directory")?.path();
@@ -151,10 +159,10 @@ pub(super) fn find(dir: &Path, volume: &str) -> anyhow::Result<Record> {
         let Some(record) = read(dir, id) else { continue };
         let lives = || anyhow::Ok(lock_is_held(&open_lock(dir, id)?));
         if (record.volume == volume || record.id == volume) && lives()? {
-            return Ok(record);
+            return Ok(Some(record));
         }
     }
-    bail!("volume '{volume}' is not attached on this machine (see --run-dir)")
+    Ok(None)
 }
 
 fn lock_is_held(lock: &File) -> bool {
@@ -176,6 +184,16 @@ pub(super) async fn end(dir: &Path, record: &Record, limit: Duration) -> anyhow:
     {
         return Err(error).with_context(|| format!("ending process {}", record.pid));
     }
+    drop(lock);
+    await_end(dir, record, limit).await
+}
+
+/// Waits until the process that serves a volume has ended.
+///
+/// # Errors
+/// As [`end`].
+pub(super) async fn await_end(dir: &Path, record: &Record, limit: Duration) -> anyhow::Result<()> {
+    let lock = open_lock(dir, &record.id)?;
     let gone = tokio::task::spawn_blocking(move || {
         flock(&lock, FlockOperation::LockShared).map(|()| drop(lock))
     });
@@ -211,6 +229,7 @@ mod tests {
             pid: std::process::id(),
             uri: "nbd://127.0.0.1:1/db".into(),
             exclusive: true,
+            device: None,
         }
     }
 
@@ -223,12 +242,12 @@ mod tests {
         own.write(&record(id)).expect("writes");
         let refused = claim(dir, id).await.expect_err("is taken").to_string();
         assert!(refused.contains(&std::process::id().to_string()), "{refused}");
-        assert_eq!(find(dir, "db").expect("by name"), record(id));
-        assert_eq!(find(dir, &id.to_string()).expect("by id"), record(id));
-        assert!(find(dir, "other").is_err());
+        assert_eq!(find(dir, "db").expect("by name"), Some(record(id)));
+        assert_eq!(find(dir, &id.to_string()).expect("by id"), Some(record(id)));
+        assert_eq!(find(dir, "other").expect("looks"), None);
         own.ended(&Ok(())).expect("notes");
         drop(own);
-        assert!(find(dir, "db").is_err(), "its process is gone");
+        assert_eq!(find(dir, "db").expect("looks"), None, "its process is gone");
         let _again = claim(dir, id).await.expect("is free again");
         assert_eq!(read(dir, &id.to_string()), None, "nothing of before is taken for its own");
     }

@@ -2,15 +2,17 @@
 //!
 //! The primary tells and decides: the log has the attachments, and an end is an entry in it. An order
 //! names the newest generation that it ends, the one that was seen when the operator asked: however
-//! often it is repeated, no later attachment ends by it.
+//! often it is repeated, no later attachment ends by it. It names the loss generation too: a loss may
+//! take the generation back, and then its number comes again for another.
 
 use std::time::Duration;
 
-use anyhow::{Context as _, bail};
+use anyhow::bail;
 use sbk_proto::v1::block_service_client::BlockServiceClient;
 use sbk_proto::v1::{DetachRequest, MemberInfo, VolumeInfo};
 use serde::Serialize;
 use serde_json::Value;
+use tonic::Code;
 use tonic::transport::Endpoint;
 
 use super::volume::confirm;
@@ -29,6 +31,8 @@ pub struct Attachments {
     pub volume: String,
     /// The newest attach generation.
     pub generation: u64,
+    /// The loss generation in which it counts.
+    pub loss_generation: u64,
     /// The sessions of that generation.
     pub holders: Vec<Holder>,
 }
@@ -64,9 +68,11 @@ impl Attachments {
         };
         let holders = view["attachments"].as_array()?.iter().map(holder);
         let generation = view["attach"].as_u64()?;
+        let loss_generation = view["loss_generation"].as_u64()?;
         Some(Self {
             volume: info.name.clone(),
             generation,
+            loss_generation,
             holders: holders.collect::<Option<_>>()?,
         })
     }
@@ -151,10 +157,10 @@ pub async fn detach(
             agreed = true;
         }
         let seen = ending.get_or_insert(seen);
-        match order(&info, &primary, seen.generation).await {
+        match order(&info, &primary, seen).await? {
             Ok(generation) if generation > seen.generation => Ok(Look::Done(seen.clone())),
             Ok(generation) => bail!("the primary answered with generation {generation}"),
-            Err(why) => Ok(Look::NotYet(format!("{why:#}"))),
+            Err(why) => Ok(Look::NotYet(why)),
         }
     });
     let ended = done.await?;
@@ -171,14 +177,43 @@ fn question(seen: &Attachments) -> String {
     )
 }
 
-/// Orders the primary to end all up to a generation; the one in force then.
-async fn order(info: &VolumeInfo, primary: &MemberInfo, upto: u64) -> anyhow::Result<u64> {
-    let config = info.config.as_ref().context("the volume has no configuration yet")?;
-    let request = DetachRequest { volume: info.id.clone(), primary: config.primary.clone(), upto };
-    let endpoint = Endpoint::from_shared(format!("http://{}", primary.addr))?;
-    let channel = endpoint.connect_timeout(CONNECT).timeout(CONNECT).connect().await?;
-    let answer = BlockServiceClient::new(channel).detach(request).await;
-    Ok(answer.map_err(|status| anyhow::anyhow!("{}", status.message()))?.into_inner().attach)
+/// Orders the primary to end all that were seen; the generation in force then, or why it is not known
+/// yet.
+///
+/// # Errors
+/// If a loss came in between: who has the volume now is not who was seen.
+async fn order(
+    info: &VolumeInfo,
+    primary: &MemberInfo,
+    seen: &Attachments,
+) -> anyhow::Result<Result<u64, String>> {
+    let Some(config) = &info.config else {
+        return Ok(Err("the volume has no configuration yet".to_owned()));
+    };
+    let request = DetachRequest {
+        volume: info.id.clone(),
+        primary: config.primary.clone(),
+        upto: seen.generation,
+        loss_generation: seen.loss_generation,
+    };
+    let endpoint = match Endpoint::from_shared(format!("http://{}", primary.addr)) {
+        Ok(endpoint) => endpoint.connect_timeout(CONNECT).timeout(CONNECT),
+        Err(why) => return Ok(Err(why.to_string())),
+    };
+    let channel = match endpoint.connect().await {
+        Ok(channel) => channel,
+        Err(why) => return Ok(Err(why.to_string())),
+    };
+    match BlockServiceClient::new(channel).detach(request).await {
+        Ok(answer) => Ok(Ok(answer.into_inner().attach)),
+        Err(status) if status.code() == Code::FailedPrecondition => bail!(
+            "acknowledged writes were lost since the attachments were looked at, and {}; see \
+             `sbkctl volume attachments {}`",
+            status.message(),
+            info.name
+        ),
+        Err(status) => Ok(Err(status.message().to_owned())),
+    }
 }
 
 #[cfg(test)]
@@ -194,9 +229,11 @@ mod tests {
             "node": null, "held_ms": null, "newest": 9});
         let other = json!({"session": "s2", "generation": 3, "exclusive": false, "connected": true,
             "node": "n1", "held_ms": 12_500, "newest": 9});
-        let view = json!({"role": "primary", "attach": 3, "attachments": [held, other]});
+        let view = json!({"role": "primary", "attach": 3, "loss_generation": 1,
+            "attachments": [held, other]});
         let found = Attachments::of(&info, &json!({"view": view})).expect("holders");
-        assert_eq!((found.generation, found.holders.len()), (3, 2));
+        let seen = (found.generation, found.loss_generation, found.holders.len());
+        assert_eq!(seen, (3, 1, 2));
         assert_eq!(found.holders[1].held_seconds, Some(12));
         let words = found.words();
         for part in ["s1", "exclusive", "shared", "n1", "12 s", "no"] {

@@ -2,7 +2,7 @@
 
 use std::collections::BTreeMap;
 use std::path::Path;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sbk_engine::recording::file;
@@ -17,7 +17,7 @@ mod story;
 mod words;
 
 use crate::http;
-use crate::view::id_text;
+use crate::view::{id_text, unix_ms};
 pub use words::{Names, Teller, names};
 
 /// How often `--follow` asks again.
@@ -233,11 +233,6 @@ fn minted(info: &VolumeInfo) -> Vec<Decision> {
         why: story::change(before, minted, &names),
     };
     before.zip(&info.history).map(one).collect()
-}
-
-fn unix_ms() -> u64 {
-    let since = SystemTime::now().duration_since(UNIX_EPOCH);
-    since.map_or(0, |since| u64::try_from(since.as_millis()).unwrap_or(u64::MAX))
 }
 
 /// The decisions in one datanode's answer, and its clock.

@@ -1,16 +1,16 @@
-//! `sbkctl volume create | list | show | delete`.
+//! `sbkctl volume create | list | show | limit | delete`.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sbk_master_client::MasterClient;
-use sbk_proto::v1::{self, CreateVolumeRequest, VolumeInfo};
+use sbk_proto::v1::{self, CreateVolumeRequest, SetLimitsRequest, VolumeInfo};
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::{Context, projection};
-use crate::args::{CreateArgs, Durability, VolumeCommand, WriteAck};
+use crate::args::{CreateArgs, Durability, LimitArgs, VolumeCommand, WriteAck};
 use crate::error::Usage;
 use crate::progress::Progress;
 use crate::view::{VolumeView, id_text, volume_table};
@@ -48,6 +48,13 @@ pub async fn run(context: &Context, command: VolumeCommand) -> anyhow::Result<()
                 }
             }
         }
+        VolumeCommand::Limit { volume, limits } => {
+            let LimitArgs { iops, bandwidth, burst } = limits;
+            let request =
+                SetLimitsRequest { name_or_id: volume, iops, bandwidth, burst_seconds: burst };
+            let view = VolumeView::of(&context.masters.set_limits(request).await?);
+            context.output.show(&view, VolumeView::detail)
+        }
         VolumeCommand::Explain { volume, follow, save } => match save {
             Some(path) => super::explain::save(context, &volume, &path).await,
             None => super::explain::run(context, &volume, follow).await,
@@ -75,6 +82,7 @@ pub(crate) fn create_request(name: &str, size: u64, replicas: u32) -> CreateVolu
         write_ack: v1::WriteAck::Durable.into(),
         min_in_sync: 0,
         zone_spread: false,
+        limits: None,
     }
 }
 
@@ -93,6 +101,12 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
     request.set_write_ack(write_ack);
     request.min_in_sync = args.min_in_sync.unwrap_or(0);
     request.zone_spread = args.zone_spread;
+    let LimitArgs { iops, bandwidth, burst } = args.limits;
+    request.limits = Some(v1::Limits {
+        iops: iops.unwrap_or(0),
+        bandwidth: bandwidth.unwrap_or(0),
+        burst_seconds: burst.unwrap_or(0),
+    });
     let created = context.masters.create_volume(request).await?;
     let info = if args.no_wait {
         created

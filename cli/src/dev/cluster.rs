@@ -420,10 +420,15 @@ impl DevCluster {
 
     /// Kills (SIGKILL) the datanode with this UUID, and waits until it is gone.
     pub fn kill_datanode(&mut self, node: &str) -> anyhow::Result<()> {
-        let position = self.file.datanodes.iter().position(|d| d.id == node);
-        let position = position.with_context(|| format!("no datanode here is called {node}"))?;
-        self.datanodes[position].kill();
+        let which = self.which(node)?;
+        self.kill(which);
         Ok(())
+    }
+
+    /// The datanode with this UUID.
+    pub fn which(&self, node: &str) -> anyhow::Result<Which> {
+        let position = self.file.datanodes.iter().position(|d| d.id == node);
+        position.map(Which::Datanode).with_context(|| format!("no datanode here is called {node}"))
     }
 
     /// Kills (SIGKILL) the master with this number, and waits until it is gone.

@@ -1,6 +1,7 @@
 //! `sbkctl dev`: a whole cluster on one machine, as real processes of this one binary.
 
 use std::collections::BTreeSet;
+use std::io::Write as _;
 use std::time::Duration;
 
 use anyhow::Context as _;
@@ -93,16 +94,23 @@ async fn watch(
         };
         for (name, pid, how) in cluster.ended() {
             if reported.insert(pid) {
-                eprintln!("{name} (pid {pid}) ended: {how}");
+                say(&format!("{name} (pid {pid}) ended: {how}"));
             }
         }
         if let Some(rest) = again {
             let started = cluster.start_ended(rest).await?;
             if started > 0 {
-                eprintln!("{started} processes started again; the new pids are in cluster.json");
+                say(&format!(
+                    "{started} processes started again; the new pids are in cluster.json"
+                ));
             }
         }
     }
+}
+
+/// Tells whoever reads the command's standard error, if that can be written: the cluster goes on without.
+fn say(what: &str) {
+    let _lost = writeln!(std::io::stderr(), "{what}");
 }
 
 /// The signals that the command listens to.

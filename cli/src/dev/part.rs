@@ -37,8 +37,9 @@ impl Part {
     pub(crate) async fn run(self) -> anyhow::Result<()> {
         let filter = EnvFilter::try_from_default_env()
             .unwrap_or_else(|_| EnvFilter::new("info,openraft=warn,sled=warn"));
-        // Its standard error is a log file.
+        // Its standard error is a log file, which may be on a full disk.
         tracing_subscriber::fmt()
+            .log_internal_errors(false)
             .with_env_filter(filter)
             .with_writer(std::io::stderr)
             .with_ansi(false)

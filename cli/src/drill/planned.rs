@@ -9,6 +9,7 @@ use serde::Serialize;
 use uuid::Uuid;
 
 use super::bench::{ANSWER, Bench, Verified};
+use super::parts::{Spread, spread};
 use super::target::Target;
 use crate::args::{DrillArgs, Global};
 use crate::dev::cluster::Which;
@@ -55,29 +56,23 @@ pub struct Run {
 pub struct Report {
     /// Whether nothing was lost and nothing failed.
     pub ok: bool,
-    /// Half of the runs had at most this stall.
-    pub stall_p50_ms: u64,
-    /// The longest of all.
-    pub stall_max_ms: u64,
-    /// Half of the runs had at most this longest answer before.
-    pub quiet_p50_ms: u64,
+    /// The stalls of all runs, in milliseconds.
+    pub stall_ms: Spread,
+    /// The longest answers before them.
+    pub quiet_ms: Spread,
+    /// Until it was done and all replicas were in sync.
+    pub whole_ms: Spread,
     /// Each of them.
     pub runs: Vec<Run>,
-}
-
-fn median(values: impl Iterator<Item = u64>) -> u64 {
-    let mut values: Vec<u64> = values.collect();
-    values.sort_unstable();
-    values.get(values.len().saturating_sub(1) / 2).copied().unwrap_or(0)
 }
 
 impl Report {
     fn of(runs: Vec<Run>) -> Self {
         Self {
             ok: runs.iter().all(|r| r.fault.is_none()),
-            stall_p50_ms: median(runs.iter().map(|r| r.stall_ms)),
-            stall_max_ms: runs.iter().map(|r| r.stall_ms).max().unwrap_or(0),
-            quiet_p50_ms: median(runs.iter().map(|r| r.quiet_ms)),
+            stall_ms: spread(runs.iter().map(|r| r.stall_ms)),
+            quiet_ms: spread(runs.iter().map(|r| r.quiet_ms)),
+            whole_ms: spread(runs.iter().map(|r| r.whole_ms)),
             runs,
         }
     }
@@ -97,12 +92,13 @@ impl Report {
         });
         let header = ["run", "done", "epoch", "before", "stall", "whole", "writes", "data"];
         format!(
-            "{}\nLongest answer at the client: p50 {} ms, max {} ms over {} runs; before each, p50 {} ms.\n{}\n",
+            "{}\nLongest answer at the client: p50 {} ms, max {} ms over {} runs; before each, p50 {} ms, max {} ms.\n{}\n",
             table(&header, rows),
-            self.stall_p50_ms,
-            self.stall_max_ms,
+            self.stall_ms.p50,
+            self.stall_ms.max,
             self.runs.len(),
-            self.quiet_p50_ms,
+            self.quiet_ms.p50,
+            self.quiet_ms.max,
             if self.ok {
                 "No acknowledged write was lost, no request failed, all replicas are equal."
             } else {
@@ -277,10 +273,12 @@ mod tests {
     #[test]
     fn what_was_slow_before_is_told_beside_the_stall() {
         let report = Report::of([90, 70, 120, 80].map(|ms| run(ms, None)).into());
-        assert_eq!((report.ok, report.stall_p50_ms, report.stall_max_ms), (true, 80, 120));
-        assert_eq!(report.quiet_p50_ms, 8);
+        assert_eq!((report.ok, report.stall_ms.p50, report.stall_ms.max), (true, 80, 120));
+        assert_eq!(report.quiet_ms.p50, 8);
         assert!(
-            report.words().contains("p50 80 ms, max 120 ms over 4 runs; before each, p50 8 ms")
+            report
+                .words()
+                .contains("p50 80 ms, max 120 ms over 4 runs; before each, p50 8 ms, max 12 ms")
         );
     }
 

@@ -9,6 +9,8 @@ use rustix::process::Signal;
 use sbk_master_client::MasterClient;
 use tempfile::TempDir;
 
+use super::failover::Fault;
+use super::network::{Condition, End, Network};
 use crate::cluster_file::{self, ClusterFile, DatanodeEntry};
 use crate::dev::child::signal_foreign;
 use crate::dev::cluster::{DevCluster, Options, Which};
@@ -16,6 +18,9 @@ use crate::wait::{self, Look};
 
 /// How long a process may take to be gone after a kill, or to be there after a start.
 const PROCESS: Duration = Duration::from_secs(30);
+/// What a cluster on a network of the drill's own consists of.
+const MASTERS: usize = 3;
+const DATANODES: usize = 3;
 
 /// Where the drill takes place.
 #[derive(Debug)]
@@ -26,6 +31,9 @@ pub enum Target {
         cluster: Box<DevCluster>,
         /// Its directory, removed at the end unless something is to be looked at.
         dir: TempDir,
+        // After the cluster, whose processes use it.
+        /// The network that the cluster has to itself, if it has.
+        network: Option<Network>,
     },
     /// The cluster of a `dev` command that runs.
     Running {
@@ -37,6 +45,15 @@ pub enum Target {
         /// Its masters.
         masters: MasterClient,
     },
+}
+
+/// A datanode that was harmed.
+#[derive(Clone, Copy, Debug)]
+pub enum Harmed {
+    /// Its process had this pid.
+    Killed(u32),
+    /// Its process is still there.
+    Still(Fault),
 }
 
 impl Target {
@@ -55,12 +72,26 @@ impl Target {
             }
             return Ok(Self::Running { dir });
         }
+        Self::own(wal_retain, None).await
+    }
+
+    /// A new cluster, each process in a network namespace of its own. To be called inside
+    /// ([`network::is_inside`](super::network::is_inside)).
+    ///
+    /// # Errors
+    /// If it can't be started.
+    pub async fn on_a_network() -> anyhow::Result<Self> {
+        Self::own(None, Some(Network::new(MASTERS, DATANODES)?)).await
+    }
+
+    async fn own(wal_retain: Option<u64>, network: Option<Network>) -> anyhow::Result<Self> {
         let dir = tempfile::Builder::new().prefix("sbk-drill-").tempdir();
         let dir = dir.context("creating a temporary directory")?;
         let mut options = Options::new(dir.path().to_owned())?;
         options.wal_retain = wal_retain;
+        options.hosts = network.as_ref().map(Network::hosts);
         match DevCluster::start(options).await {
-            Ok(cluster) => Ok(Self::Own { cluster: Box::new(cluster), dir }),
+            Ok(cluster) => Ok(Self::Own { cluster: Box::new(cluster), dir, network }),
             Err(e) => {
                 let kept = dir.keep();
                 Err(e.context(format!("starting a cluster in {}", kept.display())))
@@ -134,6 +165,58 @@ impl Target {
         }
     }
 
+    /// Does harm to a datanode; what it takes to [`mend`](Self::mend) it.
+    ///
+    /// # Errors
+    /// If the datanode is not there, or not one that this can be done to.
+    pub async fn harm(&mut self, node: &str, fault: Fault) -> anyhow::Result<Harmed> {
+        match fault {
+            Fault::Kill => return Ok(Harmed::Killed(self.kill(node).await?)),
+            Fault::Freeze => self.signal(node, Signal::STOP)?,
+            Fault::Cut => self.connect(node, false)?,
+        }
+        Ok(Harmed::Still(fault))
+    }
+
+    /// Ends the harm.
+    ///
+    /// # Errors
+    /// If the datanode can't be started, or is gone.
+    pub async fn mend(&mut self, node: &str, harmed: Harmed) -> anyhow::Result<()> {
+        match harmed {
+            Harmed::Killed(pid) => self.bring_back(node, pid).await,
+            Harmed::Still(Fault::Cut) => self.connect(node, true),
+            Harmed::Still(Fault::Kill | Fault::Freeze) => self.signal(node, Signal::CONT),
+        }
+    }
+
+    fn signal(&mut self, node: &str, signal: Signal) -> anyhow::Result<()> {
+        let entry = self.datanode(node)?;
+        match self {
+            Target::Own { cluster, .. } => {
+                let which = cluster.which(node)?;
+                cluster.signal(which, signal);
+                Ok(())
+            }
+            Target::Running { .. } => signal_foreign(entry.pid, &entry.data_dir, signal),
+            Target::Foreign { .. } => bail!("the cluster is somebody else's"),
+        }
+    }
+
+    /// Whether a datanode and all others, the drill's clients among them, hear each other.
+    fn connect(&mut self, node: &str, hear: bool) -> anyhow::Result<()> {
+        let Target::Own { cluster, network: Some(network), .. } = self else {
+            bail!("the cluster has no network of the drill's own");
+        };
+        let one = End::Node(cluster.which(node)?);
+        let mut condition = Condition::default();
+        if !hear {
+            let others = network.ends().into_iter().filter(|end| *end != one);
+            condition.cut = others.flat_map(|other| [(one, other), (other, one)]).collect();
+        }
+        network.apply(&condition)
+    }
+
     /// Ends a process of the drill's own cluster in order (SIGTERM), and starts it again.
     pub async fn restart(&mut self, which: Which) -> anyhow::Result<()> {
         let Target::Own { cluster, .. } = self else { bail!("the cluster is another command's") };
@@ -154,8 +237,9 @@ impl Target {
     pub async fn close(self, keep: bool) -> anyhow::Result<Option<PathBuf>> {
         match self {
             Target::Running { .. } | Target::Foreign { .. } => Ok(None),
-            Target::Own { cluster, dir } => {
+            Target::Own { cluster, dir, network } => {
                 cluster.stop().await?;
+                drop(network);
                 if keep {
                     return Ok(Some(dir.keep()));
                 }

@@ -12,6 +12,7 @@ use tokio::task::JoinSet;
 use super::history::{History, MAX_OPERATIONS};
 use super::nbd::{NbdClient, NbdError};
 use super::stamp::{BLOCK, Noise};
+use crate::view::unix_ms;
 use crate::wait::TimedOut;
 
 /// Blocks per request of the read that checks everything.
@@ -57,6 +58,24 @@ pub struct LoadStats {
     pub first_error: Option<String>,
     /// The longest time that one request took, in milliseconds.
     pub longest_request_ms: u64,
+    /// When that one was answered, in milliseconds since 1970.
+    pub longest_until_ms: u64,
+}
+
+impl LoadStats {
+    /// What happened in this time and in the next.
+    pub fn and(&self, next: &Self) -> Self {
+        let longer = [self, next].into_iter().max_by_key(|s| s.longest_request_ms).unwrap_or(self);
+        Self {
+            writes: self.writes + next.writes,
+            written_bytes: self.written_bytes + next.written_bytes,
+            reads: self.reads + next.reads,
+            errors: self.errors + next.errors,
+            first_error: self.first_error.clone().or_else(|| next.first_error.clone()),
+            longest_request_ms: longer.longest_request_ms,
+            longest_until_ms: longer.longest_until_ms,
+        }
+    }
 }
 
 #[derive(Debug)]
@@ -210,7 +229,10 @@ impl Meter {
         let stats = &mut self.stats;
         let now = Instant::now();
         let millis = |d: Duration| u64::try_from(d.as_millis()).unwrap_or(u64::MAX);
-        stats.longest_request_ms = stats.longest_request_ms.max(millis(now - sent));
+        let took = millis(now - sent);
+        if took >= stats.longest_request_ms {
+            (stats.longest_request_ms, stats.longest_until_ms) = (took, unix_ms());
+        }
         match result {
             Ok(0) => stats.reads += 1,
             Ok(bytes) => {

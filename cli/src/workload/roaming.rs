@@ -84,6 +84,23 @@ pub struct RoamingStats {
     pub first_errors: Vec<String>,
 }
 
+impl RoamingStats {
+    /// Counts what happened at another time, or to another volume, too.
+    pub fn add(&mut self, other: &Self) {
+        self.writes += other.writes;
+        self.reads += other.reads;
+        self.flushes += other.flushes;
+        self.lost_connections += other.lost_connections;
+        self.unanswered += other.unanswered;
+        self.timed_out += other.timed_out;
+        self.longest_request_ms = self.longest_request_ms.max(other.longest_request_ms);
+        self.told_of_losses += other.told_of_losses;
+        self.errors += other.errors;
+        let room = LISTED.saturating_sub(self.first_errors.len());
+        self.first_errors.extend(other.first_errors.iter().take(room).cloned());
+    }
+}
+
 /// A connection that ended under a client.
 #[derive(Clone, Debug)]
 pub struct Lost {
@@ -172,6 +189,11 @@ impl Roaming {
     /// What happened so far.
     pub fn stats(&self) -> RoamingStats {
         locked(&self.shared.stats).clone()
+    }
+
+    /// What happened since this was last asked, and counts anew. A request counts where it is answered.
+    pub fn take_stats(&self) -> RoamingStats {
+        std::mem::take(&mut *locked(&self.shared.stats))
     }
 
     /// The connections that ended since this was last asked.

@@ -6,6 +6,7 @@ mod push;
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sbk_engine::authority::Limits;
 use sbk_engine::types::{Config, NodeId, ReplicaId, VolumeId, Wish};
 use tokio::sync::watch;
 
@@ -36,6 +37,8 @@ pub struct Volume {
     pub retired: BTreeMap<ReplicaId, NodeId>,
     /// What the masters want of its primary.
     pub wish: Wish,
+    /// What its clients may do.
+    pub limits: Limits,
     /// The newest configuration known, from the masters or from a replica; `None` before the first
     /// epoch.
     pub config: Option<Config>,

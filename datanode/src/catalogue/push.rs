@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::Arc;
 
+use sbk_engine::authority::Limits;
 use sbk_engine::types::Wish;
 use sbk_proto::v1;
 
@@ -49,6 +50,7 @@ fn volume(told: v1::VolumeAssignment) -> Result<Volume, Malformed> {
             .map(|r| Ok((convert::replica_id(&r.replica)?, convert::node_id(&r.node)?)))
             .collect::<Result<_, Malformed>>()?,
         wish: wish(&told.wish.unwrap_or_default())?,
+        limits: limits(&told.limits.unwrap_or_default()),
         config: told.config.map(convert::config_in).transpose()?,
         deleted: told.deleted,
     })
@@ -61,6 +63,15 @@ fn wish(told: &v1::Wish) -> Result<Wish, Malformed> {
     };
     let leave = told.leave.iter().map(|id| convert::replica_id(id));
     Ok(Wish { primary, leave: leave.collect::<Result<_, _>>()? })
+}
+
+fn limits(told: &v1::Limits) -> Limits {
+    let some = |n: u64| (n > 0).then_some(n);
+    Limits {
+        iops: some(told.iops),
+        bandwidth: some(told.bandwidth),
+        burst_seconds: told.burst_seconds.max(1),
+    }
 }
 
 #[cfg(test)]

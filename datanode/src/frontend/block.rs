@@ -29,12 +29,14 @@ const MAP: u32 = 7;
 const AGAIN: u32 = 1;
 const SHARED: u32 = 2;
 const EXCLUSIVE: u32 = 3;
+const FOLLOW: u32 = 4;
 
 pub(super) fn open_out(open: &OpenLink) -> connect::Request {
     let (attachment, attach) = match open.attach {
         Attach::Again(own) => (AGAIN, Some(own)),
         Attach::Shared => (SHARED, None),
         Attach::Exclusive { over } => (EXCLUSIVE, over),
+        Attach::Follow { over, .. } => (FOLLOW, Some(over)),
         Attach::Revoke { .. } => unreachable!("the operator's call is not a stream"),
     };
     let body = v1::block_request::Body::Open(v1::OpenStream {
@@ -42,6 +44,10 @@ pub(super) fn open_out(open: &OpenLink) -> connect::Request {
         session: convert::id_bytes(open.session.0),
         attachment,
         attach: attach.map(|generation| generation.0),
+        follows: match open.attach {
+            Attach::Follow { session, .. } => Some(convert::id_bytes(session.0)),
+            _ => None,
+        },
         node: convert::id_bytes(open.node.0),
         loss_generation: open.loss_generation.map(|g| g.0),
         primary: Some(convert::replica_ref_out(open.primary)),
@@ -57,11 +63,13 @@ fn open_in(open: v1::OpenStream) -> Result<OpenLink, Status> {
     let loss_generation = open.loss_generation.map(convert::loss_generation).transpose();
     let primary = open.primary.ok_or_else(|| Status::invalid_argument("no primary is named"))?;
     let generation = open.attach.map(convert::attach_generation).transpose().map_err(bad)?;
-    let attach = match (open.attachment, generation) {
-        (AGAIN, Some(own)) => Attach::Again(own),
-        (SHARED, None) => Attach::Shared,
-        (EXCLUSIVE, over) => Attach::Exclusive { over },
-        (other, _) => {
+    let before = open.follows.as_ref().map(|id| convert::session_id(id));
+    let attach = match (open.attachment, generation, before.transpose().map_err(bad)?) {
+        (AGAIN, Some(own), None) => Attach::Again(own),
+        (SHARED, None, None) => Attach::Shared,
+        (EXCLUSIVE, over, None) => Attach::Exclusive { over },
+        (FOLLOW, Some(over), Some(session)) => Attach::Follow { over, session },
+        (other, ..) => {
             return Err(Status::invalid_argument(format!("attachment {other} is unknown")));
         }
     };
@@ -152,6 +160,7 @@ fn event_out(event: LinkEvent) -> v1::BlockReply {
             config: config.as_ref().map(convert::config_out),
             ..ended::out(&reason)
         }),
+        LinkEvent::HeldBack => Body::HeldBack(v1::HeldBack {}),
         LinkEvent::Reply { sequence, outcome, data } => {
             let (outcome, message) = match outcome {
                 LinkOutcome::Done => (0, String::new()),
@@ -178,6 +187,7 @@ pub(super) fn event_in(reply: v1::BlockReply) -> Option<LinkEvent> {
             let config = ended.config.and_then(|config| convert::config_in(config).ok());
             Some(LinkEvent::Ended { reason, config })
         }
+        Body::HeldBack(v1::HeldBack {}) => Some(LinkEvent::HeldBack),
         Body::Io(io) => {
             let outcome = match io.outcome {
                 0 => LinkOutcome::Done,
@@ -238,11 +248,11 @@ impl BlockService for BlockApi {
             while let Ok(Some(message)) = incoming.message().await {
                 let Some(v1::block_request::Body::Io(io)) = message.body else { return };
                 match request_in(io) {
-                    Ok(request) => {
-                        if requests.send(request).await.is_err() {
-                            return;
-                        }
-                    }
+                    // What waits here for the limits goes with whom it is of.
+                    Ok(request) => tokio::select! {
+                        sent = requests.send(request) => if sent.is_err() { return },
+                        () = refusals.closed() => return,
+                    },
                     Err(status) => {
                         // Dropping the requests ends the stream at the volume task.
                         let _ = refusals.send(Err(status)).await;
@@ -268,6 +278,7 @@ async fn detach(registry: &Registry, asked: v1::DetachRequest) -> Result<u64, St
     let named = asked.primary.ok_or_else(|| Status::invalid_argument("no primary is named"))?;
     let primary = convert::replica_ref_in(named).map_err(bad)?;
     let upto = convert::attach_generation(asked.upto).map_err(bad)?;
+    let loss_generation = convert::loss_generation(asked.loss_generation).map_err(bad)?;
     let handle = registry.get(volume).filter(|handle| handle.replica == primary.id);
     let handle = handle
         .ok_or_else(|| Status::not_found(format!("no such replica of volume {volume} is here")))?;
@@ -276,17 +287,24 @@ async fn detach(registry: &Registry, asked: v1::DetachRequest) -> Result<u64, St
         session: fresh_session(),
         attach: Attach::Revoke { upto },
         node: NodeId(uuid::Uuid::nil()),
-        loss_generation: None,
+        loss_generation: Some(loss_generation),
         primary,
     };
     let closed = || Status::unavailable(format!("volume {volume} is not open here"));
     let mut link = open_link(&handle, open).await.ok_or_else(closed)?;
     match link.events.recv().await {
         Some(LinkEvent::Ended { reason: StreamEnd::Revoked(newest), .. }) => Ok(newest.0),
+        Some(LinkEvent::Ended { reason: StreamEnd::SessionLost, .. }) => {
+            Err(Status::failed_precondition(format!(
+                "loss generation {loss_generation} of volume {volume} is over: another may have it now"
+            )))
+        }
         Some(LinkEvent::Ended { reason, .. }) => {
             Err(Status::unavailable(format!("volume {volume} is not served here: {reason:?}")))
         }
-        Some(LinkEvent::Opened { .. } | LinkEvent::Reply { .. }) | None => Err(closed()),
+        Some(LinkEvent::Opened { .. } | LinkEvent::HeldBack | LinkEvent::Reply { .. }) | None => {
+            Err(closed())
+        }
     }
 }
 

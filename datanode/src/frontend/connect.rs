@@ -1,7 +1,5 @@
 //! Links to primaries: in this process, or over `BlockService`.
 
-use std::sync::Arc;
-
 use sbk_engine::types::NodeId;
 use sbk_proto::v1;
 use sbk_proto::v1::block_service_client::BlockServiceClient;
@@ -10,7 +8,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::block::{event_in, open_out, request_out};
 use crate::link::{LINK_QUEUE, Link, OpenLink};
-use crate::transport::{Channels, MAX_MESSAGE_BYTES};
+use crate::transport::{MAX_MESSAGE_BYTES, own_channel};
 use crate::volume::{Registry, open_link};
 
 /// Events that wait for the session; the far end sends no more than was asked.
@@ -20,7 +18,6 @@ const EVENTS: usize = 256;
 #[derive(Clone, Debug)]
 pub(super) struct Connector {
     pub(super) registry: Registry,
-    pub(super) channels: Arc<Channels>,
     pub(super) node: NodeId,
 }
 
@@ -39,7 +36,7 @@ impl Connector {
     }
 
     async fn open_remote(&self, addr: &str, open: &OpenLink) -> Option<Link> {
-        let channel = self.channels.get(addr).ok()?;
+        let channel = own_channel(addr).ok()?;
         let mut client = BlockServiceClient::new(channel)
             .max_decoding_message_size(MAX_MESSAGE_BYTES)
             .max_encoding_message_size(MAX_MESSAGE_BYTES);

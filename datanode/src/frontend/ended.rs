@@ -15,7 +15,11 @@ pub(super) fn out(reason: &StreamEnd) -> v1::StreamEnded {
         StreamEnd::AttachLost => number(4),
         StreamEnd::TooManySessions => number(5),
         StreamEnd::Deleted => number(6),
-        StreamEnd::AttachOver(attach) => v1::StreamEnded { attach: Some(attach.0), ..number(7) },
+        StreamEnd::AttachOver { attach, loss_generation } => v1::StreamEnded {
+            attach: Some(attach.0),
+            loss_generation: Some(loss_generation.0),
+            ..number(7)
+        },
         StreamEnd::Held(by) => v1::StreamEnded {
             attach: Some(by.attach.0),
             session: convert::id_bytes(by.session.0),
@@ -37,7 +41,10 @@ pub(super) fn reason(ended: &v1::StreamEnded) -> Option<StreamEnd> {
         4 => StreamEnd::AttachLost,
         5 => StreamEnd::TooManySessions,
         6 => StreamEnd::Deleted,
-        7 => StreamEnd::AttachOver(attach()?),
+        7 => StreamEnd::AttachOver {
+            attach: attach()?,
+            loss_generation: convert::loss_generation(ended.loss_generation?).ok()?,
+        },
         8 => StreamEnd::Held(Box::new(HeldBy {
             session: convert::session_id(&ended.session).ok()?,
             attach: attach()?,
@@ -54,7 +61,7 @@ pub(super) fn reason(ended: &v1::StreamEnded) -> Option<StreamEnd> {
 
 #[cfg(test)]
 mod tests {
-    use sbk_engine::types::{AttachGeneration, NodeId, SessionId};
+    use sbk_engine::types::{AttachGeneration, LossGeneration, NodeId, SessionId};
     use uuid::Uuid;
 
     use super::*;
@@ -71,7 +78,7 @@ mod tests {
             StreamEnd::AttachLost,
             StreamEnd::TooManySessions,
             StreamEnd::Deleted,
-            StreamEnd::AttachOver(attach),
+            StreamEnd::AttachOver { attach, loss_generation: LossGeneration(3) },
             held(None, None),
             held(Some(NodeId(Uuid::from_u128(9))), Some(12_000)),
             StreamEnd::Revoked(attach),
@@ -83,5 +90,7 @@ mod tests {
             let lacking = v1::StreamEnded { reason: number, ..Default::default() };
             assert_eq!(reason(&lacking), None, "{number}");
         }
+        let ageless = v1::StreamEnded { reason: 7, attach: Some(7), ..Default::default() };
+        assert_eq!(reason(&ageless), None);
     }
 }

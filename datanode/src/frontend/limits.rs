@@ -2,26 +2,41 @@
 //!
 //! A request holds memory from its header on until its reply was written: a write's payload, a
 //! read's data, and a little for itself. A client decides how long that is, for it may stop in the
-//! middle of a payload or not read its replies. So there are two budgets, one for each connection
-//! and one for all together: at either limit a connection is not read any further, which TCP tells
-//! its client. A client that does nothing is left alone (a paused virtual machine is one), unless
+//! middle of a payload or not read its replies; and what is asked of a volume without a primary waits for
+//! as long as that takes. So there are three budgets, one for each connection, one for those of each
+//! volume, and one for all together, which each volume may exceed by one request: at any limit a connection is not read any further, which TCP tells
+//! its client. Of a volume that has limits so much is taken as these let through in a second (or one request):
+//! what waits for them longer waits with its client. And all such volumes together take half of what there is:
+//! they keep it for long. A client that does nothing is left alone (a paused virtual machine is one), unless
 //! it holds memory that others wait for, or it has said goodbye: then its connection is closed.
 
+use std::collections::BTreeMap;
 use std::io;
 use std::pin::pin;
-use std::sync::Arc;
 use std::sync::atomic::{AtomicBool, Ordering};
+use std::sync::{Arc, Mutex, PoisonError, Weak};
 use std::time::Duration;
 
 use rustix::net::sockopt;
-use sbk_engine::types::MAX_REQUEST_BYTES;
+use sbk_engine::authority::Limits;
+use sbk_engine::types::{MAX_REQUEST_BYTES, VolumeId};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 use tokio::time::timeout;
 
+use crate::catalogue::CatalogueWatch;
+
 /// Budget of all connections, in KiB.
 const POOL_KIB: usize = 256 << 10;
+/// Budget of the connections of one volume, in KiB: whatever becomes of it, others have room for more than one
+/// request. [A volume had no primary, and its clients' requests held all there was: those of all other volumes
+/// waited with them.]
+const VOLUME_KIB: usize = POOL_KIB / 2;
+/// Budget of the connections of all volumes with limits, in KiB.
+const LIMITED_KIB: usize = POOL_KIB / 2;
+/// What requests of one volume may take of its limits at a time, in microseconds of them.
+const LIMITED_MICROS: usize = 1_000_000;
 /// Budget of one connection, in KiB.
 const CONNECTION_KIB: usize = 64 << 10;
 /// What a request costs besides its payload, in KiB. So a connection has at most 4096 in flight.
@@ -56,19 +71,54 @@ pub(super) fn connections(most: usize) -> usize {
 
 /// The memory that all connections share. Clones share it.
 #[derive(Clone, Debug)]
-pub(super) struct Pool(Arc<Semaphore>);
-
-impl Default for Pool {
-    fn default() -> Self {
-        Self(Arc::new(Semaphore::new(POOL_KIB)))
-    }
+pub(super) struct Pool {
+    all: Arc<Semaphore>,
+    limited: Arc<Semaphore>,
+    volumes: Arc<Mutex<BTreeMap<VolumeId, Weak<Part>>>>,
+    catalogue: CatalogueWatch,
 }
 
-#[cfg(test)]
+/// The part of it that connections of one volume may have.
+#[derive(Debug)]
+struct Part {
+    memory: Arc<Semaphore>,
+    /// Of the volume's limits, if it has any.
+    second: Arc<Semaphore>,
+    /// The one request that it may have under way while others have all that volumes share. [Two volumes had no
+    /// primary, and all others waited with them.]
+    one: Arc<Semaphore>,
+}
+
 impl Pool {
+    /// All there is. What limits volumes have is looked up when it matters.
+    pub(super) fn new(catalogue: CatalogueWatch) -> Self {
+        let [all, limited] = [POOL_KIB, LIMITED_KIB].map(|kib| Arc::new(Semaphore::new(kib)));
+        Self { all, limited, volumes: Arc::default(), catalogue }
+    }
+
+    fn limits(&self, volume: VolumeId) -> Limits {
+        self.catalogue.borrow().volumes.get(&volume).map(|v| v.limits).unwrap_or_default()
+    }
+
+    /// The part of one volume. It is whole again when all its connections are gone.
+    fn of_volume(&self, volume: VolumeId) -> Arc<Part> {
+        // Every update leaves the map whole, so a panic elsewhere does not spoil it.
+        let mut volumes = self.volumes.lock().unwrap_or_else(PoisonError::into_inner);
+        if let Some(part) = volumes.get(&volume).and_then(Weak::upgrade) {
+            return part;
+        }
+        volumes.retain(|_, part| part.strong_count() > 0);
+        let [memory, second, one] =
+            [VOLUME_KIB, LIMITED_MICROS, 1].map(|permits| Arc::new(Semaphore::new(permits)));
+        let part = Arc::new(Part { memory, second, one });
+        volumes.insert(volume, Arc::downgrade(&part));
+        part
+    }
+
     /// Whether all that was taken was given back.
+    #[cfg(test)]
     pub(super) fn is_whole(&self) -> bool {
-        self.0.available_permits() == POOL_KIB
+        self.all.available_permits() == POOL_KIB
     }
 }
 
@@ -76,6 +126,8 @@ impl Pool {
 #[derive(Clone, Debug)]
 pub(super) struct Budget {
     pool: Pool,
+    volume: VolumeId,
+    part: Arc<Part>,
     own: Arc<Semaphore>,
     /// The client has said goodbye, and only reads what is left.
     leaving: Arc<AtomicBool>,
@@ -85,27 +137,64 @@ pub(super) struct Budget {
 #[derive(Debug)]
 pub struct Permit {
     _own: OwnedSemaphorePermit,
-    _pool: OwnedSemaphorePermit,
+    _volume: OwnedSemaphorePermit,
+    /// Of the volume's limits, if it has any.
+    _second: Option<OwnedSemaphorePermit>,
+    /// Of what volumes share, or the volume's one request.
+    _shared: Vec<OwnedSemaphorePermit>,
 }
 
 fn kib(bytes: u64) -> u32 {
     bytes.min(MAX_REQUEST_BYTES).div_ceil(1024) as u32 + REQUEST_KIB
 }
 
+/// How long the limits take to let a request of `bytes` pass, in microseconds: at least 1, at most what may
+/// be under way. `None` without limits.
+fn micros(limits: Limits, bytes: u64) -> Option<u32> {
+    let of = |cost: u64, rate: Option<u64>| {
+        rate.map(|rate| cost.saturating_mul(LIMITED_MICROS as u64) / rate.max(1))
+    };
+    let longest = of(1, limits.iops).max(of(bytes, limits.bandwidth))?;
+    Some(longest.clamp(1, LIMITED_MICROS as u64) as u32)
+}
+
 impl Budget {
-    /// The budget of a new connection.
-    pub(super) fn of(pool: Pool) -> Self {
+    /// The budget of a new connection to a volume.
+    pub(super) fn of(pool: &Pool, volume: VolumeId) -> Self {
         let own = Arc::new(Semaphore::new(CONNECTION_KIB));
-        Self { pool, own, leaving: Arc::default() }
+        let (pool, part) = (pool.clone(), pool.of_volume(volume));
+        Self { pool, volume, part, own, leaving: Arc::default() }
     }
 
     /// Waits for room for a request that carries `bytes`, at most [`MAX_REQUEST_BYTES`].
     pub(super) async fn take(&self, bytes: u64) -> io::Result<Permit> {
         let closed = |_| io::Error::other("the connection's budget is closed");
-        // Its own first: who waits for that must not keep the others' from them.
-        let own = Arc::clone(&self.own).acquire_many_owned(kib(bytes)).await.map_err(closed)?;
-        let pool = Arc::clone(&self.pool.0).acquire_many_owned(kib(bytes)).await.map_err(closed)?;
-        Ok(Permit { _own: own, _pool: pool })
+        let take = |of: &Arc<Semaphore>| Arc::clone(of).acquire_many_owned(kib(bytes));
+        // What fewer share first: who waits for that must not keep the others' from them.
+        let own = take(&self.own).await.map_err(closed)?;
+        let micros = micros(self.pool.limits(self.volume), bytes);
+        let second = match micros {
+            Some(micros) => Some(
+                Arc::clone(&self.part.second).acquire_many_owned(micros).await.map_err(closed)?,
+            ),
+            None => None,
+        };
+        let volume = take(&self.part.memory).await.map_err(closed)?;
+        let shared = async {
+            let limited = match micros {
+                Some(_) => Some(take(&self.pool.limited).await?),
+                None => None,
+            };
+            let all = take(&self.pool.all).await?;
+            Ok(limited.into_iter().chain([all]).collect())
+        };
+        let shared = tokio::select! {
+            biased;
+            shared = shared => shared,
+            one = Arc::clone(&self.part.one).acquire_owned() => one.map(|one| vec![one]),
+        };
+        let shared = shared.map_err(closed)?;
+        Ok(Permit { _own: own, _volume: volume, _second: second, _shared: shared })
     }
 
     /// Waits until every request of a client that said goodbye was answered.
@@ -117,8 +206,14 @@ impl Budget {
 
     /// Whether a client that does nothing may go on so.
     fn may_stall(&self) -> bool {
-        let short = self.pool.0.available_permits() < kib(MAX_REQUEST_BYTES) as usize;
-        !short && !self.leaving.load(Ordering::Relaxed)
+        let room = |of: &Semaphore| of.available_permits() >= kib(MAX_REQUEST_BYTES) as usize;
+        // Who waits for permits has been given those that there are.
+        let limited =
+            self.part.second.available_permits() == 0 || self.pool.limited.available_permits() == 0;
+        room(&self.part.memory)
+            && room(&self.pool.all)
+            && !(limited && self.pool.limits(self.volume).any())
+            && !self.leaving.load(Ordering::Relaxed)
     }
 
     /// Awaits one step of the client's, which holds memory until then: for as long as the client

@@ -17,17 +17,19 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, PoisonError};
 
 use sbk_engine::forward::{Forwarder, Params};
-use sbk_engine::types::{NodeId, VolumeId};
+use sbk_engine::types::{NodeId, SessionId, VolumeId};
 use tokio::sync::Semaphore;
+use tokio_util::task::TaskTracker;
 
 pub use block::BlockApi;
 pub use limits::Permit;
 pub use remote::Remote;
+pub use sbk_engine::forward::Attachment;
 pub use session::{Attached, ClientHandle, Reply};
 
 use crate::catalogue::CatalogueWatch;
-use crate::transport::Channels;
 use crate::volume::Registry;
+use block::fresh_session;
 use connect::Connector;
 use session::SessionHandle;
 
@@ -43,6 +45,8 @@ struct Inner {
     connector: Connector,
     params: Params,
     sessions: Mutex<BTreeMap<VolumeId, SessionHandle>>,
+    /// What runs of all sessions.
+    tasks: TaskTracker,
     /// Where every client has the volume to itself, whatever it asks for: there may be one.
     only: Option<Arc<Semaphore>>,
 }
@@ -53,11 +57,10 @@ impl Frontends {
     pub fn new(
         catalogue: CatalogueWatch,
         registry: Registry,
-        channels: Arc<Channels>,
         node: NodeId,
         params: Params,
     ) -> Self {
-        let connector = Connector { registry, channels, node };
+        let connector = Connector { registry, node };
         Self::with(catalogue, connector, params, None)
     }
 
@@ -67,8 +70,8 @@ impl Frontends {
         params: Params,
         only: Option<Arc<Semaphore>>,
     ) -> Self {
-        let sessions = Mutex::new(BTreeMap::new());
-        Self { inner: Arc::new(Inner { catalogue, connector, params, sessions, only }) }
+        let (sessions, tasks) = (Mutex::new(BTreeMap::new()), TaskTracker::new());
+        Self { inner: Arc::new(Inner { catalogue, connector, params, sessions, tasks, only }) }
     }
 
     /// What this node knows of all volumes.
@@ -83,7 +86,8 @@ impl Frontends {
             return client;
         }
         sessions.retain(|_, session| !session.is_closed());
-        let mut session = self.start(volume, false);
+        let mut session =
+            self.start(volume, Forwarder::new(volume, self.inner.params), fresh_session());
         let client = session.attach().expect("a session that was just started takes clients");
         sessions.insert(volume, session);
         client
@@ -103,17 +107,43 @@ impl Frontends {
                     .to_owned()
             })?),
         };
-        let mut session = self.start(volume, true);
+        let forwarder = Forwarder::exclusive(volume, self.inner.params);
+        let mut session = self.start(volume, forwarder, fresh_session());
         let mut client = session.attach().expect("a session that was just started takes a client");
         client.place = place;
         Ok(client)
     }
 
-    fn start(&self, volume: VolumeId, exclusive: bool) -> SessionHandle {
+    /// Attaches a client that has the volume to itself, as session `name`. With `follows` it goes on where an
+    /// earlier client of the same user ended without a word: it is attached only if that one's attachment holds
+    /// the volume still, and no loss was counted. A name may come again as long as no request was made under it.
+    pub fn attach_as(
+        &self,
+        volume: VolumeId,
+        name: SessionId,
+        follows: Option<Attachment>,
+    ) -> ClientHandle {
+        let params = self.inner.params;
+        let forwarder = match follows {
+            None => Forwarder::exclusive(volume, params),
+            Some(before) => Forwarder::following(volume, params, before),
+        };
+        let mut session = self.start(volume, forwarder, name);
+        session.attach().expect("a session that was just started takes a client")
+    }
+
+    fn start(&self, volume: VolumeId, forwarder: Forwarder, name: SessionId) -> SessionHandle {
         let inner = &self.inner;
         let (catalogue, connector) = (inner.catalogue.clone(), inner.connector.clone());
-        let make = if exclusive { Forwarder::exclusive } else { Forwarder::new };
-        SessionHandle::start(volume, catalogue, connector, make(volume, inner.params))
+        SessionHandle::start(volume, catalogue, connector, forwarder, name, &inner.tasks)
+    }
+
+    /// Waits until all clients have gone and all sessions have ended: the primaries know it then, and that
+    /// exclusive attachments are over. A session without a primary ends when one is there, so the caller
+    /// sets a limit.
+    pub async fn ended(&self) {
+        self.inner.tasks.close();
+        self.inner.tasks.wait().await;
     }
 
     /// Whether every client has the volume to itself.

@@ -17,7 +17,7 @@ use uuid::Uuid;
 use super::Frontends;
 use super::connect::Connector;
 use crate::catalogue::{self, Catalogue, CatalogueWatch};
-use crate::transport::{Channels, convert};
+use crate::transport::convert;
 use crate::volume::Registry;
 
 /// Pause after a refusal that only time may mend.
@@ -44,7 +44,6 @@ impl Remote {
         let (sender, catalogue) = watch::channel(Arc::<Catalogue>::default());
         let connector = Connector {
             registry: Registry::default(),
-            channels: Arc::<Channels>::default(),
             // Of no datanode, so that no primary is taken for one of this process.
             node: NodeId(Uuid::new_v4()),
         };

@@ -1,14 +1,16 @@
 //! One volume's frontend session on this node, shared by all its clients.
 
 use std::collections::{BTreeMap, VecDeque};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::Bytes;
 use sbk_engine::forward::{
-    Answer, ByteRange, ClientId, Forwarder, Input, LinkId, Op, Output, RequestId,
+    Answer, Attachment, ByteRange, ClientId, Forwarder, Input, LinkId, Op, Output, RequestId,
 };
 use sbk_engine::replication::io::Outcome;
-use sbk_engine::types::{BLOCK_SIZE, VolumeId};
+use sbk_engine::types::{BLOCK_SIZE, SessionId, VolumeId};
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
+use tokio_util::task::TaskTracker;
 
 use super::block::fresh_session;
 use super::connect::Connector;
@@ -47,8 +49,8 @@ struct Submit {
     durable: bool,
 }
 
-/// Whether a client's attachment stands, or why it came to nothing.
-pub type Attached = Result<(), String>;
+/// A client's attachment, or why it came to nothing.
+pub type Attached = Result<Attachment, String>;
 
 /// A client that came.
 #[derive(Debug)]
@@ -67,11 +69,24 @@ enum Visit {
     Goes(ClientId),
 }
 
+/// Held by whoever comes, and by a session that ends because nobody did: so nobody comes to one that is
+/// closed to all others. [One did; the next got a session of its own beside it, and in that wrote again what
+/// the first one's still had on the way.]
+#[derive(Clone, Debug, Default)]
+struct Door(Arc<Mutex<()>>);
+
+impl Door {
+    fn hold(&self) -> MutexGuard<'_, ()> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
 /// The way to a session's task.
 #[derive(Debug)]
 pub(super) struct SessionHandle {
     orders: mpsc::WeakSender<Submit>,
     visits: mpsc::UnboundedSender<Visit>,
+    door: Door,
     clients: u64,
 }
 
@@ -155,18 +170,22 @@ impl Submitter {
 }
 
 impl SessionHandle {
+    /// Starts the session, as one of `tasks`.
     pub(super) fn start(
         volume: VolumeId,
         catalogue: CatalogueWatch,
         connector: Connector,
         forwarder: Forwarder,
+        name: SessionId,
+        tasks: &TaskTracker,
     ) -> Self {
         // The first client brings the queue.
         let orders = mpsc::channel(1).0.downgrade();
         let (visits, visitors) = mpsc::unbounded_channel();
-        let task = Task::new(volume, catalogue, connector, forwarder);
-        tokio::spawn(task.run(visitors));
-        Self { orders, visits, clients: 0 }
+        let task = Task::new(volume, catalogue, connector, forwarder, name);
+        let door = Door::default();
+        tasks.spawn(task.run(visitors, door.clone()));
+        Self { orders, visits, door, clients: 0 }
     }
 
     pub(super) fn is_closed(&self) -> bool {
@@ -175,6 +194,7 @@ impl SessionHandle {
 
     /// Adds a client. `None` if the session has ended.
     pub(super) fn attach(&mut self) -> Option<ClientHandle> {
+        let _held = self.door.hold();
         let (orders, queue) = match self.orders.upgrade() {
             Some(orders) => (orders, None),
             None => {
@@ -232,6 +252,8 @@ impl Asked {
 struct Task {
     volume: VolumeId,
     forwarder: Forwarder,
+    /// Of its first session.
+    name: Option<SessionId>,
     catalogue: CatalogueWatch,
     connector: Connector,
     clients: BTreeMap<ClientId, mpsc::UnboundedSender<Reply>>,
@@ -274,11 +296,13 @@ impl Task {
         catalogue: CatalogueWatch,
         connector: Connector,
         forwarder: Forwarder,
+        name: SessionId,
     ) -> Self {
         let (made, made_in) = mpsc::channel(CONNECTING);
         Self {
             volume,
             forwarder,
+            name: Some(name),
             catalogue,
             connector,
             clients: BTreeMap::new(),
@@ -301,15 +325,16 @@ impl Task {
     /// Serves clients until none is left and nothing of theirs is under way. [Another client came when
     /// the last one had left in the middle of its writes, was given a session of its own, and wrote again
     /// what the first one's had still on the way: that arrived behind it.]
-    async fn run(mut self, mut visits: mpsc::UnboundedReceiver<Visit>) {
+    async fn run(mut self, mut visits: mpsc::UnboundedReceiver<Visit>, door: Door) {
         let mut orders: Option<mpsc::Receiver<Submit>> = None;
         let mut came = false;
         self.look_up();
         loop {
             if came && orders.is_none() && self.forwarder.is_idle() {
-                // Whoever comes from here on gets another session, but who came before is served.
-                visits.close();
+                let _held = door.hold();
                 if visits.is_empty() {
+                    // Whoever comes from here on gets another session.
+                    visits.close();
                     break;
                 }
             }
@@ -434,6 +459,7 @@ impl Task {
                 self.outbox.clear();
                 self.step(Input::LinkEnded { link, reason, config });
             }
+            Some(LinkEvent::HeldBack) => self.step(Input::HeldBack(link)),
             Some(LinkEvent::Reply { sequence, outcome, data }) => {
                 let outcome = match outcome {
                     LinkOutcome::Done => Outcome::Done,
@@ -471,7 +497,10 @@ impl Task {
 
     fn execute(&mut self, output: Output) -> Option<Input> {
         match output {
-            Output::NeedSession => return Some(Input::Session(fresh_session())),
+            Output::NeedSession => {
+                let name = self.name.take().unwrap_or_else(fresh_session);
+                return Some(Input::Session(name));
+            }
             Output::Open { link, node, addr, primary, session, attach, loss_generation } => {
                 let (volume, from) = (self.volume, self.connector.node);
                 let open =
@@ -504,7 +533,10 @@ impl Task {
                 self.outbox.push_back(IoRequest { sequence, low, epoch, attach, op });
             }
             Output::Answer { request, answer } => return self.answer(request, answer),
-            Output::Attached(client) => self.tell_attached(client, Ok(())),
+            Output::Attached(client) => {
+                let stands = self.forwarder.attachment();
+                self.tell_attached(client, Ok(stands.expect("an attachment that stands is known")));
+            }
             Output::Refused { client, why } => self.tell_attached(client, Err(why)),
             Output::Closed => self.closed = true,
         }

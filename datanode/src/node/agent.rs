@@ -4,7 +4,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::Arc;
 use std::time::Duration;
 
-use sbk_engine::types::{Config, ReplicaId, ReplicaRef, VolumeId, Wish};
+use sbk_engine::authority::Limits;
+use sbk_engine::types::{Config, ReplicaId, VolumeId, Wish};
 use sbk_master_client::MasterClient;
 use sbk_proto::v1;
 use tokio::sync::{Notify, mpsc, watch};
@@ -29,11 +30,11 @@ const RETRY: Duration = Duration::from_secs(1);
 pub(super) enum Notice {
     /// Something important of a volume's status changed.
     Changed(VolumeId),
-    /// The masters know that the replica was created.
-    Confirmed(VolumeId, ReplicaId),
-    /// The replica is removed and the masters know.
-    Removed(VolumeId, ReplicaId),
-    /// Work on the volume failed; what is to be done is looked at again.
+    /// The masters know that the replica was created, or it is to be told to them again.
+    Confirmed(VolumeId, ReplicaId, bool),
+    /// The replica is removed and the masters know, or both are to be tried again.
+    Removed(VolumeId, ReplicaId, bool),
+    /// A pause is over; what is to be done is looked at again.
     Again(VolumeId),
 }
 
@@ -45,6 +46,8 @@ struct Local {
     told: Option<Config>,
     /// The wish that it was told last.
     wished: Wish,
+    /// What it was told last that clients may do.
+    limits: Limits,
     confirming: bool,
 }
 
@@ -74,8 +77,13 @@ pub(super) struct Agent<S: Storage> {
     pub(super) stop: CancellationToken,
     notices: mpsc::Sender<Notice>,
     locals: BTreeMap<VolumeId, Local>,
-    /// Volumes with work under way that must end before more is begun.
-    busy: BTreeSet<VolumeId>,
+    /// Volumes that are looked at again after a pause.
+    pausing: BTreeSet<VolumeId>,
+    /// Volumes of which a replica is being removed. Nothing but that removal's own end takes one out:
+    /// until then its task runs, and neither is another replica made nor its directory touched. [A
+    /// confirmation that failed let a second removal begin, which renamed the directory under the store
+    /// that the first one waited for.]
+    removing: BTreeSet<VolumeId>,
     /// Replicas that were ordered to be removed and are, and the masters know it.
     removed: BTreeSet<(VolumeId, ReplicaId)>,
     work: JoinSet<()>,
@@ -110,7 +118,8 @@ impl<S: Storage> Agent<S> {
             stop,
             notices,
             locals: BTreeMap::new(),
-            busy: BTreeSet::new(),
+            pausing: BTreeSet::new(),
+            removing: BTreeSet::new(),
             removed: BTreeSet::new(),
             work: JoinSet::new(),
             registering: false,
@@ -178,6 +187,7 @@ impl<S: Storage> Agent<S> {
             task: Some(task),
             told: None,
             wished: Wish::default(),
+            limits: Limits::default(),
             confirming: false,
         };
         self.locals.insert(volume, local);
@@ -191,24 +201,30 @@ impl<S: Storage> Agent<S> {
                 self.settle();
                 self.urgent.notify_one();
             }
-            Notice::Confirmed(volume, replica) => {
-                self.busy.remove(&volume);
-                if let Some(local) = self.locals.get_mut(&volume) {
+            Notice::Confirmed(volume, replica, known) => {
+                if let Some(local) = self.locals.get_mut(&volume)
+                    && local.handle.replica == replica
+                {
                     local.confirming = false;
                 }
-                tracing::info!(%volume, %replica, "the masters know the new replica");
+                if known {
+                    tracing::info!(%volume, %replica, "the masters know the new replica");
+                } else {
+                    self.look_at(volume);
+                }
             }
-            Notice::Removed(volume, replica) => {
-                self.busy.remove(&volume);
-                self.removed.insert((volume, replica));
-                tracing::info!(%volume, %replica, "removed, and the masters know");
-                self.settle();
+            Notice::Removed(volume, replica, known) => {
+                self.removing.remove(&volume);
+                if known {
+                    self.removed.insert((volume, replica));
+                    tracing::info!(%volume, %replica, "removed, and the masters know");
+                    self.settle();
+                }
+                // Another replica of the volume may have waited for that.
+                self.look_at(volume);
             }
             Notice::Again(volume) => {
-                self.busy.remove(&volume);
-                if let Some(local) = self.locals.get_mut(&volume) {
-                    local.confirming = false;
-                }
+                self.pausing.remove(&volume);
                 self.look_at(volume);
             }
         }
@@ -296,6 +312,17 @@ impl<S: Storage> Agent<S> {
                 }
             }
         }
+        if let Some(local) = self.locals.get_mut(&id)
+            && local.limits != volume.limits
+        {
+            match local.handle.control.try_send(Control::Limits(volume.limits)) {
+                Ok(()) => local.limits = volume.limits,
+                Err(error) => {
+                    tracing::warn!(volume = %id, %error, "limits wait for their volume");
+                    self.again(id);
+                }
+            }
+        }
         let Some((replica, listed)) = mine else { return };
         if listed.confirmed {
             return;
@@ -309,7 +336,7 @@ impl<S: Storage> Agent<S> {
     }
 
     fn create(&mut self, volume: VolumeId, replica: ReplicaId, blocks: u64) {
-        if self.busy.contains(&volume) {
+        if self.pausing.contains(&volume) || self.removing.contains(&volume) {
             return;
         }
         let storage = Arc::clone(&self.storage);
@@ -327,7 +354,9 @@ impl<S: Storage> Agent<S> {
 
     /// Looks at a volume again after a pause.
     fn again(&mut self, volume: VolumeId) {
-        self.busy.insert(volume);
+        if !self.pausing.insert(volume) {
+            return;
+        }
         let notices = self.notices.clone();
         self.work.spawn(async move {
             tokio::time::sleep(RETRY).await;
@@ -340,32 +369,28 @@ impl<S: Storage> Agent<S> {
     fn confirm(&mut self, volume: VolumeId, replica: ReplicaId) {
         let Some(local) = self.locals.get_mut(&volume) else { return };
         let open = local.handle.status.borrow().open_as();
-        let Some((incarnation, _, tail)) = open.filter(|_| !local.confirming) else { return };
+        let Some(open) = open.filter(|_| !local.confirming) else { return };
         local.confirming = true;
         let (client, identity) = (self.client.clone(), self.identity.clone());
         let notices = self.notices.clone();
         self.work.spawn(async move {
-            let run = ReplicaRef { id: replica, incarnation };
-            let notice = match masters::confirm_created(client, identity, volume, run, tail).await {
-                Ok(()) => Notice::Confirmed(volume, replica),
-                Err(error) => {
-                    tracing::warn!(%volume, %replica, %error, "a create is not confirmed yet");
-                    tokio::time::sleep(RETRY).await;
-                    Notice::Again(volume)
-                }
-            };
+            let (run, tail) = (open.replica, open.tail);
+            let told = masters::confirm_created(client, identity, volume, run, tail).await;
+            if let Err(error) = &told {
+                tracing::warn!(%volume, %replica, %error, "a create is not confirmed yet");
+                tokio::time::sleep(RETRY).await;
+            }
             // The node may be stopping.
-            let _stopping = notices.send(notice).await;
+            let _stopping = notices.send(Notice::Confirmed(volume, replica, told.is_ok())).await;
         });
     }
 
     /// Ends and removes the replica of a deleted volume, or one that left its volume's list, and
     /// tells the masters.
     fn remove(&mut self, volume: VolumeId, replica: ReplicaId) {
-        if self.busy.contains(&volume) || self.removed.contains(&(volume, replica)) {
+        if self.removed.contains(&(volume, replica)) || !self.removing.insert(volume) {
             return;
         }
-        self.busy.insert(volume);
         // Another replica of the volume may be here, one that the masters forgot with its node. It
         // stays as it is; and the one to go, which it kept from being made, is gone for good.
         let ordered = self.locals.get(&volume).is_some_and(|local| local.handle.replica == replica);
@@ -391,16 +416,12 @@ impl<S: Storage> Agent<S> {
                     .map_err(|error| error.to_string()),
                 Err(error) => Err(error.to_string()),
             };
-            let notice = match told {
-                Ok(()) => Notice::Removed(volume, replica),
-                Err(error) => {
-                    tracing::warn!(%volume, %replica, %error, "a removal is tried again");
-                    tokio::time::sleep(RETRY).await;
-                    Notice::Again(volume)
-                }
-            };
+            if let Err(error) = &told {
+                tracing::warn!(%volume, %replica, %error, "a removal is tried again");
+                tokio::time::sleep(RETRY).await;
+            }
             // The node may be stopping.
-            let _stopping = notices.send(notice).await;
+            let _stopping = notices.send(Notice::Removed(volume, replica, told.is_ok())).await;
         });
     }
 
@@ -412,14 +433,7 @@ impl<S: Storage> Agent<S> {
             self.registering = statuses.iter().all(|status| status.run != RunState::Opening);
         }
         if self.registering {
-            let open: Open = statuses
-                .iter()
-                .filter_map(|status| {
-                    let (incarnation, complete, tail) = status.open_as()?;
-                    let replica = ReplicaRef { id: status.replica, incarnation };
-                    Some((status.volume, replica, complete, tail.count))
-                })
-                .collect();
+            let open: Open = statuses.iter().filter_map(|status| status.open_as()).collect();
             self.open.send_if_modified(|known| {
                 let changed = known.as_ref() != Some(&open);
                 if changed {

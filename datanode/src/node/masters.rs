@@ -19,7 +19,7 @@ use crate::transport::convert::{
     Malformed, config_in, epoch, id_bytes, replica_ref_in, replica_ref_out, volume_id,
 };
 use crate::volume::events::Control;
-use crate::volume::{ProposalOrder, Registry};
+use crate::volume::{OpenReplica, ProposalOrder, Registry};
 
 /// Between heartbeats, unless something important changed.
 const HEARTBEAT: Duration = Duration::from_millis(500);
@@ -45,8 +45,8 @@ pub(super) struct Identity {
     pub(super) capacity: u64,
 }
 
-/// The replicas that are open: volume, replica in its incarnation, complete, the count of its tail.
-pub(super) type Open = Vec<(VolumeId, ReplicaRef, bool, u64)>;
+/// The replicas that are open.
+pub(super) type Open = Vec<OpenReplica>;
 
 /// Registers the node, and again whenever its open replicas change or the leader forgot it.
 /// `registered` tells that the masters know this process.
@@ -108,11 +108,12 @@ fn registration(identity: &Identity, revision: u64, open: &Open) -> v1::Register
         capacity_bytes: identity.capacity,
         replicas: open
             .iter()
-            .map(|(volume, replica, complete, tail)| v1::RegisteredReplica {
-                replica: Some(replica_ref_out(*replica)),
-                volume: id_bytes(volume.0),
-                complete: *complete,
-                tail: *tail,
+            .map(|open| v1::RegisteredReplica {
+                replica: Some(replica_ref_out(open.replica)),
+                volume: id_bytes(open.volume.0),
+                complete: open.complete,
+                tail: open.tail.count,
+                doubtful: open.doubtful,
             })
             .collect(),
     }

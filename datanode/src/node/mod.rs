@@ -31,7 +31,7 @@ pub use storage::Storage;
 use crate::catalogue::{Catalogue, CatalogueWatch};
 use crate::transport::Channels;
 use crate::volume::disk::DiskError;
-use crate::volume::{Context, Recordings, Registry};
+use crate::volume::{Context, Pace, Recordings, Registry};
 
 /// Proposals that wait for the masters.
 const PROPOSAL_QUEUE: usize = 64;
@@ -59,6 +59,8 @@ pub struct NodeConfig {
     pub params: Params,
     /// Where the recordings of replicas go whose store failed or that broke an invariant.
     pub recordings: Option<PathBuf>,
+    /// Bytes a second that rebuilds read while clients are answered; 0: they do not give way.
+    pub recovery_rate: u64,
 }
 
 /// What is not as the masters have it.
@@ -161,6 +163,7 @@ impl Node {
             proposals,
             params: config.params,
             recordings: Recordings { node: identity.node, dir: config.recordings },
+            pace: Arc::new(Pace::new(config.recovery_rate)),
         });
         let registry = Registry::default();
         let (catalogue, catalogue_watch) = watch::channel(Arc::<Catalogue>::default());

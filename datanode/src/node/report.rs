@@ -5,7 +5,7 @@ use sbk_engine::types::{Config, Durability};
 use sbk_proto::v1;
 
 use crate::transport::convert::{id_bytes, replica_ref_out, tail_out};
-use crate::volume::{RunState, VolumeStatus};
+use crate::volume::{OpenReplica, RunState, VolumeStatus};
 
 /// How a replica is, in a word and a sentence.
 pub fn mode(status: &VolumeStatus) -> (&'static str, String) {
@@ -94,7 +94,7 @@ pub(super) fn closed(status: &VolumeStatus) -> Option<v1::ClosedReplica> {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Key {
     run: std::mem::Discriminant<RunState>,
-    open: Option<(sbk_engine::types::Incarnation, bool, sbk_engine::types::TailId)>,
+    open: Option<OpenReplica>,
     stood: Option<sbk_engine::types::Epoch>,
     role: Option<RoleView>,
     serving: bool,

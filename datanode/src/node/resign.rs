@@ -79,8 +79,12 @@ pub(super) async fn hand_over(volumes: &Registry, masters: &MasterClient) {
 /// Whether nothing is left to hand over.
 async fn hand_over_one(handle: Arc<VolumeHandle>, deadline: Instant) -> bool {
     let mut status = handle.status.clone();
-    if handle.control.send(Control::Resign).await.is_err() {
-        return true;
+    // A task that waits for its disk takes no order.
+    match timeout_at(deadline, handle.control.send(Control::Resign)).await {
+        Ok(Ok(())) => {}
+        // The task has ended.
+        Ok(Err(_)) => return true,
+        Err(_) => return false,
     }
     let mut since = Instant::now();
     loop {
@@ -98,5 +102,62 @@ async fn hand_over_one(handle: Arc<VolumeHandle>, deadline: Instant) -> bool {
             Ok(Err(_)) => return true,
             Err(_) => return false,
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::{Mutex, mpsc};
+
+    use sbk_engine::replication::Params;
+    use sbk_engine::replication::io::Opened;
+    use sbk_engine::types::{NodeId, ReplicaId, VolumeId, Wish};
+    use tokio_util::sync::CancellationToken;
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::store::KeptStore;
+    use crate::volume::disk::{DiskError, OpenDisk};
+    use crate::volume::{CONTROL_QUEUE, Context, Pace, Recordings, start};
+
+    /// A disk that answers once the other end is gone.
+    struct Hangs(Mutex<mpsc::Receiver<()>>);
+
+    impl OpenDisk for Hangs {
+        type Disk = KeptStore;
+
+        fn open(&self) -> Result<(KeptStore, Opened), DiskError> {
+            let _gone = self.0.lock().expect("one opens it").recv();
+            Err(DiskError { doing: "open", source: "it hung".into() })
+        }
+
+        fn free_bytes(&self) -> Option<u64> {
+            None
+        }
+    }
+
+    #[tokio::test]
+    async fn a_task_that_takes_no_order_is_waited_for_until_the_deadline() {
+        let (disk, hangs) = mpsc::channel();
+        let context = Arc::new(Context {
+            channels: Arc::default(),
+            proposals: tokio::sync::mpsc::channel(1).0,
+            params: Params::default(),
+            recordings: Recordings { node: NodeId(Uuid::nil()), dir: None },
+            pace: Arc::new(Pace::new(0)),
+        });
+        let stop = CancellationToken::new();
+        let opener = Hangs(Mutex::new(hangs));
+        let ids = (VolumeId(Uuid::nil()), ReplicaId(Uuid::nil()));
+        let (handle, task) = start(context, opener, ids.0, ids.1, stop.clone());
+        for _ in 0..CONTROL_QUEUE {
+            handle.control.try_send(Control::Wish(Wish::default())).expect("there is room");
+        }
+        let deadline = Instant::now() + Duration::from_millis(10);
+        let handed_over = timeout(Duration::from_secs(30), hand_over_one(handle, deadline));
+        assert_eq!(handed_over.await, Ok(false), "a node that is to stop waits for a disk");
+        stop.cancel();
+        drop(disk);
+        task.await.expect("no panic");
     }
 }

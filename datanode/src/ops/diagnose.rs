@@ -101,6 +101,12 @@ fn of_volume(status: &VolumeStatus) -> Vec<Complaint> {
             "it goes on once its primary runs; see /projection",
         ));
     }
+    if view.doubtful {
+        let what =
+            "its log ends in a write that could not be read: torn by a loss of power, or rotten";
+        let next = "nothing, once another in-sync replica took over or it is in sync again; see the disk's log";
+        complaints.push(complaint(volume, what, next));
+    }
     match view.role {
         RoleView::Primary => complaints.extend(of_primary(status, view)),
         RoleView::Idle => complaints.push(complaint(

@@ -1,5 +1,7 @@
 //! Prometheus metrics, gathered when they are asked for.
 
+use std::sync::atomic::AtomicU64;
+
 use axum::extract::State;
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse, Response};
@@ -55,12 +57,21 @@ fn gather(node: &Node) -> Registry {
     });
     let lag = Gauges::default();
     registry.register("peer_lag_entries", "Entries that another replica lacks", lag.clone());
+    let throttled = Counters::default();
+    let help = "Requests that waited for the volume's limits";
+    registry.register("throttled_requests", help, throttled.clone());
+    let waited = Family::<Labels, Counter<f64, AtomicU64>>::default();
+    let help = "Seconds in which some request waited for the volume's limits";
+    registry.register("throttled_seconds", help, waited.clone());
     for handle in node.volumes.all() {
         let status = handle.status.borrow().clone();
         let volume = vec![("volume", handle.volume.to_string())];
         for ((_, _, value), family) in VOLUME_GAUGES.iter().zip(&per_volume) {
             set(family, &volume, value(&status));
         }
+        let (requests, time) = handle.counters.throttled();
+        throttled.get_or_create(&volume).inc_by(requests);
+        waited.get_or_create(&volume).inc_by(time.as_secs_f64());
         for (replica, peer) in status.view.iter().flat_map(|view| &view.peers) {
             let labels = [volume.clone(), vec![("replica", replica.to_string())]].concat();
             set(&lag, &labels, peer.lag);
@@ -89,7 +100,7 @@ const ALWAYS: [((&str, &str), u64); 3] =
 
 type Value = fn(&VolumeStatus) -> u64;
 
-const VOLUME_GAUGES: [(&str, &str, Value); 12] = [
+const VOLUME_GAUGES: [(&str, &str, Value); 14] = [
     ("running", "1 if the replica's store is open", |s| (s.run == RunState::Running).into()),
     ("serving", "1 on a primary that answers", |s| {
         s.view.as_ref().is_some_and(|v| v.serving).into()
@@ -107,5 +118,11 @@ const VOLUME_GAUGES: [(&str, &str, Value); 12] = [
     ("retained_lsn", "S: oldest LSN in the WAL", |s| s.view.as_ref().map_or(0, |v| v.retained.0)),
     ("wal_full", "1 while clients wait for room in the WAL", |s| s.wal_full.into()),
     ("links", "Frontend streams", |s| s.links as u64),
+    ("limit_iops", "Requests a second that clients may make; 0: any number", |s| {
+        s.limits.iops.unwrap_or(0)
+    }),
+    ("limit_bandwidth", "Bytes a second that clients may read and write; 0: any number", |s| {
+        s.limits.bandwidth.unwrap_or(0)
+    }),
     ("held_bytes", "Payload bytes of requests under way", |s| s.held_bytes),
 ];

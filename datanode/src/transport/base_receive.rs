@@ -2,7 +2,6 @@
 
 use std::sync::Arc;
 
-use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::message::{RecoveryId, ToReplica};
 use sbk_proto::v1;
 use tokio::sync::oneshot;
@@ -30,9 +29,8 @@ pub(super) async fn receive(
     }
     answers.close();
     if let Some((handle, session)) = session {
-        let cause = FailureKind::Transport;
         // A task that has stopped has no session any more.
-        let _stopped = deliver(&handle, PeerEvent::BaseFailed { session, lane: None, cause }).await;
+        let _stopped = deliver(&handle, PeerEvent::BaseLost { session, answers }).await;
     }
 }
 
@@ -47,10 +45,14 @@ async fn take(
     while let Some(message) = incoming.message().await? {
         let (lineage, message) = convert::recover_in(message)?;
         if let Recover::ToReplica(ToReplica::BeginRebuild { mark, .. }) = &message {
-            if begun.is_some() {
-                return Err(Status::invalid_argument("a base lane carries one session"));
+            match begun {
+                None => *begun = Some((service.receiver(&lineage)?, mark.session)),
+                // The order is repeated until it is answered.
+                Some((_, session)) if *session == mark.session => {}
+                Some(_) => {
+                    return Err(Status::invalid_argument("a base lane carries one session"));
+                }
             }
-            *begun = Some((service.receiver(&lineage)?, mark.session));
         }
         let Some((handle, session)) = begun.as_ref() else {
             return Err(Status::invalid_argument("a base lane starts with its session"));

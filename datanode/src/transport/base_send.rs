@@ -16,6 +16,7 @@ use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use sbk_wal::is_zero;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
+use tokio::time::Instant;
 use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
@@ -23,6 +24,7 @@ use super::channels::Channels;
 use super::convert::{self, Recover};
 use crate::volume::disk::CommittedReadPlan;
 use crate::volume::events::{LaneId, PeerEvent};
+use crate::volume::{LONGEST, Pace, VolumeStatus};
 
 /// Messages that wait for the connection.
 const LANE_QUEUE: usize = 16;
@@ -53,6 +55,20 @@ pub struct BaseSource {
     pub table: Vec<Lsn>,
     /// The volume's size.
     pub blocks: u64,
+    /// How fast it may read.
+    pub pace: Arc<Pace>,
+    /// Whether the volume is served meanwhile: if not, it waits for nobody.
+    pub status: watch::Receiver<Arc<VolumeStatus>>,
+}
+
+impl BaseSource {
+    /// Resolves once the volume is not served, or has ended.
+    async fn is_needed(&self) {
+        let mut status = self.status.clone();
+        let unserved =
+            |status: &Arc<VolumeStatus>| !status.view.as_ref().is_some_and(|v| v.serving);
+        let _ended = status.wait_for(unserved).await;
+    }
 }
 
 /// A base lane. Dropping it ends the stream.
@@ -99,8 +115,7 @@ impl BaseLane {
                 Err(cause) => cause,
             };
             // A volume task that has ended needs no answer.
-            let _ended =
-                events.send(PeerEvent::BaseFailed { session, lane: Some(lane), cause }).await;
+            let _ended = events.send(PeerEvent::BaseFailed { session, lane, cause }).await;
         })
         .abort_handle();
         Self { session, lane, lineage, messages, start: Some(start), task }
@@ -212,6 +227,8 @@ impl Sender {
     async fn send_all(&self, source: BaseSource) -> Result<(), FailureKind> {
         let mut sent = 0;
         let mut through = Lsn(0);
+        // Regions of zeros send nothing, and the session comes on by what is sent.
+        let mut may_wait = LONGEST;
         for region in &source.regions {
             let first = region * REGION_BLOCKS;
             if first >= source.blocks {
@@ -219,10 +236,15 @@ impl Sender {
             }
             let blocks = REGION_BLOCKS.min(source.blocks - first) as u32;
             let range = BlockRange { lba: Lba(first), blocks };
+            let bytes = u64::from(blocks) * BLOCK_SIZE;
+            let waits = Instant::now();
+            source.pace.wait(bytes, may_wait, source.is_needed()).await;
+            may_wait = may_wait.saturating_sub(waits.elapsed());
             let (data, read_at) = self.read(&source, range).await?;
             through = through.max(read_at);
             for (lba, data) in nonzero_runs(range.lba, &data) {
                 sent += data.len() as u64;
+                may_wait = LONGEST;
                 let crc = convert::data_crc(&data);
                 self.push(Recover::Blocks { lba, data, read_at, crc }).await?;
             }

@@ -58,6 +58,13 @@ impl Channels {
     }
 }
 
+/// A connection of its own to `addr`, for one stream of a frontend. Those of one connection share its
+/// window: a primary that takes no more of one volume's requests, as under limits, would hold up the feeds of
+/// others behind them.
+pub fn own_channel(addr: &str) -> Result<Channel, BadAddress> {
+    Ok(endpoint(addr)?.connect_lazy())
+}
+
 /// A partition leaves a connection open that carries nothing; the keepalive ends it, so that
 /// the connection is made anew once the network is whole.
 fn endpoint(addr: &str) -> Result<Endpoint, BadAddress> {

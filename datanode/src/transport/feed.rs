@@ -365,7 +365,7 @@ mod tests {
     #[tokio::test]
     async fn what_is_no_continuation_goes_by_itself_and_in_its_place() {
         let session = RecoveryId { epoch: Epoch(2), number: 1 };
-        let close = ToReplica::Close { session, through: Lsn(8) };
+        let close = ToReplica::Close { session, through: Lsn(8), committed: Lsn(7) };
         let items = vec![
             item(1, 4, Some(70), 5..6),
             // Asks for another promise.

@@ -20,6 +20,7 @@ pub use base_send::{BaseLane, BaseRead, BaseSource};
 pub use calls::ask;
 pub use channels::{
     CONNECTION_WINDOW, Channels, FRAME_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW, is_refusal,
+    own_channel,
 };
 pub use convert::{Recover, WireEntry};
 pub use feed::{EntriesLost, Feed, FeedItem, ReadEntries};

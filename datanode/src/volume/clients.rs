@@ -2,6 +2,7 @@
 //! engine knows only by name.
 
 use std::collections::BTreeMap;
+use std::future::Future;
 use std::task::{Context, Poll};
 
 use bytes::{Bytes, BytesMut};
@@ -9,6 +10,10 @@ use sbk_engine::replication::io::{Op, Outcome, Request, StreamId};
 use sbk_engine::replication::log::{BlockRange, RequestTag};
 use sbk_engine::types::{BLOCK_SIZE, Lba, MAX_REQUEST_BYTES, SEQUENCE_WINDOW, SessionId};
 use tokio::sync::mpsc;
+
+mod holding;
+
+use holding::{Holding, Waiting};
 
 use crate::link::{IoOp, IoRequest, LINK_QUEUE, Link, LinkEvent, LinkOutcome};
 
@@ -59,6 +64,8 @@ struct Stream {
     open: bool,
     /// Requests without an answer, by sequence.
     held: BTreeMap<u64, Held>,
+    /// What of it waits for the volume's limits.
+    waiting: Waiting,
 }
 
 /// All streams of one task.
@@ -68,6 +75,8 @@ pub(super) struct Clients {
     held_bytes: u64,
     /// The stream that is asked first next time, so that none starves.
     turn: Option<StreamId>,
+    /// The volume's limits.
+    holding: Holding,
 }
 
 /// What came from the frontends in one turn.
@@ -96,7 +105,8 @@ impl Clients {
     pub(super) fn add(&mut self, stream: StreamId, session: SessionId) -> Link {
         let (to_task, requests) = mpsc::channel(LINK_QUEUE);
         let (events, to_frontend) = mpsc::channel(LINK_EVENTS);
-        let new = Stream { session, requests, events, open: false, held: BTreeMap::new() };
+        let (open, held, waiting) = (false, BTreeMap::new(), Waiting::default());
+        let new = Stream { session, requests, events, open, held, waiting };
         self.streams.insert(stream, new);
         Link { requests: to_task, events: to_frontend }
     }
@@ -114,12 +124,15 @@ impl Clients {
         self.held_bytes < MAX_HELD_BYTES
     }
 
-    /// Takes what waits on the streams, some of each, in `taken`. Pending if nothing does.
+    /// Takes what waits on the streams and may pass, some of each, in `taken`. Pending if nothing does.
     pub(super) fn poll_take(
         &mut self,
         cx: &mut Context<'_>,
         taken: &mut Vec<FromClient>,
     ) -> Poll<()> {
+        if self.is_limited() {
+            return self.poll_limited(cx, taken);
+        }
         let after = self.turn;
         let order: Vec<StreamId> = self
             .streams
@@ -133,6 +146,16 @@ impl Clients {
         let mut requests = Vec::new();
         for id in order {
             let Some(stream) = self.streams.get_mut(&id) else { continue };
+            // Nobody waits for the answers, and what was not taken was never logged. [A frontend that had died
+            // was heard to its end: a write of its client came behind what that one had had acknowledged
+            // elsewhere since.]
+            if stream.requests.is_closed() {
+                stream.waiting.next = None;
+                taken.push(FromClient::Gone(id));
+                continue;
+            }
+            // It waited for limits that are no more.
+            taken.extend(stream.waiting.next.take().map(|r| FromClient::Request(id, r)));
             match stream.requests.poll_recv_many(cx, &mut requests, TAKE) {
                 Poll::Ready(0) => taken.push(FromClient::Gone(id)),
                 Poll::Ready(_) => {

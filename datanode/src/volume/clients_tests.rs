@@ -189,3 +189,19 @@ fn no_stream_starves_another() {
         assert_eq!(taken.iter().filter(of).count(), TAKE);
     }
 }
+
+#[test]
+fn what_a_frontend_left_in_its_queue_is_not_taken() {
+    let (mut clients, link) = clients();
+    let data = Bytes::from(vec![7; 4096]);
+    for sequence in 1..=100 {
+        let (epoch, attach) = (Epoch(1), AttachGeneration(1));
+        let op = IoOp::Write { offset: 0, data: data.clone() };
+        link.requests.try_send(IoRequest { sequence, low: 0, epoch, attach, op }).expect("room");
+    }
+    drop(link);
+    let mut taken = Vec::new();
+    let mut cx = Context::from_waker(std::task::Waker::noop());
+    assert!(clients.poll_take(&mut cx, &mut taken).is_ready());
+    assert!(matches!(taken[..], [FromClient::Gone(STREAM)]), "{taken:?}");
+}

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sbk_engine::authority::Limits;
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::ProposalId;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
@@ -65,8 +66,10 @@ pub enum PeerEvent {
     BaseRegions { session: RecoveryId, lineage: Lineage, first: u64, lsns: Vec<Lsn> },
     /// Receiver: the sender has sent all.
     BaseEnd { session: RecoveryId, lineage: Lineage, answers: Arc<Answers> },
-    /// Either side: the base lane of a session broke.
-    BaseFailed { session: RecoveryId, lane: Option<LaneId>, cause: FailureKind },
+    /// Receiver: a base lane that carried a session ended.
+    BaseLost { session: RecoveryId, answers: Arc<Answers> },
+    /// Sender: the base lane of a session broke.
+    BaseFailed { session: RecoveryId, lane: LaneId, cause: FailureKind },
     /// Sender: bytes that the receiver took.
     BaseProgress { session: RecoveryId, bytes: u64 },
     /// Sender: the receiver took everything.
@@ -89,6 +92,8 @@ pub enum Control {
     Assignment(Config),
     /// What the masters want of the volume's primary.
     Wish(Wish),
+    /// What the volume's clients may do, from now on.
+    Limits(Limits),
     /// The node is about to stop: what is primary here is to be handed over.
     Resign,
     /// The masters want the run `incarnation` to take over.

@@ -1,8 +1,10 @@
 //! How a volume task executes the engine's outputs, one after the other.
 
+use std::sync::Arc;
+
 use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
-use sbk_engine::replication::io::{Input, Output, Payload, Proposal};
+use sbk_engine::replication::io::{Input, Outcome, Output, Payload, Proposal};
 use sbk_engine::replication::log::EntryHeader;
 use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToPrimary, ToReplica};
 use sbk_engine::types::{Lsn, ReplicaId};
@@ -93,7 +95,12 @@ impl<D: Disk> Running<D> {
                 let config = self.replica.config().cloned();
                 self.clients.end(stream, LinkEvent::Ended { reason, config });
             }
-            Output::Answer { stream, tag, outcome } => self.clients.answer(stream, tag, outcome),
+            Output::Answer { stream, tag, outcome } => {
+                if outcome == Outcome::Done {
+                    self.context.pace.answered(clock::now());
+                }
+                self.clients.answer(stream, tag, outcome);
+            }
             Output::Trace(event) => {
                 self.urgent = true;
                 tracing::info!(
@@ -317,6 +324,8 @@ impl<D: Disk> Running<D> {
             regions: self.disk.allocated_regions(),
             table: self.disk.region_table(),
             blocks,
+            pace: Arc::clone(&self.context.pace),
+            status: self.shared.status.subscribe(),
         });
     }
 

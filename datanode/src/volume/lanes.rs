@@ -58,6 +58,15 @@ impl Outgoing {
                 tokio::spawn(transport::ask(channels, addr, lineage, message, events));
                 true
             }
+            // An order that is repeated goes where it went before, for its answer comes back there, and the
+            // end of that lane would be the session's. [A replica took seconds to wipe what it had. The order
+            // came again on a second lane, the first was dropped with the answer to it, and the session
+            // failed or its base was begun anew.]
+            ToReplica::BeginRebuild { mark, .. }
+                if self.bases.get(&mark.session).is_some_and(|base| base.serves(&lineage)) =>
+            {
+                self.bases[&mark.session].send(lineage, message)
+            }
             ToReplica::BeginRebuild { mark, .. } => {
                 let lane = self.next_lane();
                 self.bases.retain(|_, base| !base.serves(&lineage));
@@ -241,6 +250,11 @@ impl Incoming {
         }
     }
 
+    /// Whether a session's messages come on this base lane.
+    pub(super) fn is_base(&self, session: RecoveryId, lane: &Arc<Answers>) -> bool {
+        self.base.as_ref().is_some_and(|(of, answers)| *of == session && Arc::ptr_eq(answers, lane))
+    }
+
     fn base_of(&self, session: RecoveryId) -> Option<Arc<Answers>> {
         let (of, answers) = self.base.as_ref()?;
         (*of == session).then(|| Arc::clone(answers))
@@ -318,6 +332,8 @@ mod tests {
             incoming.note_verdict(verdict);
             incoming.finish();
         }
+        assert!(incoming.is_base(session, &lane));
+        assert!(!incoming.is_base(session, &late), "its end is not the session's");
         let answer = Lineage { from: question.to, to: question.from, ..question };
         let closed = ToPrimary::Closed { session, achieved: Lsn(6) };
         incoming.send(answer, closed.clone());

@@ -4,13 +4,16 @@
 //! engine's outputs are executed in order. What others may know of the replica is published as a
 //! [`VolumeStatus`].
 
+pub(crate) mod bucket;
 mod clients;
 pub mod clock;
+mod closing;
 pub mod disk;
 pub mod events;
 mod execute;
 mod lanes;
 mod names;
+mod pace;
 mod peers;
 mod recorder;
 mod registry;
@@ -18,13 +21,16 @@ mod runner;
 mod status;
 mod tail;
 mod task;
+mod throttle;
 mod verify;
 
+pub use pace::{LONGEST, Pace};
 pub use recorder::{MAX_FILES, Recorder, Recordings, keep_at_panic};
 pub use registry::{Registry, VolumeHandle};
 pub use runner::{Context, ProposalOrder, open_link, start};
 pub use status::{
-    Counters, READ_FAILED, RunState, TRACE_CAPACITY, TraceEntry, TraceRing, VolumeStatus,
+    Counters, OpenReplica, READ_FAILED, RunState, TRACE_CAPACITY, TraceEntry, TraceRing,
+    VolumeStatus,
 };
 
 /// Events from peers that wait for the task.

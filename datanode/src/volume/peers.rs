@@ -2,13 +2,17 @@
 
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::Input;
-use sbk_engine::replication::message::{Append, Lineage, RecoveryId, ToReplica};
+use sbk_engine::replication::message::{Append, Lineage, ToReplica};
+use sbk_engine::types::Lsn;
 use tokio::task::block_in_place;
 
 use super::disk::{Disk, DiskError};
 use super::events::{AnswerPath, PeerEvent};
 use super::task::Running;
 use crate::transport::{EntriesLost, Recover, WireEntry};
+
+/// Feed messages that wait for room in the WAL: all of a primary's window.
+const MAX_STALLED: usize = 1024;
 
 impl<D: Disk> Running<D> {
     pub(super) async fn peer(&mut self, event: PeerEvent) -> Result<(), DiskError> {
@@ -45,11 +49,13 @@ impl<D: Disk> Running<D> {
                 self.step(Input::Unreachable { replica, refused }).await
             }
             PeerEvent::FeedFailed { replica, lane, lost } => {
-                let current = self.outgoing.feed_ended(replica, lane);
-                let cause = self.entries_lost(lost)?;
-                if !current {
+                // What an abandoned feed still reads may have been cut since. Whatever the disk does not give
+                // back is found again by the feed that comes after it. [A primary was replaced and cut while
+                // one of its feeds was held back; what that one read then was zeros, and the store failed.]
+                if !self.outgoing.feed_ended(replica, lane) {
                     return Ok(());
                 }
+                let cause = self.entries_lost(lost)?;
                 self.step(Input::FeedFailed { replica, cause }).await
             }
             PeerEvent::LogUnreadable { incarnation, generation, lsn, what } => {
@@ -81,7 +87,20 @@ impl<D: Disk> Running<D> {
                 Ok(())
             }
             PeerEvent::BaseFailed { session, lane, cause } => {
-                self.base_failed(session, lane, cause).await
+                if !self.outgoing.base_ended(session, lane) {
+                    return Ok(());
+                }
+                self.step(Input::BaseFailed { session, cause }).await
+            }
+            PeerEvent::BaseLost { session, answers } => {
+                // An order that came late has a lane of its own, whose end is not the session's.
+                if self.receiving != Some(session) || !self.incoming.is_base(session, &answers) {
+                    return Ok(());
+                }
+                let cause = FailureKind::Transport;
+                self.step(Input::BaseFailed { session, cause }).await?;
+                self.incoming.stop_base(session);
+                Ok(())
             }
             PeerEvent::BaseProgress { session, bytes } => {
                 self.step(Input::BaseProgress { session, bytes }).await
@@ -90,24 +109,6 @@ impl<D: Disk> Running<D> {
                 self.step(Input::BaseSent { session, through }).await
             }
         }
-    }
-
-    async fn base_failed(
-        &mut self,
-        session: RecoveryId,
-        lane: Option<super::events::LaneId>,
-        cause: FailureKind,
-    ) -> Result<(), DiskError> {
-        let ours = match lane {
-            Some(lane) => self.outgoing.base_ended(session, lane),
-            None => self.receiving == Some(session),
-        };
-        if !ours {
-            return Ok(());
-        }
-        self.step(Input::BaseFailed { session, cause }).await?;
-        self.incoming.stop_base(session);
-        Ok(())
     }
 
     async fn hear_primary(
@@ -127,7 +128,10 @@ impl<D: Disk> Running<D> {
 
     /// The WAL has no room for a feed message. What it says of frontiers is taken at once, for it
     /// is the commit that lets the checkpoint make room; its entries wait, and so does what follows
-    /// on the feed.
+    /// on the feed. What finds no place is dropped: the primary sends it again, entries once an append
+    /// shows that they are missing. Messages are taken in any case, for a cut may be what makes room.
+    /// [A log was full of entries that could not be committed. Each heartbeat took a place, and when
+    /// there was none left the replica heard no primary any more, not the one either that would cut it.]
     async fn stall(
         &mut self,
         lineage: Lineage,
@@ -135,9 +139,12 @@ impl<D: Disk> Running<D> {
         entries: Vec<WireEntry>,
         answers: AnswerPath,
     ) -> Result<(), DiskError> {
-        self.urgent |= self.stalled.is_empty();
+        let mut waits = self.stalled.len() < MAX_STALLED;
         let frontier = match (&message, &answers) {
             (ToReplica::Append(append), AnswerPath::Feed(way)) => {
+                // Behind one that was dropped each would only show again that it is missing.
+                let follows = self.stalled_end().is_none_or(|end| append.prev <= end);
+                waits &= follows && !append.entries.is_empty();
                 // Nothing of this feed is missing below the first that waits.
                 let prev = self.stalled_prev().unwrap_or(append.prev);
                 let append = Append { entries: Vec::new(), prev, ..append.clone() };
@@ -154,18 +161,30 @@ impl<D: Disk> Running<D> {
                 AnswerPath::Call(_) | AnswerPath::Feed(_) | AnswerPath::Base(_),
             ) => None,
         };
-        self.stalled.push_back(PeerEvent::FromPrimary { lineage, message, entries, answers });
+        if waits {
+            self.urgent |= self.stalled.is_empty();
+            self.stalled.push_back(PeerEvent::FromPrimary { lineage, message, entries, answers });
+        }
         match frontier {
             Some((message, way)) => self.hear_primary(lineage, message, Vec::new(), way).await,
             None => Ok(()),
         }
     }
 
-    fn stalled_prev(&self) -> Option<sbk_engine::types::Lsn> {
-        self.stalled.iter().find_map(|event| match event {
-            PeerEvent::FromPrimary { message: ToReplica::Append(append), .. } => Some(append.prev),
+    fn stalled_appends(&self) -> impl DoubleEndedIterator<Item = &Append> {
+        self.stalled.iter().filter_map(|event| match event {
+            PeerEvent::FromPrimary { message: ToReplica::Append(append), .. } => Some(append),
             _ => None,
         })
+    }
+
+    fn stalled_prev(&self) -> Option<Lsn> {
+        self.stalled_appends().next().map(|append| append.prev)
+    }
+
+    /// The last entry that waits.
+    fn stalled_end(&self) -> Option<Lsn> {
+        self.stalled_appends().next_back()?.entries.last().map(|header| header.lsn)
     }
 
     /// Takes what waited for room in the WAL, as far as there is some.

@@ -21,6 +21,8 @@ use sbk_engine::types::{Millis, NodeId, ReplicaRef, VolumeId};
 /// Recordings that a data directory keeps; the oldest go first.
 pub const MAX_FILES: usize = 16;
 const ENDING: &str = ".recording";
+/// What the name of one that is being written ends with.
+const UNFINISHED: &str = ".unfinished";
 
 /// Whose recordings these are, and where they go.
 #[derive(Clone, Debug)]
@@ -135,18 +137,26 @@ fn unix_ms() -> u128 {
     SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_millis())
 }
 
-/// Writes a file whole or not at all, and makes room for it.
+/// Writes a file whole or not at all, and makes room for it. Other volumes' may be written meanwhile: a
+/// node's stores fail together when its disk does.
 fn write(dir: &Path, name: &str, text: &str) -> io::Result<PathBuf> {
     fs::create_dir_all(dir)?;
     let mut kept: Vec<PathBuf> = fs::read_dir(dir)?
         .filter_map(|entry| Some(entry.ok()?.path()))
-        .filter(|path| path.to_string_lossy().ends_with(ENDING))
+        .filter(|path| {
+            // A process that ended in the middle leaves its unfinished one.
+            [ENDING, UNFINISHED].iter().any(|ending| path.to_string_lossy().ends_with(ending))
+        })
         .collect();
     kept.sort();
     for old in kept.iter().take((kept.len() + 1).saturating_sub(MAX_FILES)) {
-        fs::remove_file(old)?;
+        match fs::remove_file(old) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+            // Another may have removed or finished it.
+            Ok(()) | Err(_) => {}
+        }
     }
-    let (path, unfinished) = (dir.join(name), dir.join("unfinished"));
+    let (path, unfinished) = (dir.join(name), dir.join(format!("{name}{UNFINISHED}")));
     let written = fs::File::create(&unfinished).and_then(|mut file| {
         file.write_all(text.as_bytes())?;
         file.sync_all()
@@ -171,6 +181,11 @@ pub fn keep_at_panic() {
     });
 }
 
+/// Says something on standard error, if that can be written.
+fn say(what: std::fmt::Arguments<'_>) {
+    let _lost = writeln!(std::io::stderr(), "{what}");
+}
+
 /// Saves the recording of the task that panics on this thread, if it is a volume task.
 fn save_current(panic: &PanicHookInfo<'_>) {
     let said = panic.payload_as_str().unwrap_or("a panic without words");
@@ -178,12 +193,12 @@ fn save_current(panic: &PanicHookInfo<'_>) {
     let why = format!("{said}{at}");
     let saved = CURRENT.try_with(|recorder| recorder.save(&why));
     match saved {
-        Ok(Ok(Some(path))) => eprintln!(
+        Ok(Ok(Some(path))) => say(format_args!(
             "what led to it is in {}; see it with: sbkctl replay {}",
             path.display(),
             path.display()
-        ),
-        Ok(Err(error)) => eprintln!("what led to it could not be kept: {error}"),
+        )),
+        Ok(Err(error)) => say(format_args!("what led to it could not be kept: {error}")),
         // Not a volume task.
         Ok(Ok(None)) | Err(_) => {}
     }
@@ -192,6 +207,24 @@ fn save_current(panic: &PanicHookInfo<'_>) {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn those_of_several_volumes_are_written_at_a_time() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let dir = &dir.path().join("recordings");
+        for _ in 0..10 {
+            std::thread::scope(|scope| {
+                for n in 0..8 {
+                    scope.spawn(move || {
+                        let text = n.to_string().repeat(1 << 20);
+                        let path = write(dir, &format!("1-{n}{ENDING}"), &text).expect("writes");
+                        assert!(fs::read_to_string(path).expect("reads") == text, "of volume {n}");
+                    });
+                }
+            });
+        }
+        assert_eq!(fs::read_dir(dir).expect("reads").count(), 8, "nothing is left unfinished");
+    }
 
     #[test]
     fn the_oldest_files_make_room() {

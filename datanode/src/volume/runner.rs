@@ -8,9 +8,10 @@ use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
+use sbk_engine::authority::Limits;
 use sbk_engine::replication::Params;
 use sbk_engine::replication::io::{Proposal, StreamId};
-use sbk_engine::types::{Config, ReplicaId, VolumeId, Wish};
+use sbk_engine::types::{Config, Millis, ReplicaId, VolumeId, Wish};
 use sbk_store::{Failures, Reopening};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -18,6 +19,7 @@ use tokio_util::sync::CancellationToken;
 
 use super::disk::OpenDisk;
 use super::events::{Control, PeerEvent};
+use super::pace::Pace;
 use super::recorder::{Recorder, Recordings};
 use super::registry::VolumeHandle;
 use super::status::{Counters, RunState, TraceRing, VolumeStatus};
@@ -52,6 +54,8 @@ pub struct Context {
     pub params: Params,
     /// Where recordings go.
     pub recordings: Recordings,
+    /// How fast rebuilds go.
+    pub pace: Arc<Pace>,
 }
 
 /// The queues that a task reads.
@@ -59,6 +63,28 @@ pub struct Context {
 pub(super) struct Inlets {
     pub(super) peers: mpsc::Receiver<PeerEvent>,
     pub(super) control: mpsc::Receiver<Control>,
+}
+
+impl Inlets {
+    /// Takes one event that nobody can serve: dropping it tells whoever waits for an answer.
+    /// Returns whether it was the volume's deletion.
+    pub(super) async fn refuse(&mut self, shared: &Shared) -> bool {
+        tokio::select! {
+            Some(event) = self.peers.recv() => drop(event),
+            Some(order) = self.control.recv() => match order {
+                Control::Deleted => return true,
+                Control::Assignment(config) => shared.keep_config(&config),
+                Control::Wish(wish) => shared.keep_wish(wish),
+                Control::Limits(limits) => shared.keep_limits(limits),
+                Control::Resign => shared.resign(),
+                Control::Answered { .. }
+                | Control::Stand { .. }
+                | Control::Open { .. }
+                | Control::Verify { .. } => {}
+            },
+        }
+        false
+    }
 }
 
 /// What outlives one opening.
@@ -74,6 +100,8 @@ pub(super) struct Shared {
     config: Mutex<Option<Config>>,
     /// What the masters want, for the next opening.
     wish: Mutex<Wish>,
+    /// What clients may do, for the next opening.
+    limits: Mutex<Limits>,
     /// The node is about to stop.
     resigning: AtomicBool,
     streams: Mutex<u64>,
@@ -89,6 +117,14 @@ impl Shared {
 
     pub(super) fn keep_wish(&self, wish: Wish) {
         *self.wish.lock().unwrap_or_else(PoisonError::into_inner) = wish;
+    }
+
+    pub(super) fn keep_limits(&self, limits: Limits) {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner) = limits;
+    }
+
+    pub(super) fn limits(&self) -> Limits {
+        *self.limits.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn resign(&self) {
@@ -143,7 +179,7 @@ pub fn start<O: OpenDisk>(
         counters: Arc::clone(&counters),
     });
     let config = Mutex::new(None);
-    let (wish, streams) = (Mutex::default(), Mutex::new(0));
+    let (wish, limits, streams) = (Mutex::default(), Mutex::default(), Mutex::new(0));
     let shared = Arc::new(Shared {
         peers,
         control,
@@ -153,6 +189,7 @@ pub fn start<O: OpenDisk>(
         counters,
         config,
         wish,
+        limits,
         resigning: AtomicBool::new(false),
         streams,
     });
@@ -178,28 +215,35 @@ impl<O: OpenDisk> Runner<O> {
             let opened = tokio::task::spawn_blocking(move || opener.open()).await;
             let opened = opened.expect("opening a store does not panic");
             let started = clock::now();
-            let failure = match opened {
-                Err(error) => Failure::of(&error),
+            let reopening = match opened {
+                Err(error) => self.failed(&mut failures, Failure::of(&error), started),
                 Ok((disk, opened)) => {
                     let (context, shared) = (Arc::clone(&self.context), Arc::clone(&self.shared));
                     let config =
                         shared.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                    let running = Running::new(context, shared, inlets, disk, opened, lanes);
-                    let (exit, queues, numbered) = running.run(&self.stop, config).await;
-                    (inlets, lanes) = (queues, numbered);
-                    match exit {
-                        Exit::Shutdown | Exit::Deleted => {
+                    let mut running = Running::new(context, shared, inlets, disk, opened, lanes);
+                    let exit = running.run(&self.stop, config).await;
+                    // Before what the store has under way ends, for it may never: whoever knows that the
+                    // replica is closed has another one take over. [A checkpoint failed while a sync of the WAL
+                    // hung. The replica stayed registered as the primary, and its volume was served by nobody
+                    // until the sync came back, although the others were well.]
+                    let reopening = match &exit {
+                        Exit::Shutdown | Exit::Deleted => None,
+                        Exit::Failed(failure) => {
+                            Some(self.failed(&mut failures, failure.clone(), started))
+                        }
+                    };
+                    let deleted;
+                    (inlets, lanes, deleted) = running.close(&exit).await;
+                    match reopening.filter(|_| !deleted) {
+                        Some(reopening) => reopening,
+                        None => {
                             self.shared.publish(RunState::Ended);
                             return;
                         }
-                        Exit::Failed(failure) => failure,
                     }
                 }
             };
-            let Failure { reason, full } = failure;
-            let ran = Duration::from_millis(clock::now().since(started));
-            let reopening = failures.add(full, ran);
-            self.tell(reopening, reason, failures.count());
             let goes_on = match reopening {
                 Reopening::Soon(pause) | Reopening::Retired(pause) => {
                     self.wait(&mut inlets, tokio::time::sleep(pause)).await
@@ -214,6 +258,15 @@ impl<O: OpenDisk> Runner<O> {
                 return;
             }
         }
+    }
+
+    /// The store that was opened at `started` failed: says so, and decides when it will be opened again.
+    fn failed(&self, failures: &mut Failures, failure: Failure, started: Millis) -> Reopening {
+        let Failure { reason, full } = failure;
+        let ran = Duration::from_millis(clock::now().since(started));
+        let reopening = failures.add(full, ran);
+        self.tell(reopening, reason, failures.count());
+        reopening
     }
 
     /// Says why the store is closed, and when it will be opened again.
@@ -267,28 +320,9 @@ impl<O: OpenDisk> Runner<O> {
                 biased;
                 () = self.stop.cancelled() => return false,
                 _ = &mut due => return true,
-                deleted = self.refuse(inlets) => if deleted { return false },
+                deleted = inlets.refuse(&self.shared) => if deleted { return false },
             }
         }
-    }
-
-    /// Takes one event that nobody can serve: dropping it tells whoever waits for an answer.
-    /// Returns whether it was the volume's deletion.
-    async fn refuse(&self, inlets: &mut Inlets) -> bool {
-        tokio::select! {
-            Some(event) = inlets.peers.recv() => drop(event),
-            Some(order) = inlets.control.recv() => match order {
-                Control::Deleted => return true,
-                Control::Assignment(config) => self.shared.keep_config(&config),
-                Control::Wish(wish) => self.shared.keep_wish(wish),
-                Control::Resign => self.shared.resign(),
-                Control::Answered { .. }
-                | Control::Stand { .. }
-                | Control::Open { .. }
-                | Control::Verify { .. } => {}
-            },
-        }
-        false
     }
 }
 

@@ -3,10 +3,12 @@
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::sync::{Mutex, PoisonError};
+use std::time::Duration;
 
+use sbk_engine::authority::Limits;
 use sbk_engine::replication::trace::TraceEvent;
 use sbk_engine::replication::view::View;
-use sbk_engine::types::{Incarnation, Lsn, Millis, ReplicaId, TailId, VolumeId};
+use sbk_engine::types::{Incarnation, Lsn, Millis, ReplicaId, ReplicaRef, TailId, VolumeId};
 use serde::Serialize;
 
 /// Decisions kept for `/trace`; the oldest go first.
@@ -60,6 +62,8 @@ pub struct VolumeStatus {
     pub links: usize,
     /// Payload bytes of requests that were not logged yet.
     pub held_bytes: u64,
+    /// What the volume's clients may do, as far as this node was told.
+    pub limits: Limits,
     /// Up to here the disk has it recorded that the log was durable: damage there is told from a
     /// torn write.
     pub recorded: Lsn,
@@ -78,16 +82,38 @@ impl VolumeStatus {
             wal_full: false,
             links: 0,
             held_bytes: 0,
+            limits: Limits::default(),
             recorded: Lsn(0),
             at: super::clock::now(),
         }
     }
 
-    /// The incarnation that runs, whether its image is complete, and its tail.
-    pub fn open_as(&self) -> Option<(Incarnation, bool, TailId)> {
+    /// What runs, as the masters are to know it.
+    pub fn open_as(&self) -> Option<OpenReplica> {
         let view = self.view.as_ref().filter(|_| self.run == RunState::Running)?;
-        Some((view.me.incarnation, view.incomplete.is_none(), view.tail))
+        Some(OpenReplica {
+            volume: self.volume,
+            replica: view.me,
+            complete: view.incomplete.is_none(),
+            tail: view.tail,
+            doubtful: view.doubtful,
+        })
     }
+}
+
+/// A replica that is open, as its node registers it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct OpenReplica {
+    /// Its volume.
+    pub volume: VolumeId,
+    /// It, in the incarnation that runs.
+    pub replica: ReplicaRef,
+    /// No rebuild is unfinished.
+    pub complete: bool,
+    /// Its tail.
+    pub tail: TailId,
+    /// Its log may have lost its end.
+    pub doubtful: bool,
 }
 
 /// A decision with the run in which it was made.
@@ -135,6 +161,8 @@ pub struct Counters {
     /// When the loop last turned, in milliseconds of the boot clock.
     last_turn: AtomicU64,
     turns: AtomicU64,
+    /// Requests that waited for the volume's limits, and for how long any did.
+    held_back: (AtomicU64, AtomicU64),
     named: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
 }
 
@@ -153,6 +181,18 @@ impl Counters {
         for (name, count) in std::mem::take(counted) {
             *named.entry(name).or_default() += count;
         }
+    }
+
+    pub(super) fn held_back(&self, requests: u64, nanos: u64) {
+        self.held_back.0.fetch_add(requests, Ordering::Relaxed);
+        self.held_back.1.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    /// Requests that waited for the volume's limits, and for how long any waited.
+    pub fn throttled(&self) -> (u64, Duration) {
+        let (requests, nanos) = &self.held_back;
+        let waited = Duration::from_nanos(nanos.load(Ordering::Relaxed));
+        (requests.load(Ordering::Relaxed), waited)
     }
 
     /// When the loop last turned, and how often it did.

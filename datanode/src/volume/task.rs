@@ -42,8 +42,6 @@ const TAKE: usize = 64;
 const PUBLISH_EVERY_MS: u64 = 100;
 /// The durable end is recorded at least this often while it moves.
 const RECORD_EVERY_MS: u64 = 1000;
-/// Appends of the feed that wait for room in the WAL; beyond it the peers' queue waits too.
-const MAX_STALLED: usize = 1024;
 /// Frontend streams at a time: several for each session that the log knows, for old ones linger.
 const MAX_STREAMS: usize = 4 * sbk_engine::types::MAX_SESSIONS;
 /// Reads of base lanes that wait.
@@ -63,7 +61,7 @@ pub(super) enum Exit {
 }
 
 /// Why a store could not be opened, or had to be given up.
-#[derive(Debug)]
+#[derive(Clone, Debug)]
 pub(super) struct Failure {
     /// For people.
     pub(super) reason: String,
@@ -121,10 +119,10 @@ pub(super) struct Running<D: Disk> {
     pub(super) taken_bytes: u64,
     /// Feed messages that wait for room in the WAL.
     pub(super) stalled: VecDeque<PeerEvent>,
-    batch: Option<JoinHandle<(u64, Outcome<D::Batch>)>>,
-    sync: Option<JoinHandle<(u64, Outcome<D::Sync>)>>,
-    checkpoint: Option<JoinHandle<(u64, Outcome<D::Checkpoint>)>>,
-    reads: JoinSet<Vec<DoneRead>>,
+    pub(super) batch: Option<JoinHandle<(u64, Outcome<D::Batch>)>>,
+    pub(super) sync: Option<JoinHandle<(u64, Outcome<D::Sync>)>>,
+    pub(super) checkpoint: Option<JoinHandle<(u64, Outcome<D::Checkpoint>)>>,
+    pub(super) reads: JoinSet<Vec<DoneRead>>,
     pub(super) counted: BTreeMap<(&'static str, &'static str), u64>,
     /// Something changed since the status was published; `urgent` if others wait for it.
     pub(super) changed: bool,
@@ -200,18 +198,15 @@ impl<D: Disk> Running<D> {
         }
     }
 
-    /// Runs until the store fails, the volume is deleted or the node stops. Gives back the queues,
-    /// for the next opening, and how far lanes were numbered.
-    pub(super) async fn run(
-        mut self,
-        stop: &CancellationToken,
-        config: Option<Config>,
-    ) -> (Exit, Inlets, u64) {
+    /// Runs until the store fails, the volume is deleted or the node stops. What the store was given to do
+    /// may still be under way then.
+    pub(super) async fn run(&mut self, stop: &CancellationToken, config: Option<Config>) -> Exit {
+        self.clients.set_limits(self.shared.limits());
         let wish = self.shared.wish();
         self.inbox.extend((wish != Wish::default()).then_some(Input::Wish(wish)));
         self.inbox.extend(self.shared.is_resigning().then_some(Input::Resign));
         self.inbox.extend(config.map(Input::Assignment));
-        let exit = match self.turns(stop).await {
+        match self.turns(stop).await {
             Ok(exit) => exit,
             // Whatever its store can still do, it is to go.
             Err(error) if self.deleted => {
@@ -223,16 +218,7 @@ impl<D: Disk> Running<D> {
                 self.stop_engine(failure.reason.clone()).await;
                 Exit::Failed(failure)
             }
-        };
-        self.settle().await;
-        self.end_links();
-        let lanes = self.outgoing.lanes();
-        if let Exit::Shutdown = exit
-            && let Err(error) = tokio::task::block_in_place(|| self.disk.close())
-        {
-            tracing::warn!(volume = %self.volume, %error, "the store was not closed in order");
         }
-        (exit, self.inlets, lanes)
     }
 
     async fn turns(&mut self, stop: &CancellationToken) -> Result<Exit, DiskError> {
@@ -281,10 +267,11 @@ impl<D: Disk> Running<D> {
         self.set_timer();
         let now = clock::now();
         self.shared.counters.turn(now);
+        let held = self.clients.take_held_back();
+        self.shared.counters.held_back(held.requests, held.nanos);
         self.shared.counters.add(&mut self.counted);
         let room = !self.disk.wal_full();
         let take_clients = room && self.clients.has_room();
-        let take_peers = self.stalled.len() < MAX_STALLED;
         let Self { batch, sync, checkpoint, reads, inlets, clients, base_reads_in, timer, .. } =
             self;
         let mut events = Vec::new();
@@ -298,7 +285,7 @@ impl<D: Disk> Running<D> {
             Some(done) = reads.join_next() => {
                 Found::Read(done.expect("a read neither panics nor is cancelled"))
             }
-            _ = inlets.peers.recv_many(&mut events, TAKE), if take_peers => Found::Peers(events),
+            _ = inlets.peers.recv_many(&mut events, TAKE) => Found::Peers(events),
             Some(order) = inlets.control.recv() => Found::Control(order),
             Some(read) = base_reads_in.recv() => Found::Base(read),
             () = std::future::poll_fn(|cx| clients.poll_take(cx, &mut taken)), if take_clients => {
@@ -431,32 +418,6 @@ impl<D: Disk> Running<D> {
         Ok(())
     }
 
-    /// Lets work under way end, whatever comes of it, so that nothing touches the files after.
-    async fn settle(&mut self) {
-        if self.batch.is_some() {
-            let (_, outcome) = joined(&mut self.batch).await;
-            self.batch = None;
-            if let Err(error) = self.disk.batch_done(outcome) {
-                tracing::warn!(volume = %self.volume, %error, "the last batch failed");
-            }
-        }
-        if self.sync.is_some() {
-            let (_, outcome) = joined(&mut self.sync).await;
-            self.sync = None;
-            if let Err(error) = self.disk.sync_done(outcome) {
-                tracing::warn!(volume = %self.volume, %error, "the last sync failed");
-            }
-        }
-        if self.checkpoint.is_some() {
-            let (_, outcome) = joined(&mut self.checkpoint).await;
-            self.checkpoint = None;
-            if let Err(error) = self.disk.checkpoint_done(outcome) {
-                tracing::warn!(volume = %self.volume, %error, "the last checkpoint failed");
-            }
-        }
-        while self.reads.join_next().await.is_some() {}
-    }
-
     fn reads_done(&mut self, done: Vec<DoneRead>) {
         let mut all = done;
         while let Some(Ok(more)) = self.reads.try_join_next() {
@@ -488,6 +449,11 @@ impl<D: Disk> Running<D> {
             Control::Wish(wish) => {
                 self.shared.keep_wish(wish.clone());
                 self.inbox.push_back(Input::Wish(wish));
+            }
+            Control::Limits(limits) => {
+                self.shared.keep_limits(limits);
+                self.clients.set_limits(limits);
+                self.changed = true;
             }
             Control::Resign => {
                 self.shared.resign();
@@ -558,30 +524,6 @@ impl<D: Disk> Running<D> {
         }
     }
 
-    /// The engine's last word after the store failed. Its outputs tell frontends and peers.
-    async fn stop_engine(&mut self, cause: String) {
-        tracing::error!(volume = %self.volume, replica = %self.me.id, %cause, "the store failed");
-        self.inbox.clear();
-        let why = format!("the store failed: {cause}");
-        let input = Input::StoreFailed { cause };
-        if let Err(error) = self.step(input).await {
-            tracing::debug!(%error, "the store failed again while it was stopped");
-        }
-        match tokio::task::block_in_place(|| self.shared.recorder.save(&why)) {
-            Ok(Some(path)) => tracing::info!(path = %path.display(), "what led to it was kept"),
-            Ok(None) => {}
-            Err(error) => tracing::warn!(%error, "what led to it could not be kept"),
-        }
-    }
-
-    fn end_links(&mut self) {
-        let config = self.replica.config().cloned();
-        for stream in self.clients.all() {
-            let reason = StreamEnd::NotPrimary;
-            self.clients.end(stream, LinkEvent::Ended { reason, config: config.clone() });
-        }
-    }
-
     fn set_timer(&mut self) {
         let publish = self.changed.then(|| self.published.after(PUBLISH_EVERY_MS));
         let (recorded, at) = self.recorded;
@@ -612,6 +554,7 @@ impl<D: Disk> Running<D> {
             wal_full: self.disk.wal_full(),
             links: self.clients.len(),
             held_bytes: self.clients.held_bytes(),
+            limits: self.shared.limits(),
             recorded: self.recorded.0,
             at: now,
         }));
@@ -624,7 +567,7 @@ fn do_read(wanted: WantedRead) -> DoneRead {
 }
 
 /// The result of work under way; never, if there is none.
-fn joined<T>(work: &mut Option<JoinHandle<T>>) -> impl Future<Output = T> + '_ {
+pub(super) fn joined<T>(work: &mut Option<JoinHandle<T>>) -> impl Future<Output = T> + '_ {
     std::future::poll_fn(move |cx| match work {
         Some(handle) => {
             Pin::new(handle).poll(cx).map(|done| done.expect("the store's work does not panic"))

@@ -13,11 +13,9 @@ use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use sbk_wal::crc32c;
 
 use super::core::Store;
-use super::entries::Entries;
 use super::error::StoreError;
 use super::image::{REGIONS_PER_SECTOR, encode_sector};
 use super::open::state_record;
-use super::read::Rewriting;
 
 const WORDS: usize = REGION_BLOCKS.div_ceil(64) as usize;
 
@@ -68,6 +66,8 @@ impl Store {
         self.check()?;
         assert!(!self.batching && !self.checkpointing, "a wipe waits for what is out");
         assert_eq!(kept.incomplete.as_ref(), Some(mark), "the mark is written first");
+        // [A verification read the image that a rebuild was writing, and told of differences.]
+        std::mem::take(&mut self.rewriting).leave();
         self.superblock.cut = None;
         self.persist(kept)?;
         self.log.reset(mark.base.0 + 1).map_err(|e| self.fail(e.into()))?;
@@ -77,11 +77,10 @@ impl Store {
         self.state = state.clone();
         self.blocks = state.blocks;
         self.regions = Vec::new();
-        self.entries = Entries::new(mark.base.next(), self.options.tail_cache_bytes);
+        self.entries = self.options.entries(mark.base.next());
         self.map.clear();
         self.resident = 0;
         self.resident_entries = 0;
-        self.rewriting = Arc::new(Rewriting::default());
         self.written = Some(Written::default());
         self.pins.clear();
         self.lost_pins.clear();
@@ -100,7 +99,8 @@ impl Store {
     fn write_state(&mut self) -> Result<(), StoreError> {
         let record = state_record(&self.superblock.identity, &self.state, self.checkpoint);
         let file = self.state_file.as_mut().expect("no checkpoint is out");
-        let result = file.write(&record);
+        // A slot with the state of what was wiped would be taken for a later one.
+        let result = file.write(&record).and_then(|()| file.sync());
         result.map_err(|e| self.fail(e.into()))
     }
 

@@ -42,6 +42,8 @@ struct Advance {
     regions: Vec<Lsn>,
     sectors: Vec<(u64, Vec<u8>)>,
     pieces: Arc<Vec<Piece>>,
+    /// The CRC-32C of each block of the pieces that is not zeros, as it was when the entry came.
+    crcs: Vec<u32>,
     image: Arc<Image>,
 }
 
@@ -69,6 +71,7 @@ impl Advance {
             self.image.write_regions(&self.sectors)?;
         }
         let mut rest = &self.pieces[..];
+        let mut crcs = &self.crcs[..];
         while let Some(piece) = rest.first() {
             if let Source::Zeros = piece.source {
                 self.image.zero(piece.range.clone())?;
@@ -84,7 +87,7 @@ impl Advance {
             {
                 run += 1;
             }
-            self.write_run(&rest[..run])?;
+            crcs = self.write_run(&rest[..run], crcs)?;
             rest = &rest[run..];
         }
         if on(Bug::RegionsLast) {
@@ -95,12 +98,15 @@ impl Advance {
         }
         let record = state_record(&self.identity, &self.state, self.upto);
         self.state_file.write(&record)?;
+        // Also without one of its slots it must not be behind the superblock's checkpoint.
+        self.state_file.sync()?;
         Ok(())
     }
 
-    fn write_run(&self, run: &[Piece]) -> Result<(), StoreError> {
+    /// Writes blocks that lie side by side. Takes their CRCs from `crcs`, and returns the rest.
+    fn write_run<'a>(&self, run: &[Piece], crcs: &'a [u32]) -> Result<&'a [u32], StoreError> {
         let mut data = Vec::with_capacity(run.len());
-        let mut crcs = Vec::new();
+        let mut blocks = 0;
         for piece in run {
             let loaded = piece.load().map_err(|error| match error {
                 ReadError::Log(error) => StoreError::Log(error),
@@ -109,13 +115,24 @@ impl Advance {
                     StoreError::Damaged { path: path.clone(), what: error.to_string() }
                 }
             })?;
-            for block in loaded.chunks_exact(BLOCK_SIZE as usize) {
-                crcs.push(sbk_wal::crc32c(block));
+            for (at, block) in loaded.chunks_exact(BLOCK_SIZE as usize).enumerate() {
+                let (found, expected) = (sbk_wal::crc32c(block), crcs[blocks + at]);
+                if found != expected {
+                    // [It got a stamp of its own, and was served as what the client had written.]
+                    let block = piece.range.start + at as u64;
+                    let cause = format!(
+                        "block {block} changed in memory: CRC {found:08x}, expected {expected:08x}"
+                    );
+                    return Err(StoreError::Failed { cause });
+                }
             }
+            blocks += loaded.len() / BLOCK_SIZE as usize;
             data.push(loaded);
         }
+        let (mine, rest) = crcs.split_at(blocks);
         let slices: Vec<&[u8]> = data.iter().map(|d| &d[..]).collect();
-        self.image.write(run[0].range.start, &slices, crcs)
+        self.image.write(run[0].range.start, &slices, mine.iter().copied())?;
+        Ok(rest)
     }
 }
 
@@ -127,6 +144,9 @@ impl Store {
         if self.checkpointing || self.failed.is_some() || self.blank {
             return None;
         }
+        if self.entries.outgrew_share(self.durable) {
+            self.entries.trim(self.durable, self.checkpoint);
+        }
         let advance = if budget > 0 { self.plan_advance(budget) } else { None };
         let housekeeping = self.log.housekeeping();
         if advance.is_none() && housekeeping.is_none() {
@@ -136,9 +156,11 @@ impl Store {
         Some(CheckpointPlan { advance, housekeeping })
     }
 
-    /// Whether files wait to be made, renamed or removed.
+    /// Whether files wait to be made, renamed or removed, or memory to be given back to other stores.
     pub fn wants_housekeeping(&self) -> bool {
-        self.failed.is_none() && !self.blank && self.log.wants_housekeeping()
+        self.failed.is_none()
+            && !self.blank
+            && (self.log.wants_housekeeping() || self.entries.outgrew_share(self.durable))
     }
 
     fn plan_advance(&mut self, budget: u64) -> Option<Advance> {
@@ -175,13 +197,18 @@ impl Store {
         if let Some(written) = &mut self.written {
             map.iter().for_each(|(range, _)| written.add(&range));
         }
+        let crcs = map.iter().filter_map(|(_, span)| {
+            let skip = span.skip? as usize;
+            Some(&self.entries.get(span.lsn)?.crcs[skip..skip + span.len as usize])
+        });
+        let crcs = crcs.flatten().copied().collect();
         let pieces = Arc::new(self.pieces(map.iter()));
         self.rewriting.begin(Arc::clone(&pieces), upto);
         let sectors = touched.into_iter().map(|n| (n, encode_sector(n, &regions))).collect();
         let state_file = self.state_file.take().expect("one checkpoint at a time");
         let image = Arc::clone(&self.image);
         let identity = self.superblock.identity;
-        Some(Advance { identity, upto, state, state_file, regions, sectors, pieces, image })
+        Some(Advance { identity, upto, state, state_file, regions, sectors, pieces, crcs, image })
     }
 
     /// Takes a step's outcome back and writes the superblock. Returns the checkpoint and the
@@ -193,8 +220,11 @@ impl Store {
         self.check()?;
         if let Some(housekept) = done.housekept {
             // Nothing depends on it: a spare that is missing is made when it is needed, and the
-            // write that needs it says if that fails too.
+            // write that needs it says if that fails too. But a name may be lost.
             if let Err(error) = self.log.housekeeping_done(housekept) {
+                if self.log.has_failed() {
+                    return Err(self.fail(error.into()));
+                }
                 let replica = self.superblock.identity.replica;
                 tracing::warn!(%replica, %error, "WAL segments could not be recycled");
             }
@@ -243,7 +273,72 @@ impl Store {
             self.regions[at] = self.regions[at].max(lsn);
         }
         self.entries.trim(self.durable, self.checkpoint);
-        self.release_segments();
+        if self.release_segments() {
+            // Also without one of its slots the superblock must not go back to where they are needed.
+            self.superblock_file.sync().map_err(|e| self.fail(e.into()))?;
+        }
         Ok(())
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use bytes::Bytes;
+    use sbk_engine::replication::log::{BlockRange, EntryHeader};
+    use sbk_engine::types::{
+        BootId, Epoch, Incarnation, Lba, LossGeneration, ReplicaId, TailId, VolumeId,
+    };
+    use sbk_wal::{Memory, Storage};
+    use uuid::Uuid;
+
+    use super::*;
+    use crate::entry::entry_crc;
+    use crate::{CreateSpec, StoreOptions};
+
+    const BLOCKS: u64 = 300;
+
+    fn open(storage: &Arc<dyn Storage>) -> Store {
+        let identity = Identity {
+            volume: VolumeId(Uuid::from_u128(1)),
+            replica: ReplicaId(Uuid::from_u128(2)),
+        };
+        let options = StoreOptions { wal_segment_bytes: 64 << 10, ..StoreOptions::default() };
+        let spec = CreateSpec { identity, blocks: BLOCKS, loss_generation: LossGeneration(0) };
+        Store::create(storage, &spec, &options).expect("a replica");
+        let tail = TailId { boot: BootId(Uuid::from_u128(1)), count: 0 };
+        let incarnation = Incarnation { process: 1, open: 1 };
+        Store::open(storage, identity, incarnation, tail, options).expect("a store").0
+    }
+
+    /// A block in memory is not what its entry's checksum was made of, by a bit that flipped since.
+    #[test]
+    fn a_block_that_changed_in_memory_is_not_checkpointed() {
+        let storage: Arc<dyn Storage> = Arc::new(Memory::new(1));
+        let mut store = open(&storage);
+        let all = BlockRange { lba: Lba(0), blocks: BLOCKS as u32 };
+        for (lsn, lba) in (1..).zip([5, 6, 9, 5]) {
+            let kind = EntryKind::Write { lba: Lba(lba), blocks: 3 };
+            let header = EntryHeader { epoch: Epoch(1), lsn: Lsn(lsn), kind, origin: None };
+            let payload = Bytes::from(vec![lsn as u8; 3 * BLOCK_SIZE as usize]);
+            store.append(header, entry_crc(&header, &payload), payload).expect("appended");
+        }
+        let batch = store.take_batch().expect("a batch");
+        store.batch_done(batch.run()).expect("durable");
+        store.set_committed(Lsn(4));
+        let content = store.plan_read(all).run().expect("read");
+        let mut plan = store.plan_checkpoint(u64::MAX).expect("a step");
+        let advance = plan.advance.as_mut().expect("entries");
+        assert_eq!(advance.crcs.len(), 7, "blocks 5 to 11");
+        advance.crcs[3] ^= 1;
+        let error = store.checkpoint_done(plan.run()).expect_err("it is told").to_string();
+        assert!(error.contains("block 8 changed in memory"), "{error}");
+        assert!(store.failure().is_some());
+        // The log has it as it was.
+        drop(store);
+        let mut store = open(&storage);
+        store.set_committed(Lsn(4));
+        let plan = store.plan_checkpoint(u64::MAX).expect("a step");
+        assert_eq!(store.checkpoint_done(plan.run()).expect("done").0, Lsn(4));
+        assert_eq!(store.plan_read(all).run().expect("read"), content);
     }
 }

@@ -38,8 +38,8 @@ pub struct Store {
     pub(super) options: StoreOptions,
     pub(super) superblock: Superblock,
     pub(super) superblock_file: Slots,
-    /// What both slots of the superblock durably hold for the engine, if they hold the same.
-    pub(super) promised: Option<Kept>,
+    /// What both slots of the superblock durably hold for the engine, and of a cut, if they hold the same.
+    pub(super) promised: Option<(Kept, Option<Lsn>)>,
     /// Away while a checkpoint step has it.
     pub(super) state_file: Option<Slots>,
     pub(super) image: Arc<Image>,
@@ -274,9 +274,20 @@ impl Store {
         assert!(!self.batching && !self.checkpointing, "a cut waits for what is out");
         assert!(end >= self.committed(), "a cut to {end} below committed {}", self.committed());
         assert!(end >= self.checkpoint, "a cut to {end} below checkpoint {}", self.checkpoint);
+        let written = self.regions.iter().max().copied().unwrap_or(Lsn(0));
+        assert!(
+            end >= written || self.written.is_some(),
+            "a cut to {end}, but the extents hold {written}"
+        );
         if end < self.written() {
             self.superblock.cut = (!on(Bug::CutNotMarked)).then_some(end);
-            self.superblock.kept.table = self.superblock.kept.table.up_to(end);
+            let table = &self.superblock.kept.table;
+            let mut left = table.up_to(end);
+            if left.pairs().len() > MAX_EPOCHS {
+                // The newest one has no entry any more, and is not needed; the others have.
+                left = table.up_to(end.prev());
+            }
+            self.superblock.kept.table = left;
             self.durable = self.durable.min(end);
             self.write_superblock()?;
             self.log.truncate(end.0).map_err(|e| self.fail(e.into()))?;
@@ -358,9 +369,10 @@ impl Store {
     }
 
     /// Lets segments go that are checkpointed, beyond what is retained for catch-up. A pin keeps
-    /// them, up to its own bound; then it is lost.
-    pub(super) fn release_segments(&mut self) {
+    /// them, up to its own bound; then it is lost. Returns whether any went.
+    pub(super) fn release_segments(&mut self) -> bool {
         let checkpoint = self.checkpoint.0;
+        let mut released = false;
         loop {
             let spent: Vec<(u64, u64)> = self
                 .log
@@ -369,19 +381,20 @@ impl Store {
                 .map(|(_, last, bytes)| (last, bytes))
                 .collect();
             let total: u64 = spent.iter().map(|(_, bytes)| bytes).sum();
-            let Some(&(last, oldest)) = spent.first() else { return };
+            let Some(&(last, oldest)) = spent.first() else { return released };
             // What stays is at least what is to be retained: a replica that was away for less than
             // that catches up.
             if total - oldest < self.options.wal_retain_bytes {
-                return;
+                return released;
             }
             let pinned = self.pins.values().any(|from| from.0 <= last);
             if pinned && total <= self.options.wal_retain_bytes + self.options.wal_pin_bytes {
-                return;
+                return released;
             }
             if !self.log.release_oldest() {
-                return;
+                return released;
             }
+            released = true;
             self.drop_pins();
         }
     }
@@ -416,17 +429,24 @@ impl Store {
         self.superblock.committed = self.committed();
         let mut block = self.superblock.clone();
         block.kept.table.prune(self.checkpoint);
-        let epochs = block.kept.table.pairs().len();
-        if epochs > MAX_EPOCHS {
+        let table = &block.kept.table;
+        let epochs = table.pairs().len();
+        if epochs > MAX_EPOCHS && table.last().is_some_and(|(_, first)| first <= self.durable) {
+            // The newest ones have entries, which an opening finds. [A replica that was away for hundreds
+            // of epochs was sent their entries, and its store failed.]
+            block.kept.table = table.oldest(MAX_EPOCHS);
+        } else if epochs > MAX_EPOCHS {
             let cause = format!("{epochs} epochs above the checkpoint; {MAX_EPOCHS} fit");
             return Err(self.fail(StoreError::Failed { cause }));
         }
         self.superblock_file.write(&block.encode()).map_err(|e| self.fail(e.into()))?;
         // What was promised must outlive the loss of either slot. How far the log is durable, committed
-        // and checkpointed may go back by a record: what follows from it is found in the log, or missed.
-        if self.promised.as_ref() != Some(&block.kept) {
+        // and checkpointed may go back by a record: what follows from it is found in the log, or missed. So
+        // must a cut, and its end: an old intent would cut what was written since.
+        let promise = Some((block.kept, block.cut));
+        if self.promised != promise {
             self.superblock_file.sync().map_err(|e| self.fail(e.into()))?;
-            self.promised = Some(block.kept);
+            self.promised = promise;
         }
         Ok(())
     }

@@ -128,12 +128,12 @@ impl DataDir {
     /// # Errors
     /// Another process has it, its identity is missing or damaged, or the disk says no.
     pub fn open(path: &Path) -> Result<Self, NodeError> {
-        fs::create_dir_all(path).map_err(failed("make", path))?;
+        make_dirs(path)?;
         Self::refuse_foreign(path)?;
         let lock = Self::lock(path)?;
         let replicas = path.join(REPLICAS);
         fs::create_dir_all(&replicas).map_err(failed("make", &replicas))?;
-        let (node, process) = Self::identity(path)?;
+        let (node, process) = Self::identity(Arc::new(Files::new(path)), path)?;
         let boot = boot_id()?;
         let dir = Self { path: path.to_owned(), node, process, boot, _lock: lock };
         sync_dir(path)?;
@@ -143,7 +143,8 @@ impl DataDir {
 
     /// A directory without an identity is taken only if nothing of somebody else's is in it.
     fn refuse_foreign(path: &Path) -> Result<(), NodeError> {
-        if path.join(NODE).exists() {
+        let node = path.join(NODE);
+        if node.try_exists().map_err(failed("look at", &node))? {
             return Ok(());
         }
         for entry in fs::read_dir(path).map_err(failed("list", path))? {
@@ -173,14 +174,21 @@ impl DataDir {
         }
     }
 
-    fn identity(path: &Path) -> Result<(NodeId, u64), NodeError> {
-        let storage: Arc<dyn Storage> = Arc::new(Files::new(path));
+    /// The identity in `storage`, which is at `path`, and the number of this process: one that no process
+    /// had before, durable in both slots. [It was in one only, and that one could rot before the other was
+    /// written back: two processes had one number, and what the first had promised counted for the second.]
+    fn identity(storage: Arc<dyn Storage>, path: &Path) -> Result<(NodeId, u64), NodeError> {
         let record = |node: NodeId, process: u64| {
             let mut record = Put::default();
             record.bytes(node.0.as_bytes()).u64(process);
             record.0
         };
-        if path.join(NODE).exists() {
+        let made = match storage.open(NODE) {
+            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
+            // What a failure is, the opening below tells.
+            Ok(_) | Err(_) => true,
+        };
+        if made {
             let (mut slots, found) = Slots::open(storage, NODE, NODE_MAGIC, VERSION, SLOT)?;
             let mut get = Get(&found);
             let (Some(id), Some(starts)) = (get.array(), get.u64()) else {
@@ -188,16 +196,16 @@ impl DataDir {
             };
             let node = NodeId(Uuid::from_bytes(id));
             slots.write(&record(node, starts + 1))?;
+            slots.sync()?;
             return Ok((node, starts + 1));
         }
-        let replicas = path.join(REPLICAS);
-        let mut held = fs::read_dir(&replicas).map_err(failed("list", &replicas))?;
-        if held.next().is_some() {
+        let held = storage.list(REPLICAS).map_err(failed("list", &path.join(REPLICAS)))?;
+        if !held.is_empty() {
             return Err(NodeError::NoIdentity { path: path.to_owned() });
         }
         // Made under another name, so that a crash leaves a whole identity or none.
         let new = NEW_NODE;
-        match fs::remove_file(path.join(new)) {
+        match storage.remove(new) {
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
                 return Err(failed("remove", &path.join(new))(e));
             }
@@ -230,9 +238,9 @@ impl DataDir {
     }
 
     /// Bytes that are free for this process, and bytes that the replicas take. Blocks briefly.
+    /// What can't be looked at counts for nothing: one file that is lost must not end a node.
     pub fn space(&self) -> Result<(u64, u64), NodeError> {
-        let used = disk_usage(&self.path.join(REPLICAS))?;
-        Ok((self.free_bytes()?, used))
+        Ok((self.free_bytes()?, disk_usage(&self.path.join(REPLICAS))))
     }
 
     /// Bytes that are free for this process. Blocks briefly.
@@ -298,20 +306,27 @@ impl DataDir {
         let mut gone = path.clone().into_os_string();
         gone.push(GONE);
         let gone = PathBuf::from(gone);
+        // An attempt before may have come to its end or not, or only so far. [Its files could not all be
+        // removed; the next attempt found nothing to rename, and their space stayed taken.]
+        discard(&gone)?;
         match fs::rename(&path, &gone) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => return Ok(()),
+            Err(e) if e.kind() == io::ErrorKind::NotFound => {}
             other => other.map_err(failed("rename", &path))?,
         }
         sync_dir(&self.path.join(REPLICAS))?;
-        fs::remove_dir_all(&gone).map_err(failed("remove", &gone))
+        discard(&gone)
     }
 
+    /// What can't be removed stays until the next start: it is none of the replicas any more, and those
+    /// that are must not wait for it.
     fn finish_removals(&self) -> Result<(), NodeError> {
         let dir = self.path.join(REPLICAS);
         for entry in fs::read_dir(&dir).map_err(failed("list", &dir))? {
             let path = entry.map_err(failed("list", &dir))?.path();
-            if path.extension().is_some_and(|e| e == &GONE[1..]) {
-                fs::remove_dir_all(&path).map_err(failed("remove", &path))?;
+            if path.extension().is_some_and(|e| e == &GONE[1..])
+                && let Err(error) = discard(&path)
+            {
+                tracing::warn!(%error, "what is left of a removed replica still takes space");
             }
         }
         sync_dir(&dir)
@@ -319,26 +334,62 @@ impl DataDir {
 }
 
 /// Bytes that the files below `dir` take on the disk; holes take none. What is removed meanwhile
-/// counts for nothing.
-fn disk_usage(dir: &Path) -> Result<u64, NodeError> {
+/// counts for nothing, nor does what can't be looked at.
+fn disk_usage(dir: &Path) -> u64 {
     let mut sum = 0;
     let mut rest = vec![dir.to_owned()];
+    let unknown = |doing, path: &Path, error: io::Error| {
+        if error.kind() != io::ErrorKind::NotFound {
+            let error = failed(doing, path)(error);
+            tracing::warn!(%error, "the space that it takes is not counted");
+        }
+    };
     while let Some(dir) = rest.pop() {
         let entries = match fs::read_dir(&dir) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => continue,
-            other => other.map_err(failed("list", &dir))?,
+            Ok(entries) => entries,
+            Err(error) => {
+                unknown("list", &dir, error);
+                continue;
+            }
         };
         for entry in entries {
-            let entry = entry.map_err(failed("list", &dir))?;
-            match entry.metadata() {
-                Ok(found) if found.is_dir() => rest.push(entry.path()),
-                Ok(found) => sum += found.blocks() * 512,
-                Err(e) if e.kind() == io::ErrorKind::NotFound => {}
-                Err(e) => return Err(failed("stat", &entry.path())(e)),
+            match entry.and_then(|entry| Ok((entry.path(), entry.metadata()?))) {
+                Ok((path, found)) if found.is_dir() => rest.push(path),
+                Ok((_, found)) => sum += found.blocks() * 512,
+                Err(error) => unknown("look through", &dir, error),
             }
         }
     }
-    Ok(sum)
+    sum
+}
+
+/// Removes a directory, if it is there, with all that is in it.
+fn discard(path: &Path) -> Result<(), NodeError> {
+    match fs::remove_dir_all(path) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(failed("remove", path)),
+    }
+}
+
+/// Makes a directory and those above it that are missing, and their names durable. [A loss of power took
+/// the whole directory of a node that had just acknowledged its first writes.]
+fn make_dirs(path: &Path) -> Result<(), NodeError> {
+    let above = missing_names(path)?;
+    fs::create_dir_all(path).map_err(failed("make", path))?;
+    above.iter().try_for_each(|dir| sync_dir(dir))
+}
+
+/// The directories that get a new name if `path` is made.
+fn missing_names(path: &Path) -> Result<Vec<PathBuf>, NodeError> {
+    let mut above = Vec::new();
+    for made in path.ancestors() {
+        if made.as_os_str().is_empty() || made.try_exists().map_err(failed("look at", made))? {
+            break;
+        }
+        let parent = made.parent().filter(|parent| !parent.as_os_str().is_empty());
+        above.push(parent.unwrap_or(Path::new(".")).to_owned());
+    }
+    Ok(above)
 }
 
 fn sync_dir(path: &Path) -> Result<(), NodeError> {
@@ -355,6 +406,8 @@ fn boot_id() -> Result<BootId, NodeError> {
 
 #[cfg(test)]
 mod tests {
+    use sbk_wal::Memory;
+
     use super::*;
 
     #[test]
@@ -370,6 +423,81 @@ mod tests {
         let again = DataDir::open(&path).expect("open");
         assert_eq!((again.node(), again.process()), (node, 2));
         assert!(again.space().expect("space").0 > 0);
+    }
+
+    /// One slot rots, and power is lost right behind the start: what is in the other must be as new.
+    #[test]
+    fn no_two_processes_get_one_number_if_a_slot_rots() {
+        for starts in 1..5 {
+            let disk = Memory::new(starts);
+            disk.create_dir(REPLICAS).expect("mkdir");
+            let start = |disk: &Memory| {
+                let found = DataDir::identity(Arc::new(disk.clone()), Path::new("data"));
+                disk.sync_dir("").expect("synced");
+                found.expect("an identity")
+            };
+            let mut before = start(&disk);
+            for _ in 1..starts {
+                before = start(&disk);
+            }
+            for slot in 0..2 {
+                let copy = disk.fork();
+                copy.lose_unsynced();
+                assert!(copy.flip(NODE, (slot * SLOT as u64 + 40) * 8), "there is such a bit");
+                assert_eq!(start(&copy), (before.0, starts + 1), "without slot {slot}");
+            }
+        }
+    }
+
+    #[test]
+    fn the_names_of_all_directories_that_are_made_are_synced() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let path = dir.path().join("a/b");
+        let above = [dir.path().join("a"), dir.path().to_owned()];
+        assert_eq!(missing_names(&path).expect("looked"), above);
+        drop(DataDir::open(&path).expect("open"));
+        assert_eq!(missing_names(&path).expect("looked"), [] as [PathBuf; 0]);
+        assert_eq!(missing_names(Path::new("no-such-name")).expect("looked"), [Path::new(".")]);
+    }
+
+    /// A superblock that can't be looked at is none that is missing: the replica is there, and says why it
+    /// can't be opened.
+    #[test]
+    fn a_replica_that_cant_be_looked_at_is_listed() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = DataDir::open(dir.path()).expect("open");
+        let identity = Identity {
+            volume: sbk_engine::types::VolumeId(Uuid::new_v4()),
+            replica: sbk_engine::types::ReplicaId(Uuid::new_v4()),
+        };
+        let path = data.replica_path(&identity);
+        fs::create_dir(&path).expect("mkdir");
+        assert_eq!(data.replicas().expect("list"), [], "its making was cut short");
+        // Looking at a link to itself fails with ELOOP.
+        std::os::unix::fs::symlink("superblock", path.join("superblock")).expect("a link");
+        assert_eq!(data.replicas().expect("list"), [identity]);
+    }
+
+    #[test]
+    fn what_cant_be_looked_at_or_removed_does_not_stop_a_node() {
+        let dir = tempfile::tempdir().expect("a directory");
+        let data = DataDir::open(dir.path()).expect("open");
+        let replicas = dir.path().join(REPLICAS);
+        // No directory, so it can't be removed as one.
+        fs::write(replicas.join("x.gone"), vec![1; 100_000]).expect("written");
+        // So deep that its path is too long to be listed by it.
+        let mut deep = OpenOptions::new().read(true).open(&replicas).expect("open");
+        for _ in 0..20 {
+            let name = "d".repeat(250);
+            rustix::fs::mkdirat(&deep, &name, rustix::fs::Mode::RWXU).expect("mkdir");
+            let flags = rustix::fs::OFlags::DIRECTORY;
+            let below = rustix::fs::openat(&deep, &name, flags, rustix::fs::Mode::empty());
+            deep = File::from(below.expect("open"));
+        }
+        assert!(data.space().expect("the rest").1 >= 100_000);
+        drop(data);
+        DataDir::open(dir.path()).expect("opens");
+        assert!(replicas.join("x.gone").exists());
     }
 
     #[test]
@@ -409,5 +537,21 @@ mod tests {
         data.remove(&identity).expect("remove");
         data.remove(&identity).expect("again");
         assert_eq!(data.replicas().expect("list"), []);
+
+        // What an attempt leaves that could not remove every file.
+        let mut left = data.replica_path(&identity).into_os_string();
+        left.push(GONE);
+        let left = PathBuf::from(left);
+        let leave = || {
+            fs::create_dir(&left).expect("mkdir");
+            fs::write(left.join("extents"), "data").expect("written");
+        };
+        leave();
+        data.remove(&identity).expect("once more");
+        assert!(!left.exists(), "its space is free");
+        leave();
+        data.create(&spec, &options).expect("made again");
+        data.remove(&identity).expect("removed again");
+        assert!(!left.exists() && !data.replica_path(&identity).exists());
     }
 }

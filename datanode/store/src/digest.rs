@@ -66,9 +66,17 @@ impl Store {
     }
 }
 
+impl Drop for Store {
+    /// The next opening writes to the same extents.
+    fn drop(&mut self) {
+        self.rewriting.leave();
+    }
+}
+
 impl DigestPlan {
     /// The next region's digest; `None` at the end. `Some(Ok(None))` says that a checkpoint moved
-    /// the image on in the meantime: ask for a new plan from that region on. Blocks.
+    /// the image on in the meantime, or that the store wiped it or has ended: ask for a new plan from
+    /// that region on, of the store that is open then. Blocks.
     pub fn next_region(&mut self) -> Option<Result<Option<Digest>, ReadError>> {
         let region = self.regions.next()?;
         let start = region * REGION_BLOCKS;

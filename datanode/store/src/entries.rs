@@ -8,6 +8,8 @@ use sbk_engine::replication::log::EntryHeader;
 use sbk_engine::types::{BLOCK_SIZE, Lsn};
 use sbk_wal::{Place, crc32c};
 
+use super::tail_memory::Share;
+
 /// What an entry costs beside its payload, about.
 const ENTRY_COST: u64 = 256;
 
@@ -53,12 +55,23 @@ pub(super) struct Entries {
     cached_from: u64,
     cost: u64,
     limit: u64,
+    /// Of what all logs of the process have together, if that is limited too.
+    share: Option<Share>,
 }
 
 impl Entries {
-    /// None; the next one is `next`. The cache takes about `limit` bytes.
-    pub(super) fn new(next: Lsn, limit: u64) -> Self {
-        Self { queue: VecDeque::new(), first: next.0, cached_from: next.0, cost: 0, limit }
+    /// None; the next one is `next`. The cache takes about `limit` bytes, and no more than `share`.
+    pub(super) fn new(next: Lsn, limit: u64, share: Option<Share>) -> Self {
+        Self { queue: VecDeque::new(), first: next.0, cached_from: next.0, cost: 0, limit, share }
+    }
+
+    fn limit(&self) -> u64 {
+        self.share.as_ref().map_or(self.limit, |share| self.limit.min(share.bytes()))
+    }
+
+    /// Whether its share has become less than what it keeps of what is `durable`.
+    pub(super) fn outgrew_share(&self, durable: Lsn) -> bool {
+        self.share.is_some() && self.cost > self.limit() && self.cached_from <= durable.0
     }
 
     /// The last entry's LSN.
@@ -97,7 +110,8 @@ impl Entries {
     /// Gives memory back: payloads of durable entries, oldest first, while the cache is too large,
     /// and entries that are in the extents and whose payload is gone.
     pub(super) fn trim(&mut self, durable: Lsn, checkpoint: Lsn) {
-        while self.cost > self.limit && self.cached_from <= durable.0 {
+        let limit = self.limit();
+        while self.cost > limit && self.cached_from <= durable.0 {
             if let Some(entry) = self.get_mut(Lsn(self.cached_from)) {
                 let gone = entry.payload.take().map_or(0, |p| p.len() as u64);
                 self.cost -= gone;
@@ -119,11 +133,14 @@ impl Entries {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use sbk_engine::replication::log::EntryKind;
     use sbk_engine::types::{Epoch, Lba};
 
     use super::*;
     use crate::map::Span;
+    use crate::tail_memory::TailMemory;
 
     /// `docs/on-disk-format.md` says what the log behind the checkpoint costs.
     #[test]
@@ -141,7 +158,7 @@ mod tests {
 
     #[test]
     fn payloads_go_only_when_durable_and_entries_only_when_checkpointed() {
-        let mut entries = Entries::new(Lsn(1), 10 * 4096);
+        let mut entries = Entries::new(Lsn(1), 10 * 4096, None);
         for lsn in 1..=100 {
             entries.push(write(lsn));
         }
@@ -158,5 +175,28 @@ mod tests {
         entries.truncate(Lsn(97));
         assert_eq!(entries.end(), Lsn(97));
         entries.push(write(98));
+    }
+
+    #[test]
+    fn a_share_becomes_less_with_more_logs_and_more_again_with_fewer() {
+        let memory = TailMemory::new(32 * 4096);
+        let full = |memory: &Arc<TailMemory>| {
+            let mut entries = Entries::new(Lsn(1), 20 * 4096, Some(memory.share()));
+            (1..=100).for_each(|lsn| entries.push(write(lsn)));
+            entries.trim(Lsn(100), Lsn(100));
+            entries
+        };
+        let mut one = full(&memory);
+        let alone = one.cost;
+        assert!((18 * 4096..=20 * 4096).contains(&alone), "its own limit: {alone}");
+        let others: Vec<Entries> = (0..3).map(|_| full(&memory)).collect();
+        assert!(one.outgrew_share(Lsn(100)) && others[2].cost <= 8 * 4096);
+        one.trim(Lsn(100), Lsn(100));
+        assert!(one.cost <= 8 * 4096 && !one.outgrew_share(Lsn(100)));
+        assert!(one.get(Lsn(100)).is_some_and(|e| e.payload.is_some()), "the newest stay");
+        drop(others);
+        assert!(full(&memory).cost <= 16 * 4096, "two share it");
+        drop(one);
+        assert_eq!(full(&memory).cost, alone);
     }
 }

@@ -29,6 +29,7 @@ mod open;
 mod read;
 mod reopen;
 mod superblock;
+mod tail_memory;
 mod tails;
 
 use std::ops::Range;
@@ -49,6 +50,7 @@ pub use self::open::{CreateSpec, StoreOptions};
 pub use self::read::ReadPlan;
 pub use self::reopen::{Failures, Reopening, is_out_of_space};
 pub use self::superblock::Identity;
+pub use self::tail_memory::TailMemory;
 pub use self::tails::Tails;
 
 /// The blocks that an entry changes in a volume of `blocks` blocks, and whether it brings data for

@@ -17,6 +17,7 @@ use super::image::{Image, io_error};
 use super::map::BlockMap;
 use super::read::Rewriting;
 use super::superblock::{Identity, Superblock};
+use super::tail_memory::TailMemory;
 
 const SUPERBLOCK: &str = "superblock";
 /// The superblock's name until everything else is in its place.
@@ -29,6 +30,9 @@ const STATE_MAGIC: [u8; 8] = *b"SBKLGSTA";
 const STATE_SLOT: usize = 1088 << 10;
 const VERSION: u32 = 1;
 const WAL: &str = "wal";
+/// Size of a WAL's first segment. [Each replica began with 192 MiB of prepared segments, so that a disk was
+/// full of volumes that nobody wrote to, and making one of them took seconds.]
+const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
 
 /// What a new replica is.
 #[derive(Clone, Debug)]
@@ -44,7 +48,7 @@ pub struct CreateSpec {
 /// How a store is kept. The limits are per replica.
 #[derive(Clone, Debug)]
 pub struct StoreOptions {
-    /// Size of a WAL segment.
+    /// Size of a WAL segment, once the log has grown from smaller ones.
     pub wal_segment_bytes: u64,
     /// Most payload bytes of one batch; one entry always fits.
     pub batch_bytes: u64,
@@ -58,6 +62,8 @@ pub struct StoreOptions {
     pub wal_max_entries: u64,
     /// Memory for payloads of recent entries.
     pub tail_cache_bytes: u64,
+    /// What all stores of the process have together for that, if there is a limit.
+    pub tail_memory: Option<Arc<TailMemory>>,
     /// Committed bytes at which a checkpoint is worth its syncs; also the size of one step.
     pub checkpoint_bytes: u64,
 }
@@ -72,6 +78,7 @@ impl Default for StoreOptions {
             wal_max_bytes: 512 << 20,
             wal_max_entries: 256 << 10,
             tail_cache_bytes: 16 << 20,
+            tail_memory: None,
             checkpoint_bytes: 16 << 20,
         }
     }
@@ -87,8 +94,18 @@ impl StoreOptions {
         Self { wal_retain_bytes, wal_segment_bytes, ..default }
     }
 
+    /// None of a log, whose next one is `next`.
+    pub(super) fn entries(&self, next: Lsn) -> Entries {
+        let share = self.tail_memory.as_ref().map(TailMemory::share);
+        Entries::new(next, self.tail_cache_bytes, share)
+    }
+
     fn log(&self) -> LogOptions {
-        LogOptions { segment_bytes: self.wal_segment_bytes, batch_bytes: self.batch_bytes }
+        LogOptions {
+            segment_bytes: self.wal_segment_bytes,
+            first_segment_bytes: FIRST_SEGMENT_BYTES,
+            batch_bytes: self.batch_bytes,
+        }
     }
 }
 
@@ -165,9 +182,10 @@ impl Store {
 
     /// Whether a replica's directory is whole: its superblock gets its name last. (One that lost it
     /// later is no replica either: it can't be opened, and is never made anew, for the masters know
-    /// that it was made.)
+    /// that it was made.) One that can't be looked at counts as whole: its opening says why it fails.
+    /// [A node took a replica on a failing disk for none, and its masters took it for lost.]
     pub(super) fn is_made(dir: &Path) -> bool {
-        dir.join(SUPERBLOCK).exists()
+        dir.join(SUPERBLOCK).try_exists().unwrap_or(true)
     }
 
     /// Opens a replica's files. What the log holds past the last LSN that was recorded as durable
@@ -208,11 +226,12 @@ impl Store {
                 what: format!("it is as of LSN {as_of}, the checkpoint is at {checkpoint}"),
             });
         }
-        let found = Found::scan(storage, &files, as_of, &options)?;
+        let mut files = files;
+        let found = Found::scan(storage, &mut files, as_of, &options)?;
         let (store, opened) = found.build(storage, files, (state, as_of), me, tail, options)?;
         tracing::info!(
             volume = %identity.volume, replica = %identity.replica, clean,
-            durable = %opened.durable, committed = %opened.committed,
+            doubtful = opened.kept.doubtful, durable = %opened.durable, committed = %opened.committed,
             checkpoint = %opened.checkpoint, retained = %opened.retained, "opened a store"
         );
         Ok((store, opened))
@@ -248,7 +267,7 @@ impl Store {
             state: state.clone(),
             uncommitted: Vec::new(),
         };
-        let entries = Entries::new(Lsn(1), options.tail_cache_bytes);
+        let entries = options.entries(Lsn(1));
         let mut store = Self::assemble(files, log, entries, state, Vec::new(), options);
         store.blank = true;
         tracing::info!(
@@ -308,6 +327,18 @@ struct Files {
     image: Arc<Image>,
 }
 
+impl Files {
+    /// Writes down that the log may have lost its end, before what tells so is overwritten.
+    fn doubt(&mut self) -> Result<(), StoreError> {
+        if !self.superblock.kept.doubtful {
+            self.superblock.kept.doubtful = true;
+            self.superblock_file.write(&self.superblock.encode())?;
+            self.superblock_file.sync()?;
+        }
+        Ok(())
+    }
+}
+
 /// What the WAL held.
 struct Found {
     log: Log,
@@ -325,15 +356,15 @@ impl Found {
     /// nowhere but in the log.
     fn scan(
         storage: &Arc<dyn Storage>,
-        files: &Files,
+        files: &mut Files,
         as_of: Lsn,
         options: &StoreOptions,
     ) -> Result<Self, StoreError> {
         let regions = files.image.read_regions()?;
-        let superblock = &files.superblock;
+        let superblock = files.superblock.clone();
         let identity = superblock.identity;
         let from = superblock.checkpoint.next();
-        let mut entries = Entries::new(from, options.tail_cache_bytes);
+        let mut entries = options.entries(from);
         let mut epoch = Epoch(0);
         let mut visit = |record: &ReadRecord, place: Place| {
             let (header, payload) = codec::entry(&record.body)
@@ -352,19 +383,22 @@ impl Found {
             entries.trim(header.lsn, superblock.checkpoint);
             Ok(())
         };
+        // Region LSNs are those of entries that were durable before, of a step of the checkpoint or of a
+        // rebuild's base, and no cut goes below them. [A step was killed behind them, the last entry rotted,
+        // and the log was taken to end before it, though the extents held a part of it.]
+        let written = regions.iter().copied().max().unwrap_or(Lsn(0));
         let expect = Expect {
             from: from.0,
-            durable: superblock.durable.max(as_of).0,
+            durable: superblock.durable.max(as_of).max(written).0,
             cut: superblock.cut.map(|end| end.0),
         };
-        let (log, opened) = Log::open(
-            Arc::clone(storage),
-            WAL,
-            identity.owner(),
-            options.log(),
-            expect,
-            &mut visit,
-        )?;
+        let shared = Arc::clone(storage);
+        let found = Log::read(shared, WAL, identity.owner(), options.log(), expect, &mut visit)?;
+        if let Some(trace) = found.doubt() {
+            tracing::warn!(replica = %identity.replica, trace, "the log may have lost its end");
+            files.doubt()?;
+        }
+        let (log, opened) = found.settle()?;
         for note in &opened.notes {
             tracing::warn!(replica = %identity.replica, %note, "opening the WAL");
         }
@@ -374,7 +408,7 @@ impl Found {
             }
         }
         let end = Lsn(opened.end);
-        let committed = Lsn(opened.committed).max(superblock.committed).min(end);
+        let committed = Lsn(opened.committed).max(files.superblock.committed).min(end);
         Ok(Self { log, entries, end, committed: committed.max(as_of), regions })
     }
 
@@ -398,7 +432,15 @@ impl Found {
         // otherwise a read as of the committed LSN would find bytes of a later entry, or torn ones,
         // and a cut could take away an entry that the extents keep.
         let written = regions.iter().copied().max().unwrap_or(Lsn(0));
-        let committed = committed.max(written.min(end));
+        // The scan counts them as durable, and refuses a log that ends before: a guard, but what is read from
+        // files must not end the process, with all other replicas of the node.
+        if written > end {
+            return Err(StoreError::Damaged {
+                path: storage.describe(WAL),
+                what: format!("it ends at {end}, and the regions prove that it held {written}"),
+            });
+        }
+        let committed = committed.max(written);
         block.committed = committed;
         let mut at_committed = state.clone();
         let mut uncommitted = Vec::new();

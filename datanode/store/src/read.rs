@@ -6,7 +6,7 @@
 //! that meets a block half-written by a checkpoint takes that checkpoint's version from its source.
 
 use std::ops::Range;
-use std::sync::atomic::{AtomicU64, Ordering};
+use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
@@ -107,6 +107,8 @@ pub(super) struct Rewriting {
     pieces: Mutex<Option<Arc<Vec<Piece>>>>,
     /// The highest LSN that a checkpoint was ever planned up to.
     upto: AtomicU64,
+    /// The store has ended, or let go of the image: what is in it from here on is another's.
+    left: AtomicBool,
 }
 
 impl Rewriting {
@@ -126,9 +128,16 @@ impl Rewriting {
         Lsn(self.upto.load(Ordering::SeqCst))
     }
 
-    /// Whether a checkpoint beyond `lsn` was begun.
+    /// What is read from now on may be of another image, or of another opening of this one. Comes before
+    /// anything of either is written.
+    pub(super) fn leave(&self) {
+        self.left.store(true, Ordering::SeqCst);
+    }
+
+    /// Whether the extents may hold anything but what was committed up to `lsn`: a checkpoint beyond it
+    /// was begun, or the store has left them.
     pub(super) fn passed(&self, lsn: Lsn) -> bool {
-        self.upto() > lsn
+        self.left.load(Ordering::SeqCst) || self.upto() > lsn
     }
 
     fn current(&self) -> Option<Arc<Vec<Piece>>> {

@@ -73,12 +73,13 @@ pub(super) struct Superblock {
 }
 
 /// Most epochs of a table that fit.
-pub(super) const MAX_EPOCHS: usize = 240;
+pub(super) const MAX_EPOCHS: usize = EpochTable::MOST;
 
 const CLEAN: u32 = 1;
 const INCOMPLETE: u32 = 2;
 const CUT: u32 = 4;
 const STOOD: u32 = 8;
+const DOUBTFUL: u32 = 16;
 
 impl Superblock {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -90,6 +91,7 @@ impl Superblock {
         flags |= if incomplete.is_some() { INCOMPLETE } else { 0 };
         flags |= if self.cut.is_some() { CUT } else { 0 };
         flags |= if self.kept.stood.is_some() { STOOD } else { 0 };
+        flags |= if self.kept.doubtful && !on(Bug::ForgetDoubt) { DOUBTFUL } else { 0 };
         out.u64(self.blocks)
             .u32(flags)
             .u64(self.kept.fenced.0)
@@ -145,7 +147,8 @@ impl Superblock {
             pairs.push((Epoch(get.u64()?), Lsn(get.u64()?)));
         }
         let table = EpochTable::from_pairs(pairs)?;
-        let kept = Kept { fenced, table, incomplete, loss_generation, stood };
+        let doubtful = flags & DOUBTFUL != 0;
+        let kept = Kept { fenced, table, incomplete, loss_generation, stood, doubtful };
         let clean = flags & CLEAN != 0;
         Some(Self { identity, blocks, kept, checkpoint, durable, committed, cut, clean })
     }
@@ -175,6 +178,7 @@ mod tests {
                     epoch: Epoch(299),
                     tail: TailId { boot: BootId(Uuid::from_u128(3)), count: 4 },
                 }),
+                doubtful: true,
             },
             checkpoint: Lsn(1),
             durable: Lsn(3),

@@ -1,6 +1,7 @@
 //! Masters that do what a test says.
 
 use std::net::SocketAddr;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::sync::{Arc, Mutex};
 
 use sbk_proto::v1;
@@ -14,6 +15,8 @@ use tonic::{Request, Response, Status};
 pub(crate) struct Heard {
     pub(crate) registered: Option<v1::RegisterRequest>,
     pub(crate) heartbeat: Option<v1::HeartbeatRequest>,
+    /// Confirmations that were refused.
+    pub(crate) refused: Vec<v1::ConfirmReplicaRequest>,
     pub(crate) created: Vec<v1::ConfirmReplicaRequest>,
     pub(crate) deleted: Vec<v1::ConfirmDeleteRequest>,
 }
@@ -23,6 +26,8 @@ type Watcher = mpsc::Sender<Result<v1::AssignmentUpdate, Status>>;
 #[derive(Clone)]
 pub(crate) struct Masters {
     pub(crate) heard: watch::Sender<Heard>,
+    /// Whether a confirmation of a new replica is refused.
+    pub(crate) refusing: Arc<AtomicBool>,
     watchers: Arc<Mutex<Vec<Watcher>>>,
     volumes: Arc<Mutex<Vec<v1::VolumeAssignment>>>,
 }
@@ -34,6 +39,7 @@ impl Masters {
         let addr = listener.local_addr().expect("bound");
         let masters = Self {
             heard: watch::channel(Heard::default()).0,
+            refusing: Arc::default(),
             watchers: Arc::default(),
             volumes: Arc::default(),
         };
@@ -103,6 +109,10 @@ impl NodeService for Masters {
         &self,
         request: Request<v1::ConfirmReplicaRequest>,
     ) -> Result<Response<v1::ConfirmReplicaResponse>, Status> {
+        if self.refusing.load(Ordering::Relaxed) {
+            self.heard.send_modify(|heard| heard.refused.push(request.into_inner()));
+            return Err(Status::failed_precondition("no confirmation is taken"));
+        }
         self.heard.send_modify(|heard| heard.created.push(request.into_inner()));
         Ok(Response::new(v1::ConfirmReplicaResponse {}))
     }

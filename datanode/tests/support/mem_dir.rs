@@ -1,11 +1,12 @@
 //! A data directory in memory that outlives its process.
 
 use std::collections::BTreeMap;
-use std::sync::{Arc, Mutex};
+use std::sync::{Arc, Mutex, RwLock};
 
 use sbk_datanode::node::Storage;
 use sbk_datanode::volume::disk::DiskError;
 use sbk_engine::types::{BootId, NodeId, ReplicaId, VolumeId};
+use tokio::sync::watch;
 use uuid::Uuid;
 
 use super::mem_disk::MemStore;
@@ -16,6 +17,10 @@ type Stores = BTreeMap<(VolumeId, ReplicaId), MemStore>;
 pub(crate) struct MemDir {
     process: u64,
     pub(crate) stores: Arc<Mutex<Stores>>,
+    /// Removals that were begun.
+    pub(crate) removals: watch::Sender<usize>,
+    /// Removals wait while somebody has it for writing.
+    pub(crate) may_remove: Arc<RwLock<()>>,
 }
 
 impl MemDir {
@@ -24,7 +29,7 @@ impl MemDir {
         self.stores.lock().unwrap().values().for_each(|store| {
             store.process_starts();
         });
-        Self { process: self.process + 1, stores: Arc::clone(&self.stores) }
+        Self { process: self.process + 1, ..self.clone() }
     }
 }
 
@@ -64,6 +69,8 @@ impl Storage for MemDir {
     }
 
     fn remove(&self, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError> {
+        self.removals.send_modify(|begun| *begun += 1);
+        let _may = self.may_remove.read().unwrap();
         self.stores.lock().unwrap().remove(&(volume, replica));
         Ok(())
     }

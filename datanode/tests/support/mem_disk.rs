@@ -47,6 +47,8 @@ pub(crate) struct Platter {
     pub(crate) overclaiming: bool,
     /// Checkpoints are held back.
     pub(crate) no_checkpoints: bool,
+    /// The next checkpoints fail.
+    pub(crate) failing_checkpoints: bool,
 }
 
 /// A disk that can be opened again and again.
@@ -59,6 +61,10 @@ pub(crate) struct MemStore {
     pub(crate) platter: Arc<Mutex<Platter>>,
     /// Reads of blocks wait while somebody has it for writing.
     pub(crate) reads: Arc<RwLock<()>>,
+    /// Batches wait while somebody has it for writing.
+    pub(crate) batches: Arc<RwLock<()>>,
+    /// Wipes wait while somebody has it for writing.
+    pub(crate) wipes: Arc<RwLock<()>>,
     /// Where recordings go.
     pub(crate) recordings: Option<PathBuf>,
 }
@@ -81,10 +87,19 @@ impl MemStore {
             failing: false,
             overclaiming: false,
             no_checkpoints: false,
+            failing_checkpoints: false,
         };
         let platter = Arc::new(Mutex::new(platter));
-        let (opened, reads, recordings) = (Arc::default(), Arc::default(), None);
-        Self { volume, replica, opened, platter, reads, recordings }
+        Self {
+            volume,
+            replica,
+            opened: Arc::default(),
+            platter,
+            reads: Arc::default(),
+            batches: Arc::default(),
+            wipes: Arc::default(),
+            recordings: None,
+        }
     }
 
     /// The process starts anew. Returns the incarnation of its first opening.
@@ -146,6 +161,8 @@ impl OpenDisk for MemStore {
             pins: BTreeMap::new(),
             platter: Arc::clone(&self.platter),
             reads: Arc::clone(&self.reads),
+            batches: Arc::clone(&self.batches),
+            wipes: Arc::clone(&self.wipes),
         };
         Ok((mem, opened))
     }
@@ -155,6 +172,8 @@ impl OpenDisk for MemStore {
 pub(crate) struct MemDisk {
     platter: Arc<Mutex<Platter>>,
     reads: Arc<RwLock<()>>,
+    batches: Arc<RwLock<()>>,
+    wipes: Arc<RwLock<()>>,
     end: Lsn,
     committed: Lsn,
     /// Appended, not in a batch that is done.
@@ -164,23 +183,29 @@ pub(crate) struct MemDisk {
     pins: BTreeMap<RecoveryId, Lsn>,
 }
 
-pub(crate) struct Batch(Arc<Mutex<Platter>>, Vec<WireEntry>, Lsn);
+pub(crate) struct Batch {
+    platter: Arc<Mutex<Platter>>,
+    batches: Arc<RwLock<()>>,
+    entries: Vec<WireEntry>,
+    committed: Lsn,
+}
 
 impl Work for Batch {
     type Outcome = Result<Lsn, DiskError>;
 
     fn run(self) -> Self::Outcome {
-        let mut disk = self.0.lock().unwrap();
+        let _may = self.batches.read().unwrap();
+        let mut disk = self.platter.lock().unwrap();
         if disk.failing {
             return Err(DiskError { doing: "sync the WAL", source: "it is made to fail".into() });
         }
-        for entry in self.1 {
+        for entry in self.entries {
             let lsn = entry.header.lsn;
             assert_eq!(lsn, disk.durable.next());
             disk.durable = lsn;
             disk.log.insert(lsn, entry);
         }
-        disk.committed = disk.committed.max(self.2.min(disk.durable));
+        disk.committed = disk.committed.max(self.committed.min(disk.durable));
         Ok(disk.durable)
     }
 }
@@ -188,11 +213,14 @@ impl Work for Batch {
 pub(crate) struct Checkpoint(Arc<Mutex<Platter>>, Lsn, Lsn);
 
 impl Work for Checkpoint {
-    type Outcome = (Lsn, Lsn);
+    type Outcome = Result<(Lsn, Lsn), DiskError>;
 
     fn run(self) -> Self::Outcome {
         let Self(platter, to, pin) = self;
         let disk = &mut *platter.lock().unwrap();
+        if disk.failing_checkpoints {
+            return Err(DiskError { doing: "write extents", source: "it is made to fail".into() });
+        }
         for (lsn, entry) in disk.log.range(disk.checkpoint.next()..=to) {
             disk.state.apply(&entry.header);
             let Some(range) = entry.header.kind.range() else { continue };
@@ -212,7 +240,7 @@ impl Work for Checkpoint {
         let keep = Lsn(to.0.saturating_sub(disk.retain)).next().min(pin);
         disk.retained = disk.retained.max(keep);
         disk.log = disk.log.split_off(&disk.retained);
-        (disk.checkpoint, disk.retained)
+        Ok((disk.checkpoint, disk.retained))
     }
 }
 
@@ -275,6 +303,7 @@ impl Disk for MemDisk {
 
     fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError> {
         assert!(!self.batch_out && !self.checkpoint_out, "a wipe runs alone");
+        let _may = self.wipes.read().unwrap();
         self.pending.clear();
         (self.end, self.committed) = (mark.base, mark.base);
         let mut disk = self.disk();
@@ -328,7 +357,12 @@ impl Disk for MemDisk {
             return None;
         }
         self.batch_out = true;
-        Some(Batch(Arc::clone(&self.platter), self.pending.clone(), self.committed))
+        Some(Batch {
+            platter: Arc::clone(&self.platter),
+            batches: Arc::clone(&self.batches),
+            entries: self.pending.clone(),
+            committed: self.committed,
+        })
     }
 
     /// Every batch is synced.
@@ -372,9 +406,12 @@ impl Disk for MemDisk {
         Some(Checkpoint(Arc::clone(&self.platter), to, pin))
     }
 
-    fn checkpoint_done(&mut self, outcome: (Lsn, Lsn)) -> Result<(Lsn, Lsn), DiskError> {
+    fn checkpoint_done(
+        &mut self,
+        outcome: Result<(Lsn, Lsn), DiskError>,
+    ) -> Result<(Lsn, Lsn), DiskError> {
         self.checkpoint_out = false;
-        Ok(outcome)
+        outcome
     }
 
     fn wal_full(&self) -> bool {
@@ -423,8 +460,8 @@ impl Disk for MemDisk {
         Ok(Box::new(Reader(entries.into_iter())))
     }
 
-    fn unreadable(&mut self, lsn: Lsn, _what: &str) -> Result<(Lsn, Lsn), DiskError> {
-        unreachable!("memory gives entry {lsn} back")
+    fn unreadable(&mut self, _lsn: Lsn, what: &str) -> Result<(Lsn, Lsn), DiskError> {
+        Err(DiskError { doing: "read its log", source: what.to_owned().into() })
     }
 
     fn allocated_regions(&self) -> Vec<u64> {

@@ -23,7 +23,8 @@ use sbk_datanode::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink
 use sbk_datanode::transport::{Channels, ReplicationService};
 use sbk_datanode::volume::events::Control;
 use sbk_datanode::volume::{
-    Context, ProposalOrder, Recordings, Registry, VolumeHandle, VolumeStatus, open_link, start,
+    Context, Pace, ProposalOrder, Recordings, Registry, VolumeHandle, VolumeStatus, open_link,
+    start,
 };
 use sbk_engine::forward;
 use sbk_engine::replication::Params;
@@ -41,7 +42,7 @@ use uuid::Uuid;
 use mem_disk::MemStore;
 
 /// Far more than anything here takes; a test that gets there has failed.
-const PATIENCE: Duration = Duration::from_secs(30);
+pub(crate) const PATIENCE: Duration = Duration::from_secs(30);
 pub(crate) const BLOCKS: u64 = 4096;
 
 pub(crate) fn replica(n: u128) -> ReplicaId {
@@ -70,6 +71,7 @@ impl Node {
             proposals,
             params: Params::default(),
             recordings: Recordings { node: NodeId(store.replica.0), dir: store.recordings.clone() },
+            pace: Arc::new(Pace::new(0)),
         });
         let (volume, id) = (store.volume, store.replica);
         let stop = CancellationToken::new();
@@ -79,13 +81,8 @@ impl Node {
         };
         registry.insert(Arc::clone(&handle));
         let (_, nobody) = tokio::sync::watch::channel(Arc::default());
-        let frontends = Frontends::new(
-            nobody,
-            registry.clone(),
-            channels,
-            NodeId(id.0),
-            forward::Params::default(),
-        );
+        let frontends =
+            Frontends::new(nobody, registry.clone(), NodeId(id.0), forward::Params::default());
         let block = BlockServiceServer::new(frontends.block_service())
             .max_decoding_message_size(40 << 20)
             .max_encoding_message_size(40 << 20);
@@ -230,6 +227,7 @@ impl Cluster {
         let volume = catalogue::Volume {
             retired: BTreeMap::new(),
             wish: sbk_engine::types::Wish::default(),
+            limits: sbk_engine::authority::Limits::default(),
             id: config.volume,
             name: "vol".to_owned(),
             blocks: config.blocks,
@@ -429,13 +427,16 @@ impl Client<'_> {
             let answer = self.cluster.runtime.block_on(async {
                 let talk = async {
                     link.requests.send(io).await.ok()?;
-                    match link.events.recv().await? {
-                        LinkEvent::Reply { sequence: of, outcome, data } => {
-                            assert_eq!(of, sequence);
-                            Some((outcome, data))
-                        }
-                        LinkEvent::Ended { .. } => None,
-                        LinkEvent::Opened { .. } => panic!("opened twice"),
+                    loop {
+                        return match link.events.recv().await? {
+                            LinkEvent::Reply { sequence: of, outcome, data } => {
+                                assert_eq!(of, sequence);
+                                Some((outcome, data))
+                            }
+                            LinkEvent::HeldBack => continue,
+                            LinkEvent::Ended { .. } => None,
+                            LinkEvent::Opened { .. } => panic!("opened twice"),
+                        };
                     }
                 };
                 tokio::time::timeout(PATIENCE, talk).await.expect("an answer or an end")

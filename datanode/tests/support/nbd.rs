@@ -4,15 +4,16 @@
 use std::io::{Read, Write};
 use std::net::{Shutdown, SocketAddr, TcpStream};
 use std::sync::Arc;
+use std::time::Duration;
 
 use sbk_datanode::catalogue::Catalogue;
 use sbk_datanode::frontend::Frontends;
 use sbk_datanode::frontend::nbd::{self, AtStop, Tls};
-use sbk_datanode::transport::Channels;
 use sbk_datanode::volume::Registry;
 use sbk_engine::forward::Params;
-use sbk_engine::types::NodeId;
+use sbk_engine::types::{NodeId, WriteAck};
 use tokio::sync::watch;
+use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
 use uuid::Uuid;
 
@@ -34,6 +35,7 @@ pub(crate) struct Server {
     pub(crate) addr: SocketAddr,
     pub(crate) catalogue: watch::Sender<Arc<Catalogue>>,
     stop: CancellationToken,
+    serving: Option<JoinHandle<Result<(), String>>>,
 }
 
 impl Server {
@@ -42,19 +44,48 @@ impl Server {
     }
 
     pub(crate) fn start_with(cluster: &Cluster, tls: Option<Tls>) -> Self {
-        let (catalogue, watched) = watch::channel(Arc::new(cluster.catalogue()));
+        Self::build(cluster, cluster.catalogue(), tls, Params::default(), AtStop::Answer)
+    }
+
+    /// One that makes durable what it acknowledged, and takes the volume for one with written
+    /// acknowledgements. A request is given up after a second.
+    pub(crate) fn start_flushing(cluster: &Cluster) -> Self {
+        let mut catalogue = cluster.catalogue();
+        for volume in catalogue.volumes.values_mut() {
+            let volume = Arc::make_mut(volume);
+            volume.config.as_mut().expect("it has one").write_ack = WriteAck::Written;
+        }
+        let params = Params::giving_up_after(Duration::from_secs(1));
+        Self::build(cluster, catalogue, None, params, AtStop::Flush)
+    }
+
+    fn build(
+        cluster: &Cluster,
+        catalogue: Catalogue,
+        tls: Option<Tls>,
+        params: Params,
+        at_stop: AtStop,
+    ) -> Self {
+        let (catalogue, watched) = watch::channel(Arc::new(catalogue));
         let stop = CancellationToken::new();
-        let addr = cluster.runtime().block_on(async {
+        let (addr, serving) = cluster.runtime().block_on(async {
             let node = NodeId(Uuid::from_u128(999));
-            let channels = Arc::new(Channels::default());
-            let frontends =
-                Frontends::new(watched, Registry::default(), channels, node, Params::default());
+            let frontends = Frontends::new(watched, Registry::default(), node, params);
             let listener = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("binds");
             let addr = listener.local_addr().expect("bound");
-            tokio::spawn(nbd::serve(frontends, listener, tls, stop.clone(), AtStop::Answer));
-            addr
+            let serving = nbd::serve(frontends, listener, tls, stop.clone(), at_stop);
+            (addr, tokio::spawn(serving))
         });
-        Self { addr, catalogue, stop }
+        Self { addr, catalogue, stop, serving: Some(serving) }
+    }
+
+    /// Stops it; how that ended.
+    pub(crate) fn stop(mut self, cluster: &Cluster) -> Result<(), String> {
+        self.stop.cancel();
+        let serving = self.serving.take().expect("it is stopped once");
+        let ended = async { tokio::time::timeout(PATIENCE, serving).await };
+        let ended = cluster.runtime().block_on(ended);
+        ended.expect("it ends").expect("no panic")
     }
 
     pub(crate) fn uri(&self) -> String {
@@ -106,6 +137,13 @@ impl Raw {
     /// Sends what the server may not want to hear to its end.
     pub(crate) fn blurt(&mut self, bytes: &[u8]) {
         let _closed = self.0.write_all(bytes);
+    }
+
+    /// Ends this side of the connection; a server that hung up before has spared it the way.
+    pub(crate) fn says_no_more(&self) {
+        if let Err(error) = self.0.shutdown(Shutdown::Write) {
+            assert_eq!(error.kind(), std::io::ErrorKind::NotConnected, "the socket is in order");
+        }
     }
 
     pub(crate) fn take(&mut self, count: usize) -> Vec<u8> {

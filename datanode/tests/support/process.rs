@@ -56,6 +56,18 @@ impl Process {
 
     pub(crate) fn on(dir: &Path, masters: SocketAddr, ports: [SocketAddr; 3]) -> Self {
         let log = tempfile::NamedTempFile::new().expect("makes a log file");
+        let to = log.reopen().expect("opens");
+        Self::logging(dir, masters, ports, log, to)
+    }
+
+    /// The same, with its standard error going to `to`.
+    pub(crate) fn logging(
+        dir: &Path,
+        masters: SocketAddr,
+        ports: [SocketAddr; 3],
+        log: tempfile::NamedTempFile,
+        to: fs::File,
+    ) -> Self {
         let [grpc, http, nbd] = ports;
         let child = Command::new(env!("CARGO_BIN_EXE_sbk-datanode"))
             .arg("--data-dir")
@@ -67,7 +79,7 @@ impl Process {
             // Small segments, so that directories are copied quickly.
             .args(["--wal-retain", "1MiB", "--log-format", "text"])
             .env("RUST_BACKTRACE", "1")
-            .stderr(log.reopen().expect("opens"))
+            .stderr(to)
             .spawn()
             .expect("starts sbk-datanode");
         Self { child, log, nbd, http, grpc }

@@ -71,17 +71,21 @@ impl Frame {
     /// The header at the start of `bytes`, if its checksum is right. The chain is the caller's to
     /// check.
     pub(crate) fn decode(owner: &Owner, bytes: &[u8]) -> Option<Self> {
-        let bytes = bytes.get(..FRAME_HEADER)?;
-        let mut get = Get(bytes);
-        if get.u32()? != MAGIC {
+        // Most of what is looked at is none.
+        if !bytes.starts_with(&MAGIC.to_le_bytes()) {
             return None;
         }
-        let crc = get.u32()?;
-        if Crc::default().with(&owner.0).with(&bytes[8..]).value() != crc {
-            return None;
-        }
-        Some(Self {
-            crc,
+        let (_, frame) = Self::unchecked(bytes)?;
+        let sum = Crc::default().with(&owner.0).with(&bytes[8..FRAME_HEADER]).value();
+        (sum == frame.crc).then_some(frame)
+    }
+
+    /// The fields of the header at the start of `bytes`, right or wrong, and whether it begins as one.
+    pub(crate) fn unchecked(bytes: &[u8]) -> Option<(bool, Self)> {
+        let mut get = Get(bytes.get(..FRAME_HEADER)?);
+        let magic = get.u32()? == MAGIC;
+        let frame = Self {
+            crc: get.u32()?,
             prev: get.u32()?,
             body_crc: get.u32()?,
             body_len: get.u32()?,
@@ -89,7 +93,8 @@ impl Frame {
             segment: get.u64()?,
             index: get.u64()?,
             marks: Marks { durable: get.u64()?, committed: get.u64()? },
-        })
+        };
+        Some((magic, frame))
     }
 }
 

@@ -17,8 +17,13 @@ const MARK_BYTES: u64 = 256 << 10;
 /// How a log is kept.
 #[derive(Clone, Copy, Debug)]
 pub struct LogOptions {
-    /// Size of a segment file. A record that is larger gets a segment of its own size.
+    /// Size of a segment file, once the log has grown. A record that is larger gets a segment of its
+    /// own size.
     pub segment_bytes: u64,
+    /// Size of the first segment, at most `segment_bytes`. Each that is begun is twice as large as the
+    /// one before, until they have their size: a log that takes little takes little room, and one that
+    /// takes much soon has few segments.
+    pub first_segment_bytes: u64,
     /// Most bytes of one append; at least one record goes with each.
     pub batch_bytes: u64,
 }
@@ -73,6 +78,8 @@ pub(crate) struct Piece {
     pub(crate) segment: Arc<Segment>,
     /// The end of its frames.
     pub(crate) end: u64,
+    /// How far its frames may go.
+    pub(crate) room: u64,
     /// `(index, offset)` of some frames, ascending.
     pub(crate) marks: Vec<(u64, u64)>,
 }
@@ -94,6 +101,8 @@ pub struct Log {
     pub(crate) dir: String,
     pub(crate) owner: Owner,
     pub(crate) options: LogOptions,
+    /// Size of the segment that is begun next, and of spares that are made.
+    pub(crate) next_bytes: u64,
     /// Oldest first; the last one grows.
     pub(crate) pieces: VecDeque<Piece>,
     /// Files that wait to become segments.
@@ -109,6 +118,9 @@ pub struct Log {
     pub(crate) durable: u64,
     pub(crate) syncing: bool,
     pub(crate) syncs: Arc<Syncs>,
+    /// Of the directory. Appends sync it, and so does file work beside them. [That work was told of a name
+    /// that was lost, and went on; the append whose segment had that name was told of nothing.]
+    pub(crate) names: Arc<Syncs>,
     /// Segments that the log let go and whose files are still there.
     pub(crate) released: Vec<Piece>,
     /// Files that are no part of the log.
@@ -137,8 +149,11 @@ pub struct Append {
 /// A segment file that has to be made first.
 #[derive(Debug)]
 struct Fresh {
+    names: Arc<Syncs>,
     dir: String,
     spare: Option<String>,
+    /// Size of the segment, and of its file if there is no spare: more for a record that is larger.
+    room: u64,
     bytes: u64,
 }
 
@@ -159,18 +174,25 @@ pub(crate) struct Syncs(Mutex<bool>);
 
 impl Syncs {
     fn sync(&self, segment: &Segment) -> Result<(), LogError> {
-        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if bug!(IgnoreFailedSync) {
+            let _one_at_a_time = self.0.lock().unwrap_or_else(PoisonError::into_inner);
             let _ignored = segment.file().sync();
             return Ok(());
         }
+        self.run(|| segment.file().sync().map_err(|e| segment.error("sync", e)))
+    }
+
+    /// Makes the names in the log's directory durable.
+    pub(crate) fn sync_dir(&self, storage: &dyn Storage, dir: &str) -> Result<(), LogError> {
+        self.run(|| storage.sync_dir(dir).map_err(|e| io_error(storage, dir, "sync", e)))
+    }
+
+    fn run(&self, sync: impl FnOnce() -> Result<(), LogError>) -> Result<(), LogError> {
+        let mut failed = self.0.lock().unwrap_or_else(PoisonError::into_inner);
         if *failed {
             return Err(LogError::Failed);
         }
-        segment.file().sync().map_err(|error| {
-            *failed = true;
-            segment.error("sync", error)
-        })
+        sync().inspect_err(|_| *failed = true)
     }
 }
 
@@ -203,6 +225,7 @@ impl Log {
             dir: dir.to_owned(),
             owner,
             options,
+            next_bytes: options.first_segment_bytes.min(options.segment_bytes),
             pieces: VecDeque::new(),
             spares: Vec::new(),
             next_spare: 1,
@@ -214,6 +237,7 @@ impl Log {
             durable: first.saturating_sub(1),
             syncing: false,
             syncs: Arc::default(),
+            names: Arc::default(),
             released: Vec::new(),
             garbage: Vec::new(),
             housekeeping_in_flight: false,
@@ -269,7 +293,7 @@ impl Log {
         let before = before.filter(|_| fresh.is_some());
         let piece = self.pieces.back().expect("room was made");
         let (start, segment) = (piece.end, Arc::clone(&piece.segment));
-        let limit = self.options.segment_bytes.min(start + self.options.batch_bytes);
+        let limit = piece.room.min(start + self.options.batch_bytes);
         let mut heads = Vec::new();
         if fresh.is_some() {
             let (header, crc) = segment.header.encode(&self.owner);
@@ -342,14 +366,16 @@ impl Log {
     /// new.
     fn room(&mut self, frame: u64) -> Option<Fresh> {
         if let Some(piece) = self.pieces.back()
-            && piece.end + frame <= self.options.segment_bytes
+            && piece.end + frame <= piece.room
         {
             return None;
         }
         let previous = self.pieces.back().map_or(0, |p| p.segment.sequence());
+        let room = self.next_bytes;
+        let bytes = room.max(HEADER_BYTES + frame + SECTOR);
         self.push_segment(previous);
-        let bytes = self.options.segment_bytes.max(HEADER_BYTES + frame + SECTOR);
-        Some(Fresh { dir: self.dir.clone(), spare: self.spares.pop(), bytes })
+        let (names, dir) = (Arc::clone(&self.names), self.dir.clone());
+        Some(Fresh { names, dir, spare: self.spares.pop(), room, bytes })
     }
 
     pub(crate) fn push_segment(&mut self, previous: u64) {
@@ -363,7 +389,9 @@ impl Log {
             file: OnceLock::new(),
         };
         let segment = Arc::new(segment);
-        self.pieces.push_back(Piece { segment, end: HEADER_BYTES, marks: Vec::new() });
+        let room = self.next_bytes;
+        self.pieces.push_back(Piece { segment, end: HEADER_BYTES, room, marks: Vec::new() });
+        self.next_bytes = (2 * room).min(self.options.segment_bytes);
     }
 
     /// Takes an append's outcome back. Returns the last durable index.
@@ -418,6 +446,11 @@ impl Log {
     /// All that is in the log is durable up to `end`, its last record.
     pub(crate) fn ends_durably(&mut self, end: u64) {
         (self.written, self.durable) = (end, end);
+    }
+
+    /// Whether an operation failed, and the log must be opened again.
+    pub fn has_failed(&self) -> bool {
+        self.failed
     }
 
     pub(crate) fn check(&self) -> Result<(), LogError> {
@@ -489,12 +522,28 @@ impl Fresh {
         let path = &segment.path;
         match &self.spare {
             Some(spare) => {
+                self.extend(storage, spare)?;
                 storage.rename(spare, path).map_err(|e| io_error(storage, spare, "rename", e))?
             }
             None => make_zeroed(storage, path, self.bytes)?,
         }
-        storage.sync_dir(&self.dir).map_err(|e| io_error(storage, &self.dir, "sync", e))?;
-        storage.open(path).map_err(|e| io_error(storage, path, "open", e))
+        self.names.sync_dir(storage, &self.dir)?;
+        open_with_room(storage, path, self.bytes)
+    }
+}
+
+impl Fresh {
+    /// A spare from when segments were smaller gets their size of now.
+    fn extend(&self, storage: &dyn Storage, spare: &str) -> Result<(), LogError> {
+        let error = |doing| move |e| io_error(storage, spare, doing, e);
+        let file = storage.open(spare).map_err(error("open"))?;
+        let len = file.len().map_err(error("stat"))?;
+        if len >= self.room {
+            return Ok(());
+        }
+        // As long as what was written: on a full disk it stays what it can be used for.
+        write_zeros(&*file, len, self.room).map_err(error("write"))?;
+        file.sync().map_err(error("sync"))
     }
 }
 
@@ -504,6 +553,27 @@ pub(crate) fn make_zeroed(storage: &dyn Storage, path: &str, bytes: u64) -> Resu
     file.reserve(bytes).map_err(|e| io_error(storage, path, "reserve space for", e))?;
     write_zeros(&*file, 0, bytes).map_err(|e| io_error(storage, path, "write", e))?;
     file.sync().map_err(|e| io_error(storage, path, "sync", e))
+}
+
+/// Opens a file that is to take so many bytes. One that is shorter gets their room before anything is
+/// written: a disk that is full in the middle of a record leaves what looks like one that was lost.
+pub(crate) fn open_with_room(
+    storage: &dyn Storage,
+    path: &str,
+    bytes: u64,
+) -> Result<Arc<dyn RawFile>, LogError> {
+    let file = storage.open(path).map_err(|e| io_error(storage, path, "open", e))?;
+    if file.len().map_err(|e| io_error(storage, path, "stat", e))? < bytes {
+        file.reserve(bytes).map_err(|e| io_error(storage, path, "reserve space for", e))?;
+    }
+    Ok(file)
+}
+
+pub(crate) fn remove_if_there(storage: &dyn Storage, path: &str) -> Result<(), LogError> {
+    match storage.remove(path) {
+        Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(|e| io_error(storage, path, "remove", e)),
+    }
 }
 
 pub(crate) fn segment_path(dir: &str, sequence: u64) -> String {

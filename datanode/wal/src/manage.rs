@@ -3,7 +3,7 @@
 use std::sync::Arc;
 
 use crate::error::LogError;
-use crate::log::{Log, Piece, make_zeroed, segment_path, spare_path};
+use crate::log::{Log, Piece, Syncs, make_zeroed, remove_if_there, segment_path, spare_path};
 use crate::reader::next_frame;
 use crate::segment::{HEADER_BYTES, Segment, io_error, write_zeros};
 use crate::storage::Storage;
@@ -16,10 +16,14 @@ const MIN_SPARES: usize = 2;
 /// go before it needs it.
 pub(crate) const MAX_SPARES: usize = 4;
 
+/// The name of a file that is being made to be a spare: it is one only once all of it was written.
+pub(crate) const UNFINISHED: &str = "spare.tmp";
+
 /// File work that nobody waits for: released segments become spares or go, missing spares are
 /// made.
 #[derive(Debug)]
 pub struct Housekeeping {
+    names: Arc<Syncs>,
     storage: Arc<dyn Storage>,
     dir: String,
     released: Vec<Piece>,
@@ -27,12 +31,19 @@ pub struct Housekeeping {
     recycled: Vec<String>,
     /// Names of the files to make.
     made: Vec<String>,
-    segment_bytes: u64,
+    /// Their size; released files that are smaller go.
+    bytes: u64,
 }
 
 /// What came of a [`Housekeeping`].
 #[derive(Debug)]
-pub struct Housekept(Result<Vec<String>, LogError>);
+pub struct Housekept {
+    /// The spares that there are now, also if it failed later.
+    spares: Vec<String>,
+    result: Result<(), LogError>,
+    /// Names may be lost, also such as others had just given.
+    names_lost: bool,
+}
 
 impl Log {
     /// Takes the oldest segment out of the log. Its records can't be read any more by readers made
@@ -62,31 +73,33 @@ impl Log {
         }
         self.housekeeping_in_flight = true;
         let room = MAX_SPARES.saturating_sub(self.spares.len());
-        let recycled: Vec<String> =
-            (0..room.min(self.released.len())).map(|_| self.new_spare_path()).collect();
+        let large = self.released.iter().filter(|piece| piece.room >= self.next_bytes).count();
+        let recycled: Vec<String> = (0..room.min(large)).map(|_| self.new_spare_path()).collect();
         let missing = MIN_SPARES.saturating_sub(self.spares.len() + recycled.len());
         let made = (0..missing).map(|_| self.new_spare_path()).collect();
         Some(Housekeeping {
+            names: Arc::clone(&self.names),
             storage: Arc::clone(&self.storage),
             dir: self.dir.clone(),
             released: std::mem::take(&mut self.released),
             recycled,
             made,
-            segment_bytes: self.options.segment_bytes,
+            bytes: self.next_bytes,
         })
     }
 
     /// Takes its outcome back. The log goes on after a failure: a file that was left over is
     /// dealt with at the next opening, and a spare that is missing is made when it is needed. More
-    /// is tried only once another segment was released.
+    /// is tried only once another segment was released. But where names could not be made durable,
+    /// [the log has failed](Log::has_failed): that of a segment in use may be among them.
     pub fn housekeeping_done(&mut self, done: Housekept) -> Result<(), LogError> {
         self.housekeeping_in_flight = false;
-        let made = done.0.inspect_err(|_| self.housekeeping_failed = true)?;
-        self.spares.extend(made);
-        Ok(())
+        self.spares.extend(done.spares);
+        self.failed |= done.names_lost;
+        done.result.inspect_err(|_| self.housekeeping_failed = true)
     }
 
-    fn new_spare_path(&mut self) -> String {
+    pub(crate) fn new_spare_path(&mut self) -> String {
         let path = spare_path(&self.dir, self.next_spare);
         self.next_spare += 1;
         path
@@ -145,10 +158,7 @@ impl Log {
         assert!(!self.in_flight && !self.syncing, "an append or a sync is in flight");
         self.failed = true;
         let storage = &*self.storage;
-        let (segments, spares) = list(storage, &self.dir)?;
-        let segments = segments.into_iter().map(|sequence| segment_path(&self.dir, sequence));
-        let spares = spares.into_iter().map(|number| spare_path(&self.dir, number));
-        for path in segments.chain(spares) {
+        for path in list(storage, &self.dir)?.paths(&self.dir) {
             storage.remove(&path).map_err(|e| io_error(storage, &path, "remove", e))?;
         }
         self.pieces.clear();
@@ -157,6 +167,7 @@ impl Log {
         self.garbage.clear();
         storage.sync_dir(&self.dir).map_err(|e| io_error(storage, &self.dir, "sync", e))?;
         self.next_index = first;
+        self.next_bytes = self.options.first_segment_bytes.min(self.options.segment_bytes);
         self.ends_durably(first.saturating_sub(1));
         self.failed = false;
         Ok(())
@@ -194,18 +205,23 @@ impl Segment {
 impl Housekeeping {
     /// Does it. Blocks.
     pub fn run(self) -> Housekept {
-        Housekept(self.work())
+        let mut spares = Vec::new();
+        let (names, storage, dir) =
+            (Arc::clone(&self.names), Arc::clone(&self.storage), self.dir.clone());
+        let result = self.work(&mut spares);
+        let synced = names.sync_dir(&*storage, &dir);
+        Housekept { spares, names_lost: synced.is_err(), result: synced.and(result) }
     }
 
-    fn work(self) -> Result<Vec<String>, LogError> {
+    fn work(self, spares: &mut Vec<String>) -> Result<(), LogError> {
         let storage = &*self.storage;
         let mut names = self.recycled.into_iter();
-        let mut spares = Vec::new();
         for mut piece in self.released {
             let path = piece.segment.path.clone();
             // Nobody reads from it any more, and nobody can start to.
             let unused = Arc::get_mut(&mut piece.segment).is_some();
-            match if unused { names.next() } else { None } {
+            let large = piece.room >= self.bytes;
+            match if unused && large { names.next() } else { None } {
                 Some(spare) => {
                     storage
                         .rename(&path, &spare)
@@ -217,17 +233,44 @@ impl Housekeeping {
                 }
             }
         }
+        let unfinished = format!("{}/{UNFINISHED}", self.dir);
         for spare in self.made {
-            make_zeroed(storage, &spare, self.segment_bytes)?;
+            remove_if_there(storage, &unfinished)?;
+            if let Err(error) = make_zeroed(storage, &unfinished, self.bytes) {
+                // Somebody else may need the room that it took. If it stays, the next opening removes it.
+                let _as_well = storage.remove(&unfinished);
+                return Err(error);
+            }
+            storage
+                .rename(&unfinished, &spare)
+                .map_err(|e| io_error(storage, &unfinished, "rename", e))?;
             spares.push(spare);
         }
-        storage.sync_dir(&self.dir).map_err(|e| io_error(storage, &self.dir, "sync", e))?;
-        Ok(spares)
+        Ok(())
     }
 }
 
-/// The paths of a log's files in `dir`: segments by sequence, spares by number.
-pub(crate) fn list(storage: &dyn Storage, dir: &str) -> Result<(Vec<u64>, Vec<u64>), LogError> {
+/// What a log's directory holds.
+pub(crate) struct Names {
+    /// Segments by sequence.
+    pub(crate) segments: Vec<u64>,
+    /// Spares by number.
+    pub(crate) spares: Vec<u64>,
+    /// Paths of what was to become a spare.
+    pub(crate) unfinished: Vec<String>,
+}
+
+impl Names {
+    /// All paths.
+    pub(crate) fn paths(self, dir: &str) -> impl Iterator<Item = String> {
+        let segments = self.segments.into_iter().map(move |sequence| segment_path(dir, sequence));
+        let spares = self.spares.into_iter().map(move |number| spare_path(dir, number));
+        segments.chain(spares).chain(self.unfinished)
+    }
+}
+
+/// The log's files in `dir`.
+pub(crate) fn list(storage: &dyn Storage, dir: &str) -> Result<Names, LogError> {
     let names = storage.list(dir).map_err(|e| io_error(storage, dir, "list", e))?;
     let numbers = |suffix: &str| -> Vec<u64> {
         let mut found: Vec<u64> = names
@@ -237,6 +280,7 @@ pub(crate) fn list(storage: &dyn Storage, dir: &str) -> Result<(Vec<u64>, Vec<u6
         found.sort_unstable();
         found
     };
-    let segments = numbers(".seg");
-    Ok((segments, numbers(".spare")))
+    let unfinished = names.iter().filter(|name| *name == UNFINISHED);
+    let unfinished = unfinished.map(|name| format!("{dir}/{name}")).collect();
+    Ok(Names { segments: numbers(".seg"), spares: numbers(".spare"), unfinished })
 }

@@ -35,7 +35,7 @@ pub enum OpKind {
 pub enum Fault {
     /// EIO. A sync that fails so leaves the cache clean although nothing reached the disk: the
     /// next sync reports success, reads show the new content, and a loss of power brings back the
-    /// old ("fsyncgate").
+    /// old ("fsyncgate"). So it is with the names of a directory, until another one in it changes.
     Io,
     /// ENOSPC.
     NoSpace,
@@ -147,6 +147,12 @@ impl Memory {
         self.disk().flip(path, bit)
     }
 
+    /// The page (4096 bytes) of a file with this offset can't be read any more: what meets it fails with
+    /// EIO, also a write to a part of it. Writing over all of it mends it. Returns whether the file has it.
+    pub fn spoil(&self, path: &str, offset: u64) -> bool {
+        self.disk().spoil(path, offset)
+    }
+
     /// The bytes of a file as a read sees them.
     pub fn content(&self, path: &str) -> Option<Vec<u8>> {
         self.disk().content(path)
@@ -241,6 +247,9 @@ impl RawFile for MemoryFile {
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize> {
         let mut disk = self.alive()?;
         disk.read_allowed(&self.path)?;
+        if disk.inode(self.inode).is_bad(offset, buf.len()) {
+            return Err(Disk::unreadable());
+        }
         let read = disk.inode(self.inode).read(buf, offset);
         disk.bytes_read += read as u64;
         Ok(read)
@@ -253,6 +262,9 @@ impl RawFile for MemoryFile {
         }
         let mut disk = self.alive()?;
         let data = disk.fitting(self.inode, &data, offset)?;
+        if disk.inode_mut(self.inode).is_blocked(offset, data.len()) {
+            return Err(Disk::unreadable());
+        }
         let written = disk.write_allowed(&self.path, offset, data.len());
         let (len, result) = match written {
             Ok(len) => (len, Ok(len)),

@@ -119,3 +119,40 @@ fn a_full_disk_takes_only_what_needs_no_space() {
     disk.make_room();
     disk.create("g").expect("room");
 }
+
+#[test]
+fn a_bad_page_fails_until_all_of_it_is_written() {
+    let disk = Memory::new(1);
+    let f = file(&disk, "f");
+    write_all(&*f, &[&[7; 12288]], 0).expect("write");
+    assert!(disk.spoil("f", 5000) && !disk.spoil("f", 12288));
+    let mut seen = [0; 4096];
+    read_exact(&*f, &mut seen, 0, false).expect("the page before");
+    read_exact(&*f, &mut seen, 8192, false).expect("the page behind");
+    for offset in [1, 4096, 8191] {
+        let error = read_exact(&*f, &mut seen, offset, false).expect_err("bad");
+        assert_eq!(error.raw_os_error(), Some(5));
+    }
+    let error = write_all(&*f, &[&[8; 4095]], 4096).expect_err("it must be read for that");
+    assert_eq!(error.raw_os_error(), Some(5));
+    write_all(&*f, &[&[8; 5000]], 4000).expect("all of it");
+    read_exact(&*f, &mut seen, 4096, false).expect("mended");
+    assert_eq!(seen, [8; 4096]);
+}
+
+#[test]
+fn names_whose_sync_failed_are_lost_until_another_one_changes() {
+    for another in [false, true] {
+        let disk = Memory::new(1);
+        file(&disk, "a");
+        disk.fail(OpKind::Meta, 0, "", Fault::Io);
+        disk.sync_dir("").expect_err("the fault");
+        if another {
+            file(&disk, "b");
+        }
+        disk.sync_dir("").expect("it is told once");
+        disk.open("a").expect("it looks as if it were there");
+        disk.lose_unsynced();
+        assert_eq!(disk.open("a").is_ok(), another);
+    }
+}

@@ -6,6 +6,11 @@
 //! log is not opened, if something proves that it had been durable: a mark of the caller's, a mark
 //! in a record before it or in a valid frame behind it, or that a later segment was begun.
 //!
+//! Of the last write nothing proves that it was durable, so one that rotted after it was acknowledged
+//! looks as one that a loss of power tore. What both leave is a trace of a write behind the end, and
+//! with that the end is *doubtful*: [`Scanned::doubt`]. Nothing is changed before the caller has seen
+//! it, for what is done next takes the trace away.
+//!
 //! What the scan found may still be in the page cache only, and after a failed sync the page cache
 //! is not to be trusted to ever write it. So what lies past the last recorded durable index is
 //! copied into a fresh segment, which takes the place of what it copies, and synced.
@@ -15,6 +20,7 @@ mod secure;
 
 use std::sync::Arc;
 
+use self::find::Found;
 use crate::bytes_io::is_zero;
 use crate::error::LogError;
 use crate::frame::{FRAME_ALIGN, FRAME_HEADER, Frame, Marks};
@@ -52,12 +58,24 @@ pub struct Opened {
 /// Takes a record that a scan found; an error says why it can't be right, which is damage.
 pub type Visit<'a> = dyn FnMut(&ReadRecord, Place) -> Result<(), String> + 'a;
 
+/// A log that was read and not changed.
+#[derive(Debug)]
+pub struct Scanned {
+    log: Log,
+    scan: Scan,
+    cut: bool,
+    notes: Vec<String>,
+}
+
 /// Where a scan is.
+#[derive(Debug)]
 struct Scan {
     index: u64,
     marks: Marks,
     /// The records that no mark has shown durable so far.
     unproven: Vec<ReadRecord>,
+    /// What was written behind the end and does not count.
+    doubt: Option<String>,
 }
 
 /// What lies at an offset of a segment.
@@ -68,7 +86,8 @@ enum Step {
 }
 
 impl Log {
-    /// Opens the log in `dir` and shows the records from `expect.from` on to `visit`, in order.
+    /// Opens the log in `dir` and shows the records from `expect.from` on to `visit`, in order, whether
+    /// its end is doubtful or not.
     pub fn open(
         storage: Arc<dyn Storage>,
         dir: &str,
@@ -77,12 +96,26 @@ impl Log {
         expect: Expect,
         visit: &mut Visit<'_>,
     ) -> Result<(Self, Opened), LogError> {
+        Self::read(storage, dir, owner, options, expect, visit)?.settle()
+    }
+
+    /// Reads the log in `dir` and shows the records from `expect.from` on to `visit`, in order. Changes
+    /// nothing.
+    pub fn read(
+        storage: Arc<dyn Storage>,
+        dir: &str,
+        owner: Owner,
+        options: LogOptions,
+        expect: Expect,
+        visit: &mut Visit<'_>,
+    ) -> Result<Scanned, LogError> {
         let mut log = Self::create(storage, dir, owner, options, expect.from);
-        let proofs = log.find_segments(expect.cut)?;
-        let notes = log.choose(&expect)?;
+        let Found { headless, unread } = log.find_segments(expect.cut)?;
+        // What is needed may be in the one that can't be read now.
+        let notes = log.choose(&expect).map_err(|error| unread.unwrap_or(error))?;
         let marks = Marks { durable: expect.durable, committed: 0 };
-        let mut scan = Scan { index: expect.from, marks, unproven: Vec::new() };
-        log.scan(&expect, &mut scan, visit).map_err(|error| match (error, proofs.last()) {
+        let mut scan = Scan { index: expect.from, marks, unproven: Vec::new(), doubt: None };
+        log.scan(&expect, &mut scan, visit).map_err(|error| match (error, headless.last()) {
             // What is missed is in a segment that was left out.
             (error @ LogError::Damaged { .. }, Some((segment, _))) => {
                 segment.damaged(0, format!("bad header, but records in it; without them: {error}"))
@@ -91,19 +124,19 @@ impl Log {
         })?;
         let end = scan.index - 1;
         // A segment whose header can't be read, with a record that says more was durable.
-        for (segment, durable) in proofs {
+        for (segment, traces) in headless {
+            let durable = traces.durable;
             if durable > end {
                 return Err(segment.damaged(0, format!("bad header; {durable} was durable")));
             }
+            if traces.index > end {
+                let (path, index) = (segment.describe(), traces.index);
+                let what = format!("{}: bad header, and record {index} in it", path.display());
+                scan.doubt = Some(what);
+            }
         }
         log.next_index = scan.index;
-        log.settle_tail(expect.cut.is_some())?;
-        let recorded = scan.marks.durable;
-        let committed = scan.marks.committed;
-        let moved = if bug!(TrustPageCache) { Vec::new() } else { log.secure(&scan)? };
-        log.remove_garbage()?;
-        log.ends_durably(end);
-        Ok((log, Opened { end, committed, recorded, moved, notes }))
+        Ok(Scanned { log, scan, cut: expect.cut.is_some(), notes })
     }
 
     /// A log whose records count for nothing: only [`Log::reset`] makes it usable.
@@ -132,9 +165,14 @@ impl Log {
         // Of those that are not read it is not known how far they are filled; they take all their room.
         // [They counted as empty, so that a process that was started again and again before it had written
         // as much as is to be retained never let go of anything, until the disk was full.]
-        for piece in self.pieces.iter_mut().take(start) {
+        for (at, piece) in self.pieces.iter_mut().enumerate() {
             let segment = &piece.segment;
-            piece.end = segment.file().len().map_err(|e| segment.error("stat", e))?;
+            let len = segment.file().len().map_err(|e| segment.error("stat", e))?;
+            piece.room = len.min(self.options.segment_bytes);
+            self.next_bytes = self.next_bytes.max(piece.room);
+            if at < start {
+                piece.end = len;
+            }
         }
         for at in start..self.pieces.len() {
             let next = self.pieces.get(at + 1).map(|p| p.segment.first());
@@ -175,13 +213,13 @@ impl Log {
                 Step::Frame(frame) if wanted => match read_body(&segment, offset, &frame) {
                     Ok(record) => (frame, Some(record)),
                     Err(LogError::Damaged { what, .. }) => {
-                        return scan.stop(&segment, offset, len, next, expect, &what);
+                        return scan.stop(&segment, (offset, chain), next, expect, &what);
                     }
                     Err(error) => return Err(error),
                 },
                 Step::Frame(frame) => (frame, None),
                 Step::Bad(what) => {
-                    return scan.stop(&segment, offset, len, next, expect, &what);
+                    return scan.stop(&segment, (offset, chain), next, expect, &what);
                 }
             };
             let piece = &mut self.pieces[at];
@@ -211,7 +249,7 @@ impl Log {
         let segment = &piece.segment;
         let file = segment.file();
         let len = file.len().map_err(|e| segment.error("stat", e))?;
-        if best_mark(segment, piece.end, len, 0)?.is_none() {
+        if traces(segment, piece.end, len, 0)?.is_none() {
             return Ok(());
         }
         write_zeros(&**file, piece.end, len).map_err(|e| segment.error("write", e))?;
@@ -223,20 +261,47 @@ impl Log {
     /// 1. killed while a cut was overwriting records: the zeros are in the page cache only, so a
     ///    sync is needed although nothing is left to be cleared;
     /// 2. the sync of a cut failed: the page cache counts as clean, so only writing the zeros once
-    ///    more brings them to the disk.
-    fn settle_tail(&self, cut: bool) -> Result<(), LogError> {
+    ///    more brings them to the disk;
+    /// 3. a trace of a write that does not count would make the next opening doubt an end that is
+    ///    known by then.
+    fn settle_tail(&self, cut: bool, doubt: bool) -> Result<(), LogError> {
         self.clear_tail()?;
-        if bug!(TrustPageCache | CutInPageCache) {
+        if bug!(TrustPageCache) {
             return Ok(());
         }
         let Some(piece) = self.pieces.back() else { return Ok(()) };
         let segment = &piece.segment;
         let file = segment.file();
-        if cut {
+        if cut || doubt {
             let len = file.len().map_err(|e| segment.error("stat", e))?;
             write_zeros(&**file, piece.end, len).map_err(|e| segment.error("write", e))?;
         }
         file.sync().map_err(|e| segment.error("sync", e))
+    }
+}
+
+impl Scanned {
+    /// Why the log may have lost its end, if it may: something was written behind it that does not count.
+    /// Either power was lost while it was written, and it was never acknowledged; or it was, and rotted.
+    /// [A replica took the rot for the first and was promoted, and what two others had was cut.]
+    ///
+    /// Whether it is so is known by the copies elsewhere only, and a crash after [`Scanned::settle`] is
+    /// followed by an opening without a doubt: who cares must have written it down before.
+    pub fn doubt(&self) -> Option<&str> {
+        self.scan.doubt.as_deref()
+    }
+
+    /// Makes the log end where it was read to end, and all of that durable. Blocks.
+    pub fn settle(self) -> Result<(Log, Opened), LogError> {
+        let Self { mut log, scan, cut, notes } = self;
+        let end = scan.index - 1;
+        log.settle_tail(cut, scan.doubt.is_some())?;
+        let recorded = scan.marks.durable;
+        let committed = scan.marks.committed;
+        let moved = if bug!(TrustPageCache) { Vec::new() } else { log.secure(&scan)? };
+        log.remove_garbage(!moved.is_empty())?;
+        log.ends_durably(end);
+        Ok((log, Opened { end, committed, recorded, moved, notes }))
     }
 }
 
@@ -248,12 +313,12 @@ impl Scan {
         self.unproven.retain(|record| record.index > durable);
     }
 
-    /// The record at `offset` does not fit. Returns if the log ends here, or says that it must not.
+    /// The record at `offset` does not fit. The log ends here, with a doubt or without, or an error says
+    /// that it must not.
     fn stop(
-        &self,
+        &mut self,
         segment: &Segment,
-        offset: u64,
-        len: u64,
+        (offset, chain): (u64, u32),
         next: Option<u64>,
         expect: &Expect,
         what: &str,
@@ -264,10 +329,14 @@ impl Scan {
         } else if self.marks.durable >= bad {
             Some(format!("{} was recorded as durable", self.marks.durable))
         } else if expect.cut.is_none() {
-            let later = best_mark(segment, offset, len, bad)?;
-            later
-                .filter(|mark| *mark >= bad)
-                .map(|mark| format!("a later record says that {mark} was durable"))
+            let len = segment.file().len().map_err(|e| segment.error("stat", e))?;
+            let traces = traces(segment, offset, len, bad)?;
+            if traces.is_some() || resembles(segment, offset, bad, chain)? {
+                let path = segment.describe();
+                self.doubt = Some(format!("{}, offset {offset}: {what}", path.display()));
+            }
+            let later = traces.map(|traces| traces.durable).filter(|mark| *mark >= bad);
+            later.map(|mark| format!("a later record says that {mark} was durable"))
         } else {
             None
         };
@@ -276,6 +345,20 @@ impl Scan {
             None => Ok(()),
         }
     }
+}
+
+/// Whether the frame of record `index` was written at `offset` once, readable or not: a bit that flipped
+/// spoils one field of it. What an older use of the file left there has another segment, record and chain.
+fn resembles(segment: &Segment, offset: u64, index: u64, chain: u32) -> Result<bool, LogError> {
+    let mut bytes = [0; FRAME_HEADER];
+    read_exact(&**segment.file(), &mut bytes, offset, true)
+        .map_err(|e| segment.error("read", e))?;
+    let fits = Frame::unchecked(&bytes).map(|(magic, frame)| {
+        let same =
+            [magic, frame.prev == chain, frame.segment == segment.sequence(), frame.index == index];
+        same.into_iter().filter(|same| *same).count() >= 2
+    });
+    Ok(fits.unwrap_or(false))
 }
 
 fn step(
@@ -297,11 +380,20 @@ fn step(
     })
 }
 
-/// The highest durable index that a valid frame of the segment tells, among those at or behind
-/// `from` with at least the index `least`.
-fn best_mark(segment: &Segment, from: u64, len: u64, least: u64) -> Result<Option<u64>, LogError> {
+/// What valid frames tell that are not read as a part of the log.
+#[derive(Clone, Copy, Debug, Default)]
+struct Traces {
+    /// The highest index of one.
+    index: u64,
+    /// The highest index that one tells to be durable.
+    durable: u64,
+}
+
+/// What the valid frames of the segment tell, of those at or behind `from` with at least the index `least`;
+/// `None` if there is none.
+fn traces(segment: &Segment, from: u64, len: u64, least: u64) -> Result<Option<Traces>, LogError> {
     const CHUNK: u64 = 1 << 20;
-    let mut best = None;
+    let mut found: Option<Traces> = None;
     let mut at = from.next_multiple_of(FRAME_ALIGN);
     let mut buffer = Vec::new();
     while at < len {
@@ -312,14 +404,18 @@ fn best_mark(segment: &Segment, from: u64, len: u64, least: u64) -> Result<Optio
         // Most of it is zeros that were never written.
         if !is_zero(&buffer) {
             for start in (0..chunk).step_by(FRAME_ALIGN as usize) {
-                let found = Frame::decode(&segment.owner, &buffer[start..])
+                let frame = Frame::decode(&segment.owner, &buffer[start..])
                     .filter(|f| f.segment == segment.sequence() && f.index >= least);
-                best = best.max(found.map(|f| f.marks.durable));
+                if let Some(frame) = frame {
+                    let traces = found.get_or_insert_default();
+                    traces.index = traces.index.max(frame.index);
+                    traces.durable = traces.durable.max(frame.marks.durable);
+                }
             }
         }
         at += CHUNK;
     }
-    Ok(best)
+    Ok(found)
 }
 
 #[cfg(test)]

@@ -11,6 +11,9 @@
 //! slots could not tell a rotten newest slot from a torn write and would silently go back by one
 //! record, which may be a vote or a promise.
 //!
+//! A slot that the disk can't read counts as one that rotted; that it is written anew has the disk put
+//! it somewhere else.
+//!
 //! Scenarios, with slots A and B at generation g:
 //! 1. power lost while A is written with g+1: A is torn, B wins with g, and g+1 was not promised;
 //! 2. power lost after A's sync, while B gets its copy: A wins with g+1;
@@ -19,14 +22,20 @@
 //!    a record that must never be taken back is synced in both slots ([`Slots::sync`]) before it is acted
 //!    on.
 
+use std::io;
 use std::sync::Arc;
 
 use crate::bytes_io::{Get, Put};
 use crate::crc::Crc;
 use crate::error::SlotError;
-use crate::storage::{RawFile, Storage, read_exact, write_all};
+use crate::storage::{RawFile, Storage, is_unreadable, read_exact, write_all};
 
 const SLOT_HEADER: usize = 32;
+/// Where in it the record's length is.
+const LENGTH: usize = 24;
+/// What is written is padded to whole pages: to write a part of one that can't be read the system would
+/// have to read it first.
+const PAGE: usize = 4096;
 
 /// See the module's documentation. One owner.
 #[derive(Debug)]
@@ -89,10 +98,15 @@ impl Slots {
         let file = storage.open(path).map_err(|e| io_error(&*storage, path, "open", e))?;
         let mut best: Option<(u64, usize, Vec<u8>)> = None;
         let mut first = [0; 8];
+        let mut unread = None;
         for slot in 0..2 {
-            let mut bytes = vec![0; slot_bytes];
-            read_exact(&*file, &mut bytes, (slot * slot_bytes) as u64, true)
-                .map_err(|e| io_error(&*storage, path, "read", e))?;
+            let bytes = match read_slot(&*file, slot, slot_bytes) {
+                Err(e) if is_unreadable(&e) => {
+                    unread = Some(e);
+                    continue;
+                }
+                other => other.map_err(|e| io_error(&*storage, path, "read", e))?,
+            };
             if slot == 0 {
                 first.copy_from_slice(&bytes[..8]);
             }
@@ -106,6 +120,9 @@ impl Slots {
             }
         }
         let Some((generation, slot, record)) = best else {
+            if let Some(e) = unread {
+                return Err(io_error(&*storage, path, "read", e));
+            }
             let path = storage.describe(path);
             let other_kind = first != magic && first != [0; 8];
             return Err(if other_kind {
@@ -129,7 +146,7 @@ impl Slots {
     /// Replaces the record, durably. After a failure the file must be opened again.
     pub fn write(&mut self, record: &[u8]) -> Result<(), SlotError> {
         if self.failed {
-            return Err(self.error("write", std::io::Error::other("an earlier write failed")));
+            return Err(self.error("write", io::Error::other("an earlier write failed")));
         }
         let limit = self.kind.slot_bytes - SLOT_HEADER;
         if record.len() > limit {
@@ -160,10 +177,13 @@ impl Slots {
 
     fn put(&self, slot: usize, header: &[u8], record: &[u8]) -> Result<(), SlotError> {
         let offset = (slot * self.kind.slot_bytes) as u64;
-        write_all(&*self.file, &[header, record], offset).map_err(|e| self.error("write", e))
+        let len = header.len() + record.len();
+        let padding = vec![0; len.next_multiple_of(PAGE).min(self.kind.slot_bytes) - len];
+        write_all(&*self.file, &[header, record, &padding], offset)
+            .map_err(|e| self.error("write", e))
     }
 
-    fn error(&self, doing: &'static str, source: std::io::Error) -> SlotError {
+    fn error(&self, doing: &'static str, source: io::Error) -> SlotError {
         io_error(&*self.storage, &self.path, doing, source)
     }
 }
@@ -172,7 +192,7 @@ fn io_error(
     storage: &dyn Storage,
     path: &str,
     doing: &'static str,
-    source: std::io::Error,
+    source: io::Error,
 ) -> SlotError {
     SlotError::Io { doing, path: storage.describe(path), source }
 }
@@ -186,6 +206,20 @@ fn encode_header(kind: &Kind, generation: u64, record: &[u8]) -> Vec<u8> {
     let mut header = Put::default();
     header.bytes(&kind.magic).bytes(&version).u32(crc).bytes(&tail.0);
     header.0
+}
+
+/// A slot's bytes, as far as its header says that they mean something.
+fn read_slot(file: &dyn RawFile, slot: usize, slot_bytes: usize) -> io::Result<Vec<u8>> {
+    let at = (slot * slot_bytes) as u64;
+    let mut bytes = vec![0; PAGE.min(slot_bytes)];
+    read_exact(file, &mut bytes, at, true)?;
+    let length = Get(&bytes[LENGTH..]).u32().unwrap_or(0) as usize;
+    let (start, end) = (bytes.len(), SLOT_HEADER + length);
+    if start < end && end <= slot_bytes {
+        bytes.resize(end, 0);
+        read_exact(file, &mut bytes[start..], at + start as u64, true)?;
+    }
+    Ok(bytes)
 }
 
 /// Version, generation and record, if the slot is whole and of the kind `magic`.

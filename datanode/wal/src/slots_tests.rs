@@ -108,3 +108,59 @@ fn a_record_too_large_is_refused_and_changes_nothing() {
     assert!(matches!(error, SlotError::TooLarge { .. }));
     slots.write(b"new").expect("still usable");
 }
+
+/// A slot that can't be read is no worse than one that rotted, and mended by being written.
+#[test]
+fn a_slot_that_cant_be_read_is_written_anew_from_the_other() {
+    for slot in [0, BYTES as u64] {
+        let disk = Memory::new(8);
+        let mut slots = make(&disk, b"old");
+        slots.write(b"promise").expect("write");
+        slots.sync().expect("sync");
+        assert!(disk.spoil("slots", slot + 700));
+        for _ in 0..2 {
+            let (mut again, record) = open(&disk).expect("the other slot is whole");
+            assert_eq!(record, b"promise");
+            again.sync().expect("sync");
+            disk.power_loss();
+        }
+        assert!(disk.flip("slots", 8 * (BYTES as u64 - slot + 20)));
+        assert_eq!(open(&disk).expect("it was mended").1, b"promise", "slot at {slot}");
+    }
+}
+
+#[test]
+fn what_lies_behind_a_record_need_not_be_readable() {
+    let disk = Memory::new(9);
+    let large = 4 * BYTES;
+    let shared = || Arc::new(disk.clone());
+    let mut slots = Slots::create(shared(), "slots", MAGIC, 1, large, &[7; 9000]).expect("create");
+    slots.write(b"small").expect("write");
+    slots.sync().expect("sync");
+    drop(slots);
+    for slot in 0..2 {
+        assert!(disk.spoil("slots", (slot * large + 2 * BYTES) as u64));
+    }
+    let (mut slots, record) = Slots::open(shared(), "slots", MAGIC, 1, large).expect("open");
+    assert_eq!(record, b"small");
+    slots.write(&[8; 9000]).expect("whole pages are written");
+    let (_, record) = Slots::open(shared(), "slots", MAGIC, 1, large).expect("open");
+    assert_eq!(record, [8; 9000]);
+}
+
+#[test]
+fn a_read_that_fails_is_told_if_the_other_slot_is_no_help() {
+    for damage in [true, false] {
+        let disk = Memory::new(10);
+        make(&disk, b"record");
+        assert!(disk.spoil("slots", 0));
+        let other = BYTES as u64 + 33;
+        assert!(if damage { disk.flip("slots", 8 * other) } else { disk.spoil("slots", other) });
+        let error = open(&disk).expect_err("no slot is whole");
+        assert!(matches!(error, SlotError::Io { .. }), "it may pass: {error}");
+    }
+    let disk = Memory::new(11);
+    make(&disk, b"record");
+    disk.fail(OpKind::Read, 0, "slots", Fault::NoSpace);
+    open(&disk).expect_err("what is no fault of the disk is not survived");
+}

@@ -57,6 +57,12 @@ pub trait RawFile: Debug + Send + Sync {
     fn sync(&self) -> io::Result<()>;
 }
 
+/// Whether a read failed because the disk does not give back what it has there (EIO). It may be so for
+/// ever, and what is somewhere else on the disk may be fine.
+pub(crate) fn is_unreadable(error: &io::Error) -> bool {
+    error.raw_os_error() == Some(rustix::io::Errno::IO.raw_os_error())
+}
+
 /// Fills `buf` from `offset`; bytes beyond the end of the file are zeros if `zero_fill`, else an
 /// `UnexpectedEof`.
 pub fn read_exact(

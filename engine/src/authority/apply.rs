@@ -9,8 +9,8 @@ use super::command::{Accepted, Command, Response, VolumeRequest};
 use super::placement;
 use super::refusal::Refusal;
 use super::state::{
-    Assignment, ClusterId, MAX_NODES, MAX_REGISTERED_REPLICAS, MAX_VOLUMES, RegisteredReplica,
-    Registration, Replica, State, Tombstone, Volume, Wish, WriteAck,
+    Assignment, ClusterId, CreateId, MAX_NODES, MAX_REGISTERED_REPLICAS, MAX_VOLUMES,
+    RegisteredReplica, Registration, Replica, State, Tombstone, Volume, Wish, WriteAck,
 };
 use crate::types::{Epoch, LossGeneration, NodeId, ReplicaId, ReplicaRef, VolumeId};
 
@@ -43,8 +43,8 @@ impl State {
                 Ok(Accepted::Cluster(self.bootstrap(*cluster)))
             }
             Command::RegisterNode(registration) => self.register(registration),
-            Command::CreateVolume { volume, request, placement, overcommit_percent } => {
-                self.create(*volume, request, placement, *overcommit_percent)
+            Command::CreateVolume { volume, create, request, placement, overcommit_percent } => {
+                self.create(*volume, *create, request, placement, *overcommit_percent)
             }
             Command::ConfirmReplica { node, process, volume, replica, tail } => {
                 self.confirm(*node, *process, *volume, *replica, *tail)
@@ -72,6 +72,7 @@ impl State {
             }
             Command::SetWish { volume, wish } => self.set_wish(*volume, wish),
             Command::WishPrimary { volume, replica } => self.wish_primary(*volume, *replica),
+            Command::SetLimits { volume, change } => self.set_limits(*volume, *change),
             Command::SetDuty { node, duty } => self.set_duty(*node, *duty),
             Command::ForgetNode { node } => self.forget_node(*node),
             Command::DeleteVolume { volume } => self.delete(*volume),
@@ -151,19 +152,23 @@ impl State {
     fn create(
         &mut self,
         id: VolumeId,
+        create: CreateId,
         request: &VolumeRequest,
         placement: &BTreeMap<ReplicaId, NodeId>,
         overcommit_percent: u32,
     ) -> Response {
-        if self.tombstones.contains_key(&id) {
-            return Err(Refusal::VolumeDeleted { volume: id });
+        if let Some(ended) = self.tombstones.values().find(|t| t.create == create) {
+            return Err(Refusal::VolumeDeleted { volume: ended.id });
         }
         let spec = placement::check_request(request)?;
-        if let Some(standing) = self.volumes.get(&id) {
+        if let Some(standing) = self.created_by(create) {
             return match standing.spec == spec {
-                true => Ok(Accepted::Created(id)),
-                false => Err(Refusal::VolumeIdReused { volume: id }),
+                true => Ok(Accepted::Created(standing.id)),
+                false => Err(Refusal::CreateIdReused { create, volume: standing.id }),
             };
+        }
+        if !self.is_gone(id) {
+            return Err(Refusal::VolumeIdReused { volume: id });
         }
         if let Some(other) = self.volume_by_name(&spec.name) {
             return Err(Refusal::NameTaken { name: spec.name, by: other.id });
@@ -177,10 +182,12 @@ impl State {
         let changed = self.bump();
         let volume = Volume {
             id,
+            create,
             spec,
             replicas,
             retired: BTreeMap::new(),
             wish: Wish::default(),
+            limits: request.limits,
             assignment: None,
             changed,
         };
@@ -247,7 +254,13 @@ impl State {
         match registration.replicas.get_mut(&replica.id) {
             Some(known) => (known.incarnation, known.tail) = (incarnation, tail),
             None => {
-                let entry = RegisteredReplica { volume, incarnation, complete: true, tail };
+                let entry = RegisteredReplica {
+                    volume,
+                    incarnation,
+                    complete: true,
+                    tail,
+                    doubtful: false,
+                };
                 registration.replicas.insert(replica.id, entry);
             }
         }
@@ -303,6 +316,10 @@ impl State {
         };
         let revision = self.bump();
         let volume = self.volumes.get_mut(&id).expect("found above");
+        for (_, replica) in volume.replicas.iter_mut().filter(|(id, _)| assignment.isr.contains(id))
+        {
+            replica.joined = true;
+        }
         volume.assignment = Some(assignment);
         volume.changed = revision;
     }
@@ -318,6 +335,7 @@ impl State {
         let last = volume.assignment.as_ref().map_or(Epoch(0), |a| a.epoch);
         let tombstone = Tombstone {
             id,
+            create: volume.create,
             spec: volume.spec,
             epoch: last.next(),
             // Also those not confirmed: their create may have been carried out, or still be.

@@ -104,8 +104,8 @@ impl State {
         self.mint(volume, |assignment| {
             assignment.isr = isr;
             assignment.tails.extend(joined);
-            if let Some((replica, _)) = joined {
-                assignment.missing.remove(&replica);
+            if let IsrChange::Join { replica } = change {
+                assignment.missing.remove(&replica.id);
             }
         })
     }
@@ -289,6 +289,9 @@ impl State {
             let now = known.iter().filter(|(id, _)| assignment.tails.contains_key(id));
             let now: Vec<_> = now.map(|(id, tail)| (*id, *tail)).collect();
             assignment.tails.extend(now);
+        }
+        for (_, replica) in live.replicas.iter_mut().filter(|(id, _)| isr.contains(id)) {
+            replica.joined = true;
         }
         live.changed = revision;
         let config = self.config(volume).expect("a volume with an assignment has a config");

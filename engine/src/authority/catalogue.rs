@@ -2,6 +2,7 @@
 
 use std::collections::BTreeMap;
 
+use super::limits::Limits;
 use super::state::{Replica, State, Tombstone, Volume, VolumeSpec, Wish};
 use crate::types::{Config, Epoch, NodeId, ReplicaId, VolumeId};
 
@@ -19,6 +20,8 @@ pub struct AssignedVolume {
     pub retired: BTreeMap<ReplicaId, NodeId>,
     /// What its primary is to propose.
     pub wish: Wish,
+    /// What its clients may do.
+    pub limits: Limits,
     /// The configuration in force; `None` before the first epoch and after the delete.
     pub config: Option<Config>,
     /// The last epoch, if the volume is deleted: replicas listed are to be removed and confirmed.
@@ -62,6 +65,7 @@ impl State {
             replicas: volume.replicas.iter().filter_map(|(id, r)| self.replica(*id, r)).collect(),
             retired: volume.retired.clone(),
             wish: volume.wish.clone(),
+            limits: volume.limits,
             config: self.config(volume.id),
             deleted: None,
             changed: volume.changed,
@@ -79,6 +83,7 @@ impl State {
             replicas: replicas.collect(),
             retired: BTreeMap::new(),
             wish: Wish::default(),
+            limits: Limits::default(),
             config: None,
             deleted: Some(tombstone.epoch),
             changed: tombstone.changed,

@@ -4,8 +4,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use serde::{Deserialize, Serialize};
 
+use super::limits::{Limits, LimitsChange};
 use super::refusal::Refusal;
-use super::state::{ClusterId, Durability, Duty, Fate, Registration, Wish, WriteAck};
+use super::state::{ClusterId, CreateId, Durability, Duty, Fate, Registration, Wish, WriteAck};
 use crate::replication::io::IsrChange;
 use crate::types::{Config, Epoch, NodeId, ReplicaId, ReplicaRef, TailId, VolumeId};
 
@@ -28,6 +29,9 @@ pub struct VolumeRequest {
     pub min_in_sync: Option<u32>,
     /// Every replica in another zone, or refused.
     pub zone_spread: bool,
+    /// What its clients may do.
+    #[serde(default)]
+    pub limits: Limits,
 }
 
 /// A change of the replicated state. All that is not in the state comes with the command: ids are
@@ -43,10 +47,16 @@ pub enum Command {
     /// A datanode joined, restarted, opened a replica again or moved to another address. Ordered
     /// by (process, revision); an older one is refused, the same one again changes nothing.
     RegisterNode(Registration),
-    /// A new volume. The client draws the id, so that a create sent again is the same create.
+    /// A new volume. The client names the create, so that one that is sent again makes no second volume while
+    /// the first one is known. The volume's own id is another: it names no other volume, ever, and what was
+    /// made and ended is not remembered for ever. [A create was repeated, for its outcome was unknown.
+    /// Meanwhile somebody deleted the volume, and all its replicas were removed. The repetition made an
+    /// empty volume under the same id, and a frontend that had missed the end read zeros from it.]
     CreateVolume {
-        /// Drawn by the client.
+        /// Drawn by the leader for this one command.
         volume: VolumeId,
+        /// Drawn by the client.
+        create: CreateId,
         /// What it asked for.
         request: VolumeRequest,
         /// Fresh replica ids and their nodes, chosen by the leader (see
@@ -95,8 +105,10 @@ pub enum Command {
         #[serde(default)]
         stood: Option<TailId>,
     },
-    /// No in-sync replica of a volume with written acknowledgements kept its tail: all their machines
-    /// lost power. One goes on with what it has on its disk, which is at least all that was flushed.
+    /// No in-sync replica is known to have all that was acknowledged: with written acknowledgements none
+    /// kept its tail, for all their machines lost power; otherwise the logs of those that are there may have
+    /// lost their end. One goes on with what it has on its disk, which with written acknowledgements is at
+    /// least all that was flushed.
     Salvage {
         /// The volume.
         volume: VolumeId,
@@ -169,6 +181,13 @@ pub enum Command {
         volume: VolumeId,
         /// The in-sync replica that is to be it. The one that is it already: no other is wished.
         replica: ReplicaId,
+    },
+    /// An operator changes what the volume's clients may do.
+    SetLimits {
+        /// The volume.
+        volume: VolumeId,
+        /// What changes.
+        change: LimitsChange,
     },
     /// What becomes of a node's replicas; `None`: it holds them again.
     SetDuty {

@@ -9,6 +9,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::command::Command;
+use super::doubt::Trusted;
 use super::lacks::Lacks;
 use super::recovery::Recovering;
 use super::stand::Written;
@@ -27,8 +28,9 @@ pub struct DetectorParams {
     pub retry_ms: u64,
     /// A replica is replaced when its node was silent, or did not have it open, for so long.
     pub replace_ms: u64,
-    /// With written acknowledgements: when every in-sync replica that is heard lost power, so long is
-    /// waited for those that are not.
+    /// When no in-sync replica that is heard is known to have all that was acknowledged, so long is waited
+    /// for those that are not: with written acknowledgements after a loss of power, otherwise where logs may
+    /// have lost their end.
     pub grace_ms: u64,
 }
 
@@ -109,8 +111,8 @@ pub struct Decision {
     pub isr: BTreeSet<ReplicaId>,
     /// With written acknowledgements: the tail with which the new primary stood.
     pub stood: Option<TailId>,
-    /// Set if it goes on with a loss, for every machine lost power: the in-sync replicas that are not
-    /// waited for any more.
+    /// Set if it goes on with a loss, for nobody is known to have everything: the in-sync replicas that are
+    /// not waited for any more.
     pub missing: Option<BTreeSet<ReplicaId>>,
     /// Why, for people.
     pub reason: String,
@@ -157,6 +159,9 @@ pub struct Detector {
     missing: BTreeMap<ReplicaId, Missing>,
     /// Who is asked to stand, and where volumes wait for silent members after a loss of power.
     pub(super) written: Written,
+    /// In which epoch a volume has only replicas whose log may have lost its end, and since when.
+    #[serde(default)]
+    pub(super) doubting: BTreeMap<VolumeId, (Epoch, Millis)>,
     /// Moves away from primaries that lacked members.
     pub(super) lacks: Lacks,
     /// Who is asked to stand for an operator's recovery.
@@ -175,6 +180,7 @@ impl Detector {
             proposed: BTreeMap::new(),
             missing: BTreeMap::new(),
             written: Written::default(),
+            doubting: BTreeMap::new(),
             lacks: Lacks::default(),
             recovering: Recovering::default(),
         }
@@ -209,6 +215,7 @@ impl Detector {
         self.note_starts(now, state);
         self.note_missing(now, state);
         self.note_written(now, state);
+        self.note_doubts(now, state);
         self.decide(now, state)
     }
 
@@ -229,6 +236,7 @@ impl Detector {
             .chain(again)
             .chain(gone)
             .chain(self.written_due())
+            .chain(self.doubts_due())
             .filter(|at| *at > now)
             .min()
     }
@@ -399,9 +407,23 @@ impl Detector {
         if state.acks_written(volume.id) {
             return self.decide_written(now, state, volume, &candidates, reason);
         }
+        let lives = self.is_gone_as_primary(now, state, volume).is_none();
+        let candidates = match self.trusted(now, state, volume, candidates, lives) {
+            Trusted::Any(candidates) => candidates,
+            Trusted::Alone(primary, missing) => {
+                return Some(Decision {
+                    volume: volume.id,
+                    expect_epoch: assignment.epoch,
+                    primary,
+                    isr: BTreeSet::from([primary.id]),
+                    stood: None,
+                    missing: Some(missing),
+                    reason: format!("{reason}; nobody tells whether its log has lost its end"),
+                });
+            }
+        };
         let own = candidates.iter().find(|(replica, _)| replica.id == assignment.primary.id);
         // Of one that lives and lacks members, whoever was not tried yet takes the place; else the best log.
-        let lives = self.is_gone_as_primary(now, state, volume).is_none();
         let best = || {
             candidates.iter().max_by_key(|(replica, node)| {
                 let report = self.reports.get(&replica.id).filter(|r| r.replica == *replica);
@@ -459,6 +481,9 @@ impl Detector {
             return Some(complaint);
         }
         if let Some(waits) = self.why_waiting(now, state, volume) {
+            return Some(format!("{complaint}; {waits}"));
+        }
+        if let Some(waits) = self.why_doubting(now, state, volume) {
             return Some(format!("{complaint}; {waits}"));
         }
         let waits: Vec<_> = assignment

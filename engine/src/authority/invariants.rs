@@ -35,6 +35,7 @@ fn subject(command: &Command) -> Option<VolumeId> {
         | Command::RemoveReplica { volume, .. }
         | Command::SetWish { volume, .. }
         | Command::WishPrimary { volume, .. }
+        | Command::SetLimits { volume, .. }
         | Command::DeleteVolume { volume }
         | Command::ConfirmDelete { volume, .. } => Some(*volume),
     }
@@ -83,6 +84,13 @@ impl State {
                     self.volumes.values().filter(same).count() == 1,
                     "A5: a name was given twice"
                 );
+                let same = |v: &&Volume| v.create == new.create;
+                assert!(
+                    self.volumes.values().filter(same).count() == 1
+                        && self.tombstones.values().all(|t| t.create != new.create),
+                    "A5: create {} made two volumes",
+                    new.create
+                );
             }
             (None, None) => {}
         }
@@ -102,6 +110,7 @@ impl State {
     /// If an invariant does not hold.
     pub fn assert_invariants(&self) {
         let mut names = BTreeSet::new();
+        let mut creates = BTreeSet::new();
         let mut replicas = BTreeSet::new();
         for (id, volume) in &self.volumes {
             assert!(*id == volume.id, "A5: volume {id} is filed under another id");
@@ -111,6 +120,7 @@ impl State {
                 "A5: two volumes are named {}",
                 volume.spec.name
             );
+            assert!(creates.insert(volume.create), "A5: create {} made two volumes", volume.create);
             for replica in volume.replicas.keys().chain(volume.retired.keys()) {
                 assert!(replicas.insert(*replica), "A5: replica {replica} is in two volumes");
             }
@@ -119,6 +129,11 @@ impl State {
         for (id, tombstone) in &self.tombstones {
             assert!(*id == tombstone.id, "A5: tombstone {id} is filed under another id");
             assert!(!tombstone.remaining.is_empty(), "A5: tombstone {id} waits for nobody");
+            assert!(
+                creates.insert(tombstone.create),
+                "A5: create {} made two volumes",
+                tombstone.create
+            );
             assert!(tombstone.epoch >= Epoch(1), "A2: tombstone {id} has no epoch");
             assert!(
                 tombstone.changed <= self.revision,

@@ -50,14 +50,17 @@ impl State {
     }
 
     /// Whether a failover to the replica may lose acknowledged writes: in `best_effort` the primary
-    /// acknowledged by itself, so only its own replica is known to have them all.
+    /// acknowledged by itself, so only its own replica is known to have them all; and not even that if its
+    /// log may have lost its end. What nobody else holds a copy of can't be told.
     pub(super) fn failover_loses(
         &self,
         volume: VolumeId,
         replica: ReplicaId,
     ) -> Result<bool, Refusal> {
         let live = self.live(volume)?;
-        let own = live.assignment.as_ref().is_some_and(|a| a.primary.id == replica);
+        let whole = |isr: &BTreeSet<_>| isr.len() == 1 || !self.is_doubtful(volume, replica);
+        let own =
+            live.assignment.as_ref().is_some_and(|a| a.primary.id == replica && whole(&a.isr));
         Ok(live.spec.durability == Durability::BestEffort && !own)
     }
 
@@ -80,8 +83,9 @@ impl State {
         Ok(())
     }
 
-    /// No in-sync replica can take over: each is given up, or its node registered without it. Of
-    /// voters, those that are left are no majority, so none of them can be elected.
+    /// No in-sync replica can take over: each is given up, its node registered without it, or it may have
+    /// lost what it acknowledged, and no other is left that could tell. Of voters, those that are left are
+    /// no majority, so none of them can be elected.
     fn check_lost(
         &self,
         volume: VolumeId,
@@ -92,16 +96,14 @@ impl State {
             let node = self.volumes[&volume].replicas[*id].node;
             !given_up.contains(&node) && self.promotable(volume, **id).is_ok()
         };
-        let mut others = assignment.isr.iter().filter(left);
-        if self.live(volume)?.spec.durability == Durability::SyncQuorum
-            && others.clone().count() <= assignment.isr.len() / 2
-        {
+        let others: Vec<_> = assignment.isr.iter().filter(left).collect();
+        if !self.can_go_on(volume, others.iter().copied()) {
             return Ok(());
         }
-        match others.next() {
+        match others.first() {
             Some(replica) => {
                 let node = self.volumes[&volume].replicas[replica].node;
-                Err(Refusal::StillInSync { volume, replica: *replica, node })
+                Err(Refusal::StillInSync { volume, replica: **replica, node })
             }
             None => Ok(()),
         }

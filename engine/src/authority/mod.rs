@@ -15,9 +15,11 @@ mod apply_moves;
 mod catalogue;
 pub mod command;
 pub mod detector;
+mod doubt;
 pub mod history;
 mod invariants;
 mod lacks;
+pub mod limits;
 mod lossy;
 pub mod moves;
 pub mod placement;
@@ -29,8 +31,9 @@ mod written;
 
 pub use catalogue::{AssignedReplica, AssignedVolume};
 pub use command::{Accepted, Command, Response, VolumeRequest};
+pub use limits::{Limits, LimitsChange};
 pub use refusal::Refusal;
 pub use state::{
-    Addrs, Assignment, ClusterId, Durability, Duty, Fate, RegisteredReplica, Registration, Replica,
-    State, Tombstone, Volume, VolumeSpec, VolumeState, Wish, WriteAck,
+    Addrs, Assignment, ClusterId, CreateId, Durability, Duty, Fate, RegisteredReplica,
+    Registration, Replica, State, Tombstone, Volume, VolumeSpec, VolumeState, Wish, WriteAck,
 };

@@ -205,10 +205,22 @@ impl Look<'_> {
             .map(|(id, _)| *id)
     }
 
+    /// Whether no more can be listed.
+    fn is_full(&self) -> bool {
+        self.volume.replicas.len() >= 2 * self.volume.spec.replicas as usize
+    }
+
+    /// Whether it takes a place on a full list for nothing: its node is gone for good, for all that is known,
+    /// before it was in sync. [Replacements were lost one after the other before they were rebuilt, and there
+    /// was no place left for one on a node that was there.]
+    fn in_the_way(&self, id: ReplicaId, why: Why) -> bool {
+        self.is_full() && why == Why::Gone && !self.volume.replicas[&id].joined
+    }
+
     /// The node for a fresh replica: alive, without another of the volume, with room; in a zone
     /// with fewest of those that stay, then the one with most free space.
     fn place(&self, going: &BTreeMap<ReplicaId, Why>, overcommit: u32) -> Option<NodeId> {
-        if self.volume.replicas.len() >= 2 * self.volume.spec.replicas as usize {
+        if self.is_full() {
             return None;
         }
         let mut used: BTreeMap<Option<String>, u32> = BTreeMap::new();
@@ -237,8 +249,8 @@ impl Look<'_> {
     }
 
     /// Those that can go now: as many others as the volume wants are in sync, on nodes that are
-    /// heard; one that is listed and dead is no copy that anybody could count on. One that goes
-    /// first needs no more than that `min_in_sync` others have what is acknowledged, if its place is
+    /// heard; one that is listed and dead is no copy that anybody could count on. One that goes first, or
+    /// is in the way, needs no more than that `min_in_sync` others have what is acknowledged, if its place is
     /// on its own node.
     fn leaves(&self, going: &BTreeMap<ReplicaId, Why>, stuck: bool) -> BTreeSet<ReplicaId> {
         let spec = &self.volume.spec;
@@ -263,8 +275,9 @@ impl Look<'_> {
             let mut without = left.clone();
             without.remove(id);
             let others = without.iter().filter(|id| self.is_copy(**id)).count();
+            let way = self.in_the_way(*id, going[id]) && listed > spec.replicas as usize;
             let first = stuck
-                && self.volume.replicas[id].fate == Fate::GoesFirst
+                && (self.volume.replicas[id].fate == Fate::GoesFirst || way)
                 && listed >= spec.replicas as usize
                 && others >= least
                 && copies(without.len()) >= least;
@@ -278,9 +291,12 @@ impl Look<'_> {
     }
 
     /// Whether a member is there and has all of its copy. [One whose store had just closed counted as one of
-    /// those that stay; another left, and the volume had too few.]
+    /// those that stay; another left, and the volume had too few.] One that may have lost the end of its log
+    /// is none before it has got it again.
     fn is_copy(&self, id: ReplicaId) -> bool {
-        self.is_heard(id) && self.state.complete(self.volume.id, id).is_ok()
+        let volume = self.volume.id;
+        let whole = self.state.complete(volume, id).is_ok() && !self.state.is_doubtful(volume, id);
+        self.is_heard(id) && whole
     }
 
     fn is_heard(&self, id: ReplicaId) -> bool {
@@ -344,6 +360,11 @@ impl Look<'_> {
         let what = format!("replica {id} on node {node} is to go ({})", why.words());
         if leaves.contains(id) {
             what
+        } else if stuck && self.is_full() {
+            let listed = self.volume.replicas.len();
+            format!(
+                "{what}, but {listed} are listed already, and some of them must come back first"
+            )
         } else if stuck {
             format!("{what}, but no other node that is alive has room for one in its place")
         } else {

@@ -37,6 +37,7 @@ pub fn check_request(request: &VolumeRequest) -> Result<VolumeSpec, Refusal> {
             return Err(Refusal::Unsupported { durability, write_ack });
         }
     }
+    request.limits.check()?;
     let min_in_sync = min_in_sync(request)?;
     let blocks = size_bytes / BLOCK_SIZE;
     let zone_spread = request.zone_spread;

@@ -16,7 +16,7 @@ use serde::{Deserialize, Serialize};
 use super::detector::{Detector, ReplicaReport};
 use super::refusal::Refusal;
 use super::stand::Stand;
-use super::state::{Assignment, Durability, State, Volume};
+use super::state::{Assignment, State, Volume};
 use crate::bugs::{Bug, on};
 use crate::types::{Epoch, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, TailId, VolumeId};
 
@@ -114,9 +114,12 @@ impl Detector {
         let left = isr.clone().filter(|(replica, node)| {
             !given_up.contains(node) && state.promotable(id, *replica).is_ok()
         });
-        // Voters that are no majority can elect nobody.
-        let too_few = volume.spec.durability == Durability::SyncQuorum
-            && left.clone().count() <= assignment.isr.len() / 2;
+        // Voters that are no majority can elect nobody, and a log that may have lost its end is none to go
+        // on with before it was compared with another.
+        let too_few = !state.can_go_on(
+            id,
+            assignment.isr.iter().filter(|replica| left.clone().any(|(left, _)| left == **replica)),
+        );
         if let Some((replica, node)) = left.clone().next().filter(|_| !too_few) {
             if self.is_alive(now, node) && self.silent_ms(now, node).is_some() {
                 return Err(Refusal::NotNeeded { replica, node });

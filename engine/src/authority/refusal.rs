@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 use thiserror::Error;
 
-use super::state::{Durability, MAX_REPLICAS, MAX_VOLUME_BYTES, WriteAck};
+use super::state::{CreateId, Durability, MAX_REPLICAS, MAX_VOLUME_BYTES, WriteAck};
 use crate::types::{Config, Epoch, Incarnation, NodeId, ReplicaId, VolumeId};
 
 /// A command that changed nothing. [`Refusal::word`] is stable and for programs, the text is for
@@ -26,10 +26,13 @@ pub enum Refusal {
         "there is a volume named {name:?} already ({by}): choose another name or delete that one"
     )]
     NameTaken { name: String, by: VolumeId },
-    /// The id belongs to a create with other parameters.
+    /// The create's id belongs to one with other parameters.
     #[error(
-        "volume id {volume} was used for another create: draw a fresh id, ids are never used twice"
+        "id {create} was used to create volume {volume}, with other parameters: draw a fresh id for each create"
     )]
+    CreateIdReused { create: CreateId, volume: VolumeId },
+    /// The id that was drawn for a volume is another's.
+    #[error("volume id {volume} is in use: ids are never used twice")]
     VolumeIdReused { volume: VolumeId },
     /// The size is 0, not whole blocks, or too large.
     #[error(
@@ -54,6 +57,9 @@ pub enum Refusal {
         "min-in-sync has no meaning with durability sync_quorum, where a majority of the voters has every acknowledged write: leave it out"
     )]
     MinInSyncOfQuorum,
+    /// A limit of what clients may do is out of range.
+    #[error("a limit of {given} for {what} can't be: give {least} to {most}, or none")]
+    BadLimit { what: String, given: u64, least: u64, most: u64 },
     /// Acknowledgements before the sync, in a mode whose promises they would break.
     #[error(
         "write-ack {write_ack} goes with durability sync_all only, where every in-sync replica has the write; with {durability} too few would have it to lose a power supply: use write-ack durable, or durability sync_all"
@@ -84,7 +90,7 @@ pub enum Refusal {
     #[error("there is no volume {volume:?}: see `sbkctl volume list`")]
     NoSuchVolume { volume: String },
     /// The volume is deleted.
-    #[error("volume {volume} is deleted: a new volume needs a new id")]
+    #[error("volume {volume} is deleted: a new volume needs a create of its own")]
     VolumeDeleted { volume: VolumeId },
     /// A confirmation of a delete that nobody ordered.
     #[error("volume {volume} is not deleted: its replicas must be kept")]
@@ -280,12 +286,14 @@ impl Refusal {
             Self::NotBootstrapped => "not-bootstrapped",
             Self::BadName { .. } => "bad-name",
             Self::NameTaken { .. } => "name-taken",
+            Self::CreateIdReused { .. } => "create-id-reused",
             Self::VolumeIdReused { .. } => "volume-id-reused",
             Self::BadSize { .. } => "bad-size",
             Self::BadReplicas { .. } => "bad-replicas",
             Self::BadMinInSync { .. } => "bad-min-in-sync",
             Self::MinInSyncOfOne { .. } => "min-in-sync-of-one",
             Self::MinInSyncOfQuorum => "min-in-sync-of-quorum",
+            Self::BadLimit { .. } => "bad-limit",
             Self::Unsupported { .. } => "unsupported",
             Self::TooFewNodes { .. } => "too-few-nodes",
             Self::TooFewZones { .. } => "too-few-zones",

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
+use super::limits::Limits;
 use crate::types::{
     BLOCK_SIZE, BootId, Config, Epoch, Incarnation, LossGeneration, NodeId, Placement, ReplicaId,
     ReplicaRef, TailId, VolumeId,
@@ -29,6 +30,17 @@ pub const MAX_REGISTERED_REPLICAS: usize = 32_768;
 pub struct ClusterId(pub Uuid);
 
 impl fmt::Display for ClusterId {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        self.0.fmt(f)
+    }
+}
+
+/// What a client calls its wish for a volume, however often it asks for it.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Hash, Serialize, Deserialize)]
+#[serde(transparent)]
+pub struct CreateId(pub Uuid);
+
+impl fmt::Display for CreateId {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
         self.0.fmt(f)
     }
@@ -63,6 +75,10 @@ pub struct RegisteredReplica {
     /// The count of its tail; the boot is the registration's.
     #[serde(default)]
     pub tail: u64,
+    /// Its log may have lost its end, and with it what was acknowledged
+    /// ([`Kept::doubtful`](crate::replication::io::Kept::doubtful)).
+    #[serde(default)]
+    pub doubtful: bool,
 }
 
 /// What a datanode says of itself, and the only thing that makes its replicas promotable.
@@ -73,7 +89,7 @@ pub struct Registration {
     /// Starts of its process, from 1.
     pub process: u64,
     /// Registrations within the process: counted up when a replica was opened again, became
-    /// complete or was closed, or when an address changed.
+    /// complete, was closed or is not in doubt any more, or when an address changed.
     pub revision: u64,
     /// The boot of its machine.
     pub boot: BootId,
@@ -155,12 +171,15 @@ pub struct Replica {
     pub confirmed: Option<Incarnation>,
     /// Whether an operator wants it away.
     pub fate: Fate,
+    /// Whether it was in sync once. One that never was is no copy of anything.
+    #[serde(default)]
+    pub joined: bool,
 }
 
 impl Replica {
     /// One that is to be created.
     pub fn on(node: NodeId) -> Self {
-        Self { node, confirmed: None, fate: Fate::Stays }
+        Self { node, confirmed: None, fate: Fate::Stays, joined: false }
     }
 }
 
@@ -216,8 +235,10 @@ pub enum VolumeState {
 /// A volume that is not deleted.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Volume {
-    /// Its id.
+    /// Its id, no other volume's before or after it.
     pub id: VolumeId,
+    /// The create that made it: asked for again, it is this volume.
+    pub create: CreateId,
     /// What it was created as.
     pub spec: VolumeSpec,
     /// All its replicas, whether created yet or not: as many as it was created with, one less while
@@ -228,6 +249,9 @@ pub struct Volume {
     pub retired: BTreeMap<ReplicaId, NodeId>,
     /// What the primary is to propose.
     pub wish: Wish,
+    /// What its clients may do; at first what it was created with.
+    #[serde(default)]
+    pub limits: Limits,
     /// The configuration in force; `None` until enough replicas were confirmed.
     pub assignment: Option<Assignment>,
     /// The catalogue revision of its last change.
@@ -250,6 +274,8 @@ impl Volume {
 pub struct Tombstone {
     /// The volume.
     pub id: VolumeId,
+    /// The create that made it.
+    pub create: CreateId,
     /// What it was; the name may be in use again by another volume.
     pub spec: VolumeSpec,
     /// The last epoch.
@@ -305,6 +331,11 @@ impl State {
     /// What becomes of a node's replicas; `None` for one that holds them.
     pub fn duty(&self, node: NodeId) -> Option<Duty> {
         self.duties.get(&node).copied()
+    }
+
+    /// The volume that a create made; `None` if it made none, or one that is deleted.
+    pub fn created_by(&self, create: CreateId) -> Option<&Volume> {
+        self.volumes.values().find(|v| v.create == create)
     }
 
     /// The volume of that name that is not deleted.

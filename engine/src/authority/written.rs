@@ -7,7 +7,7 @@ use super::command::Response;
 use super::refusal::Refusal;
 use super::state::State;
 use crate::bugs::{Bug, on};
-use crate::types::{Epoch, ReplicaId, ReplicaRef, TailId, VolumeId, WriteAck};
+use crate::types::{Durability, Epoch, ReplicaId, ReplicaRef, TailId, VolumeId, WriteAck};
 
 impl State {
     /// Whether the volume acknowledges writes before they are synced.
@@ -46,8 +46,9 @@ impl State {
         }
     }
 
-    /// Goes on with what one in-sync replica has on its disk, because none kept its tail but, maybe,
-    /// those that have been silent for too long.
+    /// Goes on with what one in-sync replica has on its disk, because none is known to have all that was
+    /// acknowledged but, maybe, those that have been silent for too long: with written acknowledgements
+    /// none kept its tail, otherwise its log may have lost its end.
     pub(super) fn salvage(
         &mut self,
         volume: VolumeId,
@@ -56,9 +57,12 @@ impl State {
         missing: &BTreeSet<ReplicaId>,
     ) -> Response {
         let assignment = self.in_force(volume, expected)?;
-        if !self.acks_written(volume) {
-            let why = "only a volume with written acknowledgements is salvaged".to_owned();
-            return Err(Refusal::BadIsr { volume, why });
+        let of_mode = self.live(volume)?.spec.durability == Durability::SyncAll;
+        let in_doubt = of_mode && self.is_doubtful(volume, primary.id);
+        if !(self.acks_written(volume) || in_doubt) {
+            let why =
+                "only where nobody is known to have all that was acknowledged is a volume salvaged";
+            return Err(Refusal::BadIsr { volume, why: why.to_owned() });
         }
         if !assignment.isr.contains(&primary.id) {
             return Err(Refusal::NotInSync { volume, replica: primary.id });
@@ -68,7 +72,9 @@ impl State {
         let others = assignment.isr.iter().filter(|id| !missing.contains(id));
         // One that is not open may have all of its tail.
         let kept = |id: &&ReplicaId| {
-            let whole = self.complete(volume, **id).is_ok() && self.has_kept(volume, **id);
+            let whole = self.complete(volume, **id).is_ok()
+                && self.has_kept(volume, **id)
+                && !self.is_doubtful(volume, **id);
             whole || self.registered(volume, **id).is_none()
         };
         if let Some(replica) = others.copied().find(|id| kept(&id)) {

@@ -2,9 +2,13 @@
 
 use std::collections::{BTreeMap, VecDeque};
 
+use serde::{Deserialize, Serialize};
+
 use super::io::{Answer, ClientId, Ignored, Input, LinkId, Op, Output, Params, RequestId, Verdict};
 use super::session::{GivenUp, Owner, Session, SessionState};
-use crate::types::{AttachGeneration, Config, Epoch, LossGeneration, Millis, ReplicaRef, VolumeId};
+use crate::types::{
+    AttachGeneration, Config, Epoch, LossGeneration, Millis, ReplicaRef, SessionId, VolumeId,
+};
 
 /// One frontend session of one volume, shared by all clients of one datanode.
 ///
@@ -17,6 +21,8 @@ pub struct Forwarder {
     /// Whether its one client has the volume to itself.
     pub(super) exclusive: bool,
     pub(super) had_session: bool,
+    /// Exclusive: the attachment that it takes the volume from and no other, if that was known before.
+    pub(super) follows: Option<Attachment>,
     /// The newest configuration known.
     pub(super) config: Option<Config>,
     pub(super) clients: BTreeMap<ClientId, Client>,
@@ -36,6 +42,17 @@ pub struct Forwarder {
     pub(super) bytes: u64,
     pub(super) closing: bool,
     pub(super) deleted: bool,
+}
+
+/// An attachment that stood.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Attachment {
+    /// Whose it is.
+    pub session: SessionId,
+    /// Its generation.
+    pub generation: AttachGeneration,
+    /// The volume's loss generation, in which that counts.
+    pub loss_generation: LossGeneration,
 }
 
 #[derive(Clone, Debug)]
@@ -78,6 +95,27 @@ impl Forwarder {
         Self::with(volume, params, true)
     }
 
+    /// As [`exclusive`](Self::exclusive), for a client that goes on where an earlier one of the same user
+    /// ended without a word: it takes the volume from that one's attachment. It is refused unless that
+    /// stands to this moment: if another was made since, if that one ended (by its own client or by an
+    /// operator) whether or not anybody came after it, or if a loss was counted. What its user believes
+    /// the volume holds may be wrong then.
+    pub fn following(volume: VolumeId, params: Params, attachment: Attachment) -> Self {
+        Self { follows: Some(attachment), ..Self::with(volume, params, true) }
+    }
+
+    /// Its session's attachment, once it stands.
+    pub fn attachment(&self) -> Option<Attachment> {
+        match &self.session {
+            SessionState::Have(session) => Some(Attachment {
+                session: session.id,
+                generation: session.attach?,
+                loss_generation: session.generation?,
+            }),
+            SessionState::None | SessionState::Asked | SessionState::Closed => None,
+        }
+    }
+
     fn with(volume: VolumeId, params: Params, exclusive: bool) -> Self {
         assert!(params.retry_min_ms > 0, "a retry without a wait would spin");
         Self {
@@ -85,6 +123,7 @@ impl Forwarder {
             params,
             exclusive,
             had_session: false,
+            follows: None,
             config: None,
             clients: BTreeMap::new(),
             requests: BTreeMap::new(),
@@ -193,6 +232,7 @@ impl Forwarder {
             Input::Reply { link, sequence, outcome } => {
                 self.reply(now, link, sequence, outcome, out)
             }
+            Input::HeldBack(link) => self.held_back(now, link),
             Input::Close => {
                 self.closing = true;
                 Verdict::Applied
@@ -233,6 +273,7 @@ impl Forwarder {
             out.push(Output::NeedSession);
             return;
         }
+        self.plan_shed(now, out);
         match self.stream {
             Stream::None => self.plan_open(now, out),
             Stream::Opening { .. } => {}
@@ -254,6 +295,21 @@ impl Forwarder {
         }
     }
 
+    /// Nor to the blocks of one that waits for that.
+    fn assert_nothing_overtakes_the_blocked(&self, session: &Session) {
+        for id in &self.blocked {
+            let Some(range) = self.requests.get(id).and_then(|r| r.op.blocks()) else { continue };
+            for owner in session.unresolved.values() {
+                let Owner::Request(later) = owner else { continue };
+                let blocks = self.requests.get(later).and_then(|request| request.op.blocks());
+                assert!(
+                    later < id || blocks.is_none_or(|blocks| !blocks.overlaps(&range)),
+                    "F5: {later:?} overtakes {id:?}, which waits to go to the same blocks"
+                );
+            }
+        }
+    }
+
     fn assert_invariants(&self) {
         let unsent = self.waiting.len() + self.blocked.len();
         match &self.session {
@@ -265,6 +321,7 @@ impl Forwarder {
                     "F1: a request is neither queued nor in flight"
                 );
                 self.assert_nothing_overtakes(session);
+                self.assert_nothing_overtakes_the_blocked(session);
             }
             SessionState::None | SessionState::Asked | SessionState::Closed => {
                 assert_eq!(unsent, self.requests.len(), "F1: requests in flight without a session");

@@ -81,12 +81,16 @@ impl Op {
     }
 }
 
+/// The longest time-out there is.
+const CENTURY_MS: u64 = 100 * 365 * 24 * 3600 * 1000;
+
 /// Limits of one forwarder.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Params {
     /// Milliseconds after which an unanswered request is given up with an error; `None`: never.
     pub io_timeout_ms: Option<u64>,
-    /// Payload bytes of unanswered requests at which no more are accepted. One request may pass it.
+    /// Payload bytes of unanswered requests at which no more are accepted; one request may pass it. With so
+    /// many of requests that were given up in flight, the link is made anew.
     pub max_bytes: u64,
     /// Requests not yet sent at which no more are accepted.
     pub max_queued: usize,
@@ -110,10 +114,10 @@ impl Default for Params {
 
 impl Params {
     /// The default limits, but that an unanswered request is given up after `timeout` (to the
-    /// millisecond); zero: never.
+    /// millisecond, a century at most); zero: never.
     pub fn giving_up_after(timeout: Duration) -> Self {
-        let millis = u64::try_from(timeout.as_millis()).unwrap_or(u64::MAX);
-        Self { io_timeout_ms: (!timeout.is_zero()).then_some(millis.max(1)), ..Self::default() }
+        let millis = u64::try_from(timeout.as_millis()).unwrap_or(CENTURY_MS).clamp(1, CENTURY_MS);
+        Self { io_timeout_ms: (!timeout.is_zero()).then_some(millis), ..Self::default() }
     }
 }
 
@@ -171,6 +175,8 @@ pub enum Input {
         /// How it ended.
         outcome: Outcome,
     },
+    /// The primary lives, and holds requests of this link back for the volume's limits.
+    HeldBack(LinkId),
     /// No client will come: close the session once nothing is in flight.
     Close,
     /// Time passed.
@@ -235,7 +241,7 @@ pub enum Output {
         session: SessionId,
         /// What the session is, or wants to be, to the volume.
         attach: Attach,
-        /// Under which it was opened.
+        /// The loss generation of what `attach` names.
         loss_generation: Option<LossGeneration>,
     },
     /// Drop the link, or the attempt at one, and all that is queued on it.

@@ -1,7 +1,7 @@
 //! A forwarder's link: to which primary it is made, when it is given up, and what goes out first on
 //! a new one.
 
-use super::forwarder::{Forwarder, Stream};
+use super::forwarder::{Attachment, Forwarder, Stream};
 use super::io::{Ignored, LinkId, Output, Verdict};
 use super::session::{Owner, Session, SessionState};
 use crate::bugs::{Bug, on};
@@ -11,6 +11,10 @@ use crate::types::{AttachGeneration, Config, Epoch, LossGeneration, Millis, Plac
 const LOST_DATA: &str = "acknowledged writes may have been lost by a promotion with --accept-data-loss; \
      check the data, then connect again";
 const LOST_ATTACHMENT: &str = "a newer attachment took the volume; connect again to use it here";
+const LOST_FOLLOWED: &str = "the attachment that this one was to follow is over: its client or an operator \
+     ended it, or a newer attachment took the volume";
+const LOST_BETWEEN: &str = "acknowledged writes may have been lost while this attachment was under way, and \
+     another may have the volume since; connect again to use it here";
 const LOST_SESSION: &str = "the primary's log does not know this frontend session any more, so it is unknown \
      whether the request took effect";
 
@@ -80,10 +84,10 @@ impl Forwarder {
         let SessionState::Have(session) = &self.session else {
             panic!("a link was opened without a session");
         };
-        if session.generation.is_some_and(|g| g != loss) && !on(Bug::SessionOutlivesLoss) {
+        if session.age().is_some_and(|g| g != loss) && !on(Bug::SessionOutlivesLoss) {
             out.push(Output::CloseLink(link));
             self.back_off(now);
-            self.session_lost(LOST_SESSION, out);
+            self.session_lost(out);
             return Verdict::Applied;
         }
         // Nor does one give a session another generation than its own: it would be another's.
@@ -118,7 +122,8 @@ impl Forwarder {
         session.attach = Some(attach);
         // What an older stream has not logged died with it, so what was given up can't take
         // effect late any more, and is never sent again.
-        session.unresolved.retain(|_, owner| *owner != Owner::GivenUp);
+        session.unresolved.retain(|_, owner| !matches!(owner, Owner::GivenUp(_)));
+        session.adrift = 0;
         session.given_up.clear();
         session.settle();
         self.unblock();
@@ -144,15 +149,18 @@ impl Forwarder {
         self.back_off(now);
         match reason {
             StreamEnd::NotPrimary | StreamEnd::Replaced | StreamEnd::TooManySessions => {}
-            StreamEnd::SessionLost => self.session_lost(LOST_SESSION, out),
+            StreamEnd::SessionLost => self.session_lost(out),
+            StreamEnd::AttachLost if self.follows.is_some() && self.attachment().is_none() => {
+                self.attachment_lost(LOST_FOLLOWED, out);
+            }
             StreamEnd::AttachLost => self.attachment_lost(LOST_ATTACHMENT, out),
             StreamEnd::Held(by) => self.attachment_lost(&by.to_string(), out),
-            StreamEnd::AttachOver(generation) => {
+            StreamEnd::AttachOver { attach, loss_generation } => {
                 // The first one counts: what came to be in force since, it must not end.
                 if let SessionState::Have(session) = &mut self.session
                     && session.over.is_none()
                 {
-                    session.over = Some(generation);
+                    session.over = Some((attach, loss_generation));
                     self.retry_at = now;
                 }
             }
@@ -166,9 +174,15 @@ impl Forwarder {
         Verdict::Applied
     }
 
-    /// The log does not know the session. What was never sent goes on in another one, but not for
-    /// an exclusive client: the volume may have been another's meanwhile.
-    fn session_lost(&mut self, why: &str, out: &mut Vec<Output>) {
+    /// The log does not know the session, or a loss came after what it was told. What was never sent goes
+    /// on in another one, but not for an exclusive client: the volume may have been another's meanwhile,
+    /// also if it was never told that it has it. [Told anew what is in force, a node that had frozen took
+    /// the volume from whom it went to after the loss.]
+    fn session_lost(&mut self, out: &mut Vec<Output>) {
+        let SessionState::Have(session) = &self.session else {
+            panic!("a link ended without a session");
+        };
+        let why = if session.generation.is_none() { LOST_BETWEEN } else { LOST_SESSION };
         if self.exclusive && !on(Bug::ReattachByItself) {
             return self.attachment_lost(why, out);
         }
@@ -222,7 +236,7 @@ impl Forwarder {
         match owner {
             Owner::Request(request) => Output::Send { link, request, sequence, low, epoch, attach },
             Owner::Detach => Output::SendDetach { link, sequence, low, epoch, attach },
-            Owner::GivenUp => panic!("sequence {sequence} was given up and must not be sent"),
+            Owner::GivenUp(_) => panic!("sequence {sequence} was given up and must not be sent"),
         }
     }
 
@@ -245,6 +259,19 @@ impl Forwarder {
         if let Some(link) = self.current_link() {
             out.push(Output::CloseLink(link));
             self.stream = Stream::None;
+        }
+    }
+
+    /// Ends a link that carries too much which nobody waits for: with it goes what is queued on it, here
+    /// and at the primary. [Clients that asked for much and left at once had the answers of them all in
+    /// memory, for what they had asked for counted no more.]
+    pub(super) fn plan_shed(&mut self, now: Millis, out: &mut Vec<Output>) {
+        if let (Stream::Open { link, .. }, SessionState::Have(session)) =
+            (&self.stream, &self.session)
+            && session.adrift >= self.params.max_bytes
+        {
+            out.push(Output::CloseLink(*link));
+            self.back_off(now);
         }
     }
 
@@ -293,12 +320,17 @@ impl Forwarder {
             addr: place.addr.clone(),
             primary,
             session: session.id,
-            attach: match (session.attach, self.exclusive) {
+            attach: match (session.attach, self.follows) {
                 (Some(own), _) => Attach::Again(own),
-                (None, true) => Attach::Exclusive { over: session.over },
-                (None, false) => Attach::Shared,
+                (None, Some(Attachment { session, generation, .. })) => {
+                    Attach::Follow { over: generation, session }
+                }
+                (None, None) if self.exclusive => {
+                    Attach::Exclusive { over: session.over.map(|(attach, _)| attach) }
+                }
+                (None, None) => Attach::Shared,
             },
-            loss_generation: session.generation,
+            loss_generation: session.age(),
         });
         self.next_link += 1;
         self.stream = Stream::Opening { link, primary };

@@ -33,7 +33,7 @@ mod session;
 #[cfg(test)]
 mod tests;
 
-pub use forwarder::Forwarder;
+pub use forwarder::{Attachment, Forwarder};
 pub use io::{
     Answer, ByteRange, ClientId, Ignored, Input, LinkId, Op, Output, Params, RequestId, Verdict,
 };

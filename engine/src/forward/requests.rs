@@ -71,6 +71,9 @@ impl Forwarder {
         };
         let was_given_up = session.given_up.remove(&sequence).is_some();
         session.settle();
+        if let Owner::GivenUp(bytes) = owner {
+            session.adrift -= bytes;
+        }
         if was_given_up {
             self.unblock();
         }
@@ -83,7 +86,7 @@ impl Forwarder {
                 };
                 self.answer(request, answer, out);
             }
-            Owner::GivenUp => {}
+            Owner::GivenUp(_) => {}
             Owner::Detach => {
                 self.close_link(out);
                 self.closed(out);
@@ -103,10 +106,12 @@ impl Forwarder {
     /// wait until it can't take effect late.
     pub(super) fn give_up(&mut self, id: RequestId) {
         let request = self.requests.remove(&id).expect("only unanswered requests are given up");
-        self.bytes -= request.op.payload_len();
+        let bytes = request.op.payload_len();
+        self.bytes -= bytes;
         match (request.sequence, &mut self.session) {
             (Some(sequence), SessionState::Have(session)) => {
-                let owner = session.unresolved.insert(sequence, Owner::GivenUp);
+                let owner = session.unresolved.insert(sequence, Owner::GivenUp(bytes));
+                session.adrift += bytes;
                 assert_eq!(
                     owner,
                     Some(Owner::Request(id)),
@@ -183,6 +188,19 @@ impl Forwarder {
         }
     }
 
+    /// A primary that says that it holds requests back has answered: their time begins anew, also of those
+    /// that wait here for those before them. Silence is what a request fails for: of many frontends that
+    /// share a volume with low limits, each one's turn may be further off than that.
+    pub(super) fn held_back(&mut self, now: Millis, link: LinkId) -> Verdict {
+        if !matches!(self.stream, Stream::Open { link: open, .. } if open == link) {
+            return Verdict::Ignored(Ignored::StaleLink);
+        }
+        for request in self.requests.values_mut() {
+            request.submitted = now;
+        }
+        Verdict::Applied
+    }
+
     pub(super) fn plan_send(
         &mut self,
         link: LinkId,
@@ -197,17 +215,21 @@ impl Forwarder {
                 return;
             }
             self.waiting.pop_front();
-            let request = self.requests.get_mut(&id).expect("a waiting request is unanswered");
+            let request = self.requests.get(&id).expect("a waiting request is unanswered");
             let late = request.op.blocks().is_some_and(|blocks| {
                 session.given_up.values().any(|given_up| given_up.range.overlaps(&blocks))
+                    || self.blocked.iter().any(|id| {
+                        let before = self.requests.get(id).and_then(|r| r.op.blocks());
+                        before.is_some_and(|before| before.overlaps(&blocks))
+                    })
             });
             if late && !on(Bug::GivenUpForgotten) {
                 self.blocked.push_back(id);
                 continue;
             }
             let sequence = session.take_sequence(Owner::Request(id));
-            request.sequence = Some(sequence);
             let low = session.low;
+            self.requests.entry(id).and_modify(|request| request.sequence = Some(sequence));
             out.push(self.send(link, attach, low, sequence, Owner::Request(id)));
         }
     }

@@ -26,8 +26,8 @@ pub(super) struct Session {
     pub(super) generation: Option<LossGeneration>,
     /// Its own attach generation, from the first opened link.
     pub(super) attach: Option<AttachGeneration>,
-    /// Exclusive: the generation that was in force when it was asked for.
-    pub(super) over: Option<AttachGeneration>,
+    /// Exclusive: the generation that was in force when it was asked for, and where it counts.
+    pub(super) over: Option<(AttachGeneration, LossGeneration)>,
     pub(super) next_sequence: u64,
     /// Every sequence up to here is settled: never sent (again).
     pub(super) low: u64,
@@ -35,6 +35,8 @@ pub(super) struct Session {
     pub(super) unresolved: BTreeMap<u64, Owner>,
     /// What given-up requests may still change.
     pub(super) given_up: BTreeMap<u64, GivenUp>,
+    /// Payload bytes of given-up requests that the open stream may still carry.
+    pub(super) adrift: u64,
 }
 
 /// The blocks that a request may still change that was given up before its fate was known.
@@ -48,8 +50,8 @@ pub(super) struct GivenUp {
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Owner {
     Request(RequestId),
-    /// Its client was told an error or is gone. Never sent again.
-    GivenUp,
+    /// Its client was told an error or is gone. Never sent again. It has so many payload bytes.
+    GivenUp(u64),
     /// The session's end.
     Detach,
 }
@@ -68,11 +70,12 @@ impl Forwarder {
             id,
             generation: None,
             attach: None,
-            over: None,
+            over: self.follows.map(|before| (before.generation, before.loss_generation)),
             next_sequence: 1,
             low: 0,
             unresolved: BTreeMap::new(),
             given_up: BTreeMap::new(),
+            adrift: 0,
         });
         Verdict::Applied
     }
@@ -87,7 +90,7 @@ impl Forwarder {
         for owner in session.unresolved.into_values() {
             match owner {
                 Owner::Request(request) => self.answer(request, Answer::Failed(reason.into()), out),
-                Owner::GivenUp => {}
+                Owner::GivenUp(_) => {}
                 Owner::Detach => self.closed(out),
             }
         }
@@ -128,6 +131,12 @@ impl Forwarder {
 }
 
 impl Session {
+    /// The loss generation of what it names when it asks for a link.
+    pub(super) fn age(&self) -> Option<LossGeneration> {
+        let told = self.over.map(|(_, loss)| loss);
+        self.generation.or(told.filter(|_| !on(Bug::AttachAcrossLoss)))
+    }
+
     /// Gives the next sequence to `owner`.
     pub(super) fn take_sequence(&mut self, owner: Owner) -> u64 {
         let sequence = self.next_sequence;

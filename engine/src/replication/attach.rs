@@ -83,7 +83,10 @@ impl Primary {
             }
             Attach::Again(_) if on(Bug::UnknownSession) => Admission::At(core.log.end),
             Attach::Again(_) => Admission::Refused(StreamEnd::SessionLost),
-            Attach::Shared | Attach::Exclusive { .. } | Attach::Revoke { .. }
+            Attach::Shared
+            | Attach::Exclusive { .. }
+            | Attach::Follow { .. }
+            | Attach::Revoke { .. }
                 if decided < newest =>
             {
                 Admission::Later
@@ -95,11 +98,24 @@ impl Primary {
                 }
                 None => self.attach(core, Some(session), newest, false),
             },
-            Attach::Exclusive { over: None } => Admission::Refused(StreamEnd::AttachOver(newest)),
+            Attach::Exclusive { over: None } => {
+                let loss_generation = self.config.loss_generation;
+                Admission::Refused(StreamEnd::AttachOver { attach: newest, loss_generation })
+            }
             Attach::Exclusive { over: Some(over) } if over == newest => {
                 self.attach(core, Some(session), newest.next(), true)
             }
             Attach::Exclusive { over: Some(_) } => Admission::Refused(StreamEnd::AttachLost),
+            // The generation alone doesn't tell: one whose holder has left is in force still, and
+            // others share the volume in it. Who holds it has held it ever since its entry: what ends
+            // that, ends it for good. [A device's process detached as it failed, a client came and
+            // wrote, and the next process gave the device's user the volume under its feet.]
+            Attach::Follow { over, session: before }
+                if over == newest && core.log.state.exclusive == Some(before) =>
+            {
+                self.attach(core, Some(session), newest.next(), true)
+            }
+            Attach::Follow { .. } => Admission::Refused(StreamEnd::AttachLost),
             Attach::Revoke { upto } if upto < newest => {
                 Admission::Refused(StreamEnd::Revoked(newest))
             }
@@ -119,6 +135,9 @@ impl Primary {
         generation: AttachGeneration,
         exclusive: bool,
     ) -> Admission {
+        if self.is_crowded(core) {
+            return Admission::Later;
+        }
         if session.is_some() && !self.make_room(core) {
             return Admission::Refused(StreamEnd::TooManySessions);
         }
@@ -224,10 +243,14 @@ impl Primary {
         seen.node = node;
     }
 
-    /// The attachments in force, as the log has them.
+    /// The attachments in force. An operator names their generation when he ends them, so what may be
+    /// cut is not shown: its number may come again for another.
     pub(super) fn attachments(&self, core: &Core, now: Millis) -> Vec<AttachmentView> {
-        let state = &core.log.state;
-        let held = state.sessions.iter().filter(|(_, log)| log.attach == state.attach);
+        let decided = self.decided(core);
+        let newest = &core.log.state;
+        // Whom a newer generation is to end has the volume to itself until then.
+        let state = if decided == newest.attach { newest } else { &core.log.committed_state };
+        let held = newest.sessions.iter().filter(|(_, log)| log.attach == decided);
         let view = |(id, log): (&SessionId, &super::log::SessionLog)| {
             let seen = self.clients.seen.get(id);
             AttachmentView {

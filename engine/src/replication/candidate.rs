@@ -109,6 +109,9 @@ impl Primary {
             self.standing = Standing::Gathering;
             return;
         }
+        if !alone && !self.shows_all(core) && !self.has_waited(core) {
+            return;
+        }
         self.wait_for_promises();
         let voters = self.peers.values().filter(|peer| self.config.isr.contains(&peer.id));
         let told = voters.filter_map(|peer| Some((peer, Self::told_of(peer)?)));
@@ -122,6 +125,39 @@ impl Primary {
             }
             None => self.whole(core),
         }
+    }
+
+    /// Whether the answers show all that was acknowledged although some of the logs may have lost their
+    /// end. A voter that is INCOMPLETE has nothing, and was wiped when a majority without it had all.
+    fn shows_all(&self, core: &Core) -> bool {
+        let voters = || self.peers.values().filter(|peer| self.config.isr.contains(&peer.id));
+        let doubts = voters().filter_map(Self::told_of).map(|facts| facts.doubtful);
+        let doubts: Vec<_> = doubts.chain([core.kept.doubtful]).collect();
+        let doubtful = doubts.iter().filter(|doubtful| **doubtful).count();
+        if doubtful == 0 || on(Bug::PromoteDoubtful) {
+            return true;
+        }
+        let is_torn = |peer: &&Peer| {
+            let facts = peer.told.as_deref().filter(|_| peer.link == Link::Told);
+            facts.is_some_and(|facts| facts.incomplete.is_some())
+        };
+        let (listed, torn) = (self.config.isr.len(), voters().filter(is_torn).count());
+        let needed = super::quorum::majority(listed);
+        super::quorum::tells_all(listed - torn, needed, doubts.len() - doubtful, doubtful)
+    }
+
+    /// Whether it has waited for more answers as long as it does. If a voter is gone for good, what this one
+    /// and another hold is all there is.
+    fn has_waited(&mut self, core: &mut Core) -> bool {
+        let since = *self.doubting.get_or_insert(core.now);
+        if core.params.doubt_ms.is_none_or(|most| core.now.since(since) < most) {
+            self.standing = Standing::Gathering;
+            return false;
+        }
+        let what = "goes on without the voters that could tell whether a write which can't be read at the \
+                    end of a log was acknowledged";
+        core.trace("doubtful", what.to_owned());
+        true
     }
 
     /// What the answerers promised to earlier primaries is waited out like its own promises: one of
@@ -259,7 +295,12 @@ impl Primary {
     pub(super) fn stand_deadline(&self, core: &Core) -> Option<Millis> {
         match &self.standing {
             Standing::Fetching(fetching) => Some(fetching.sent.after(core.params.retry_ms)),
-            Standing::Gathering | Standing::Declined { .. } | Standing::Whole => None,
+            Standing::Gathering => {
+                let waits = self.doubting.zip(core.params.doubt_ms);
+                let until = waits.map(|(since, most)| since.after(most));
+                until.filter(|until| *until > core.now)
+            }
+            Standing::Declined { .. } | Standing::Whole => None,
         }
     }
 
@@ -270,6 +311,13 @@ impl Primary {
             Standing::Gathering => {
                 let (there, voters) = self.heard_voters();
                 let needed = super::quorum::majority(voters);
+                if self.doubting.is_some() && there >= needed {
+                    return Some(format!(
+                        "{there} of {voters} voters answered, and a log among theirs ends in a write that can't \
+                         be read: waits for others, which may know whether it was acknowledged; if they are lost \
+                         for good, see `sbkctl volume recover`"
+                    ));
+                }
                 Some(format!(
                     "asks the voters what they hold: {there} of {voters} answered, {needed} are needed"
                 ))

@@ -184,8 +184,13 @@ fn range_of(op: Op) -> Option<BlockRange> {
 impl Primary {
     /// A frontend asks for a stream.
     pub(super) fn open_stream(&mut self, core: &mut Core, open: &OpenStream) -> Verdict {
-        let older = open.loss_generation.is_some_and(|g| g != self.config.loss_generation);
-        if older && !on(Bug::SessionOutlivesLoss) {
+        // Generations count in one age. [Holder 5 was told to one that asked; a loss took its entry back,
+        // and what asked took the volume from another holder 5.]
+        let named = open.attach.names_generation() || open.loss_generation.is_some();
+        let other_age = named && open.loss_generation != Some(self.config.loss_generation);
+        let opened = matches!(open.attach, Attach::Again(_));
+        let goes_on = on(Bug::SessionOutlivesLoss) || on(Bug::AttachAcrossLoss) && !opened;
+        if other_age && !goes_on {
             let reason = StreamEnd::SessionLost;
             core.out.push(Output::StreamEnded { stream: open.stream, reason });
             return Verdict::Applied;
@@ -304,7 +309,7 @@ impl Primary {
                 let refusal = self.refusal(core, &request);
                 if let Some(reason) = refusal.filter(|_| !on(Bug::AttachAtReceipt)) {
                     self.clients.end(&mut core.out, stream, reason);
-                } else if self.undecided(core, &request) {
+                } else if self.undecided(core, &request) || self.is_crowded(core) {
                     // As a write of whole blocks, and before what came later.
                     let request = Request { op: Op::Write(range), ..request };
                     self.clients.parked.push_front((stream, request));
@@ -335,6 +340,7 @@ impl Primary {
         payload: Payload,
     ) -> Lsn {
         let lsn = core.log.end.next();
+        self.assert_room(core, lsn);
         let header = EntryHeader { epoch: self.config.epoch, lsn, kind, origin };
         core.extend(&[header]);
         core.out.push(Output::Append { headers: vec![header], payload });
@@ -347,7 +353,8 @@ impl Primary {
         let mut held: Vec<BlockRange> = Vec::new();
         let mut kept = VecDeque::new();
         while let Some((stream, request)) = self.clients.parked.pop_front() {
-            let full = core.log.uncommitted.len() as u64 >= core.params.max_uncommitted;
+            let full = core.log.uncommitted.len() as u64 >= core.params.max_uncommitted
+                || self.is_crowded(core);
             let range = range_of(request.op);
             let blocked = range
                 .is_some_and(|r| self.clients.merging(r) || held.iter().any(|h| h.overlaps(&r)));

@@ -48,12 +48,15 @@ impl Primary {
             core.trace("ready", format!("reconciled itself, log starts at {}", self.first));
         }
         if recorded {
+            // Whatever its log lost is given up with its promotion: the masters chose it.
+            core.end_doubt();
             self.reconcile_told(core);
         }
         self.note_joiners(core);
         self.begin_rebuilds(core);
         self.commit(core, recorded);
         self.note_served(core);
+        self.note_crowded(core);
         self.serve(core);
         self.note_lacking(core.now);
         self.hand_over(core);
@@ -127,7 +130,8 @@ impl Primary {
                 && (peer.refused
                     || core.now.since(peer.heard) >= core.params.suspect_ms
                     || self.waits_for_leave(peer)
-                    || self.lags(core, peer))
+                    || self.lags(core, peer)
+                    || self.crowds(core, peer))
         };
         if let Standing::Declined { best } = &self.standing {
             return Some(IsrChange::Yield { to: *best });

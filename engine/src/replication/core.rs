@@ -140,6 +140,12 @@ impl Core {
         if !on(Bug::RecordTableEarly) {
             kept.table = kept.table.up_to(self.log.durable);
         }
+        kept.table.prune(self.log.checkpoint);
+        if kept.table.pairs().len() > EpochTable::MOST {
+            // Those that have entries are found in the log. One that has none yet is not recorded, and
+            // nothing is acknowledged in it, before a checkpoint made room.
+            kept.table = kept.table.up_to(self.log.durable.prev());
+        }
         if on(Bug::FenceNotDurable) {
             kept.fenced = kept.table.last().map_or(Epoch(0), |(epoch, _)| epoch);
         }
@@ -167,10 +173,21 @@ impl Core {
         }
         self.note_epoch(epoch, first);
         self.kept.table.prune(self.log.checkpoint);
-        if self.kept.incomplete.is_none() {
+        let recorded = self.kept_for_disk().table.last().map(|(last, _)| last);
+        if self.kept.incomplete.is_none() && recorded == Some(epoch) {
             self.persist();
         }
         self.recorded == Some(epoch)
+    }
+
+    /// The log holds all that was acknowledged before it was opened: whatever its end lost is there again,
+    /// or was never acknowledged.
+    pub(super) fn end_doubt(&mut self) {
+        if self.kept.doubtful && self.kept.incomplete.is_none() {
+            self.kept.doubtful = false;
+            self.trace("trusted", format!("its log is whole up to {}", self.log.durable));
+            self.persist();
+        }
     }
 
     /// Puts `epoch` into the table in memory.

@@ -105,6 +105,7 @@ impl Follower {
             loss_generation: core.kept.loss_generation,
             promised_ms: core.promised_ms(self.primary, self.gone),
             tail: core.tail,
+            doubtful: core.kept.doubtful,
         };
         self.reply(core, lineage, ToPrimary::Facts { request, facts });
     }
@@ -260,7 +261,13 @@ impl Follower {
         }
         core.commit_to(self.committed);
         if let Some(first) = self.first {
-            core.record_epoch(self.epoch, first);
+            let recorded = core.record_epoch(self.epoch, first);
+            // Below the epoch's start it holds all that the primary does, which is all that was
+            // acknowledged; of what came after, whatever was acknowledged when it was opened was
+            // committed when the primary told this run how far that goes.
+            if recorded && core.log.durable >= self.committed {
+                core.end_doubt();
+            }
         }
         self.try_close(core);
     }
@@ -346,7 +353,13 @@ impl Follower {
     }
 
     /// The primary has sent all of the session.
-    pub(super) fn close(&mut self, core: &mut Core, session: RecoveryId, through: Lsn) -> Verdict {
+    pub(super) fn close(
+        &mut self,
+        core: &mut Core,
+        session: RecoveryId,
+        through: Lsn,
+        committed: Lsn,
+    ) -> Verdict {
         if self.reconciled.is_none() {
             return Verdict::Ignored(IgnoredReason::NotReconciled);
         }
@@ -354,6 +367,7 @@ impl Follower {
             return Verdict::Ignored(IgnoredReason::UnknownSession);
         }
         self.closing = Some((session, through));
+        self.committed = self.committed.max(committed);
         self.settle(core);
         Verdict::Applied
     }
@@ -368,6 +382,7 @@ impl Follower {
         if let (Some(_), Some(first)) = (core.kept.incomplete, self.first) {
             core.note_epoch(self.epoch, first);
             core.kept.incomplete = None;
+            core.kept.doubtful = false;
             core.kept.loss_generation = core.kept.loss_generation.max(self.loss_generation);
             let kept = core.kept_for_disk();
             core.recorded = kept.table.last().map(|(epoch, _)| epoch);

@@ -98,10 +98,12 @@ impl Primary {
     }
 
     /// Whether a member is so far behind that it holds up the others: in `best_effort` a set that waits
-    /// for its slowest member would be no better than `sync_all`, and extents wait for all of it.
+    /// for its slowest member would be no better than `sync_all`, and extents wait for all of it. One that was
+    /// not met yet may hold everything. [Each handover had all other members leave, once the log was long.]
     pub(super) fn lags(&self, core: &Core, peer: &Peer) -> bool {
-        let behind = core.log.end.0.saturating_sub(peer.acked.unwrap_or_default().0);
-        self.config.durability == Durability::BestEffort && behind > core.params.max_uncommitted / 2
+        let behind = |acked: Lsn| core.log.end.0.saturating_sub(acked.0);
+        self.config.durability == Durability::BestEffort
+            && peer.acked.is_some_and(|acked| behind(acked) > core.params.max_uncommitted / 2)
     }
 
     /// Whether a replica that counts already holds enough to be proposed as a member.

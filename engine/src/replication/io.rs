@@ -62,6 +62,10 @@ pub struct Kept {
     pub loss_generation: LossGeneration,
     /// Which epoch it stood for the end of last, if it did.
     pub stood: Option<Stood>,
+    /// The log may have lost its end: an opening found a write there that it could not read. Ends once
+    /// the log is known to hold what was acknowledged before.
+    #[serde(default)]
+    pub doubtful: bool,
 }
 
 /// A replica's word that it takes no part in an epoch, or those before, any more. It binds later runs
@@ -228,7 +232,8 @@ pub struct OpenStream {
     pub attach: Attach,
     /// The node of the frontend, for people.
     pub node: NodeId,
-    /// The loss generation under which the session was opened; `None` for a new one.
+    /// The loss generation of what `attach` names: under which the session was opened, or the attach
+    /// generation was told. A stream that names one is refused without it, or under another.
     pub loss_generation: Option<LossGeneration>,
 }
 
@@ -246,14 +251,35 @@ pub enum Attach {
         /// The generation that was in force when the client asked, which a first attempt without
         /// it learns ([`StreamEnd::AttachOver`]). So an attempt that was under way for long does not
         /// end an attachment that was made since. [A node froze while it attached, the pod moved,
-        /// the node went on and took the volume from it.]
+        /// the node went on and took the volume from it.] It counts in the loss generation in which it
+        /// was told.
         over: Option<AttachGeneration>,
     },
-    /// No attachment: an operator ends all of this and earlier generations.
+    /// As `Exclusive`, in place of the exclusive attachment of `session` and of nothing else: refused
+    /// ([`StreamEnd::AttachLost`]) unless that session has the volume to itself at this moment. It names
+    /// its generation too, which counts in the loss generation in which that attachment stood.
+    Follow {
+        /// The generation of that attachment.
+        over: AttachGeneration,
+        /// Whose it is.
+        session: SessionId,
+    },
+    /// No attachment: an operator ends all of this and earlier generations, of one loss generation.
     Revoke {
         /// The generation.
         upto: AttachGeneration,
     },
+}
+
+impl Attach {
+    /// Whether it names an attach generation.
+    pub fn names_generation(&self) -> bool {
+        match self {
+            Self::Again(_) | Self::Follow { .. } | Self::Revoke { .. } => true,
+            Self::Exclusive { over } => over.is_some(),
+            Self::Shared => false,
+        }
+    }
 }
 
 impl OpenStream {
@@ -317,12 +343,18 @@ pub enum StreamEnd {
     NotPrimary,
     /// Another stream of the same session took its place.
     Replaced,
-    /// The log does not know the session: an I/O error for what was in flight.
+    /// The log does not know the session, or what the stream named is of another loss generation: an
+    /// I/O error for what was in flight.
     SessionLost,
     /// A newer attachment took the volume, or took it first.
     AttachLost,
     /// This generation is in force: an exclusive attachment must name it.
-    AttachOver(AttachGeneration),
+    AttachOver {
+        /// The generation.
+        attach: AttachGeneration,
+        /// Where it counts: after a loss the same number may be another attachment's.
+        loss_generation: LossGeneration,
+    },
     /// Another session has the volume to itself.
     Held(Box<HeldBy>),
     /// What was to be ended has ended; this generation is in force.

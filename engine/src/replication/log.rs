@@ -143,6 +143,9 @@ impl EpochTable {
     /// Most pairs that a table keeps; see [`EpochTable::prune`].
     pub const CAPACITY: usize = 128;
 
+    /// Most pairs that a superblock has room for.
+    pub const MOST: usize = 240;
+
     /// A table from pairs, or `None` if they don't ascend in both columns.
     pub fn from_pairs(pairs: Vec<(Epoch, Lsn)>) -> Option<Self> {
         let ordered = pairs.windows(2).all(|w| w[0].0 < w[1].0 && w[0].1 < w[1].1);
@@ -198,6 +201,16 @@ impl EpochTable {
         while self.0.len() > Self::CAPACITY && self.0[1].1.0 <= checkpoint.0 + 1 {
             self.0.remove(0);
         }
+    }
+
+    /// The `count` oldest pairs.
+    pub fn oldest(&self, count: usize) -> Self {
+        Self(self.0.iter().copied().take(count).collect())
+    }
+
+    /// How many epochs begin above `lsn`.
+    pub fn above(&self, lsn: Lsn) -> u64 {
+        self.0.iter().rev().take_while(|(_, first)| *first > lsn).count() as u64
     }
 
     /// The epoch of the entry at `lsn`, as far as the table reaches back.

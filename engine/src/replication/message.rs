@@ -111,6 +111,10 @@ pub enum ToReplica {
         session: RecoveryId,
         /// The session's target, or more where base blocks were read newer than it.
         through: Lsn,
+        /// What the primary knows to be committed: no base block was read newer. The lane that brings it to the
+        /// receiver otherwise is another one, and may be behind. [A rebuilt replica held blocks of entries that
+        /// it did not know to be committed. A loss took these, and it was cut and not rebuilt.]
+        committed: Lsn,
     },
 }
 
@@ -238,4 +242,7 @@ pub struct Facts {
     pub promised_ms: u64,
     /// Its tail.
     pub tail: TailId,
+    /// Its log may have lost its end, and with it what was acknowledged.
+    #[serde(default)]
+    pub doubtful: bool,
 }

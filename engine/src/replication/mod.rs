@@ -9,6 +9,7 @@ mod candidate;
 mod clients;
 mod commit;
 mod core;
+mod crowded;
 mod follower;
 mod handover;
 mod held;

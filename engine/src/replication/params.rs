@@ -24,16 +24,32 @@ pub struct Params {
     /// proposed: clients wait meanwhile.
     #[serde(default = "drain_ms")]
     pub drain_ms: u64,
+    /// Where the answers of a majority of voters don't show whether a write at a log's end that can't be
+    /// read was acknowledged: how long a candidate waits for the other voters. `None`: for ever, unless an
+    /// operator decides that they are lost, for going on without them would be a loss that nobody counts.
+    #[serde(default)]
+    pub doubt_ms: Option<u64>,
     /// Most entries on their way to one replica.
     pub feed_window: u64,
     /// Most entries that the primary logs beyond the committed LSN; more requests wait.
     pub max_uncommitted: u64,
+    /// Most epochs with entries that may begin above the committed LSN; a primary that has logged
+    /// nothing in its epoch logs nothing while there are so many. Half of what a table keeps of the
+    /// newest epochs ([`EpochTable::CAPACITY`]), so the other half is of what is committed.
+    ///
+    /// [`EpochTable::CAPACITY`]: super::log::EpochTable::CAPACITY
+    #[serde(default = "uncommitted_epochs")]
+    pub max_uncommitted_epochs: u64,
     /// The recovery engine's.
     pub recovery: crate::recovery::Params,
 }
 
 fn drain_ms() -> u64 {
     500
+}
+
+fn uncommitted_epochs() -> u64 {
+    super::log::EpochTable::CAPACITY as u64 / 2
 }
 
 impl Default for Params {
@@ -46,8 +62,10 @@ impl Default for Params {
             retry_ms: 1000,
             stall_ms: 30_000,
             drain_ms: drain_ms(),
+            doubt_ms: None,
             feed_window: 1024,
             max_uncommitted: 4096,
+            max_uncommitted_epochs: uncommitted_epochs(),
             recovery: crate::recovery::Params::default(),
         }
     }

@@ -33,8 +33,14 @@ pub(super) struct Asked {
 pub(super) struct Primary {
     /// The configuration in force as far as known.
     pub(super) config: Config,
+    /// The epoch in which this role began: the tenure's first, unless it lost the role in between.
+    #[serde(default)]
+    pub(super) began: Epoch,
     /// How far it has come with making its own log the volume's.
     pub(super) standing: Standing,
+    /// A candidate: since when the answers of a majority have not shown all that was acknowledged.
+    #[serde(default)]
+    pub(super) doubting: Option<Millis>,
     /// This primary's first LSN in the configuration's epoch.
     pub(super) first: Lsn,
     /// The log's end at the promotion: all up to here is of earlier primaries.
@@ -58,6 +64,9 @@ pub(super) struct Primary {
     pub(super) holding: bool,
     /// Since when a member has been lacking.
     pub(super) lacking_since: Option<Millis>,
+    /// Since when nothing is logged, for too many epochs begin above the committed LSN.
+    #[serde(default)]
+    pub(super) crowded_since: Option<Millis>,
     pub(super) clients: Clients,
     /// The role is on its way to another replica.
     #[serde(default)]
@@ -120,7 +129,9 @@ impl Primary {
         let (epoch, params) = (config.epoch, core.params.recovery.clone());
         core.observe(|| Observed::Began { epoch, params });
         let mut primary = Self {
+            began: config.epoch,
             standing,
+            doubting: None,
             first,
             inherited: core.log.end,
             wait_until,
@@ -134,6 +145,7 @@ impl Primary {
             answered: Lsn(0),
             holding: false,
             lacking_since: None,
+            crowded_since: None,
             clients: Clients::default(),
             handover: None,
             given_up: None,
@@ -170,6 +182,8 @@ impl Primary {
         self.asked = None;
         // A newer epoch of this tenure: the handover was not decided, and can't be any more.
         self.handover = None;
+        // Whom it waits for is found out anew.
+        self.crowded_since = None;
         for peer in self.peers.values_mut() {
             // Every proposal at the old epoch is void now.
             peer.join_proposed = false;
@@ -313,11 +327,12 @@ impl Primary {
         None
     }
 
-    /// Whether the replica left the list: its directory goes, and it refuses all epochs there are. That
-    /// tells of no other primary. [Each replica that was taken off the list could cost the volume its
-    /// primary.]
-    pub(super) fn has_unlisted(&self, replica: ReplicaId) -> bool {
-        !self.config.replicas.contains_key(&replica)
+    /// Whether a replica that refuses all epochs there are may speak for itself alone: it is taken off the
+    /// list, and its directory goes. That tells of no other primary; if the volume were deleted, the in-sync
+    /// replicas would say so too. [Each replica that was taken off the list could cost the volume its primary,
+    /// for as long as that one did not reach the masters, who had told it already.]
+    pub(super) fn ends_alone(&self, replica: ReplicaId) -> bool {
+        !self.config.isr.contains(&replica)
     }
 
     fn probe(&mut self, core: &mut Core, replica: ReplicaId) {
@@ -410,7 +425,9 @@ impl Primary {
         let Some(peer) = self.peers.get_mut(&replica) else {
             return Verdict::Ignored(IgnoredReason::UnknownReplica);
         };
-        if lineage.epoch < self.config.since || lineage.epoch > self.config.epoch {
+        // Questions are numbered from 1 in each role. [A primary lost its role within its tenure and got it
+        // back, and took a copy of what a member had told before, which held less then, and had it cut.]
+        if lineage.epoch < self.began || lineage.epoch > self.config.epoch {
             return Verdict::Ignored(IgnoredReason::StaleEpoch);
         }
         if let ToPrimary::Refused { stood, .. } = message {

@@ -49,6 +49,17 @@ pub(crate) fn majority(voters: usize) -> usize {
     voters / 2 + 1
 }
 
+/// Whether what some of `members` hold is all that was acknowledged, if `needed` of them had whatever
+/// was: `sound` logs are known to be whole, and `doubtful` ones may have lost their end
+/// ([`Kept::doubtful`](super::io::Kept::doubtful)).
+///
+/// It is if a sound one is among any `needed`. Else two doubtful ones must be, or all that there are: that
+/// the same write rotted on two disks is as the loss of two copies.
+pub(crate) fn tells_all(members: usize, needed: usize, sound: usize, doubtful: usize) -> bool {
+    let two = members.min(members + 2 - needed.min(members));
+    sound + needed > members || sound + doubtful >= two
+}
+
 impl Primary {
     /// Whether the voters' majority decides.
     pub(super) fn by_majority(&self) -> bool {
@@ -206,6 +217,34 @@ impl Primary {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn what_answers_tell_all_has_a_sound_copy_of_each_write_or_two_others() {
+        for members in 1..6usize {
+            for needed in [members, majority(members)] {
+                // Each member is silent, doubtful or sound; each set of holders is as large as needed.
+                for answers in 0..3usize.pow(members as u32) {
+                    let answer = |m: usize| answers / 3usize.pow(m as u32) % 3;
+                    let count = |what| (0..members).filter(|m| answer(*m) == what).count();
+                    let (doubtful, sound) = (count(1), count(2));
+                    let shown = (0..1u32 << members)
+                        .filter(|s| s.count_ones() as usize == needed)
+                        .all(|set| {
+                            let among = |what| {
+                                (0..members)
+                                    .filter(|m| set >> m & 1 == 1 && answer(*m) == what)
+                                    .count()
+                            };
+                            among(2) > 0 || among(1) >= 2.min(members)
+                        });
+                    let told = tells_all(members, needed, sound, doubtful);
+                    assert!(shown || !told, "{members} {needed} {sound} {doubtful}");
+                    // Nothing more could be waited for.
+                    assert!(told || sound + doubtful < members, "{members} {needed}");
+                }
+            }
+        }
+    }
 
     #[test]
     fn two_majorities_of_lists_that_differ_by_one_voter_meet() {

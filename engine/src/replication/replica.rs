@@ -443,7 +443,9 @@ impl Replica {
             ToReplica::BeginRebuild { request, mark, table, state } => {
                 follower.begin_rebuild(core, lineage, request, mark, &table, &state)
             }
-            ToReplica::Close { session, through } => follower.close(core, session, through),
+            ToReplica::Close { session, through, committed } => {
+                follower.close(core, session, through, committed)
+            }
             ToReplica::Probe { .. } | ToReplica::Fence { .. } => Verdict::Applied,
         }
     }
@@ -508,7 +510,7 @@ impl Replica {
         }
         if let (ToPrimary::Refused { fenced, .. }, Role::Primary(primary)) = (&message, &self.role)
             && *fenced > primary.config.epoch
-            && !(*fenced == Epoch(u64::MAX) && primary.has_unlisted(lineage.from.id))
+            && !(*fenced == Epoch(u64::MAX) && primary.ends_alone(lineage.from.id))
             && !on(Bug::ServeAfterRefusal)
         {
             // Whose that epoch is will be learned; this one is over, for no promise is taken back.
@@ -544,6 +546,7 @@ impl Replica {
             retained: core.log.retained,
             table_epoch: core.recorded,
             incomplete: core.kept.incomplete,
+            doubtful: core.kept.doubtful,
             loss_generation: core.kept.loss_generation,
             promised: core.promised_to(now),
             lacking: Vec::new(),

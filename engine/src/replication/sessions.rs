@@ -62,7 +62,8 @@ impl Primary {
         }
         if let Some(through) = close {
             session.enter(Stage::Closing { through, sent: core.now }, core.now);
-            self.send(core, replica, ToReplica::Close { session: id, through });
+            let committed = core.log.committed;
+            self.send(core, replica, ToReplica::Close { session: id, through, committed });
         }
         if first_sign {
             self.recover(core, Event::SessionStarted { epoch, replica, session: id });
@@ -347,7 +348,9 @@ impl Primary {
                 Stage::Closing { through, sent } => {
                     if core.now.since(*sent) >= core.params.retry_ms {
                         *sent = core.now;
-                        let close = ToReplica::Close { session: session.id, through: *through };
+                        let (session, through) = (session.id, *through);
+                        let committed = core.log.committed;
+                        let close = ToReplica::Close { session, through, committed };
                         again.push((peer.id, Some(close), None));
                     }
                 }

@@ -46,6 +46,9 @@ pub struct View {
     pub table_epoch: Option<Epoch>,
     /// Set while a base lane is unfinished.
     pub incomplete: Option<Incomplete>,
+    /// Its log may have lost its end.
+    #[serde(default)]
+    pub doubtful: bool,
     /// The loss generation that its log was last reconciled under.
     pub loss_generation: LossGeneration,
     /// The primaries, itself aside, that hold a promise of it that has not run out.
@@ -65,7 +68,7 @@ pub struct View {
     pub peers: BTreeMap<ReplicaId, PeerView>,
     /// Open frontend sessions in the log.
     pub sessions: usize,
-    /// The highest attach generation logged.
+    /// The highest attach generation logged; a primary's: that clients may have been told of.
     pub attach: AttachGeneration,
     /// Primary: the attachments in force.
     pub attachments: Vec<AttachmentView>,
@@ -153,8 +156,13 @@ impl Primary {
         view.lacking_ms = self.lacking_since.map_or(0, |since| now.since(since));
         view.in_flight = self.clients.in_flight();
         view.handover = self.show_handover(core);
+        view.attach = self.decided(core);
         view.attachments = self.attachments(core, now);
         view.reason = self.why_not_serving(core, now);
+        if let Some(why) = self.why_crowded(core).filter(|_| self.ready) {
+            let why = if view.reason.is_empty() { why } else { format!("{}; {why}", view.reason) };
+            view.reason = why;
+        }
         if let HandoverView::Waits(why) = &view.handover
             && view.reason.is_empty()
         {
@@ -188,6 +196,13 @@ impl Primary {
                 "waits {} ms for promises made to earlier primaries",
                 self.wait_until.since(now)
             );
+        }
+        if !self.ready
+            && core.log.durable == core.log.end
+            && core.recorded != Some(self.config.epoch)
+        {
+            return "waits for a checkpoint: its superblock has no room for another epoch"
+                .to_owned();
         }
         if !self.ready {
             return format!("syncs its log up to {} before it serves", core.log.end);

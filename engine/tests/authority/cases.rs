@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use sbk_engine::authority::detector::{Detector, DetectorEvent, DetectorParams, ReplicaReport};
 use sbk_engine::authority::placement::check_request;
 use sbk_engine::authority::{
-    Accepted, Addrs, ClusterId, Command, Durability, RegisteredReplica, Registration, State,
-    VolumeRequest, WriteAck,
+    Accepted, Addrs, ClusterId, Command, CreateId, Durability, RegisteredReplica, Registration,
+    State, VolumeRequest, WriteAck,
 };
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{
@@ -37,6 +37,7 @@ pub(super) fn registration(n: u128, process: u64, revision: u64, holds: bool) ->
         incarnation: Incarnation { process, open: 1 },
         complete: true,
         tail: 0,
+        doubtful: false,
     };
     Registration {
         node: node(n),
@@ -59,12 +60,14 @@ pub(super) fn request(name: &str) -> VolumeRequest {
         write_ack: WriteAck::Durable,
         min_in_sync: None,
         zone_spread: false,
+        limits: sbk_engine::authority::Limits::default(),
     }
 }
 
 fn create(name: &str) -> Command {
     Command::CreateVolume {
         volume: volume(),
+        create: CreateId(Uuid::from_u128(70)),
         request: request(name),
         placement: (1..=3).map(|n| (replica(n), node(n))).collect(),
         overcommit_percent: 100,
@@ -97,6 +100,18 @@ pub(super) fn cluster_of(durability: Durability, write_ack: WriteAck) -> State {
             tail: 0,
         };
         state.apply(&confirm).expect("confirms");
+    }
+    state
+}
+
+/// Three nodes, and all three replicas in sync.
+pub(super) fn all_in_sync(durability: Durability) -> State {
+    let mut state = cluster_of(durability, WriteAck::Durable);
+    for n in 1..=3 {
+        let now = config(&state);
+        if !now.isr.contains(&replica(n)) {
+            propose(&mut state, now.epoch, IsrChange::Join { replica: run(n, 1) }).expect("joins");
+        }
     }
     state
 }
@@ -171,6 +186,7 @@ fn a_name_in_use_and_bad_sizes_are_refused_in_words() {
     let mut state = cluster();
     let again = Command::CreateVolume {
         volume: VolumeId(Uuid::from_u128(8)),
+        create: CreateId(Uuid::from_u128(80)),
         request: request("vol"),
         placement: (1..=3).map(|n| (replica(n + 10), node(n))).collect(),
         overcommit_percent: 100,
@@ -205,6 +221,44 @@ fn a_deleted_volume_is_a_tombstone_until_every_replica_is_gone() {
         state.apply(&confirm).expect("confirms");
     }
     assert!(state.is_gone(volume()));
+}
+
+/// The client repeats what it asked for, for its outcome is unknown; meanwhile another deletes what came of
+/// it. Whatever the repetition does, the id of what ended comes back with no other volume.
+#[test]
+fn a_create_that_comes_again_is_one_volume_while_that_is_known_and_never_the_one_that_ended() {
+    let mut state = cluster();
+    let again = |n: u128, name: &str| Command::CreateVolume {
+        volume: VolumeId(Uuid::from_u128(n)),
+        create: CreateId(Uuid::from_u128(70)),
+        request: request(name),
+        placement: (1..=3).map(|on| (replica(n + on), node(on))).collect(),
+        overcommit_percent: 100,
+    };
+    assert_eq!(state.apply(&again(210, "vol")), Ok(Accepted::Created(volume())));
+    assert_eq!(state.volumes().len(), 1);
+    assert_eq!(state.apply(&again(220, "else")).expect_err("reused").word(), "create-id-reused");
+    state.apply(&Command::DeleteVolume { volume: volume() }).expect("deletes");
+    for n in 1..=3 {
+        let refusal = state.apply(&again(230, "vol")).expect_err("it is being removed");
+        assert_eq!(refusal.word(), "volume-deleted");
+        assert!(refusal.to_string().contains(&volume().to_string()), "{refusal}");
+        let (node, volume, replica) = (node(n), volume(), replica(n));
+        let confirm = Command::ConfirmDelete { node, process: 1, volume, replica };
+        state.apply(&confirm).expect("confirms");
+    }
+    let other = VolumeId(Uuid::from_u128(240));
+    assert_eq!(state.apply(&again(240, "vol")), Ok(Accepted::Created(other)));
+    assert!(state.is_gone(volume()));
+    let taken = Command::CreateVolume {
+        volume: other,
+        create: CreateId(Uuid::from_u128(71)),
+        request: request("else"),
+        placement: (1..=3).map(|n| (replica(n + 250), node(n))).collect(),
+        overcommit_percent: 100,
+    };
+    assert_eq!(state.apply(&taken).expect_err("an id in use").word(), "volume-id-reused");
+    state.assert_invariants();
 }
 
 pub(super) fn report(n: u128, durable: u64) -> ReplicaReport {
@@ -371,6 +425,7 @@ fn quorum() -> State {
     }
     let create = Command::CreateVolume {
         volume: volume(),
+        create: CreateId(Uuid::from_u128(70)),
         request: VolumeRequest { durability: Durability::SyncQuorum, ..request("vol") },
         placement: (1..=3).map(|n| (replica(n), node(n))).collect(),
         overcommit_percent: 100,

@@ -3,13 +3,10 @@
 use std::collections::BTreeSet;
 
 use sbk_engine::authority::detector::{Detector, DetectorEvent, DetectorParams};
-use sbk_engine::authority::{Durability, State, WriteAck};
-use sbk_engine::replication::io::IsrChange;
+use sbk_engine::authority::{Durability, State};
 use sbk_engine::types::{Epoch, Millis};
 
-use super::cases::{
-    cluster_of, config, node, number, propose, registration, replica, report, run, volume,
-};
+use super::cases::{all_in_sync, config, node, number, registration, replica, report, volume};
 
 const HEARTBEAT: u64 = 500;
 const TEN_MINUTES: u64 = 600_000;
@@ -24,18 +21,6 @@ struct Nodes {
     /// Since when the primary lacks somebody without a break, in which epoch.
     since: Option<(Epoch, u64)>,
     moves: Vec<u64>,
-}
-
-/// Nobody can leave: the set is all three, and a least of three or a list of voters.
-fn all_in_sync(durability: Durability) -> State {
-    let mut state = cluster_of(durability, WriteAck::Durable);
-    for n in 1..=3 {
-        let now = config(&state);
-        if !now.isr.contains(&replica(n)) {
-            propose(&mut state, now.epoch, IsrChange::Join { replica: run(n, 1) }).expect("joins");
-        }
-    }
-    state
 }
 
 /// Bit 0 is the link from 1 to 2, and so on.

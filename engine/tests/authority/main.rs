@@ -2,8 +2,10 @@
 
 mod cases;
 mod choices;
+mod doubts;
 mod history;
 mod lacks;
+mod limits;
 mod losses;
 mod moves;
 mod properties;

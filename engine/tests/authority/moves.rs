@@ -5,8 +5,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use sbk_engine::authority::detector::{Detector, DetectorEvent, DetectorParams};
 use sbk_engine::authority::moves::{self, Step};
 use sbk_engine::authority::{
-    Accepted, Addrs, ClusterId, Command, Durability, Duty, Fate, RegisteredReplica, Registration,
-    Response, State, Volume, VolumeRequest, WriteAck,
+    Accepted, Addrs, ClusterId, Command, CreateId, Durability, Duty, Fate, RegisteredReplica,
+    Registration, Response, State, Volume, VolumeRequest, WriteAck,
 };
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{
@@ -68,11 +68,13 @@ impl Cluster {
             write_ack: WriteAck::Durable,
             min_in_sync: None,
             zone_spread: false,
+            limits: sbk_engine::authority::Limits::default(),
         };
         let placement = (1..=u128::from(replicas)).map(|n| (replica(n), node(n))).collect();
         let overcommit_percent = OVERCOMMIT;
         cluster.must(Command::CreateVolume {
             volume: volume(),
+            create: CreateId(volume().0),
             request,
             placement,
             overcommit_percent,
@@ -504,7 +506,13 @@ fn a_removed_node_is_forgotten_once_nothing_lists_it_and_what_returns_is_nobodys
     assert!(!cluster.state.nodes().contains_key(&node(2)), "{:?}", cluster.done);
     assert!(cluster.vol().retired.is_empty(), "nothing waits for it any more");
     // It comes back with its replica: no list names that, and no order removes it.
-    let entry = RegisteredReplica { volume: volume(), incarnation: RUN, complete: true, tail: 0 };
+    let entry = RegisteredReplica {
+        volume: volume(),
+        incarnation: RUN,
+        complete: true,
+        tail: 0,
+        doubtful: false,
+    };
     cluster.register(2, BTreeMap::from([(replica(2), entry)]));
     let told = cluster.state.catalogue_since(0);
     assert!(told[0].retired.is_empty() && told[0].replicas.iter().all(|r| r.id != replica(2)));
@@ -611,4 +619,27 @@ fn a_wish_names_replicas_that_could_do_it() {
     cluster.must(set(target));
     // The masters' own steps leave an operator's wish as it is.
     assert_eq!(cluster.pass(1), []);
+}
+
+/// Two of three nodes of a volume of two are lost, and so is each replacement before it is rebuilt, until the
+/// list is full of dead ones. A node with room is there all the time.
+#[test]
+fn replacements_that_were_lost_before_they_joined_leave_room_for_others() {
+    let mut cluster = Cluster::of(5, 2, Durability::SyncAll);
+    let primary = cluster.vol().replicas[&cluster.config().primary.id].node;
+    let other = *cluster.listed().iter().find(|n| node(**n) != primary).expect("two");
+    cluster.off.insert(node(other));
+    cluster.leave_all();
+    for _ in 0..2 {
+        let steps = cluster.pass(700);
+        let [Step::Add { node, .. }] = steps[..] else { panic!("{steps:?}: {}", cluster.reason()) };
+        steps.into_iter().for_each(|step| cluster.take(step));
+        cluster.confirm_all();
+        cluster.off.insert(node);
+    }
+    assert_eq!((cluster.listed().len(), cluster.in_sync().len()), (4, 1));
+    cluster.pass(700);
+    cluster.settle();
+    let alive: Vec<_> = (1..=5).filter(|n| !cluster.off.contains(&node(*n))).collect();
+    assert_eq!(cluster.in_sync(), alive, "{:?}", cluster.done);
 }

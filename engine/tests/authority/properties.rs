@@ -8,8 +8,8 @@ use sbk_engine::authority::detector::{
     Decision, Detector, DetectorEvent, DetectorParams, ReplicaReport,
 };
 use sbk_engine::authority::{
-    Accepted, Addrs, ClusterId, Command, Durability, Duty, Fate, Refusal, RegisteredReplica,
-    Registration, State, VolumeRequest, Wish, WriteAck,
+    Accepted, Addrs, ClusterId, Command, CreateId, Durability, Duty, Fate, Limits, LimitsChange,
+    Refusal, RegisteredReplica, Registration, State, VolumeRequest, Wish, WriteAck,
 };
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{
@@ -25,8 +25,9 @@ fn node(n: u8) -> NodeId {
     NodeId(Uuid::from_u128(1 + u128::from(n % NODES)))
 }
 
-fn volume(n: u8) -> VolumeId {
-    VolumeId(Uuid::from_u128(50 + u128::from(n % VOLUMES)))
+/// A volume created again has another id.
+fn volume(n: u8, generation: u8) -> VolumeId {
+    VolumeId(Uuid::from_u128(50 + u128::from(generation) * 2 + u128::from(n % VOLUMES)))
 }
 
 /// The replica of a volume on a node. A volume created again has others.
@@ -68,8 +69,12 @@ struct Run {
     detector: Detector,
     now: Millis,
     processes: BTreeMap<NodeId, Process>,
-    /// Creates so far, by volume: the replicas of each have fresh ids.
+    /// Creates so far, by volume: each has a fresh id, and its replicas.
     generations: BTreeMap<u8, u8>,
+    /// What the clients call their creates: some are asked for again after their volume was deleted.
+    creates: BTreeMap<u8, u8>,
+    /// The volumes that were, and are not any more.
+    ended: BTreeSet<VolumeId>,
     /// Decisions that the leader made and has not proposed yet.
     decided: Vec<Decision>,
     reached: BTreeMap<&'static str, u32>,
@@ -85,6 +90,8 @@ impl Run {
             now: Millis(0),
             processes: processes.collect(),
             generations: BTreeMap::new(),
+            creates: BTreeMap::new(),
+            ended: BTreeSet::new(),
             decided: Vec::new(),
             reached: BTreeMap::new(),
         };
@@ -100,11 +107,16 @@ impl Run {
         run
     }
 
+    /// The volume that is, or was last.
+    fn volume(&self, v: u8) -> VolumeId {
+        volume(v, self.generations.get(&v).copied().unwrap_or(0))
+    }
+
     /// The volume's replica on the node, if it has one.
     fn replica_on(&self, v: u8, n: u8) -> Option<ReplicaId> {
         let generation = self.generations.get(&v).copied().unwrap_or(0);
         let id = replica(v, n, generation);
-        let live = self.state.volumes().get(&volume(v));
+        let live = self.state.volumes().get(&self.volume(v));
         live.is_some_and(|live| live.replicas.contains_key(&id)).then_some(id)
     }
 
@@ -128,7 +140,7 @@ impl Run {
             5 => self.create(v, off),
             6..=7 => self.confirm(v, n, off),
             8 if a < 40 => {
-                self.apply(&Command::DeleteVolume { volume: volume(v) });
+                self.apply(&Command::DeleteVolume { volume: self.volume(v) });
             }
             9..=10 => self.confirm_delete(v, n, off),
             11..=17 => self.propose(v, n, off, a),
@@ -159,7 +171,16 @@ impl Run {
             .filter(|(v, _)| off != 1 || *v != a % VOLUMES)
             .map(|(v, id)| {
                 let complete = off != 2 || v != a % VOLUMES;
-                (id, RegisteredReplica { volume: volume(v), incarnation, complete, tail: 0 })
+                (
+                    id,
+                    RegisteredReplica {
+                        volume: self.volume(v),
+                        incarnation,
+                        complete,
+                        tail: 0,
+                        doubtful: false,
+                    },
+                )
             });
         let registration = Registration {
             node: node(n),
@@ -175,12 +196,15 @@ impl Run {
     }
 
     fn create(&mut self, v: u8, off: u8) {
-        let id = volume(v);
-        let free = !self.state.volumes().contains_key(&id) && self.state.is_gone(id);
+        let free = self.state.is_gone(self.volume(v));
         if free {
             *self.generations.entry(v).or_insert(0) += 1;
+            *self.creates.entry(v).or_insert(0) += u8::from(off != 5);
         }
         let generation = self.generations.get(&v).copied().unwrap_or(0);
+        // Sent again while its volume is there: the leader drew another id for that.
+        let id = if free { self.volume(v) } else { volume(v, 200) };
+        let create = 10 * u128::from(self.creates.get(&v).copied().unwrap_or(0)) + u128::from(v);
         let replicas = 3 - u32::from(off == 1);
         let request = VolumeRequest {
             name: if off == 2 { "other".to_owned() } else { format!("vol-{v}") },
@@ -190,11 +214,13 @@ impl Run {
             write_ack: WriteAck::Durable,
             min_in_sync: Some(1 + u32::from(v % 2)),
             zone_spread: off == 4,
+            limits: Limits { iops: (off == 5).then_some(100), ..Limits::default() },
         };
         let nodes = (v..NODES + v).take(3);
         let placement = nodes.map(|n| (replica(v, n, generation), node(n))).collect();
         self.apply(&Command::CreateVolume {
             volume: id,
+            create: CreateId(Uuid::from_u128(create)),
             request,
             placement,
             overcommit_percent: 100,
@@ -210,7 +236,7 @@ impl Run {
         self.apply(&Command::ConfirmReplica {
             node: node(speaker),
             process,
-            volume: volume(v),
+            volume: self.volume(v),
             replica: ReplicaRef { id, incarnation },
             tail: 0,
         });
@@ -222,14 +248,14 @@ impl Run {
         self.apply(&Command::ConfirmDelete {
             node: node(if off == 2 { n + 1 } else { n }),
             process,
-            volume: volume(v),
+            volume: self.volume(v),
             replica: replica(v, n, generation),
         });
     }
 
     /// The epoch in force, or one beside it.
     fn epoch_near(&self, v: u8, off: u8) -> Epoch {
-        let epoch = self.state.config(volume(v)).map_or(1, |config| config.epoch.0);
+        let epoch = self.state.config(self.volume(v)).map_or(1, |config| config.epoch.0);
         Epoch(match off {
             1 => epoch.saturating_sub(1),
             2 => epoch + 1,
@@ -238,7 +264,8 @@ impl Run {
     }
 
     fn propose(&mut self, v: u8, n: u8, off: u8, a: u8) {
-        let Some(mut primary) = self.state.config(volume(v)).map(|config| config.primary) else {
+        let Some(mut primary) = self.state.config(self.volume(v)).map(|config| config.primary)
+        else {
             return;
         };
         let Some(id) = self.replica_on(v, n) else { return };
@@ -256,11 +283,11 @@ impl Run {
             _ => IsrChange::Burn,
         };
         let expect_epoch = self.epoch_near(v, off);
-        self.apply(&Command::ProposeIsr { volume: volume(v), expect_epoch, primary, change });
+        self.apply(&Command::ProposeIsr { volume: self.volume(v), expect_epoch, primary, change });
     }
 
     fn fail_over(&mut self, v: u8, n: u8, off: u8, a: u8) {
-        let Some(config) = self.state.config(volume(v)) else { return };
+        let Some(config) = self.state.config(self.volume(v)) else { return };
         let Some(id) = self.replica_on(v, n) else { return };
         let mut primary = ReplicaRef { id, incarnation: self.run_of(n) };
         primary.incarnation.open += u64::from(off == 3);
@@ -274,7 +301,7 @@ impl Run {
         }
         let expect_epoch = self.epoch_near(v, off);
         self.apply(&Command::Failover {
-            volume: volume(v),
+            volume: self.volume(v),
             expect_epoch,
             primary,
             isr,
@@ -289,26 +316,36 @@ impl Run {
         let given_up = (0..NODES).map(node).filter(|other| *other != node(n) || a == 7);
         let given_up: BTreeSet<_> = given_up
             .filter(|other| {
-                self.state.volumes()[&volume(v)].replicas.values().any(|r| r.node == *other)
+                self.state.volumes()[&self.volume(v)].replicas.values().any(|r| r.node == *other)
             })
             .skip(usize::from(a == 8))
             .collect();
         let expect_epoch = self.epoch_near(v, a % 20);
-        let stood = self.state.tail(volume(v), id).filter(|_| a != 9);
-        self.apply(&Command::Recover { volume: volume(v), expect_epoch, primary, given_up, stood });
+        let stood = self.state.tail(self.volume(v), id).filter(|_| a != 9);
+        self.apply(&Command::Recover {
+            volume: self.volume(v),
+            expect_epoch,
+            primary,
+            given_up,
+            stood,
+        });
     }
 
     fn relist(&mut self, v: u8, n: u8, off: u8, a: u8) {
         let generation = self.generations.get(&v).copied().unwrap_or(0);
-        let (volume, expect_epoch) = (volume(v), self.epoch_near(v, off));
+        let (volume, expect_epoch) = (self.volume(v), self.epoch_near(v, off));
         let id = replica(v, n, generation);
         let overcommit_percent = 100;
-        self.apply(&match a % 6 {
+        self.apply(&match a % 7 {
             0 | 1 => Command::AddReplica { volume, replica: id, node: node(n), overcommit_percent },
             2 | 3 => Command::RemoveReplica { volume, expect_epoch, replica: id },
             4 => Command::SetWish {
                 volume,
                 wish: Wish { primary: (a < 100).then_some(id), leave: BTreeSet::from([id]) },
+            },
+            5 => Command::SetLimits {
+                volume,
+                change: LimitsChange { iops: Some(u64::from(a)), ..LimitsChange::default() },
             },
             _ => Command::RetireReplica {
                 volume,
@@ -338,7 +375,7 @@ impl Run {
         let process = incarnation.process.saturating_sub(u64::from(off == 1));
         let reports = (0..VOLUMES).filter_map(|v| {
             let replica = ReplicaRef { id: self.replica_on(v, n)?, incarnation };
-            let config = self.state.config(volume(v))?;
+            let config = self.state.config(self.volume(v))?;
             let is_primary = config.primary == replica;
             let lacking = config.isr.iter().copied().filter(|id| *id != replica.id && a > 200);
             Some(ReplicaReport {
@@ -483,7 +520,18 @@ impl Run {
                 self.reach("delete");
                 assert!(self.state.config(*volume).is_none());
             }
-            Command::CreateVolume { .. } => self.reach("create"),
+            Command::CreateVolume { create, .. } => {
+                self.reach("create");
+                let Accepted::Created(id) = accepted else { panic!("{accepted:?}") };
+                assert_eq!(self.state.volumes()[id].create, *create);
+                match before.created_by(*create) {
+                    Some(standing) => {
+                        self.reach("create again");
+                        assert_eq!((standing.id, before), (*id, &self.state));
+                    }
+                    None => assert!(before.is_gone(*id) && !self.ended.contains(id), "it rose"),
+                }
+            }
             Command::BootstrapCluster { .. } => {
                 assert!(before.cluster().is_none_or(|name| self.state.cluster() == Some(name)));
             }
@@ -501,6 +549,7 @@ impl Run {
             Command::RetireReplica { .. }
             | Command::SetWish { .. }
             | Command::WishPrimary { .. }
+            | Command::SetLimits { .. }
             | Command::SetDuty { .. }
             | Command::ConfirmReplica { .. }
             | Command::ConfirmDelete { .. } => {}
@@ -524,10 +573,13 @@ impl Run {
     }
 
     fn check_volumes(&mut self, before: &State) {
+        let gone = before.volumes().keys().filter(|id| !self.state.volumes().contains_key(id));
+        self.ended.extend(gone);
+        assert!(self.state.volumes().keys().all(|id| !self.ended.contains(id)), "one rose");
         assert!(self.state.revision() >= before.revision(), "the catalogue went back");
         let told: BTreeSet<_> =
             self.state.catalogue_since(before.revision()).iter().map(|v| v.id).collect();
-        for id in (0..VOLUMES).map(volume) {
+        for id in (0..VOLUMES).map(|v| self.volume(v)) {
             let (was, is) = (before.config(id), self.state.config(id));
             assert!(is == was || told.contains(&id) || self.state.is_gone(id), "nobody was told");
             if let Some(is) = &is {
@@ -588,6 +640,7 @@ fn the_commands_get_far() {
         "recover",
         "delete",
         "create",
+        "create again",
         "add",
         "remove",
         "decision",

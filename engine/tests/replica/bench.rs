@@ -132,14 +132,8 @@ impl Bench {
         self.feed(Input::FromReplica { lineage, message })
     }
 
-    /// Meets `replica` as a primary in `epoch`, and has it tell what it holds.
-    pub(crate) fn meet(
-        &mut self,
-        from: u128,
-        epoch: u64,
-        probed: &[Output],
-        facts: Facts,
-    ) -> Vec<Output> {
+    /// Meets `replica` as a primary in `epoch`, up to the question of what it holds: its number.
+    pub(crate) fn ask(&mut self, from: u128, epoch: u64, probed: &[Output]) -> u64 {
         let request = sent(probed, from)
             .iter()
             .find_map(|message| match message {
@@ -148,13 +142,24 @@ impl Bench {
             })
             .expect("a probe");
         let (_, fenced) = self.answer(from, epoch, ToPrimary::Alive { request });
-        let request = sent(&fenced, from)
+        sent(&fenced, from)
             .iter()
             .find_map(|message| match message {
                 ToReplica::Fence { request, .. } => Some(*request),
                 _ => None,
             })
-            .expect("a fence");
+            .expect("a fence")
+    }
+
+    /// Meets `replica` as a primary in `epoch`, and has it tell what it holds.
+    pub(crate) fn meet(
+        &mut self,
+        from: u128,
+        epoch: u64,
+        probed: &[Output],
+        facts: Facts,
+    ) -> Vec<Output> {
+        let request = self.ask(from, epoch, probed);
         self.answer(from, epoch, ToPrimary::Facts { request, facts }).1
     }
 
@@ -205,6 +210,7 @@ pub(crate) fn facts(table: EpochTable, committed: u64, durable: u64) -> Facts {
         loss_generation: LossGeneration(0),
         promised_ms: 0,
         tail: TailId { boot: BootId(Uuid::from_u128(1)), count: 0 },
+        doubtful: false,
     }
 }
 

@@ -36,6 +36,21 @@ fn acked(bench: &mut Bench, lsn: u64) -> Vec<Output> {
     bench.answer(2, 2, ack).1
 }
 
+/// A long log, and a member that was not met yet: it may hold all of it.
+#[test]
+fn a_new_primary_has_nobody_leave_before_it_knows_what_they_hold() {
+    let mut bench = Bench::open(opened(1, 10_000, 10_000));
+    bench.now += 2_000;
+    let (_, mut outputs) = bench.feed(Input::Assignment(best_effort(2, &[1, 2])));
+    outputs.extend(bench.pass(500));
+    let leaves = |output: &Output| match output {
+        Output::Propose(proposal) => matches!(proposal.change, IsrChange::Leave { .. }),
+        _ => false,
+    };
+    assert!(!outputs.iter().any(leaves), "{outputs:?}");
+    assert!(bench.pass(2_000).iter().any(leaves), "it is silent");
+}
+
 /// Replica 1 is primary with 2 in sync, both hold entries 1 to 4; a client is attached by entry 5.
 fn serving() -> Bench {
     let mut bench = Bench::open(opened(1, 4, 4));

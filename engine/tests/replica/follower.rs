@@ -21,6 +21,25 @@ fn follower() -> Bench {
     bench
 }
 
+/// The base lane brings blocks as they are committed, and the word of that may still be on another lane when it
+/// closes. A loss that takes these entries has the replica cut, or rebuilt if it knows that they were committed.
+#[test]
+fn a_rebuilt_replica_knows_its_blocks_to_be_committed() {
+    let mut bench = follower();
+    assert!(wiped(&bench.hear(1, 2, begin(3)).1));
+    let logged = (6..=9).map(|lsn| entry(2, lsn)).collect();
+    bench.hear(1, 2, ToReplica::Append(append(6, 5, 5, logged)));
+    let generation = bench.replica.generation();
+    bench.feed(Input::Durable { generation, lsn: Lsn(9) });
+    let session = RecoveryId { epoch: Epoch(2), number: 1 };
+    let close = ToReplica::Close { session, through: Lsn(8), committed: Lsn(8) };
+    let (_, outputs) = bench.hear(1, 2, close);
+    let at = |wanted: fn(&Output) -> bool| outputs.iter().position(wanted);
+    let committed = at(|output| matches!(output, Output::Committed(Lsn(8)))).expect("told");
+    let finished = at(|output| matches!(output, Output::FinishRebuild { .. })).expect("closed");
+    assert!(committed < finished, "what is written at the close says so: {outputs:?}");
+}
+
 fn begin(request: u64) -> ToReplica {
     begin_session(request, 1)
 }
@@ -41,7 +60,7 @@ fn a_late_order_to_begin_a_rebuild_wipes_nothing() {
     let feed = append(6, 5, 5, vec![entry(2, 6)]);
     bench.hear(1, 2, ToReplica::Append(feed));
     let session = RecoveryId { epoch: Epoch(2), number: 1 };
-    bench.hear(1, 2, ToReplica::Close { session, through: Lsn(6) });
+    bench.hear(1, 2, ToReplica::Close { session, through: Lsn(6), committed: Lsn(5) });
     let generation = bench.replica.generation();
     let (_, outputs) = bench.feed(Input::Durable { generation, lsn: Lsn(6) });
     assert!(

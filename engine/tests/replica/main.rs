@@ -6,6 +6,8 @@ mod attach;
 mod bench;
 mod best_effort;
 mod candidates;
+mod crowded;
+mod doubts;
 mod epochs;
 mod follower;
 mod handover;

@@ -88,7 +88,7 @@ fn at(past: Past, known: &Config) -> Option<Bench> {
     if past == Past::Rebuilt {
         let Incomplete { session, base, .. } = fifth();
         hears(ToReplica::Append(append(base.0 + 1, base.0, base.0, Vec::new())));
-        let (_, outputs) = hears(ToReplica::Close { session, through: base });
+        let (_, outputs) = hears(ToReplica::Close { session, through: base, committed: base });
         assert!(outputs.iter().any(|output| matches!(output, Output::FinishRebuild { .. })));
     }
     Some(bench)

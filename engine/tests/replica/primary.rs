@@ -60,18 +60,45 @@ fn a_primary_that_is_refused_for_a_newer_epoch_stops_at_once() {
     assert_eq!(bench.replica.view(Millis(bench.now)).role, RoleView::Primary);
 }
 
-/// One that was taken off the list refuses every epoch there is until its directory is gone. Of one that is
-/// listed the same word means that the volume is deleted.
+/// One that was taken off the list refuses every epoch there is until its directory is gone, and may say so
+/// before the primary has heard that it left. Of one that is in sync the same word means that the volume is
+/// deleted.
 #[test]
 fn a_replica_that_left_the_list_does_not_end_the_primarys_role() {
     let gone = || ToPrimary::Refused { fenced: Epoch(u64::MAX), config: None, stood: Epoch(0) };
     let mut bench = alone();
     assert!(!config(2, 1, &[1]).replicas.contains_key(&config(2, 9, &[9]).primary.id));
-    bench.answer(9, 2, gone());
-    let view = bench.replica.view(Millis(bench.now));
-    assert!(view.role == RoleView::Primary && view.serving);
+    for replica in [9, 2] {
+        bench.answer(replica, 2, gone());
+        let view = bench.replica.view(Millis(bench.now));
+        assert!(view.role == RoleView::Primary && view.serving, "{replica}");
+    }
+    let mut bench = Bench::open(opened(1, 4, 4));
+    assign(&mut bench, &config(2, 1, &[1, 2]));
     bench.answer(2, 2, gone());
     assert_eq!(bench.replica.view(Millis(bench.now)).role, RoleView::Idle);
+}
+
+/// Replica 2 told what it held, and took and acknowledged an entry since. The primary steps down, and is named
+/// again in its tenure. Its questions have the numbers of before, and a copy of that answer arrives: the
+/// entry was answered to a client.
+#[test]
+fn an_answer_to_an_earlier_role_of_the_tenure_is_no_answer() {
+    let mut bench = Bench::open(opened(1, 4, 4));
+    let (_, probed) = assign(&mut bench, &config(2, 1, &[1, 2]));
+    let before = facts(table(&[(1, 1)]), 4, 4);
+    bench.meet(2, 2, &probed, before.clone());
+    let newer = Epoch(9);
+    bench.answer(2, 2, ToPrimary::Refused { fenced: newer, config: None, stood: Epoch(0) });
+    assert_eq!(bench.replica.view(Millis(bench.now)).role, RoleView::Idle);
+    let again = Config { since: Epoch(2), ..config(10, 1, &[1, 2]) };
+    let (_, probed) = assign(&mut bench, &again);
+    let request = bench.ask(2, 10, &probed);
+    let (verdict, outputs) =
+        bench.answer(2, 2, ToPrimary::Facts { request, facts: before.clone() });
+    assert_eq!(verdict, Verdict::Ignored(IgnoredReason::StaleEpoch), "{outputs:?}");
+    let (verdict, _) = bench.answer(2, 10, ToPrimary::Facts { request, facts: before });
+    assert_eq!(verdict, Verdict::Applied);
 }
 
 /// Replica 1 follows 2 in epoch 2, takes an entry that its disk has not synced yet, and is
@@ -395,6 +422,7 @@ fn what_comes_late_is_not_logged() {
     durable(&mut bench, 5);
     let (_, outputs) = bench.feed(Input::OpenStream(OpenStream {
         attach: Attach::Again(AttachGeneration(0)),
+        loss_generation: Some(LossGeneration(0)),
         ..open(new)
     }));
     let ended = Output::StreamEnded { stream: old, reason: StreamEnd::Replaced };

@@ -147,7 +147,7 @@ fn messages(epoch: u64) -> [ToReplica; 7] {
         ToReplica::Fetch { request: 9, prev: Lsn(3), last: Lsn(4) },
         ToReplica::Append(more),
         ToReplica::BeginRebuild { request: 9, mark, table, state },
-        ToReplica::Close { session, through: Lsn(4) },
+        ToReplica::Close { session, through: Lsn(4), committed: Lsn(4) },
     ]
 }
 

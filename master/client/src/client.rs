@@ -13,7 +13,7 @@ use sbk_proto::v1::{
     HeartbeatResponse, ListNodesRequest, ListNodesResponse, ListVolumesRequest,
     ListVolumesResponse, MovePrimaryRequest, MoveReplicaRequest, NodeInfo, ProposeIsrRequest,
     ProposeIsrResponse, RecoverVolumeRequest, RecoverVolumeResponse, RegisterRequest,
-    RegisterResponse, SetNodeDutyRequest, VolumeInfo, WatchAssignmentsRequest,
+    RegisterResponse, SetLimitsRequest, SetNodeDutyRequest, VolumeInfo, WatchAssignmentsRequest,
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::transport::Channel;
@@ -28,6 +28,8 @@ use crate::{CAUSE_METADATA, LEADER_METADATA, MAX_MESSAGE_BYTES, REFUSAL_METADATA
 pub const DEFAULT_DEADLINE: Duration = Duration::from_secs(10);
 /// How long one attempt waits for one master. Longer than a master waits for its quorum.
 const ATTEMPT: Duration = Duration::from_secs(5);
+/// A master that was asked and says nothing for so long is silent, whoever else refused connections.
+const SILENCE: Duration = Duration::from_secs(1);
 const BACKOFF_FIRST: Duration = Duration::from_millis(25);
 const BACKOFF_MOST: Duration = Duration::from_millis(500);
 /// How often one call follows `sbk-leader` at once; after that it backs off like for any failure,
@@ -59,13 +61,19 @@ enum Failure {
 }
 
 impl Attempts {
-    /// An attempt was cut off. The call's own deadline does that to the last one, so a master that
-    /// said before that there is no quorum told more.
+    /// An attempt was not answered in time. A master that said before that there is no quorum told more.
     fn silent(&mut self, detail: String) {
         self.outcome_unknown = true;
         if !matches!(self.last, Some(Failure::NoQuorum(_))) {
             self.last = Some(Failure::Silent(detail));
         }
+    }
+
+    /// The call's deadline cut an attempt short that had hardly begun: whatever was learned before tells more.
+    /// [Masters that all refused connections were said to be silent.]
+    fn cut_short(&mut self, detail: String) {
+        self.outcome_unknown = true;
+        self.last.get_or_insert(Failure::Silent(detail));
     }
 }
 
@@ -90,7 +98,8 @@ impl MasterClient {
         self.pool.leader()
     }
 
-    /// Creates a volume. `request.id` tells creates apart: the same id again is the same volume.
+    /// Creates a volume. `request.id` tells creates apart: the same id again is the same volume as long as
+    /// that is known. The volume's own id is in the answer.
     pub async fn create_volume(
         &self,
         request: CreateVolumeRequest,
@@ -126,6 +135,11 @@ impl MasterClient {
         request: RecoverVolumeRequest,
     ) -> Result<RecoverVolumeResponse, MasterError> {
         self.call(&request, |c, r| async move { control(c).recover_volume(r).await }).await
+    }
+
+    /// Changes what a volume's clients may do.
+    pub async fn set_limits(&self, request: SetLimitsRequest) -> Result<VolumeInfo, MasterError> {
+        self.call(&request, |c, r| async move { control(c).set_limits(r).await }).await
     }
 
     /// Has a replica replaced by another.
@@ -297,7 +311,8 @@ impl MasterClient {
         loop {
             let addr = self.pool.target()?;
             let channel = self.pool.channel(&addr)?;
-            let until = deadline.min(Instant::now() + ATTEMPT);
+            let began = Instant::now();
+            let until = deadline.min(began + ATTEMPT);
             let again_at_once = match timeout_at(until, send(channel, request.clone())).await {
                 Ok(Ok(response)) => {
                     self.pool.set_leader(&addr);
@@ -306,7 +321,11 @@ impl MasterClient {
                 Ok(Err(status)) => self.failed(&addr, status, &mut attempts)?,
                 Err(_) => {
                     self.pool.not_leader(&addr);
-                    attempts.silent(format!("{addr} is silent"));
+                    let detail = format!("{addr} is silent");
+                    match began.elapsed() >= SILENCE {
+                        true => attempts.silent(detail),
+                        false => attempts.cut_short(detail),
+                    }
                     false
                 }
             };

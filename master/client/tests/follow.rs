@@ -241,6 +241,27 @@ async fn silence_at_the_deadline_does_not_hide_that_there_is_no_quorum() {
     assert!(master.calls() > 1, "the silent attempt was made");
 }
 
+/// Nor that a connection was refused: the last attempt had only what was left of the deadline.
+#[tokio::test]
+async fn silence_at_the_deadline_does_not_hide_that_nobody_is_there() {
+    let dead = Master::start(leads(1)).await;
+    let (_held, hold) = std::sync::mpsc::channel::<()>();
+    let hold = Mutex::new(hold);
+    let silent = Master::start(move || {
+        // Until the test is over.
+        hold.lock().expect("no test panics with it").recv().ok();
+        unavailable(cause::NO_QUORUM, None)()
+    })
+    .await;
+    let client = client(&[&dead, &silent], SHORT);
+    client.heartbeat(HeartbeatRequest::default()).await.expect("one answers");
+    drop(dead);
+    let error = client.heartbeat(HeartbeatRequest::default()).await.expect_err("none answers");
+    let unreachable = matches!(error, MasterError::Unreachable { outcome_unknown: true, .. });
+    assert!(unreachable, "{error:?}");
+    assert!(silent.calls() > 0, "the silent attempt was made");
+}
+
 #[tokio::test]
 async fn what_the_user_got_wrong_is_told_at_once() {
     let none = MasterClient::new(Vec::new());

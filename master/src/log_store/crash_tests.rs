@@ -16,7 +16,8 @@ use crate::raft::{Entry, LogId, Vote};
 use crate::state_machine::Proposal;
 
 /// Small, so that segments come and go.
-const OPTIONS: LogOptions = LogOptions { segment_bytes: 8 << 10, batch_bytes: 4 << 10 };
+const OPTIONS: LogOptions =
+    LogOptions { segment_bytes: 8 << 10, first_segment_bytes: 8 << 10, batch_bytes: 4 << 10 };
 
 /// What the log must hold.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -134,6 +135,7 @@ async fn lives(seed: u64) -> u32 {
         let opened = LogStore::open_in(Arc::new(disk.clone()), OPTIONS, fresh);
         if let Ok(mut log) = opened {
             fresh = false;
+            log.covered().advance(Some(LogId::new(CommittedLeaderId::new(u64::MAX, 0), u64::MAX)));
             let mut model = observe(&mut log).await;
             assert!(may_be.contains(&model), "seed {seed}, life {life}: {model:?}\n{may_be:?}");
             may_be = vec![model.clone()];

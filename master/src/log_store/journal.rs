@@ -22,7 +22,8 @@ const VERSION: u32 = 1;
 const SLOT_BYTES: usize = 4096;
 /// An entry's frame passes this only if it is a registration with very many replicas; it gets a
 /// segment of its own size then.
-pub(crate) const OPTIONS: LogOptions = LogOptions { segment_bytes: 4 << 20, batch_bytes: 1 << 20 };
+pub(crate) const OPTIONS: LogOptions =
+    LogOptions { segment_bytes: 4 << 20, first_segment_bytes: 4 << 20, batch_bytes: 1 << 20 };
 
 /// Why the journal can't be opened or written.
 #[derive(Debug, thiserror::Error)]

@@ -5,8 +5,10 @@
 //! never tear an old one, and replaying the journal gives the log as it was.
 //!
 //! The vote is durable before [`save_vote`](RaftLogStorage::save_vote) returns, entries before
-//! their callback is called, a purge before the files it makes needless are removed.
+//! their callback is called, a purge before the files it makes needless are removed. A purge begins
+//! once a snapshot that holds what it lets go is [durable](covered).
 
+mod covered;
 #[cfg(test)]
 mod crash_tests;
 mod image;
@@ -27,6 +29,7 @@ use openraft::{
 use tokio::sync::oneshot;
 
 use crate::raft::{Entry, MemberId, TypeConfig};
+pub(crate) use covered::Covered;
 pub use image::ReplayError;
 use image::{Image, Record};
 use journal::Journal;
@@ -75,6 +78,7 @@ impl From<JournalError> for OpenError {
 pub struct LogStore {
     image: Arc<Mutex<Image>>,
     writer: Arc<Writer>,
+    covered: Covered,
 }
 
 impl LogStore {
@@ -90,7 +94,8 @@ impl LogStore {
     ) -> Result<Self, OpenError> {
         let (journal, image) = Journal::open(&storage, options, fresh)?;
         let writer = Writer::start(journal).map_err(OpenError::Thread)?;
-        Ok(Self { image: Arc::new(Mutex::new(image)), writer: Arc::new(writer) })
+        let covered = Covered::default();
+        Ok(Self { image: Arc::new(Mutex::new(image)), writer: Arc::new(writer), covered })
     }
 
     fn image(&self) -> MutexGuard<'_, Image> {
@@ -106,6 +111,11 @@ impl LogStore {
     /// The last entry that was purged.
     pub fn purged(&self) -> Option<LogId<MemberId>> {
         self.image().purged
+    }
+
+    /// For the state machine, to tell how far its snapshots reach.
+    pub(crate) fn covered(&self) -> &Covered {
+        &self.covered
     }
 
     /// Whether nothing was ever written: no vote, no entry.
@@ -224,6 +234,7 @@ impl RaftLogStorage<TypeConfig> for LogStore {
     }
 
     async fn purge(&mut self, log_id: LogId<MemberId>) -> Result<(), Fault> {
+        self.covered.reach(log_id).await?;
         self.write_through(Work::Purge(log_id))
             .await
             .map_err(|e| StorageIOError::write_logs(AnyError::new(&*e)))?;

@@ -4,7 +4,9 @@ use std::collections::BTreeSet;
 use std::time::Duration;
 
 use sbk_engine::authority::placement::{check_request, place};
-use sbk_engine::authority::{Accepted, Command, Duty, Fate, Refusal, State, VolumeRequest};
+use sbk_engine::authority::{
+    Accepted, Command, Duty, Fate, LimitsChange, Refusal, State, VolumeRequest,
+};
 use sbk_engine::types::{NodeId, ReplicaId, VolumeId};
 use sbk_proto::v1;
 use sbk_proto::v1::control_server::Control;
@@ -104,7 +106,7 @@ impl Control for ControlService {
     ) -> Result<Response<v1::VolumeInfo>, Status> {
         self.member.linearizable().await?;
         let raw = request.into_inner();
-        let volume = convert::volume_id(&raw.id)?;
+        let create = convert::create_id(&raw.id)?;
         let wanted = VolumeRequest {
             name: raw.name,
             size_bytes: raw.size_bytes,
@@ -113,12 +115,14 @@ impl Control for ControlService {
             write_ack: convert::write_ack_from(raw.write_ack)?,
             min_in_sync: (raw.min_in_sync > 0).then_some(raw.min_in_sync),
             zone_spread: raw.zone_spread,
+            limits: convert::limits_from(raw.limits.as_ref()),
         };
         let refuse = |refusal: Refusal| refused(&refusal);
         let spec = check_request(&wanted).map_err(refuse)?;
         // The same create again, its answer lost: placing it anew might find less room.
-        let stands = |state: &State| state.volumes().get(&volume).is_some_and(|v| v.spec == spec);
-        if self.member.read(stands) {
+        let stands =
+            |state: &State| state.created_by(create).filter(|v| v.spec == spec).map(|v| v.id);
+        if let Some(volume) = self.member.read(stands) {
             let info = self.describe(volume).ok_or_else(|| no_such_volume(&volume.to_string()))?;
             return Ok(Response::new(info));
         }
@@ -129,12 +133,16 @@ impl Control for ControlService {
         let placement = self.member.read(|state| on(state, &heard).or_else(|_| on(state, &alive)));
         let placement = placement.map_err(refuse)?;
         let command = Command::CreateVolume {
-            volume,
+            volume: VolumeId(Uuid::new_v4()),
+            create,
             request: wanted,
             placement,
             overcommit_percent: OVERCOMMIT_PERCENT,
         };
-        self.member.accepted(command).await?;
+        let volume = match self.member.accepted(command).await? {
+            Accepted::Created(volume) => volume,
+            other => return Err(Status::internal(format!("a create was answered with {other:?}"))),
+        };
         let info = self.describe(volume).ok_or_else(|| no_such_volume(&volume.to_string()))?;
         Ok(Response::new(info))
     }
@@ -220,6 +228,20 @@ impl Control for ControlService {
         let volume = self.find(&raw.name_or_id)?;
         let replica = convert::replica_id(&raw.replica)?;
         self.member.accepted(Command::WishPrimary { volume, replica }).await?;
+        let info = self.describe(volume).ok_or_else(|| no_such_volume(&volume.to_string()))?;
+        Ok(Response::new(info))
+    }
+
+    async fn set_limits(
+        &self,
+        request: Request<v1::SetLimitsRequest>,
+    ) -> Result<Response<v1::VolumeInfo>, Status> {
+        self.member.linearizable().await?;
+        let v1::SetLimitsRequest { name_or_id, iops, bandwidth, burst_seconds } =
+            request.into_inner();
+        let volume = self.find(&name_or_id)?;
+        let change = LimitsChange { iops, bandwidth, burst_seconds };
+        self.member.accepted(Command::SetLimits { volume, change }).await?;
         let info = self.describe(volume).ok_or_else(|| no_such_volume(&volume.to_string()))?;
         Ok(Response::new(info))
     }

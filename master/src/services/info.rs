@@ -80,6 +80,7 @@ impl Source<'_> {
             members,
             deleting: false,
             wished_primary: volume.wish.primary.map(|id| convert::bytes(id.0)).unwrap_or_default(),
+            limits: Some(convert::limits(volume.limits)),
             history: Vec::new(),
             now_ms: 0,
         }
@@ -141,6 +142,7 @@ impl Source<'_> {
             members: Vec::new(),
             deleting: true,
             wished_primary: Vec::new().into(),
+            limits: None,
             history: Vec::new(),
             now_ms: 0,
         }

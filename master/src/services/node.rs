@@ -63,6 +63,7 @@ impl NodeService for NodeApi {
         &self,
         request: Request<v1::RegisterRequest>,
     ) -> Result<Response<v1::RegisterResponse>, Status> {
+        sbk_listen::keep_caller(request.extensions());
         let registration = convert::registration(request.get_ref())?;
         let node = registration.node;
         if self.member.read(sbk_engine::authority::State::cluster).is_none() {
@@ -81,6 +82,7 @@ impl NodeService for NodeApi {
         &self,
         request: Request<v1::HeartbeatRequest>,
     ) -> Result<Response<v1::HeartbeatResponse>, Status> {
+        sbk_listen::keep_caller(request.extensions());
         self.member.require_leader()?;
         let request = request.into_inner();
         let node = convert::node_id(&request.node)?;
@@ -110,6 +112,10 @@ impl NodeService for NodeApi {
         &self,
         request: Request<v1::WatchAssignmentsRequest>,
     ) -> Result<Response<UpdateStream>, Status> {
+        // Clients watch too, but not as a node.
+        if !request.get_ref().node.is_empty() {
+            sbk_listen::keep_caller(request.extensions());
+        }
         self.member.linearizable().await?;
         let request = request.into_inner();
         let v1::WatchAssignmentsRequest { node, incarnation, volume } = request;

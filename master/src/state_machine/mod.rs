@@ -5,6 +5,8 @@
 //! openraft then applies the rest of the log again.
 
 mod cache;
+#[cfg(test)]
+mod install_tests;
 mod machine;
 mod snapshot;
 #[cfg(test)]
@@ -20,7 +22,7 @@ use openraft::{AnyError, OptionalSend, RaftSnapshotBuilder, StorageError, Storag
 use tokio::sync::watch;
 use tokio::task::spawn_blocking;
 
-use crate::log_store::LogStore;
+use crate::log_store::{Covered, LogStore};
 use crate::raft::{Entry, LogId, MemberId, Snapshot, SnapshotMeta, StoredMembership, TypeConfig};
 use cache::Cache;
 pub use cache::CacheError;
@@ -75,6 +77,8 @@ struct Inner {
     changes: watch::Sender<u64>,
     cache: Cache,
     snapshots: PathBuf,
+    /// What the log may let go.
+    covered: Covered,
 }
 
 impl StateMachine {
@@ -83,12 +87,13 @@ impl StateMachine {
         let snapshots = dir.join("snapshots");
         fs::create_dir_all(&snapshots)
             .map_err(|source| OpenError::Directory { path: snapshots.clone(), source })?;
-        snapshot::clean(&snapshots)?;
+        snapshot::settle(&snapshots)?;
         let cache = Cache::new(dir);
         let mut applied = match snapshot::load_newest(&snapshots)? {
             Some(loaded) => decode(&loaded.data).map_err(OpenError::Contents)?,
             None => Applied::default(),
         };
+        log.covered().advance(applied.last);
         match cache.take()? {
             Some(kept) if kept.last > applied.last && kept.last.is_some_and(|id| log.holds(id)) => {
                 applied = kept;
@@ -108,7 +113,8 @@ impl StateMachine {
             return Err(OpenError::Incomplete { purged: purged.index, found });
         }
         let changes = watch::Sender::new(applied.last.map_or(0, |id| id.index));
-        let inner = Inner { applied: RwLock::new(applied), changes, cache, snapshots };
+        let covered = log.covered().clone();
+        let inner = Inner { applied: RwLock::new(applied), changes, cache, snapshots, covered };
         Ok(Self { inner: Arc::new(inner) })
     }
 
@@ -132,6 +138,57 @@ impl StateMachine {
     /// applied afterwards is not in it.
     pub fn keep(&self) -> Result<(), CacheError> {
         self.inner.cache.keep(&self.read())
+    }
+
+    /// Saves a snapshot, durably.
+    async fn save(&self, meta: &SnapshotMeta, data: Vec<u8>) -> Result<(), Fault> {
+        let (dir, saved) = (self.inner.snapshots.clone(), meta.clone());
+        blocking(move || snapshot::save(&dir, &saved, &data)).await?;
+        self.inner.covered.advance(meta.last_log_id);
+        Ok(())
+    }
+
+    async fn install(&self, meta: &SnapshotMeta, data: Vec<u8>) -> Result<(), Fault> {
+        let installed = decode(&data).map_err(|e| snapshot_fault(meta, &e))?;
+        assert_eq!(
+            installed.last, meta.last_log_id,
+            "a snapshot's contents end at the entry that it is named for"
+        );
+        self.save(meta, data).await?;
+        let after = installed.last.map_or(0, |id| id.index);
+        *self.write() = installed;
+        self.inner.changes.send_replace(after);
+        tracing::info!(index = after, "a snapshot was installed");
+        Ok(())
+    }
+
+    async fn build(&self) -> Result<Snapshot, Fault> {
+        // One read lock for all of it: the contents end at the entry that the meta names.
+        let (meta, data) = {
+            let applied = self.read();
+            let meta = SnapshotMeta {
+                last_log_id: applied.last,
+                last_membership: applied.membership.clone(),
+                snapshot_id: applied.last.map_or_else(|| "empty".to_owned(), |id| id.to_string()),
+            };
+            (meta, serde_json::to_vec(&*applied).map_err(|e| write_fault(&e))?)
+        };
+        self.save(&meta, data.clone()).await?;
+        tracing::info!(index = meta.last_log_id.map(|id| id.index), "a snapshot was built");
+        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
+    }
+
+    async fn current(&self) -> Result<Option<Snapshot>, Fault> {
+        let dir = self.inner.snapshots.clone();
+        let loaded = blocking(move || snapshot::load_newest(&dir)).await?;
+        Ok(loaded.map(|l| Snapshot { meta: l.meta, snapshot: Box::new(Cursor::new(l.data)) }))
+    }
+
+    /// openraft's worker ends with the first failure of any kind, and obeys nothing that is queued
+    /// behind it: whoever waits for a snapshot must know. [The worker failed to read a snapshot for another
+    /// member, the one to install was next, and the core, whose purge waited for it, was never told.]
+    async fn told<T>(&self, work: impl Future<Output = Result<T, Fault>>) -> Result<T, Fault> {
+        work.await.inspect_err(|fault| self.inner.covered.fail(fault))
     }
 }
 
@@ -194,43 +251,16 @@ impl RaftStateMachine<TypeConfig> for StateMachine {
         meta: &SnapshotMeta,
         snapshot: Box<Cursor<Vec<u8>>>,
     ) -> Result<(), Fault> {
-        let data = snapshot.into_inner();
-        let installed = decode(&data).map_err(|e| snapshot_fault(meta, &e))?;
-        assert_eq!(
-            installed.last, meta.last_log_id,
-            "a snapshot's contents end at the entry that it is named for"
-        );
-        let (dir, saved) = (self.inner.snapshots.clone(), meta.clone());
-        blocking(move || snapshot::save(&dir, &saved, &data)).await?;
-        let after = installed.last.map_or(0, |id| id.index);
-        *self.write() = installed;
-        self.inner.changes.send_replace(after);
-        tracing::info!(index = after, "a snapshot was installed");
-        Ok(())
+        self.told(self.install(meta, snapshot.into_inner())).await
     }
 
     async fn get_current_snapshot(&mut self) -> Result<Option<Snapshot>, Fault> {
-        let dir = self.inner.snapshots.clone();
-        let loaded = blocking(move || snapshot::load_newest(&dir)).await?;
-        Ok(loaded.map(|l| Snapshot { meta: l.meta, snapshot: Box::new(Cursor::new(l.data)) }))
+        self.told(self.current()).await
     }
 }
 
 impl RaftSnapshotBuilder<TypeConfig> for StateMachine {
     async fn build_snapshot(&mut self) -> Result<Snapshot, Fault> {
-        // One read lock for all of it: the contents end at the entry that the meta names.
-        let (meta, data) = {
-            let applied = self.read();
-            let meta = SnapshotMeta {
-                last_log_id: applied.last,
-                last_membership: applied.membership.clone(),
-                snapshot_id: applied.last.map_or_else(|| "empty".to_owned(), |id| id.to_string()),
-            };
-            (meta, serde_json::to_vec(&*applied).map_err(|e| write_fault(&e))?)
-        };
-        let (dir, saved, bytes) = (self.inner.snapshots.clone(), meta.clone(), data.clone());
-        blocking(move || snapshot::save(&dir, &saved, &bytes)).await?;
-        tracing::info!(index = meta.last_log_id.map(|id| id.index), "a snapshot was built");
-        Ok(Snapshot { meta, snapshot: Box::new(Cursor::new(data)) })
+        self.told(self.build()).await
     }
 }

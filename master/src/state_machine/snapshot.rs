@@ -83,7 +83,7 @@ pub(crate) fn save(dir: &Path, meta: &SnapshotMeta, data: &[u8]) -> Result<(), S
     file.write_all(&bytes).map_err(io_error("write", &temporary))?;
     file.sync_all().map_err(io_error("sync", &temporary))?;
     fs::rename(&temporary, &path).map_err(io_error("rename", &temporary))?;
-    File::open(dir).and_then(|d| d.sync_all()).map_err(io_error("sync", dir))?;
+    sync(dir)?;
     for (older, path) in list(dir)? {
         if older < index {
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
@@ -114,15 +114,20 @@ pub(crate) fn load_newest(dir: &Path) -> Result<Option<Loaded>, SnapshotError> {
     }
 }
 
-/// Removes what a crash left half written.
-pub(crate) fn clean(dir: &Path) -> Result<(), SnapshotError> {
+/// Removes what a crash left half written, and makes the names of the others durable: the process may
+/// have been killed between the rename and its sync, and what was only renamed is no reason to purge.
+pub(crate) fn settle(dir: &Path) -> Result<(), SnapshotError> {
     for entry in fs::read_dir(dir).map_err(io_error("list", dir))? {
         let path = entry.map_err(io_error("list", dir))?.path();
         if path.extension().is_some_and(|e| e == "tmp") {
             fs::remove_file(&path).map_err(io_error("remove", &path))?;
         }
     }
-    Ok(())
+    sync(dir)
+}
+
+fn sync(dir: &Path) -> Result<(), SnapshotError> {
+    File::open(dir).and_then(|d| d.sync_all()).map_err(io_error("sync", dir))
 }
 
 fn list(dir: &Path) -> Result<Vec<(u64, PathBuf)>, SnapshotError> {

@@ -12,7 +12,7 @@ use super::{Proposal, StateMachine};
 use crate::log_store::LogStore;
 use crate::raft::{Entry, LogId};
 
-fn named(index: u64, name: u128) -> Entry {
+pub(super) fn named(index: u64, name: u128) -> Entry {
     let cluster = ClusterId(Uuid::from_u128(name));
     Entry {
         log_id: LogId::new(CommittedLeaderId::new(1, 1), index),

@@ -68,16 +68,36 @@ pub(crate) fn spawn(
     more: &[&str],
 ) -> Member {
     let log = dir.with_extension(format!("{}.log", Uuid::new_v4()));
-    let child = Command::new(env!("CARGO_BIN_EXE_sbk-master"))
+    let to = File::create(&log).expect("makes a log file");
+    Member { child: command(dir, id, port, http, cluster, more, to), log }
+}
+
+/// The same, but that its log can't be written.
+pub(crate) fn spawn_unheard(dir: &Path, id: usize, port: u16, http: u16, cluster: &str) -> Member {
+    let log = dir.with_extension("empty.log");
+    File::create(&log).expect("makes a log file");
+    let full = File::options().write(true).open("/dev/full").expect("opens");
+    Member { child: command(dir, id, port, http, cluster, &[], full), log }
+}
+
+fn command(
+    dir: &Path,
+    id: usize,
+    port: u16,
+    http: u16,
+    cluster: &str,
+    more: &[&str],
+    stderr: File,
+) -> Child {
+    Command::new(env!("CARGO_BIN_EXE_sbk-master"))
         .args(["--id", &id.to_string(), "--cluster", cluster])
         .args(["--listen", &format!("127.0.0.1:{port}"), "--http", &format!("127.0.0.1:{http}")])
         .args(more)
         .arg("--data-dir")
         .arg(dir)
-        .stderr(File::create(&log).expect("makes a log file"))
+        .stderr(stderr)
         .spawn()
-        .expect("starts sbk-master");
-    Member { child, log }
+        .expect("starts sbk-master")
 }
 
 /// Three members.

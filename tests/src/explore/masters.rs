@@ -3,8 +3,8 @@
 use std::collections::{BTreeMap, BTreeSet};
 
 use sbk_engine::authority::{
-    Addrs, ClusterId, Command, Durability, RegisteredReplica, Registration, State, VolumeRequest,
-    WriteAck,
+    Addrs, ClusterId, Command, CreateId, Durability, RegisteredReplica, Registration, State,
+    VolumeRequest, WriteAck,
 };
 use sbk_engine::replication::io::Proposal;
 use sbk_engine::types::{BLOCK_SIZE, BootId, Config, Incarnation, NodeId, ReplicaId, ReplicaRef};
@@ -56,9 +56,11 @@ impl Masters {
             write_ack: WriteAck::Durable,
             min_in_sync: (durability == Durability::SyncAll).then_some(least),
             zone_spread: false,
+            limits: sbk_engine::authority::Limits::default(),
         };
         let placement = ids.iter().map(|id| (*id, node_of(*id))).collect();
-        must(Command::CreateVolume { volume: VOLUME, request, placement, overcommit_percent: 100 });
+        let (volume, create, overcommit_percent) = (VOLUME, CreateId(VOLUME.0), 100);
+        must(Command::CreateVolume { volume, create, request, placement, overcommit_percent });
         for id in ids {
             let replica = ReplicaRef { id: *id, incarnation: Incarnation { process: 1, open: 1 } };
             let node = node_of(*id);
@@ -89,7 +91,8 @@ impl Masters {
         self.registrations += 1;
         let mut new = registration(replica.id, replica.incarnation.process, self.registrations);
         let incarnation = replica.incarnation;
-        let entry = RegisteredReplica { volume: VOLUME, incarnation, complete, tail: 0 };
+        let entry =
+            RegisteredReplica { volume: VOLUME, incarnation, complete, tail: 0, doubtful: false };
         new.replicas.insert(replica.id, entry);
         self.apply(&Command::RegisterNode(new));
     }

@@ -133,7 +133,7 @@ impl World {
             session: SessionId(Uuid::from_u128(2 << 64 | u128::from(self.next_stream))),
             attach: Attach::Revoke { upto },
             node: NodeId(Uuid::nil()),
-            loss_generation: None,
+            loss_generation: Some(self.truth.loss_generation),
         };
         self.revoking.insert(stream, (self.truth.loss_generation, upto));
         self.stream_send(stream, true, node, Event::Open { node, primary, open });
@@ -153,6 +153,10 @@ impl World {
     pub(crate) fn stands(&mut self, number: usize, rank: Rank) {
         let client = &self.clients[number];
         let (holder, exclusive) = (client.holder, client.exclusive);
+        assert!(
+            client.told_over.is_none_or(|loss| loss == rank.0),
+            "I7: an exclusive attachment took the volume from what it was told in another age"
+        );
         let before = self.ranks.get(&holder).copied();
         let ended = before.is_some_and(|before| before != rank);
         // A shared frontend opens another session in the place of one that was lost.

@@ -66,6 +66,8 @@ pub(crate) struct Client {
     pub(crate) holder: Holder,
     /// Whether it wants the volume for itself.
     pub(crate) exclusive: bool,
+    /// Exclusive: in which loss generation it was told what it takes the volume from.
+    pub(crate) told_over: Option<LossGeneration>,
     /// It stands still from a time to another, and what reaches it meanwhile waits.
     pub(crate) pause: Option<(u64, u64)>,
     pub(crate) waiting: Vec<Event>,
@@ -106,6 +108,7 @@ impl Client {
             given_up: 0,
             holder: Holder(number),
             exclusive: false,
+            told_over: None,
             pause: None,
             waiting: Vec::new(),
             leaves: false,
@@ -156,6 +159,7 @@ impl Client {
         let make = if exclusive { Forwarder::exclusive } else { Forwarder::new };
         self.forwarder = make(self.volume, self.params);
         self.exclusive = exclusive;
+        self.told_over = None;
         (self.attached, self.open_in) = (None, None);
         (self.leaves, self.has_left) = (false, false);
         self.seen.clear();

@@ -123,6 +123,7 @@ impl Keeping {
             wal_max_bytes: 1 << 20,
             wal_max_entries: 400,
             tail_cache_bytes: 24 << 10,
+            tail_memory: None,
             checkpoint_bytes: self.checkpoint,
         }
     }
@@ -259,8 +260,12 @@ impl Disk {
         self.opens += 1;
         let incarnation = Incarnation { process: self.process, open: self.opens };
         let options = self.options.clone();
-        let (store, opened) =
+        let (store, mut opened) =
             Store::open(&self.storage, self.identity, incarnation, self.tail(), options)?;
+        if opened.kept.doubtful {
+            self.tail += 1;
+            opened.tail = self.tail();
+        }
         assert_eq!(opened.me, ReplicaRef { id: self.identity.replica, incarnation });
         self.store = Some(store);
         Ok(opened)

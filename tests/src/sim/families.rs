@@ -57,6 +57,14 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("flips", 3),
     // A forgotten replica kept another one from being made at its node, whose removal was then waited for.
     ("swarm", 728467),
+    // A list was full of replacements that were lost before they joined.
+    ("swarm", 7025617),
+    // A candidate took what a replica told as committed that had been given up in a loss.
+    ("swarm", 8015438),
+    // A frontend that left waited for ever for an answer that was lost, and nobody wrote damaged blocks anew.
+    ("swarm", 9068029),
+    // A run was taken for at rest before the checkpoint of what a member's hung disk had held up.
+    ("swarm", 4000969),
 ];
 
 /// The modes of the families that try them all.

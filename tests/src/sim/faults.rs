@@ -195,9 +195,24 @@ impl Faults {
             faults.give_up(seed / 8);
         }
         faults.hang = seed % 32 == 9;
+        // In `best_effort` whoever is promoted is all there is, spoilt or not; and of three voters one may be
+        // spoilt and one be rebuilt, while the third is started again (family `flips` has fewer faults).
+        faults.flip = seed % 16 == 12 && faults.durability == Durability::SyncAll;
+        if faults.flip {
+            // Of what one disk spoils, another must have a copy.
+            (faults.lost, faults.rot) = (false, false);
+            (faults.coup, faults.whim) = (false, false);
+            // A replica that can't be opened is replaced in its place, and its node must be free for that.
+            (faults.moves, faults.spares) = (false, 0);
+            // Nor may it be all that is left in sync.
+            faults.replicas = faults.replicas.max(3);
+            faults.min_in_sync = 2;
+        }
+        faults.rot &= !(faults.lost && faults.power);
         faults.exclusive = rng.chance(25);
         let written = rng.chance(15) || faults.disaster && seed / 8 % 4 == 3;
-        if written && faults.durability == Durability::SyncAll {
+        // After a loss of all power one goes on alone, which must not be the one that is spoilt next.
+        if written && !faults.flip && faults.durability == Durability::SyncAll {
             faults.write_ack = WriteAck::Written;
             faults.blackout = faults.power;
             // A loss of all power leaves rebuilds to do, which a damaged block of the sender stops.
@@ -210,6 +225,7 @@ impl Faults {
     pub(crate) fn handovers(seed: u64) -> Self {
         let mut faults = Self::swarm(seed);
         faults.hand_over(seed);
+        faults.flip = false;
         // One fault less now and then: all of them at once leave few handovers to end well.
         match seed / 3 % 4 {
             0 => (faults.crash, faults.power, faults.disk) = (false, false, false),
@@ -274,8 +290,10 @@ impl Faults {
 
     /// When the masters suspect a node.
     pub(crate) fn detector(&self) -> DetectorParams {
-        // A run is shorter than the grace for a whole site.
-        let mut params = DetectorParams { grace_ms: 4_000, ..DetectorParams::default() };
+        // A run is shorter than the grace for a whole site. What goes on alone after it must have whole blocks:
+        // nobody is rebuilt from damaged ones.
+        let grace_ms = if self.rot { 60_000 } else { 4_000 };
+        let mut params = DetectorParams { grace_ms, ..DetectorParams::default() };
         if self.hasty {
             (params.suspect_ms, params.unheard_ms) = (700, 1_500);
         }
@@ -288,7 +306,9 @@ impl Faults {
     /// The times of the replicas' engines.
     pub(crate) fn engine(&self) -> Params {
         // A base lane that broke is noticed by nothing else here.
-        let mut params = Params { stall_ms: 3_000, ..Params::default() };
+        let mut params = Params { stall_ms: 3_000, doubt_ms: Some(4_000), ..Params::default() };
+        // Nor are there ever as many epochs in a row that commit nothing as a table has room for.
+        params.max_uncommitted_epochs = 2;
         if self.hang {
             // A run is shorter than as many stalls as it usually takes.
             params.recovery.catch_up_budget = 2;
@@ -650,6 +670,10 @@ impl World {
             self.nodes[index].syncs_from = 0;
             if !self.nodes[index].up && !self.nodes[index].lost {
                 self.after(0, Event::Restart { node: index });
+            }
+            // What flipped under an open store an opening tells, and a read of it is refused until then.
+            if self.struck_since_opened(index) {
+                self.die(index, false, 1);
             }
             // Somebody looks after a disk that failed too often.
             if self.nodes[index].is_retired() {

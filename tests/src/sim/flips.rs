@@ -3,14 +3,12 @@
 //!
 //! One replica at a time is struck, while another one holds all that was acknowledged: what the mode
 //! promises is that the others are enough. Its next opening tells what became of it. What a copy of its
-//! disk says before is the same, so a bit flips only where the outcome is one of two:
+//! disk says before must be one of three:
 //!
 //! * nothing is missing: the other slot had it, or nobody needs it;
-//! * the replica is refused, and is no copy any more: an operator has it replaced.
-//!
-//! There is a third: the end of the log is taken for torn. What was acknowledged is missing then, on a
-//! replica that is in sync and knows nothing of it, and is promoted as if it had all. Such a bit does not
-//! flip here (docs/testing.md says what that leaves out).
+//! * the replica is refused, and is no copy any more: an operator has it replaced;
+//! * its last write can't be read, it says that it is in doubt, and counts for nothing that it may have
+//!   lost.
 
 use std::collections::BTreeSet;
 use std::ops::Range;
@@ -49,8 +47,10 @@ pub(crate) struct Flips {
 enum Outlook {
     /// Nothing is missing.
     Whole,
-    /// The log ends too soon: what was acknowledged is missing.
+    /// The log ends too soon, and the replica knows that it may.
     Short,
+    /// It does so and looks whole. A bit alone can't do that, but some can in one place; they don't flip.
+    Silent,
     /// It is damaged.
     Refused,
 }
@@ -84,6 +84,18 @@ impl World {
         self.may_be_struck(any).then_some(any)
     }
 
+    /// Whether bits of its disk flipped that no opening has settled since.
+    pub(super) fn was_struck(&self, index: usize) -> bool {
+        self.flips.victim.is_some_and(|(id, _)| id == self.nodes[index].id)
+    }
+
+    /// Whether bits of its disk flipped in this run of its node.
+    pub(super) fn struck_since_opened(&self, index: usize) -> bool {
+        let node = &self.nodes[index];
+        let struck = self.flips.victim.is_some_and(|(id, run)| id == node.id && run == node.run);
+        node.up && struck
+    }
+
     fn may_be_struck(&self, index: usize) -> bool {
         let (node, config) = (&self.nodes[index], &self.masters.config);
         let there = node.replica.is_some() && !node.paused && !node.disk.memory.crashed();
@@ -94,12 +106,23 @@ impl World {
         if !there || self.loss_pending() || self.masters.live().is_none() {
             return false;
         }
+        // What one lost must be there again before another one loses something.
+        let short = |id: &ReplicaId| {
+            let holder = self.holder(*id).filter(|holder| holder.id != node.id);
+            holder.is_some_and(|holder| holder.disk.shadow.kept.doubtful)
+        };
+        if config.isr.iter().any(short) {
+            return false;
+        }
         if !config.isr.contains(&node.id) || !complete(&node.id) {
             return false;
         }
-        let others = config.isr.iter().filter(|id| **id != node.id && complete(id)).count();
+        let others = config.isr.iter().filter(|id| **id != node.id && complete(id));
+        // A voter that is behind may have to be rebuilt, and is none meanwhile.
+        let voters = others.clone().filter(|id| self.holds_acknowledged(**id)).count();
+        let others = others.count();
         match config.durability {
-            Durability::SyncQuorum => others > config.isr.len() / 2,
+            Durability::SyncQuorum => voters > config.isr.len() / 2,
             Durability::SyncAll | Durability::BestEffort => others > 0,
         }
     }
@@ -113,7 +136,9 @@ impl World {
         for _ in 0..1 + self.rng.below(3) / 2 {
             let Some((path, bit)) = self.choose_bit(index) else { return };
             let outlook = self.outlook(index, &path, bit, false);
-            if outlook != Outlook::Short {
+            // What the primary acknowledged by itself nobody else may have, or have told of.
+            let only = self.masters.config.durability == Durability::BestEffort;
+            if outlook != Outlook::Silent && !(outlook == Outlook::Short && only) {
                 self.flip(index, &path, bit, outlook);
             }
         }
@@ -133,20 +158,8 @@ impl World {
         }
         let Some((path, bit)) = self.choose_bit(index) else { return };
         // Whatever a loss of power takes besides is between these.
-        let outlooks = [false, true].map(|power| {
-            let sound = self.copy_of(index, power, None).map(|opened| opened.durable);
-            match (
-                self.outlook(index, &path, bit, power),
-                self.copy_of(index, power, Some((&path, bit))),
-            ) {
-                // What is there and was not acknowledged yet may be so before the next opening.
-                (Outlook::Whole, Ok(opened)) if Ok(opened.durable) != sound.map_err(drop) => {
-                    Outlook::Short
-                }
-                (outlook, _) => outlook,
-            }
-        });
-        if !outlooks.contains(&Outlook::Short) {
+        let outlooks = [false, true].map(|power| self.outlook(index, &path, bit, power));
+        if !outlooks.contains(&Outlook::Silent) {
             self.flip(index, &path, bit, outlooks[0]);
         }
     }
@@ -178,7 +191,15 @@ impl World {
         );
         assert!(now.incomplete == before.incomplete && now.stood == before.stood, "I7: {path}");
         let had = if power { shadow.durable } else { shadow.durable.max(shadow.written) };
-        if opened.durable < had { Outlook::Short } else { Outlook::Whole }
+        if opened.durable >= had {
+            return Outlook::Whole;
+        }
+        let first = self.flips.victim.is_none();
+        assert!(
+            now.doubtful || !first,
+            "I2: node {index} loses {had} for a bit of {path} unawares"
+        );
+        if now.doubtful { Outlook::Short } else { Outlook::Silent }
     }
 
     /// What an opening of a copy of the node's disk finds, after its process ended or its power went, with
@@ -255,7 +276,8 @@ impl World {
         let damaged: Vec<_> = self.nodes.iter().filter(|n| n.damaged).map(|n| n.id).collect();
         for replica in damaged {
             let listed = self.masters.live().and_then(|v| v.replicas.get(&replica));
-            let asked = listed.is_none_or(|listed| listed.fate != Fate::Stays);
+            // One who wanted it moved to another node had no reason to give up a copy.
+            let asked = listed.is_none_or(|listed| listed.fate == Fate::GoesFirst);
             if asked || !self.rng.chance(5) {
                 continue;
             }

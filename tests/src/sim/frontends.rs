@@ -93,6 +93,9 @@ impl World {
                 let Some((client, link)) = self.live(stream) else { return };
                 self.streams.remove(&stream);
                 self.clients[client].line = None;
+                if let StreamEnd::AttachOver { loss_generation, .. } = reason {
+                    self.clients[client].told_over.get_or_insert(loss_generation);
+                }
                 self.feed(client, Fact::LinkEnded { link, reason, config });
             }
             Event::Answer { stream, sequence, outcome, data, loss } => {
@@ -248,7 +251,9 @@ impl World {
             }
             let client = &self.clients[number];
             let silent = self.now.saturating_sub(client.heard) > client.patience;
-            if let Some(line) = client.line.filter(|_| silent && client.waits()) {
+            if let Some(line) =
+                client.line.filter(|_| silent && (client.waits() || client.is_leaving()))
+            {
                 self.hang_up(number, line.link);
                 self.feed(number, Fact::LinkLost(line.link));
             }

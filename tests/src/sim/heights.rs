@@ -64,7 +64,10 @@ impl World {
             assert!(node.held.is_empty(), "I8: node {index} holds requests that were all answered");
             assert!(node.reads.is_empty(), "I8: node {index} has reads under way");
             assert!(node.sending.is_empty(), "I8: node {index} has base lanes open");
-            assert!(node.receiving.is_none(), "I8: node {index} waits for a base lane");
+            // One that the masters forgot is left as it was, and here no lane's end is noticed by itself.
+            let listed = self.masters.config.replicas.contains_key(&node.id);
+            let waits = listed && node.receiving.is_some();
+            assert!(!waits, "I8: node {index} waits for a base lane");
             let Some(replica) = &node.replica else { continue };
             let engine = serde_json::to_vec(replica).expect("plain data").len() as u64;
             let wal = node.disk.wal_bytes();

@@ -18,6 +18,8 @@ macro_rules! counted {
 counted! {
     /// An interesting state that a run reached. A run of the fixed seeds must reach each.
     Mark {
+        /// A primary logged nothing, for too many epochs began above what was committed.
+        Crowded = "nothing logged for want of room for epochs",
         /// A log was cut by one entry.
         CutOfOne = "cut of one entry",
         /// A log was cut by more.
@@ -116,6 +118,14 @@ counted! {
         OftenFull = "disk full again and again",
         /// A block did not match its checksum.
         Rotten = "damaged block refused",
+        /// A replica was opened whose log may have lost its end.
+        Doubtful = "log's end in doubt",
+        /// It had lost what was acknowledged.
+        EndRotten = "rotten end of a log",
+        /// It is known to hold everything again.
+        DoubtEnded = "doubt ended",
+        /// One in doubt was promoted, for no other could be.
+        DoubtfulPromoted = "replica in doubt promoted",
         /// A replica was not opened, for something of it was damaged.
         Damaged = "damaged replica refused",
         /// An operator had one replaced, and its directory is gone.

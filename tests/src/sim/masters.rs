@@ -9,8 +9,8 @@ use sbk_engine::authority::detector::{Decision, Detector, DetectorEvent, Replica
 use sbk_engine::authority::moves::{self, Step};
 use sbk_engine::authority::stand::Stand;
 use sbk_engine::authority::{
-    Addrs, AssignedVolume, ClusterId, Command, Durability, Duty, RegisteredReplica, Registration,
-    Response, State, Volume, VolumeRequest,
+    Addrs, AssignedVolume, ClusterId, Command, CreateId, Durability, Duty, RegisteredReplica,
+    Registration, Response, State, Volume, VolumeRequest,
 };
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::Proposal;
@@ -65,8 +65,7 @@ pub(crate) struct Masters {
     detector: Detector,
 }
 
-/// What a node says of itself: its process, and the run of its replica, if it is open, and whether
-/// that is complete.
+/// What a node says of itself: its process, and its replica, if it is open.
 #[derive(Clone, Copy, Debug)]
 pub(crate) struct Told {
     pub(crate) node: NodeId,
@@ -74,13 +73,22 @@ pub(crate) struct Told {
     pub(crate) tail: TailId,
     /// Counts what it says within its process.
     pub(crate) revision: u64,
-    pub(crate) open: Option<(ReplicaRef, bool)>,
+    pub(crate) open: Option<Open>,
+}
+
+/// A replica that is open.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) struct Open {
+    pub(crate) replica: ReplicaRef,
+    pub(crate) complete: bool,
+    pub(crate) doubtful: bool,
 }
 
 fn registration(volume: VolumeId, told: &Told) -> Registration {
-    let open = told.open.map(|(replica, complete)| {
-        let incarnation = replica.incarnation;
-        (replica.id, RegisteredReplica { volume, incarnation, complete, tail: told.tail.count })
+    let open = told.open.map(|open| {
+        let Open { replica, complete, doubtful } = open;
+        let (incarnation, tail) = (replica.incarnation, told.tail.count);
+        (replica.id, RegisteredReplica { volume, incarnation, complete, tail, doubtful })
     });
     Registration {
         node: told.node,
@@ -130,9 +138,11 @@ impl Masters {
             write_ack: faults.write_ack,
             min_in_sync: least,
             zone_spread: false,
+            limits: sbk_engine::authority::Limits::default(),
         };
         let placement = replicas.clone();
-        must(Command::CreateVolume { volume, request, placement, overcommit_percent: 100 });
+        let (create, overcommit_percent) = (CreateId(volume.0), 100);
+        must(Command::CreateVolume { volume, create, request, placement, overcommit_percent });
         for (id, node) in replicas {
             let replica = ReplicaRef { id: *id, incarnation: Incarnation { process: 1, open: 1 } };
             let node = *node;
@@ -221,7 +231,7 @@ impl Masters {
         let Some(known) = self.state.nodes().get(&told.node) else { return false };
         let replicas = known.replicas.iter().map(|(id, r)| {
             let replica = ReplicaRef { id: *id, incarnation: r.incarnation };
-            (replica, r.complete)
+            Open { replica, complete: r.complete, doubtful: r.doubtful }
         });
         known.process == told.process && replicas.eq(told.open)
     }
@@ -363,7 +373,9 @@ impl Masters {
         let candidates = config.isr.iter().filter_map(|id| {
             let rank = ranks.get(id)?;
             let replica = self.state.promotable(self.volume, *id).ok()?;
-            (replica != config.primary).then_some((rank, replica))
+            // Whether one in doubt may be is for who has reason to.
+            let doubtful = self.state.is_doubtful(self.volume, *id);
+            (replica != config.primary && !doubtful).then_some((rank, replica))
         });
         let (rank, primary) = candidates.max()?;
         let stood = rank.stood;

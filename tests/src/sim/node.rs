@@ -9,9 +9,7 @@ use sbk_engine::replication::Replica;
 use sbk_engine::replication::io::{Input, Opened, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
-use sbk_engine::types::{
-    Config, Epoch, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish, WriteAck,
-};
+use sbk_engine::types::{Config, Epoch, Lsn, Millis, NodeId, ReplicaId, VolumeId, Wish, WriteAck};
 use sbk_store::{
     BatchResult, CheckpointDone, CheckpointPlan, Failures, LogEntry, ReadPlan, Reopening,
     StoreError, SyncResult, WalBatch, WalSync, is_out_of_space,
@@ -23,7 +21,7 @@ use super::event::Event;
 use super::faults::Faults;
 use super::lanes::{Receiving, Sending};
 use super::marks::{Injected, Mark};
-use super::masters::{Catalogue, Masters, Told};
+use super::masters::{Catalogue, Masters, Open, Told};
 use super::rng::Rng;
 use super::world::World;
 
@@ -88,7 +86,7 @@ pub(crate) struct Node {
     /// Switched off, for ever as far as anybody knows.
     pub(crate) lost: bool,
     /// What it told the masters last of its replica, and how often that changed in this process.
-    said: Option<(ReplicaRef, bool)>,
+    said: Option<Open>,
     revision: u64,
     /// Deaf and still until resumed; what comes meanwhile waits.
     pub(crate) paused: bool,
@@ -236,7 +234,11 @@ impl Node {
     /// What the node tells the masters of its replica.
     pub(crate) fn told(&mut self, now: u64) -> Told {
         let view = self.replica.as_ref().map(|replica| replica.view(self.clock(now)));
-        let open = view.map(|view| (view.me, view.incomplete.is_none()));
+        let open = view.map(|view| Open {
+            replica: view.me,
+            complete: view.incomplete.is_none(),
+            doubtful: view.doubtful,
+        });
         if self.said != open {
             self.said = open;
             self.revision += 1;
@@ -342,7 +344,13 @@ impl World {
                 opened.me.incarnation,
                 opened.durable,
                 opened.committed,
-                if opened.kept.incomplete.is_some() { "INCOMPLETE" } else { "complete" }
+                if opened.kept.incomplete.is_some() {
+                    "INCOMPLETE"
+                } else if opened.kept.doubtful {
+                    "in doubt"
+                } else {
+                    "complete"
+                }
             )
         });
         let node = &mut self.nodes[index];

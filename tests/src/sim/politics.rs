@@ -83,6 +83,9 @@ impl World {
             if primary.id == before.primary.id {
                 self.mark(Mark::OwnAgain);
             }
+            if self.nodes[self.index(primary.id)].disk.shadow.kept.doubtful {
+                self.mark(Mark::DoubtfulPromoted);
+            }
             let silent = |id: &ReplicaId| !self.nodes[self.index(*id)].up;
             if self.masters.config.isr.iter().any(silent) {
                 self.mark(Mark::KeptSilent);

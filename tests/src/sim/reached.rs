@@ -27,6 +27,7 @@ impl World {
         }
         let mark = match event.what.as_str() {
             "apart" => Mark::StoodForNothing,
+            "crowded" => Mark::Crowded,
             "handover-given-up" => Mark::HandoverGivenUp,
             "handover-unknown" => {
                 self.nodes[index].handover_unknown = true;
@@ -42,6 +43,7 @@ impl World {
             "unanswered" => Mark::ProposalUnknown,
             "session-failed" => Mark::SessionFailed,
             "rebuilt" => Mark::Rebuilt,
+            "trusted" => Mark::DoubtEnded,
             "recovery" if event.why.contains("catch-up of") => Mark::CatchUp,
             _ => return,
         };
@@ -113,6 +115,11 @@ impl World {
     pub(crate) fn mark_opened(&mut self, index: usize, opened: &Opened) {
         if opened.kept.incomplete.is_some() {
             return self.mark(Mark::RebuildInterrupted);
+        }
+        let shadow = &self.nodes[index].disk.shadow;
+        if opened.kept.doubtful {
+            let rotten = opened.durable < shadow.durable;
+            self.mark(if rotten { Mark::EndRotten } else { Mark::Doubtful });
         }
         let shadow = &self.nodes[index].disk.shadow;
         let (lost, kept) = (opened.durable < shadow.end(), opened.durable > shadow.durable);

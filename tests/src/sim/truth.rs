@@ -147,8 +147,17 @@ impl World {
         }
         self.check_written();
         let newest = self.truth.everywhere;
+        let holds = |id: &&ReplicaId| self.member_disk(**id).durable >= newest;
+        assert!(
+            config.isr.iter().find(holds).is_some(),
+            "I2: nobody in sync has all up to {newest}"
+        );
         for id in &config.isr {
             let disk = self.member_disk(*id);
+            if disk.kept.doubtful {
+                // It counts for nothing that it might have lost.
+                continue;
+            }
             assert!(disk.kept.incomplete.is_none(), "I6: {id} is in sync and INCOMPLETE");
             assert!(
                 disk.durable >= newest,
@@ -246,8 +255,15 @@ impl World {
             config.isr.iter().partition(|id| Some(**id) != without && self.holds(**id));
         let majority = config.isr.len() / 2 + 1;
         let (epoch, newest) = (config.epoch, self.truth.newest());
+        let doubtful = |id: &ReplicaId| self.member_disk(*id).kept.doubtful;
+        // One that lost the end of its log had it before.
+        let had = others
+            .iter()
+            .copied()
+            .filter(|id: &&ReplicaId| Some(**id) != without && doubtful(id))
+            .count();
         assert!(
-            holders.len() >= majority,
+            holders.len() + had >= majority && !holders.is_empty(),
             "I2: of {} voters in epoch {epoch} only {} hold what is committed up to {newest}",
             config.isr.len(),
             holders.len(),
@@ -257,9 +273,17 @@ impl World {
         let rivals = others.into_iter().filter(|id| complete(id) && Some(**id) != without);
         for other in rivals {
             let rank = self.rank(*other);
-            let better = holders.iter().filter(|id| self.rank(***id) > rank).count();
+            // The most whose answers it could win with.
+            let voters = config.isr.iter().filter(|id| complete(id) && self.rank(**id) <= rank);
+            let (unsure, sure): (Vec<&ReplicaId>, Vec<&ReplicaId>) =
+                voters.partition(|id| doubtful(id));
+            let voters = unsure.len() + sure.len();
+            let all = config.isr.iter().filter(complete).count();
+            let shown = unsure.is_empty()
+                || sure.len() + majority > all
+                || voters >= all.min(all + 2 - majority.min(all));
             assert!(
-                better + majority > config.isr.len(),
+                voters < majority || !shown,
                 "I2: {other} could be elected in epoch {epoch} with {rank:?}, without all up to \
                  {newest}"
             );
@@ -319,8 +343,9 @@ impl World {
         if opened.kept.incomplete.is_some() {
             return;
         }
+        let rotted = opened.kept.doubtful && self.was_struck(index);
         assert!(
-            opened.durable >= shadow.durable.max(shadow.written),
+            opened.durable >= shadow.durable.max(shadow.written) || rotted,
             "I2: node {index} opens with {} of {}, of which it had written {}",
             opened.durable,
             shadow.durable,

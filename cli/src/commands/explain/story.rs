@@ -184,7 +184,8 @@ fn sentence(decision: &Decision, names: &Names) -> Option<String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::commands::explain::{minted, names, unix_ms};
+    use crate::commands::explain::{minted, names};
+    use crate::view::unix_ms;
     use sbk_proto::v1::MemberInfo;
 
     fn epoch(epoch: u64, primary: u8, isr: &[u8], reason: &str) -> EpochChange {

@@ -6,7 +6,7 @@ use std::path::{Path, PathBuf};
 
 use anyhow::{Context, bail};
 
-use super::network::run;
+use crate::drill::network::run;
 
 /// Several times what a datanode of the drill needs; what is not used costs nothing.
 const SIZE: &str = "size=1g";

@@ -7,6 +7,7 @@ use std::time::Duration;
 use serde::{Serialize, Serializer};
 
 use crate::dev::cluster::Which;
+use crate::drill::network::End;
 use crate::workload::stamp::Noise;
 
 /// Between the beginnings of two faults, in milliseconds: they last longer than that, so that some
@@ -97,15 +98,6 @@ pub(super) const CLASSES: [Class; 22] = [
     Class::MovePrimary,
     Class::StopPrimary,
 ];
-
-/// One end of a network path.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
-pub(super) enum End {
-    /// A process of the cluster.
-    Node(Which),
-    /// The drill's own clients.
-    Clients,
-}
 
 /// Whom a fault befalls. Roles are looked up when the time has come.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -215,15 +207,6 @@ impl Class {
 impl Serialize for Class {
     fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
         serializer.serialize_str(self.word())
-    }
-}
-
-impl fmt::Display for End {
-    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        match self {
-            End::Node(which) => write!(f, "{which}"),
-            End::Clients => f.write_str("clients"),
-        }
     }
 }
 

@@ -13,10 +13,10 @@ use uuid::Uuid;
 use super::disk::SmallDisk;
 use super::keep;
 use super::log::Log;
-use super::network::{Condition, Network, Sending};
-use super::schedule::{Class, End, Fault, Victim};
+use super::schedule::{Class, Fault, Victim};
 use super::volumes::KINDS;
 use crate::dev::cluster::{DevCluster, Which};
+use crate::drill::network::{Condition, End, Network, Sending};
 use crate::view::VolumeView;
 
 /// How long it may take to look up who has a role; it may be that nobody has it.

@@ -17,12 +17,12 @@ pub(super) async fn attach(frontends: &Frontends, export: &Export) -> Result<Cli
         let mut client = frontends.attach(export.volume);
         return match tokio::time::timeout(SHARED, &mut client.attached).await {
             Ok(Ok(Err(why))) => Err(why),
-            Ok(Ok(Ok(())) | Err(_)) | Err(_) => Ok(client),
+            Ok(Ok(Ok(_)) | Err(_)) | Err(_) => Ok(client),
         };
     }
     let mut client = frontends.attach_exclusively(export.volume)?;
     match tokio::time::timeout(EXCLUSIVE, &mut client.attached).await {
-        Ok(Ok(Ok(()))) => Ok(client),
+        Ok(Ok(Ok(_))) => Ok(client),
         Ok(Ok(Err(why))) => Err(why),
         Ok(Err(_)) => Err("the volume is not served here any more".to_owned()),
         Err(_) => Err(format!(

@@ -37,6 +37,11 @@ fn export(volume: &Volume) -> Export {
     }
 }
 
+/// A volume that is there.
+pub(super) fn of(catalogue: &Catalogue, volume: VolumeId) -> Option<Export> {
+    catalogue.volumes.get(&volume).filter(|volume| !volume.deleted).map(|volume| export(volume))
+}
+
 /// The export that a client means by NAME or NAME@UUID, and perhaps `,exclusive`. An empty name means
 /// the only volume.
 pub(super) fn find(frontends: &Frontends, catalogue: &Catalogue, name: &str) -> Option<Export> {

@@ -58,6 +58,7 @@ fn catalogue(deleted: bool) -> Arc<Catalogue> {
         replicas: BTreeMap::new(),
         retired: BTreeMap::new(),
         wish: Wish::default(),
+        limits: sbk_engine::authority::Limits::default(),
         config: None,
         deleted,
     };
@@ -121,9 +122,8 @@ fn mutate(random: &mut Random, bytes: &mut Vec<u8>, other: &[u8]) {
 async fn say(bytes: &[u8]) -> Vec<u8> {
     let (catalogues, watched) = watch::channel(catalogue(false));
     let node = NodeId(Uuid::from_u128(2));
-    let frontends =
-        Frontends::new(watched, Registry::default(), Arc::default(), node, Params::default());
-    let pool = Pool::default();
+    let frontends = Frontends::new(watched, Registry::default(), node, Params::default());
+    let pool = Pool::new(frontends.catalogue());
     let (client, server) = tokio::io::duplex(16 << 10);
     let (reader, writer) = tokio::io::split(server);
     let (mut hears, mut says) = tokio::io::split(client);

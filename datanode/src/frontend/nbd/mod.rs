@@ -5,6 +5,7 @@
 //! volume is an export on every datanode, by its name and as NAME@UUID.
 
 mod attach;
+mod direct;
 mod exports;
 #[cfg(test)]
 mod fuzz;
@@ -19,6 +20,7 @@ use std::io;
 use std::sync::Arc;
 use std::time::Duration;
 
+use sbk_engine::types::Config;
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
 use tokio::sync::Semaphore;
@@ -29,8 +31,11 @@ use tokio_util::sync::CancellationToken;
 use super::limits::{self, Pool};
 use super::{ClientHandle, Frontends};
 use handshake::{Agreed, Outcome, Security};
+use replies::Table;
 
+pub use direct::Direct;
 pub use tls::{Tls, TlsError, TlsFiles};
+pub use transmission::Left;
 
 /// Most connections at once; further ones are closed at once.
 const MAX_CONNECTIONS: usize = 1024;
@@ -85,12 +90,12 @@ impl Listener {
     }
 }
 
-/// What becomes of clients when the server stops.
+/// What is done for clients before the server has stopped.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub enum AtStop {
     /// What they asked for is answered; what is not yet read is not.
     Answer,
-    /// And all that was acknowledged to them is made durable.
+    /// And all that was acknowledged to them is made durable, of those that left before as well.
     Flush,
 }
 
@@ -109,8 +114,8 @@ struct Shared {
 /// answered, and connections are closed. That takes as long as it takes: the caller sets the limit.
 ///
 /// # Errors
-/// What clients were promised and could not be kept when the server stopped: the first such failure,
-/// in words. Only with [`AtStop::Flush`].
+/// What clients were promised and could not be kept, when they left or when the server stopped: the
+/// first such failure, in words. Only with [`AtStop::Flush`].
 pub async fn serve(
     frontends: Frontends,
     listener: impl Into<Listener>,
@@ -121,7 +126,8 @@ pub async fn serve(
     let listener = listener.into();
     let limit = limits::connections(MAX_CONNECTIONS);
     let room = Arc::new(Semaphore::new(limit));
-    let shared = Shared { frontends, tls, pool: Pool::default(), stop, at_stop };
+    let pool = Pool::new(frontends.catalogue());
+    let shared = Shared { frontends, tls, pool, stop, at_stop };
     let mut connections = JoinSet::new();
     let mut ended = Ok(());
     loop {
@@ -152,6 +158,9 @@ pub async fn serve(
             let result = connection(&shared, stream).await;
             match &result {
                 Ok(()) => tracing::debug!(peer, "NBD: disconnected"),
+                Err(error @ Ended::NotFlushed(_)) => {
+                    tracing::warn!(peer, %error, "NBD: connection ended");
+                }
                 Err(error) => tracing::info!(peer, %error, "NBD: connection ended"),
             }
             drop(permit);
@@ -174,9 +183,11 @@ fn flushed(one: Result<Result<(), String>, JoinError>) -> Result<(), String> {
 
 /// Why a connection ended otherwise than in order.
 #[derive(Debug, thiserror::Error)]
-enum Ended {
+pub enum Ended {
+    /// The connection broke, or its client broke the protocol.
     #[error(transparent)]
     Broken(#[from] io::Error),
+    /// A flush that was owed failed.
     #[error("what was acknowledged could not be flushed: {0}")]
     NotFlushed(String),
 }
@@ -212,8 +223,8 @@ where
         Ok((no_zeroes, outcome.await?))
     };
     match (agreed_by(end, shared, plain).await?, &shared.tls) {
-        (Some((_, Outcome::Agreed(agreed, client))), _) => {
-            transmit(shared, &agreed, client, reader, writer).await
+        (Some((_, Outcome::Agreed(agreed, mut client))), _) => {
+            transmit(shared, &agreed, &mut client, reader, writer).await.map(drop)
         }
         (Some((no_zeroes, Outcome::StartTls)), Some(tls)) => {
             let secured = async {
@@ -225,8 +236,8 @@ where
                 Ok((outcome.await?, reader, writer))
             };
             match agreed_by(end, shared, secured).await? {
-                Some((Outcome::Agreed(agreed, client), reader, writer)) => {
-                    transmit(shared, &agreed, client, reader, writer).await
+                Some((Outcome::Agreed(agreed, mut client), reader, writer)) => {
+                    transmit(shared, &agreed, &mut client, reader, writer).await.map(drop)
                 }
                 _ => Ok(()),
             }
@@ -256,18 +267,33 @@ async fn agreed_by<T>(
 async fn transmit<R, W>(
     shared: &Shared,
     agreed: &Agreed,
-    mut client: ClientHandle,
+    client: &mut ClientHandle,
     reader: R,
     writer: W,
-) -> Result<(), Ended>
+) -> Result<Left, Ended>
 where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin,
 {
-    let (pool, stop) = (shared.pool.clone(), &shared.stop);
-    let served = transmission::serve(&mut client, pool, agreed, reader, writer, stop).await;
-    if stop.is_cancelled() && shared.at_stop == AtStop::Flush {
+    let (pool, stop, table) = (&shared.pool, &shared.stop, Table::default());
+    let served =
+        transmission::serve(client, pool, agreed, table.clone(), reader, writer, stop).await;
+    // Whoever leaves without a flush leaves none behind who could ask for it later. [A client had its
+    // writes acknowledged and went; when the server stopped there was no connection left, and all was
+    // said to be durable.] Whoever had all confirmed is owed nothing, at a stop either. [The primary
+    // had died since, and a stop failed for a flush that had nothing to make durable.]
+    let owed = table.is_unflushed() && (stop.is_cancelled() || acks_written(shared, agreed));
+    if owed && shared.at_stop == AtStop::Flush {
         client.flush().await.map_err(Ended::NotFlushed)?;
     }
     Ok(served?)
+}
+
+/// Whether writes may be acknowledged before they are durable.
+fn acks_written(shared: &Shared, agreed: &Agreed) -> bool {
+    let catalogue = shared.frontends.catalogue();
+    let catalogue = catalogue.borrow();
+    // Of one that is deleted nothing is durable.
+    let volume = catalogue.volumes.get(&agreed.export.volume);
+    volume.is_some_and(|volume| volume.config.as_ref().is_none_or(Config::acks_written))
 }

@@ -5,7 +5,7 @@
 
 use std::collections::HashMap;
 use std::io;
-use std::sync::{Arc, Mutex, PoisonError};
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use bytes::{BufMut, Bytes, BytesMut};
 use sbk_engine::forward::Answer;
@@ -30,6 +30,18 @@ pub(super) struct Asked {
     pub(super) cookie: u64,
     pub(super) offset: u64,
     pub(super) kind: Kind,
+    pub(super) tells: Tells,
+}
+
+/// What its success tells of writes.
+#[derive(Clone, Copy, Debug)]
+pub(super) enum Tells {
+    /// Nothing, or that one is durable.
+    Nothing,
+    /// One is acknowledged.
+    Acknowledged,
+    /// So many that had been acknowledged when it was asked are durable.
+    Durable(u64),
 }
 
 /// What its reply carries.
@@ -53,22 +65,55 @@ pub(super) struct Refusal {
     pub(super) _permit: Permit,
 }
 
-/// The requests without an answer, by our numbers.
+/// The requests without an answer, by our numbers, and how many writes were acknowledged.
 #[derive(Clone, Debug, Default)]
-pub(super) struct Table(Arc<Mutex<(u64, HashMap<u64, Asked>)>>);
+pub(super) struct Table(Arc<Mutex<Requests>>);
+
+#[derive(Debug, Default)]
+struct Requests {
+    last: u64,
+    asked: HashMap<u64, Asked>,
+    acknowledged: u64,
+    durable: u64,
+}
 
 impl Table {
+    fn lock(&self) -> MutexGuard<'_, Requests> {
+        self.0.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
     /// Numbers a request. There are as many as the connection's budget allows.
     pub(super) fn add(&self, asked: Asked) -> u64 {
-        let mut table = self.0.lock().unwrap_or_else(PoisonError::into_inner);
-        table.0 += 1;
-        let number = table.0;
-        table.1.insert(number, asked);
+        let mut table = self.lock();
+        table.last += 1;
+        let number = table.last;
+        table.asked.insert(number, asked);
         number
     }
 
-    fn take(&self, number: u64) -> Option<Asked> {
-        self.0.lock().unwrap_or_else(PoisonError::into_inner).1.remove(&number)
+    /// The request that was answered.
+    fn take(&self, number: u64, answer: &Answer) -> Option<Asked> {
+        let mut table = self.lock();
+        let asked = table.asked.remove(&number)?;
+        match asked.tells {
+            Tells::Acknowledged if *answer == Answer::Done => table.acknowledged += 1,
+            Tells::Durable(writes) if *answer == Answer::Done => {
+                table.durable = table.durable.max(writes);
+            }
+            Tells::Nothing | Tells::Acknowledged | Tells::Durable(_) => {}
+        }
+        Some(asked)
+    }
+
+    /// Writes that were acknowledged so far, without a word of their durability.
+    pub(super) fn acknowledged(&self) -> u64 {
+        self.lock().acknowledged
+    }
+
+    /// Whether some were that no flush has followed.
+    pub(super) fn is_unflushed(&self) -> bool {
+        let table = self.lock();
+        table.acknowledged > table.durable
     }
 }
 
@@ -107,7 +152,7 @@ impl<W: AsyncWrite + Unpin> Replies<W> {
                         return Ok(());
                     }
                     for reply in &batch {
-                        let Some(asked) = self.table.take(reply.cookie) else { continue };
+                        let Some(asked) = self.table.take(reply.cookie, &reply.answer) else { continue };
                         let shaped = self.shape(&asked, reply);
                         small.extend_from_slice(&shaped.head);
                         // Small answers share one write; large ones are not copied.

@@ -12,7 +12,7 @@ use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
 
 use super::handshake::Agreed;
-use super::replies::{Asked, Kind, Refusal, Replies, Table};
+use super::replies::{Asked, Kind, Refusal, Replies, Table, Tells};
 use super::wire::*;
 use crate::frontend::ClientHandle;
 use crate::frontend::limits::{Budget, Pool};
@@ -23,24 +23,35 @@ const SECTOR: u64 = 512;
 /// What the reply to a look at holes may take, at most: an extent for each block.
 const STATUS_BYTES: u64 = MAX_REQUEST_BYTES / BLOCK_SIZE * 16;
 
+/// How a connection that did not break came to its end.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Left {
+    /// The server was stopped.
+    Stopped,
+    /// The client said goodbye.
+    InOrder,
+    /// The client was gone between two requests.
+    Silently,
+}
+
 /// Serves an agreed export until the client disconnects, breaks the protocol, or `stop`. What was
-/// asked before a goodbye or a stop is answered.
+/// asked before a goodbye or a stop is answered. `table` tells what was, whatever ends it.
 pub(super) async fn serve<R, W>(
     client: &mut ClientHandle,
-    pool: Pool,
+    pool: &Pool,
     agreed: &Agreed,
+    table: Table,
     reader: R,
     writer: W,
     stop: &CancellationToken,
-) -> io::Result<()>
+) -> io::Result<Left>
 where
     R: AsyncRead + Unpin + Send + 'static,
     W: AsyncWrite + Unpin,
 {
     let submitter = client.submitter();
     let (refusals, refused) = mpsc::unbounded_channel();
-    let budget = Budget::of(pool);
-    let table = Table::default();
+    let budget = Budget::of(pool, agreed.export.volume);
     let connection = Connection {
         reader: BufReader::with_capacity(64 << 10, reader),
         budget: budget.clone(),
@@ -61,7 +72,7 @@ where
         () = stop.cancelled() => {
             // Half a request that is left unread was never asked for.
             reading.abort();
-            Ok(())
+            Ok(Left::Stopped)
         }
         ended = &mut reading => match ended {
             Ok(ended) => ended,
@@ -69,13 +80,17 @@ where
         },
         written = &mut write => {
             reading.abort();
-            return written;
+            return written.map(|()| Left::Silently);
         }
     };
-    goodbye?;
+    let left = goodbye?;
     tokio::select! {
-        () = budget.all_returned() => Ok(()),
-        written = &mut write => written,
+        () = budget.all_returned() => Ok(left),
+        written = &mut write => match left {
+            // Whoever said goodbye need not wait for answers.
+            Left::InOrder => Ok(left),
+            Left::Stopped | Left::Silently => written.map(|()| left),
+        },
     }
 }
 
@@ -105,22 +120,24 @@ fn broken(what: &str) -> io::Error {
 }
 
 impl<R: AsyncRead + Unpin> Connection<R> {
-    async fn read(mut self) -> io::Result<()> {
+    async fn read(mut self) -> io::Result<Left> {
         loop {
             let mut header = [0; Request::LONGEST];
             let header = &mut header[..self.rules.framing.request_size()];
             match self.reader.read_exact(header).await {
                 Ok(_) => {}
-                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => return Ok(()),
+                Err(error) if error.kind() == io::ErrorKind::UnexpectedEof => {
+                    return Ok(Left::Silently);
+                }
                 Err(error) => return Err(error),
             }
             let request = Request::parse(self.rules.framing, header);
             let request = request.ok_or_else(|| broken("not an NBD request"))?;
             if request.command == CMD_DISC {
-                return Ok(());
+                return Ok(Left::InOrder);
             }
             if !self.take(request).await? {
-                return Ok(());
+                return Ok(Left::Silently);
             }
         }
     }
@@ -142,14 +159,22 @@ impl<R: AsyncRead + Unpin> Connection<R> {
         let Request { cookie, offset, .. } = request;
         match self.rules.shape(&request, payload) {
             Ok((op, kind)) => {
-                let number = self.table.add(Asked { cookie, offset, kind });
-                Ok(match request.has(CMD_FLAG_FUA) {
+                let durable = request.has(CMD_FLAG_FUA);
+                let tells = match op {
+                    IoOp::Write { .. } | IoOp::Trim { .. } | IoOp::Zero { .. } if !durable => {
+                        Tells::Acknowledged
+                    }
+                    IoOp::Flush => Tells::Durable(self.table.acknowledged()),
+                    _ => Tells::Nothing,
+                };
+                let number = self.table.add(Asked { cookie, offset, kind, tells });
+                Ok(match durable {
                     true => self.submitter.submit_durable(number, op, Some(permit)).await,
                     false => self.submitter.submit(number, op, Some(permit)).await,
                 })
             }
             Err((error, text)) => {
-                let asked = Asked { cookie, offset, kind: Kind::Plain };
+                let asked = Asked { cookie, offset, kind: Kind::Plain, tells: Tells::Nothing };
                 Ok(self.refusals.send(Refusal { asked, error, text, _permit: permit }).is_ok())
             }
         }

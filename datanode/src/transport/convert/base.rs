@@ -98,8 +98,8 @@ pub fn recover_out(lineage: Lineage, message: &Recover) -> v1::RecoverMessage {
                 request: *request,
             })
         }
-        Recover::ToReplica(ToReplica::Close { session, through }) => {
-            RecoverBody::Close(close_out(*session, *through))
+        Recover::ToReplica(ToReplica::Close { session, through, committed }) => {
+            RecoverBody::Close(close_out(*session, *through, *committed))
         }
         Recover::ToPrimary(ToPrimary::RebuildStarted { session }) => {
             RecoverBody::Started(recovery_out(*session))

@@ -49,7 +49,9 @@ pub fn to_replica_out(
                 entries: entries.iter().map(entry_out).collect(),
             })
         }
-        ToReplica::Close { session, through } => Body::Close(close_out(*session, *through)),
+        ToReplica::Close { session, through, committed } => {
+            Body::Close(close_out(*session, *through, *committed))
+        }
         ToReplica::BeginRebuild { .. } => panic!("a rebuild begins on the base lane"),
     };
     v1::ReplicationMessage { lineage: Some(lineage_out(lineage)), body: Some(body) }
@@ -100,13 +102,15 @@ pub fn to_replica_in(
     Ok((lineage, message, payloads))
 }
 
-pub(super) fn close_out(session: RecoveryId, through: Lsn) -> v1::CloseSession {
-    v1::CloseSession { session: Some(recovery_out(session)), through: through.0 }
+pub(super) fn close_out(session: RecoveryId, through: Lsn, committed: Lsn) -> v1::CloseSession {
+    let (through, committed) = (through.0, committed.0);
+    v1::CloseSession { session: Some(recovery_out(session)), through, committed }
 }
 
 pub(super) fn close_in(close: v1::CloseSession) -> Decoded<ToReplica> {
     let session = recovery_in(close.session)?;
-    Ok(ToReplica::Close { session, through: lsn(close.through)? })
+    let (through, committed) = (lsn(close.through)?, lsn(close.committed)?);
+    Ok(ToReplica::Close { session, through, committed })
 }
 
 /// A message to the primary, with the payloads of fetched entries beside it. `RebuildStarted` has no
@@ -238,6 +242,7 @@ fn facts_out(request: u64, facts: &Facts) -> v1::Facts {
         retained: facts.retained.0,
         promised_ms: facts.promised_ms,
         tail: Some(tail_out(facts.tail)),
+        doubtful: facts.doubtful,
     }
 }
 
@@ -252,6 +257,7 @@ fn facts_in(facts: v1::Facts) -> Decoded<(u64, Facts)> {
         retained: lsn(facts.retained)?,
         promised_ms: stamp(facts.promised_ms)?.0,
         tail: tail_in(facts.tail)?,
+        doubtful: facts.doubtful,
     };
     if told.committed > told.durable || told.checkpoint > told.committed {
         return bad(format!("facts with committed {} of {}", told.committed, told.durable));

@@ -191,8 +191,10 @@ fn a_question() -> impl Strategy<Value = (ToReplica, Vec<WireEntry>)> {
             ToReplica::Fetch { request, prev: Lsn(prev), last: Lsn(last) }
         )),
         an_append(),
-        (a_session(), a_number())
-            .prop_map(|(session, lsn)| plain(ToReplica::Close { session, through: Lsn(lsn) })),
+        (a_session(), a_number()).prop_map(|(session, lsn)| {
+            let (through, committed) = (Lsn(lsn), Lsn(lsn / 2));
+            plain(ToReplica::Close { session, through, committed })
+        }),
     ]
 }
 
@@ -226,6 +228,7 @@ fn some_facts() -> impl Strategy<Value = Facts> {
                 loss_generation,
                 promised_ms,
                 tail,
+                doubtful: promised_ms % 2 == 1,
             }
         },
     )
@@ -285,8 +288,11 @@ fn a_base_message() -> impl Strategy<Value = Recover> {
         (a_number(), a_mark(), a_table(), a_state()).prop_map(|(request, mark, table, state)| {
             ToReplica::BeginRebuild { request, mark, table, state }
         });
-    let close = (a_session(), a_number())
-        .prop_map(|(session, lsn)| ToReplica::Close { session, through: Lsn(lsn) });
+    let close = (a_session(), a_number()).prop_map(|(session, lsn)| ToReplica::Close {
+        session,
+        through: Lsn(lsn),
+        committed: Lsn(lsn / 2),
+    });
     let blocks = (a_size(), 1..3usize, a_number(), any::<u32>());
     prop_oneof![
         begin.prop_map(Recover::ToReplica),

@@ -30,6 +30,7 @@ pub(crate) fn options() -> StoreOptions {
         wal_max_bytes: 256 << 10,
         wal_max_entries: 400,
         tail_cache_bytes: 20 << 10,
+        tail_memory: None,
         checkpoint_bytes: 16 << 10,
     }
 }

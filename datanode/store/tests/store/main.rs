@@ -8,12 +8,16 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 
 mod committed;
 mod content;
+mod digest;
+mod doubts;
 mod driver;
 mod epochs;
 mod events;
 mod model;
 mod promises;
+mod proofs;
 mod retain;
+mod slots;
 mod stops;
 
 mod blank;

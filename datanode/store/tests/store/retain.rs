@@ -14,7 +14,7 @@ use uuid::Uuid;
 use super::content::bytes_of;
 use super::driver::{self, identity, options};
 
-fn append(store: &mut Store, count: u64) {
+pub(crate) fn append(store: &mut Store, count: u64) {
     for _ in 0..count {
         let lsn = store.end().next();
         let payload = bytes_of(&[lsn.0]);
@@ -130,7 +130,7 @@ fn opening_reads_the_log_behind_the_checkpoint_not_the_volume() {
 }
 
 /// Flips a bit of the record that holds `payload`, wherever in the WAL it lies.
-fn spoil(disk: &Memory, payload: &Bytes) {
+pub(crate) fn spoil(disk: &Memory, payload: &Bytes) {
     for path in disk.paths().into_iter().filter(|path| path.ends_with(".seg")) {
         let content = disk.content(&path).expect("it is listed");
         let Some(at) = content.windows(payload.len()).position(|bytes| bytes == &payload[..])

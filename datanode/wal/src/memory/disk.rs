@@ -21,6 +21,8 @@ pub(super) struct Inode {
     synced_len: u64,
     /// For each sector written since the last sync: what the disk holds, then what was written.
     dirty: BTreeMap<u64, Vec<Sector>>,
+    /// Pages that can't be read, until something is written over all of one.
+    bad: BTreeSet<u64>,
     /// Sectors that look clean but whose content never reached the disk, and what it holds.
     lost: BTreeMap<u64, Sector>,
 }
@@ -44,6 +46,31 @@ impl Inode {
             done += now;
         }
         len
+    }
+
+    pub(super) fn spoil(&mut self, offset: u64) {
+        self.bad.insert(offset / PAGE as u64);
+    }
+
+    /// Whether a read meets a page that can't be read.
+    pub(super) fn is_bad(&self, offset: u64, len: usize) -> bool {
+        let end = (offset + len as u64).min(self.len);
+        offset < end
+            && self.bad.range(offset / PAGE as u64..end.div_ceil(PAGE as u64)).next().is_some()
+    }
+
+    /// Whether a write would have to read a page first that can't be read; those that it covers can be
+    /// read from then on.
+    pub(super) fn is_blocked(&mut self, offset: u64, len: usize) -> bool {
+        let page = PAGE as u64;
+        let end = offset + len as u64;
+        let touched = self.bad.range(offset / page..end.div_ceil(page)).copied();
+        let touched: Vec<u64> = touched.collect();
+        if touched.iter().any(|bad| bad * page < offset || (bad + 1) * page > end) {
+            return true;
+        }
+        touched.iter().for_each(|bad| _ = self.bad.remove(bad));
+        false
     }
 
     fn sector(&self, number: u64) -> Sector {
@@ -227,6 +254,9 @@ pub(super) struct Disk {
     names: BTreeMap<String, u64>,
     durable_names: BTreeMap<String, u64>,
     pending_names: Vec<NameOp>,
+    /// Those that a failed sync left behind. They look durable, and are with the next change of their
+    /// directory that is.
+    lost_names: Vec<NameOp>,
     dirs: BTreeSet<String>,
     next_inode: u64,
     operations: u64,
@@ -253,6 +283,7 @@ impl Disk {
             names: BTreeMap::new(),
             durable_names: BTreeMap::new(),
             pending_names: Vec::new(),
+            lost_names: Vec::new(),
             dirs: BTreeSet::new(),
             next_inode: 1,
             operations: 0,
@@ -451,8 +482,7 @@ impl Disk {
         let inode = self.next_inode;
         self.next_inode += 1;
         self.inodes.insert(inode, Inode::default());
-        self.names.insert(path.to_owned(), inode);
-        self.pending_names.push(NameOp::Create(path.to_owned(), inode));
+        self.change_name(NameOp::Create(path.to_owned(), inode));
         Ok((inode, self.epoch))
     }
 
@@ -467,17 +497,14 @@ impl Disk {
     pub(super) fn rename(&mut self, from: &str, to: &str) -> io::Result<()> {
         let inode = *self.names.get(from).ok_or_else(|| not_found(from))?;
         self.change(OpKind::Meta, from)?;
-        let op = NameOp::Rename(from.to_owned(), to.to_owned(), inode);
-        self.pending_names.push(op.clone());
-        op.apply(&mut self.names);
+        self.change_name(NameOp::Rename(from.to_owned(), to.to_owned(), inode));
         Ok(())
     }
 
     pub(super) fn remove(&mut self, path: &str) -> io::Result<()> {
         self.names.get(path).ok_or_else(|| not_found(path))?;
         self.change(OpKind::Meta, path)?;
-        self.names.remove(path);
-        self.pending_names.push(NameOp::Remove(path.to_owned()));
+        self.change_name(NameOp::Remove(path.to_owned()));
         Ok(())
     }
 
@@ -496,12 +523,28 @@ impl Disk {
         Ok(names)
     }
 
+    fn change_name(&mut self, op: NameOp) {
+        // The directory is written as a whole.
+        let lost = std::mem::take(&mut self.lost_names);
+        let (again, lost): (Vec<_>, _) = lost.into_iter().partition(|lost| lost.dir() == op.dir());
+        self.lost_names = lost;
+        self.pending_names.extend(again);
+        self.pending_names.push(op.clone());
+        op.apply(&mut self.names);
+    }
+
     pub(super) fn sync_dir(&mut self, dir: &str) -> io::Result<()> {
-        self.change(OpKind::Meta, dir)?;
-        let (now, later) =
+        let allowed = self.change(OpKind::Meta, dir);
+        if self.crashed {
+            return allowed;
+        }
+        let (now, later): (Vec<NameOp>, _) =
             std::mem::take(&mut self.pending_names).into_iter().partition(|op| op.dir() == dir);
         self.pending_names = later;
-        let now: Vec<NameOp> = now;
+        if allowed.is_err() {
+            self.lost_names.extend(now);
+            return allowed;
+        }
         for op in now {
             op.apply(&mut self.durable_names);
         }
@@ -509,6 +552,7 @@ impl Disk {
     }
 
     pub(super) fn power_loss(&mut self) {
+        self.lost_names.clear();
         let mut state = self.random;
         for op in std::mem::take(&mut self.pending_names) {
             if Self::random(&mut state, 2) == 0 {
@@ -525,6 +569,7 @@ impl Disk {
 
     pub(super) fn lose_unsynced(&mut self) {
         self.pending_names.clear();
+        self.lost_names.clear();
         for inode in self.inodes.values_mut() {
             let len = inode.synced_len;
             inode.lose(len, |_| 0);
@@ -556,6 +601,17 @@ impl Disk {
         content[(bit / 8 % SECTOR as u64) as usize] ^= 1 << (bit % 8);
         inode.set_sector(number, &content);
         true
+    }
+
+    pub(super) fn spoil(&mut self, path: &str, offset: u64) -> bool {
+        let inode = self.names.get(path).and_then(|i| self.inodes.get_mut(i));
+        let inode = inode.filter(|inode| offset < inode.len);
+        inode.map(|inode| inode.spoil(offset)).is_some()
+    }
+
+    /// What reads and writes that meet a page that can't be read end with.
+    pub(super) fn unreadable() -> io::Error {
+        Self::error(Fault::Io)
     }
 
     pub(super) fn content(&self, path: &str) -> Option<Vec<u8>> {

@@ -1,9 +1,11 @@
 //! Making durable what a scan found.
 
+use std::sync::Arc;
+
 use super::Scan;
 use crate::error::LogError;
 use crate::frame::{FRAME_HEADER, Frame, SECTOR, frame_len};
-use crate::log::{Log, Place, make_zeroed};
+use crate::log::{Log, Place, make_zeroed, open_with_room, remove_if_there};
 use crate::segment::{HEADER_BYTES, io_error};
 use crate::storage::write_all;
 
@@ -31,33 +33,33 @@ impl Log {
             None => self.pieces.back().map_or(0, |p| p.segment.sequence()),
         };
         self.next_index = first;
+        // It is none that was begun because another is full.
+        let next_bytes = self.next_bytes;
         self.push_segment(previous);
+        self.next_bytes = next_bytes;
         let (bytes, places) = self.copy(scan);
         let piece = self.pieces.back_mut().expect("it was pushed");
         piece.end = bytes.len() as u64;
         piece.mark(first, HEADER_BYTES);
-        let segment = &piece.segment;
+        let room = piece.room.max(piece.end);
+        let segment = Arc::clone(&piece.segment);
         let storage = &*self.storage;
         let temporary = format!("{}/{TEMPORARY}", self.dir);
-        match storage.remove(&temporary) {
-            Err(e) if e.kind() != std::io::ErrorKind::NotFound => {
-                return Err(io_error(storage, &temporary, "remove", e));
-            }
-            Ok(()) | Err(_) => {}
-        }
+        remove_if_there(storage, &temporary)?;
         // A spare takes no room, and on a full disk there is none. What is left in it of another segment is told
-        // by that one's sequence from what belongs to this.
-        match self.spares.pop() {
+        // by that one's sequence from what belongs to this. The oldest is the smallest: a log that is opened
+        // again and again does not grow by that.
+        let spare = (!self.spares.is_empty()).then(|| self.spares.remove(0));
+        match spare {
             Some(spare) => storage
                 .rename(&spare, &temporary)
                 .map_err(|e| io_error(storage, &spare, "rename", e))?,
-            None => {
-                let bytes = self.options.segment_bytes.max(bytes.len() as u64);
-                make_zeroed(storage, &temporary, bytes)?;
-            }
+            None => make_zeroed(storage, &temporary, room)?,
         }
-        let file =
-            storage.open(&temporary).map_err(|e| io_error(storage, &temporary, "open", e))?;
+        let file = open_with_room(storage, &temporary, bytes.len() as u64)?;
+        // What follows must not count on more than the spare has.
+        let len = file.len().map_err(|e| io_error(storage, &temporary, "stat", e))?;
+        self.pieces.back_mut().expect("it was pushed").room = room.min(len);
         write_all(&*file, &[&bytes], 0).map_err(|e| io_error(storage, &temporary, "write", e))?;
         file.sync().map_err(|e| io_error(storage, &temporary, "sync", e))?;
         storage

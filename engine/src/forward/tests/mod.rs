@@ -9,6 +9,9 @@ use super::*;
 use crate::replication::io::{Attach, Outcome, StreamEnd};
 use crate::types::*;
 
+mod attachments;
+mod given_up;
+
 const MIB: u64 = 1 << 20;
 
 fn volume() -> VolumeId {
@@ -122,7 +125,7 @@ impl Bench {
             Output::Open { link, session, attach, loss_generation, .. } => {
                 let create = !matches!(attach, Attach::Again(_));
                 assert!(self.link.is_none(), "two links at once");
-                assert_eq!(create, loss_generation.is_none());
+                assert_eq!(attach.names_generation(), loss_generation.is_some());
                 if self.session.replace(session) != Some(session) {
                     assert!(create, "a new session must be created");
                 }
@@ -337,33 +340,28 @@ fn clients_of_before_a_loss_get_errors_until_they_attach_again() {
 }
 
 #[test]
-fn requests_to_blocks_of_a_given_up_write_wait_for_its_fate() {
-    let params = Params { io_timeout_ms: Some(1000), ..Params::default() };
+fn a_primary_that_holds_requests_back_is_not_silent() {
+    let params = Params { io_timeout_ms: Some(1000), max_queued: 4096, ..Params::default() };
     let mut bench = Bench::serving(params);
-    let lost = bench.submit(1, write(1));
-    bench.pass(1000);
-    assert!(matches!(bench.answers.get(&lost), Some(Answer::Failed(_))));
-    let same = bench.submit(1, write(1));
-    let other = bench.submit(1, write(2));
-    assert_eq!(bench.sent.values().copied().collect::<Vec<_>>(), [lost, other]);
-    bench.reply(1);
-    assert!(bench.sent.values().any(|r| *r == same));
-    bench.heal(1, 0);
-}
-
-#[test]
-fn a_given_up_write_is_not_sent_again_and_a_new_stream_frees_its_blocks() {
-    let mut bench = Bench::serving(Params::default());
-    bench.feed(Input::Attached(ClientId(2)));
-    let lost = bench.submit(1, write(1));
-    bench.leave(1);
-    let same = bench.submit(2, write(1));
-    assert_eq!(bench.sent.values().copied().collect::<Vec<_>>(), [lost]);
-    bench.lose();
-    bench.pass(10);
-    bench.open(1, 0);
-    assert_eq!(bench.sent.values().copied().collect::<Vec<_>>(), [same]);
-    bench.heal(1, 0);
+    let requests: Vec<_> = (0..SEQUENCE_WINDOW + 2).map(|n| bench.submit(1, write(n))).collect();
+    let (link, _) = bench.link.expect("is open");
+    for _ in 0..5 {
+        bench.now += 900;
+        let other = bench.feed(Input::HeldBack(LinkId(link.0 + 1)));
+        assert_eq!(other, Verdict::Ignored(Ignored::StaleLink));
+        assert_eq!(bench.feed(Input::HeldBack(link)), Verdict::Applied);
+        bench.now += 99;
+        bench.feed(Input::Tick);
+        assert!(
+            bench.answers.is_empty(),
+            "neither what was sent nor what waits for the window failed"
+        );
+    }
+    // Its last word counts, and one about another link does not.
+    bench.now += 901;
+    bench.feed(Input::HeldBack(LinkId(link.0 + 1)));
+    assert_eq!(bench.answers.len(), requests.len());
+    assert!(requests.iter().all(|r| matches!(bench.answers[r], Answer::Failed(_))));
 }
 
 /// A driver that ticked at a deadline that nothing moves would spin.
@@ -392,122 +390,6 @@ fn a_deleted_volume_answers_everything_and_opens_nothing() {
     assert!(bench.link.is_none());
     bench.feed(Input::Close);
     assert!(bench.closed);
-}
-
-#[test]
-fn another_attachment_fails_the_clients_that_were_there() {
-    let mut bench = Bench::serving(Params::default());
-    let sent = bench.submit(1, write(1));
-    bench.end(StreamEnd::AttachLost, None);
-    let later = bench.submit(1, write(1));
-    for request in [sent, later] {
-        assert!(matches!(bench.answers.get(&request), Some(Answer::Failed(_))));
-    }
-    bench.pass(10_000);
-    assert!(bench.link.is_none(), "nobody may use a link");
-    bench.feed(Input::Attached(ClientId(2)));
-    bench.pass(10_000);
-    assert!(bench.link.is_some());
-    assert_eq!(bench.attached, [ClientId(1)], "client 2 waits");
-    bench.open(1, 0);
-    assert_eq!(bench.attached, [ClientId(1), ClientId(2)]);
-}
-
-/// A client that has the volume to itself, with a link open in generation 1.
-fn exclusive() -> Bench {
-    let mut bench = Bench::new(Params::default());
-    bench.forwarder = Forwarder::exclusive(volume(), Params::default());
-    bench.feed(Input::Config(config(1, 1, 1)));
-    bench.feed(Input::Attached(ClientId(1)));
-    bench.end(StreamEnd::AttachOver(AttachGeneration(0)), None);
-    bench.open(1, 0);
-    bench
-}
-
-fn asked(bench: &Bench) -> Vec<Attach> {
-    let mut asked = Vec::new();
-    for output in &bench.opened {
-        let Output::Open { attach, .. } = output else { panic!("{output:?} opens nothing") };
-        asked.push(*attach);
-    }
-    asked
-}
-
-#[test]
-fn a_session_comes_again_with_its_own_generation() {
-    let mut bench = exclusive();
-    assert_eq!(bench.attached, [ClientId(1)]);
-    bench.lose();
-    bench.pass(10);
-    let over =
-        |generation: Option<u64>| Attach::Exclusive { over: generation.map(AttachGeneration) };
-    let expected = [over(None), over(Some(0)), Attach::Again(AttachGeneration(1))];
-    assert_eq!(asked(&bench), expected);
-    // A primary that takes it for another's is not believed.
-    let link = bench.link.take().expect("a link").0;
-    let (_, outputs) = bench.forwarder.step(
-        Millis(bench.now),
-        Input::LinkOpened {
-            link,
-            epoch: Epoch(1),
-            attach: AttachGeneration(2),
-            loss_generation: LossGeneration(0),
-        },
-    );
-    assert_eq!(outputs, [Output::CloseLink(link)]);
-    assert!(bench.forwarder.has_ended());
-}
-
-/// What it asks to take the volume from is what was in force when it asked first.
-#[test]
-fn an_attachment_that_is_repeated_takes_the_volume_from_nobody_later() {
-    let mut bench = Bench::new(Params::default());
-    bench.forwarder = Forwarder::exclusive(volume(), Params::default());
-    bench.feed(Input::Config(config(1, 1, 1)));
-    bench.feed(Input::Attached(ClientId(1)));
-    bench.end(StreamEnd::AttachOver(AttachGeneration(3)), None);
-    bench.lose();
-    bench.pass(1_000);
-    bench.end(StreamEnd::AttachOver(AttachGeneration(7)), None);
-    bench.pass(1_000);
-    let over = Attach::Exclusive { over: Some(AttachGeneration(3)) };
-    assert_eq!(asked(&bench)[1..], [over, over, over]);
-    bench.end(StreamEnd::AttachLost, None);
-    assert!(matches!(&bench.refused[..], [(ClientId(1), why)] if why.contains("newer attachment")));
-}
-
-/// The volume may have been another's meanwhile: nothing goes on by itself.
-#[test]
-fn an_exclusive_client_whose_attachment_ended_gets_errors_for_ever() {
-    for reason in [StreamEnd::AttachLost, StreamEnd::SessionLost] {
-        let mut bench = exclusive();
-        let sent = bench.submit(1, write(1));
-        bench.lose();
-        let unsent = bench.submit(1, write(2));
-        bench.pass(10);
-        bench.end(reason, None);
-        let later = bench.submit(1, read(3));
-        for request in [sent, unsent, later] {
-            assert!(matches!(bench.answers.get(&request), Some(Answer::Failed(_))));
-        }
-        bench.pass(100_000);
-        assert!(bench.link.is_none() && bench.forwarder.has_ended());
-    }
-}
-
-#[test]
-fn a_shared_client_is_told_who_has_the_volume_to_itself() {
-    let mut bench = Bench::new(Params::default());
-    bench.feed(Input::Config(config(1, 1, 1)));
-    bench.feed(Input::Attached(ClientId(1)));
-    let queued = bench.submit(1, write(1));
-    let session = SessionId(Uuid::from_u128(77));
-    let (attach, node, held_ms) = (AttachGeneration(2), None, None);
-    let by = crate::replication::io::HeldBy { session, attach, node, held_ms };
-    bench.end(StreamEnd::Held(Box::new(by)), None);
-    assert_eq!(bench.refused, [(ClientId(1), by.to_string())]);
-    assert_eq!(bench.answers.get(&queued), Some(&Answer::Failed(by.to_string())));
-    assert!(bench.link.is_none());
 }
 
 #[test]

@@ -6,22 +6,39 @@
 //! kernel removes all of it: bridge, links, rules, mounts.
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::fmt::Write as _;
+use std::fmt::{self, Write as _};
 use std::io::{BufRead, BufReader, Write as _};
 use std::os::unix::process::CommandExt;
 use std::process::{Child, Command, Stdio};
 
 use anyhow::{Context, bail};
 
-use super::schedule::End;
 use crate::dev::cluster::Which;
 use crate::dev::plan::{Host, Hosts};
 
 /// Tells a process that it has been started in namespaces of its own: its pid.
-const INSIDE: &str = "SBKCTL_CHAOS_INSIDE";
+const INSIDE: &str = "SBKCTL_DRILL_INSIDE";
 /// The bridge's address, from which the drill's clients come.
 const CLIENTS: &str = "10.77.0.1";
 const BRIDGE: &str = "br0";
+
+/// One end of a network path.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
+pub(super) enum End {
+    /// A process of the cluster.
+    Node(Which),
+    /// The drill's own clients.
+    Clients,
+}
+
+impl fmt::Display for End {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            End::Node(which) => write!(f, "{which}"),
+            End::Clients => f.write_str("clients"),
+        }
+    }
+}
 
 /// What the network does now.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
@@ -45,7 +62,7 @@ pub(super) enum Sending {
 
 /// The network; it is gone when this is dropped.
 #[derive(Debug)]
-pub(super) struct Network {
+pub struct Network {
     nodes: BTreeMap<Which, Node>,
     rules: BTreeMap<End, String>,
     sending: BTreeMap<Which, Sending>,
@@ -226,11 +243,14 @@ impl Network {
         hosts
     }
 
+    /// All that it joins.
+    pub(super) fn ends(&self) -> Vec<End> {
+        self.nodes.keys().map(|which| End::Node(*which)).chain([End::Clients]).collect()
+    }
+
     /// Makes the network be like that; what is like that already is left alone.
     pub(super) fn apply(&mut self, condition: &Condition) -> anyhow::Result<()> {
-        let ends: Vec<End> =
-            self.nodes.keys().map(|w| End::Node(*w)).chain([End::Clients]).collect();
-        for end in ends {
+        for end in self.ends() {
             let rules = self.rules_of(end, condition);
             if self.rules.get(&end).map_or("", String::as_str) == rules {
                 continue;
