@@ -131,7 +131,7 @@ fn request_in(io: v1::IoRequest) -> Result<IoRequest, Status> {
         }
         WRITE => {
             fits(io.payload.len() as u64)?;
-            IoOp::Write { offset, data: io.payload }
+            IoOp::Write { offset, data: convert::own(&io.payload) }
         }
         TRIM => IoOp::Trim { offset, length },
         ZERO => IoOp::Zero { offset, length },

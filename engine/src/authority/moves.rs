@@ -213,8 +213,11 @@ impl Look<'_> {
     /// Whether it takes a place on a full list for nothing: its node is gone for good, for all that is known,
     /// before it was in sync. [Replacements were lost one after the other before they were rebuilt, and there
     /// was no place left for one on a node that was there.]
-    fn in_the_way(&self, id: ReplicaId, why: Why) -> bool {
-        self.is_full() && why == Why::Gone && !self.volume.replicas[&id].joined
+    /// Whatever else it is to go for. [One whose node had been told to drain before it was lost was taken for one
+    /// that would come back.]
+    fn in_the_way(&self, id: ReplicaId) -> bool {
+        let gone = self.detector.is_gone(self.now, self.state, self.volume, id);
+        self.is_full() && gone && !self.volume.replicas[&id].joined
     }
 
     /// The node for a fresh replica: alive, without another of the volume, with room; in a zone
@@ -275,7 +278,7 @@ impl Look<'_> {
             let mut without = left.clone();
             without.remove(id);
             let others = without.iter().filter(|id| self.is_copy(**id)).count();
-            let way = self.in_the_way(*id, going[id]) && listed > spec.replicas as usize;
+            let way = self.in_the_way(*id) && listed > spec.replicas as usize;
             let first = stuck
                 && (self.volume.replicas[id].fate == Fate::GoesFirst || way)
                 && listed >= spec.replicas as usize

@@ -623,8 +623,7 @@ fn a_wish_names_replicas_that_could_do_it() {
 
 /// Two of three nodes of a volume of two are lost, and so is each replacement before it is rebuilt, until the
 /// list is full of dead ones. A node with room is there all the time.
-#[test]
-fn replacements_that_were_lost_before_they_joined_leave_room_for_others() {
+fn replacements_are_lost(drained: bool) {
     let mut cluster = Cluster::of(5, 2, Durability::SyncAll);
     let primary = cluster.vol().replicas[&cluster.config().primary.id].node;
     let other = *cluster.listed().iter().find(|n| node(**n) != primary).expect("two");
@@ -638,8 +637,19 @@ fn replacements_that_were_lost_before_they_joined_leave_room_for_others() {
         cluster.off.insert(node);
     }
     assert_eq!((cluster.listed().len(), cluster.in_sync().len()), (4, 1));
+    // That their nodes are to be drained brings none of them back.
+    if drained {
+        for lost in cluster.off.clone() {
+            cluster.must(Command::SetDuty { node: lost, duty: Some(Duty::Drained) });
+        }
+    }
     cluster.pass(700);
     cluster.settle();
     let alive: Vec<_> = (1..=5).filter(|n| !cluster.off.contains(&node(*n))).collect();
     assert_eq!(cluster.in_sync(), alive, "{:?}", cluster.done);
+}
+
+#[test]
+fn replacements_that_were_lost_before_they_joined_leave_room_for_others() {
+    [false, true].into_iter().for_each(replacements_are_lost);
 }

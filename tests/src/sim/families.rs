@@ -59,6 +59,8 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("swarm", 728467),
     // A list was full of replacements that were lost before they joined.
     ("swarm", 7025617),
+    // And once more, where one of their nodes had been told to drain before it was lost.
+    ("swarm", 12027318),
     // A candidate took what a replica told as committed that had been given up in a loss.
     ("swarm", 8015438),
     // A frontend that left waited for ever for an answer that was lost, and nobody wrote damaged blocks anew.

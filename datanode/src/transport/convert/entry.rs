@@ -6,7 +6,7 @@ use sbk_engine::types::{Epoch, Lba, Lsn, MAX_REQUEST_BYTES};
 use sbk_proto::v1;
 
 use super::numbers::{attach_generation, epoch, lsn, sequence, size};
-use super::{Decoded, bad, id, session_id};
+use super::{Decoded, bad, id, own, session_id};
 
 /// One log entry on the wire: header, payload, and the CRC-32C over both that the primary computed
 /// when it logged the entry.
@@ -98,5 +98,5 @@ pub fn entry_in(entry: v1::Entry) -> Decoded<WireEntry> {
     if header.lsn == Lsn(0) || header.epoch == Epoch(0) {
         return bad("an entry without LSN or epoch");
     }
-    Ok(WireEntry { header, crc: entry.crc, payload: entry.payload })
+    Ok(WireEntry { header, crc: entry.crc, payload: own(&entry.payload) })
 }
