@@ -97,7 +97,6 @@ fn a_copy_in_while_the_primary_dies_has_no_error_and_reads_back() {
     cluster.wait_in_sync(3);
     let uri = server.uri();
     let primary = cluster.primary();
-    let next = replica(2);
     std::thread::scope(|scope| {
         let path = source.to_str().expect("a path");
         let uri = &uri;
@@ -108,7 +107,7 @@ fn a_copy_in_while_the_primary_dies_has_no_error_and_reads_back() {
             status.view.as_ref().is_some_and(|view| view.committed.0 > 20)
         });
         cluster.kill(primary);
-        cluster.fail_over(next, primary);
+        cluster.fail_over(replica(2), primary);
         server.catalogue.send_replace(Arc::new(cluster.catalogue()));
         copying.join().expect("the copy has no error");
     });

@@ -9,10 +9,11 @@ use sbk_datanode::volume::keep_at_panic;
 use sbk_engine::recording::file::{self, About};
 use sbk_engine::recording::{Recording, replay, tenures};
 use sbk_engine::replication::io::{Input, Output};
+use sbk_engine::types::ReplicaId;
 use support::{Cluster, replica};
 
-fn recorded(cluster: &Cluster, n: u128) -> (About, Recording) {
-    let text = cluster.nodes.lock().unwrap()[&replica(n)].handle.recorder.text("a test");
+fn recorded(cluster: &Cluster, id: ReplicaId) -> (About, Recording) {
+    let text = cluster.nodes.lock().unwrap()[&id].handle.recorder.text("a test");
     let mut read = file::read(&text.expect("it is open")).expect("reads");
     assert_eq!(read.len(), 1);
     read.remove(0)
@@ -34,19 +35,19 @@ fn a_failover_is_taken_again() {
     let cluster = Cluster::start(3, 2);
     let mut client = cluster.client();
     (0..50).for_each(|block| client.write(block, 1));
-    let old = recorded(&cluster, 1).1;
+    let old = recorded(&cluster, replica(1)).1;
     assert_eq!(replay(&old), Ok(old.steps.len()));
     cluster.kill(replica(1));
-    cluster.fail_over(replica(2), replica(1));
+    let next = cluster.fail_over(replica(2), replica(1));
     (0..50).for_each(|block| client.write(block, 2));
     cluster.boot(replica(1));
     cluster.wait_in_sync(3);
     for n in 1..=3 {
-        let (about, recording) = recorded(&cluster, n);
+        let (about, recording) = recorded(&cluster, replica(n));
         assert_eq!((about.replica.id, about.why.as_str()), (replica(n), "a test"));
         assert_eq!(replay(&recording), Ok(recording.steps.len()), "replica {n}");
     }
-    let new = recorded(&cluster, 2).1;
+    let new = recorded(&cluster, next).1;
     assert!(decisions(&new).contains(&"promoted".to_owned()), "{:?}", decisions(&new));
     let told = tenures(&new);
     assert_eq!(told.len(), 1);
@@ -75,10 +76,9 @@ fn a_store_that_fails_leaves_a_recording() {
     let cluster = keeping(dir.path());
     cluster.stores[&replica(2)].disk().failing = true;
     cluster.client().write(1, 1);
-    cluster.wait(replica(2), "the failure", |status| status.view.is_none());
-    cluster.stores[&replica(2)].disk().failing = false;
-    // The failure is told first.
-    cluster.wait(replica(2), "another opening", |status| status.open_as().is_some());
+    cluster.wait(replica(2), "another opening", |status| {
+        status.open_as().is_some_and(|open| open.replica.incarnation.open > 1)
+    });
     let (about, recording) = kept(dir.path());
     assert!(about.why.starts_with("the store failed"), "{}", about.why);
     assert_eq!(about.replica.id, replica(2));

@@ -25,7 +25,8 @@ fn assert_images_equal(cluster: &Cluster, ids: &[u128]) {
     let head = cluster.stores[&primary].disk().durable;
     for id in ids {
         cluster.wait(replica(*id), "a whole checkpoint", |status| {
-            status.view.as_ref().is_some_and(|view| view.checkpoint >= head)
+            let view = status.view.as_ref();
+            view.is_some_and(|view| view.checkpoint >= head && view.incomplete.is_none())
         });
     }
     let expected = cluster.stores[&primary].image();
@@ -159,7 +160,7 @@ fn a_rebuild_begins_once_however_long_the_wipe_takes() {
     let held = wipes.write().unwrap();
     cluster.boot(replica(3));
     let primary = Arc::clone(&cluster.nodes.lock().unwrap()[&replica(1)].handle);
-    cluster.wait(replica(1), "an order to begin, three times", |_| {
+    cluster.wait(replica(1), "an order to begin, again", |_| {
         let text = primary.recorder.text("a test").expect("it is open");
         let recording = file::read(&text).expect("reads").remove(0).1;
         let outcomes = recording.steps.iter().filter_map(|step| step.outcome.as_ref());
@@ -167,7 +168,7 @@ fn a_rebuild_begins_once_however_long_the_wipe_takes() {
             let begin = |message: &_| matches!(message, ToReplica::BeginRebuild { .. });
             matches!(output, Output::ToReplica { message, .. } if begin(message))
         });
-        orders.count() == 3
+        orders.count() >= 2
     });
     drop(held);
     cluster.wait_in_sync(3);
@@ -206,8 +207,6 @@ fn a_failed_store_comes_back_as_another_incarnation() {
     client.write(0, 1);
     cluster.stores[&replica(2)].disk().failing = true;
     client.write(1, 2);
-    cluster.wait(replica(2), "a failure", |s| !matches!(s.run, RunState::Running));
-    cluster.stores[&replica(2)].disk().failing = false;
     cluster.wait(replica(2), "another opening", |status| {
         status.open_as().is_some_and(|open| open.replica.incarnation.open > 1)
     });

@@ -123,8 +123,8 @@ mod tests {
                 let end = Instant::now() + Duration::from_secs(10);
                 let mut got = 0;
                 while Instant::now() < end && got < 100_000 {
-                    // The boot clock does not jump: this answer is always a recent one.
-                    clients.then(|| pace.answered(clock::now()));
+                    // An answer that stays a recent one: the boot clock does not jump with the other.
+                    clients.then(|| pace.answered(clock::now().after(3_600_000)));
                     pace.wait(MIB, LONGEST, super::tests::needed(needed)).await;
                     got += 1;
                 }
@@ -154,7 +154,7 @@ mod tests {
     /// The bucket is owed the most that it can be, and clients are there.
     fn owed() -> Pace {
         let pace = Pace::new(8 * MIB);
-        pace.answered(clock::now());
+        pace.answered(clock::now().after(3_600_000));
         let (now, mut bucket) = pace.bucket();
         bucket.take(now, 1000 * MIB);
         drop(bucket);

@@ -34,6 +34,19 @@ const WAL: &str = "wal";
 /// full of volumes that nobody wrote to, and making one of them took seconds.]
 const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
 
+/// Makes the names in a replica's directory durable, also after an attempt that failed: by then the directory
+/// counts as clean, and a sync of it does nothing, so a name is changed first. [A replica was made in a second
+/// attempt, confirmed, and gone after a loss of power.]
+fn sync_names(storage: &Arc<dyn Storage>) -> Result<(), StoreError> {
+    let error = |doing| move |e| io_error(&**storage, SUPERBLOCK, doing, e);
+    let names = storage.list("").map_err(error("list the directory of"))?;
+    if !names.iter().any(|name| name == UNFINISHED) {
+        storage.create(UNFINISHED).map_err(error("make a file beside"))?;
+    }
+    storage.remove(UNFINISHED).map_err(error("remove a file beside"))?;
+    storage.sync_dir("").map_err(error("sync the name of"))
+}
+
 /// What a new replica is.
 #[derive(Clone, Debug)]
 pub struct CreateSpec {
@@ -135,8 +148,8 @@ impl Store {
             let (_, record) = open_superblock(storage)?;
             let path = storage.describe(SUPERBLOCK);
             spec.identity.check(record.identity, &path)?;
-            // The one who made it may have been killed before its name was durable.
-            return storage.sync_dir("").map_err(error("", "sync"));
+            // The one who made it may have been killed before its name was durable, or not been able to sync it.
+            return sync_names(storage);
         }
         for name in ["extents", "checksums", "regions", STATE, UNFINISHED] {
             if names.iter().any(|n| n == name) {
@@ -206,9 +219,10 @@ impl Store {
         identity.check(superblock.identity, &storage.describe(SUPERBLOCK))?;
         // Who made it may have been killed between the last file's name and the sync of it. [It was opened,
         // joined, held what was acknowledged, and a loss of power took the name, and with it the replica.]
-        storage
-            .sync_dir("")
-            .map_err(|e| io_error(&**storage, SUPERBLOCK, "sync the name of", e))?;
+        // Before its first promise it holds nothing that counts, and a promise is not made before this.
+        if superblock.kept.fenced == Epoch(0) {
+            sync_names(storage)?;
+        }
         let image = Arc::new(Image::open(Arc::clone(storage), &identity)?);
         let shared = Arc::clone(storage);
         let (state_file, record) = Slots::open(shared, STATE, STATE_MAGIC, VERSION, STATE_SLOT)?;

@@ -53,8 +53,12 @@ impl Masters {
 
     /// Pushes the whole catalogue.
     pub(crate) async fn push(&self, volumes: Vec<v1::VolumeAssignment>) {
-        *self.volumes.lock().unwrap() = volumes.clone();
-        let watchers = self.watchers.lock().unwrap().clone();
+        let watchers = {
+            // A watcher that comes meanwhile has either these or is among those that are told.
+            let watchers = self.watchers.lock().unwrap();
+            *self.volumes.lock().unwrap() = volumes.clone();
+            watchers.clone()
+        };
         for watcher in watchers {
             // A watcher that went opens another stream and gets a snapshot.
             let _went = watcher.send(Ok(snapshot(volumes.clone()))).await;
@@ -92,9 +96,11 @@ impl NodeService for Masters {
         _request: Request<v1::WatchAssignmentsRequest>,
     ) -> Result<Response<Self::WatchAssignmentsStream>, Status> {
         let (updates, stream) = mpsc::channel(4);
+        let mut watchers = self.watchers.lock().unwrap();
         let volumes = self.volumes.lock().unwrap().clone();
         updates.try_send(Ok(snapshot(volumes))).expect("room");
-        self.watchers.lock().unwrap().push(updates);
+        watchers.push(updates);
+        drop(watchers);
         Ok(Response::new(ReceiverStream::new(stream)))
     }
 

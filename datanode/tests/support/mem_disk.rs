@@ -41,7 +41,9 @@ pub(crate) struct Platter {
     pub(crate) retain: u64,
     /// Entries above the checkpoint at which the log is full.
     pub(crate) limit: u64,
-    /// The next batches fail.
+    /// Counts the openings: what is left running of an earlier one finds nothing to do.
+    opening: u64,
+    /// The next batch fails.
     pub(crate) failing: bool,
     /// Batches are said to have made more durable than was ever appended.
     pub(crate) overclaiming: bool,
@@ -84,6 +86,7 @@ impl MemStore {
             moved: BTreeSet::new(),
             retain: u64::MAX,
             limit: u64::MAX,
+            opening: 0,
             failing: false,
             overclaiming: false,
             no_checkpoints: false,
@@ -134,7 +137,8 @@ impl OpenDisk for MemStore {
             opened.open += 1;
             *opened
         };
-        let disk = self.disk();
+        let mut disk = self.disk();
+        disk.opening += 1;
         let mut state = disk.state.clone();
         let above = disk.log.range(disk.checkpoint.next()..);
         let (committed, uncommitted): (Vec<_>, Vec<_>) =
@@ -153,6 +157,7 @@ impl OpenDisk for MemStore {
             uncommitted,
         };
         let mem = MemDisk {
+            opening: disk.opening,
             end: disk.durable,
             committed: disk.committed,
             pending: Vec::new(),
@@ -170,6 +175,7 @@ impl OpenDisk for MemStore {
 
 #[derive(Debug)]
 pub(crate) struct MemDisk {
+    opening: u64,
     platter: Arc<Mutex<Platter>>,
     reads: Arc<RwLock<()>>,
     batches: Arc<RwLock<()>>,
@@ -184,6 +190,7 @@ pub(crate) struct MemDisk {
 }
 
 pub(crate) struct Batch {
+    opening: u64,
     platter: Arc<Mutex<Platter>>,
     batches: Arc<RwLock<()>>,
     entries: Vec<WireEntry>,
@@ -196,7 +203,10 @@ impl Work for Batch {
     fn run(self) -> Self::Outcome {
         let _may = self.batches.read().unwrap();
         let mut disk = self.platter.lock().unwrap();
-        if disk.failing {
+        if self.opening != disk.opening {
+            return Err(gone());
+        }
+        if std::mem::take(&mut disk.failing) {
             return Err(DiskError { doing: "sync the WAL", source: "it is made to fail".into() });
         }
         for entry in self.entries {
@@ -210,14 +220,27 @@ impl Work for Batch {
     }
 }
 
-pub(crate) struct Checkpoint(Arc<Mutex<Platter>>, Lsn, Lsn);
+pub(crate) struct Checkpoint {
+    opening: u64,
+    platter: Arc<Mutex<Platter>>,
+    to: Lsn,
+    pin: Lsn,
+}
+
+/// Of a process that was killed while its disk was at work.
+fn gone() -> DiskError {
+    DiskError { doing: "write", source: "its process is gone".into() }
+}
 
 impl Work for Checkpoint {
     type Outcome = Result<(Lsn, Lsn), DiskError>;
 
     fn run(self) -> Self::Outcome {
-        let Self(platter, to, pin) = self;
+        let Self { opening, platter, to, pin } = self;
         let disk = &mut *platter.lock().unwrap();
+        if opening != disk.opening {
+            return Err(gone());
+        }
         if disk.failing_checkpoints {
             return Err(DiskError { doing: "write extents", source: "it is made to fail".into() });
         }
@@ -358,6 +381,7 @@ impl Disk for MemDisk {
         }
         self.batch_out = true;
         Some(Batch {
+            opening: self.opening,
             platter: Arc::clone(&self.platter),
             batches: Arc::clone(&self.batches),
             entries: self.pending.clone(),
@@ -403,7 +427,8 @@ impl Disk for MemDisk {
         }
         self.checkpoint_out = true;
         let pin = self.pins.values().min().copied().unwrap_or(Lsn(u64::MAX));
-        Some(Checkpoint(Arc::clone(&self.platter), to, pin))
+        let (opening, platter) = (self.opening, Arc::clone(&self.platter));
+        Some(Checkpoint { opening, platter, to, pin })
     }
 
     fn checkpoint_done(

@@ -52,6 +52,7 @@ pub(crate) fn replica(n: u128) -> ReplicaId {
 /// A running node.
 pub(crate) struct Node {
     runtime: Option<tokio::runtime::Runtime>,
+    server: tokio::task::JoinHandle<Result<(), tonic::transport::Error>>,
     pub(crate) handle: Arc<VolumeHandle>,
     pub(crate) incarnation: Incarnation,
 }
@@ -69,7 +70,7 @@ impl Node {
         let context = Arc::new(Context {
             channels: Arc::clone(&channels),
             proposals,
-            params: Params::default(),
+            params: patient(),
             recordings: Recordings { node: NodeId(store.replica.0), dir: store.recordings.clone() },
             pace: Arc::new(Pace::new(0)),
         });
@@ -89,7 +90,7 @@ impl Node {
         let service = ReplicationServer::new(ReplicationService::new(registry))
             .max_decoding_message_size(40 << 20)
             .max_encoding_message_size(40 << 20);
-        runtime.block_on(async {
+        let server = runtime.block_on(async {
             let listener = tokio::net::TcpListener::bind(addr).await.expect("the port is free");
             let incoming =
                 tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
@@ -97,13 +98,16 @@ impl Node {
                 .tcp_nodelay(true)
                 .add_service(block)
                 .add_service(service);
-            tokio::spawn(server.serve_with_incoming(incoming));
+            tokio::spawn(server.serve_with_incoming(incoming))
         });
-        Self { runtime: Some(runtime), handle, incarnation }
+        Self { runtime: Some(runtime), server, handle, incarnation }
     }
 
     fn kill(mut self) {
         if let Some(runtime) = self.runtime.take() {
+            // Its port is free when this returns.
+            self.server.abort();
+            let _ended = runtime.block_on(self.server);
             runtime.shutdown_background();
         }
     }
@@ -186,17 +190,22 @@ impl Cluster {
         node.kill();
     }
 
-    /// Makes `id` the primary of a new epoch without `dead`.
-    pub(crate) fn fail_over(&self, id: ReplicaId, dead: ReplicaId) {
-        {
+    /// Makes `id` the primary of a new epoch without `dead`; another member, if it was too slow to stay one.
+    /// Returns which.
+    pub(crate) fn fail_over(&self, id: ReplicaId, dead: ReplicaId) -> ReplicaId {
+        let next = {
             let nodes = self.nodes.lock().unwrap();
             let mut config = self.config.lock().unwrap();
+            config.isr.remove(&dead);
+            let member = config.isr.first().copied().expect("a member");
+            let next = if config.isr.contains(&id) { id } else { member };
             config.epoch = config.epoch.next();
             config.since = config.epoch;
-            config.primary = ReplicaRef { id, incarnation: nodes[&id].incarnation };
-            config.isr.remove(&dead);
-        }
+            config.primary = ReplicaRef { id: next, incarnation: nodes[&next].incarnation };
+            next
+        };
         self.publish();
+        next
     }
 
     /// Another epoch of the same tenure.
@@ -301,6 +310,12 @@ impl Drop for Cluster {
         let nodes = std::mem::take(&mut *self.nodes.lock().unwrap());
         nodes.into_values().for_each(Node::kill);
     }
+}
+
+/// What a loaded machine may take is no silence, and ends no session.
+fn patient() -> Params {
+    let recovery = sbk_engine::recovery::Params { start_timeout_ms: 60_000, ..Default::default() };
+    Params { suspect_ms: 8_000, recovery, ..Params::default() }
 }
 
 fn free_port() -> SocketAddr {

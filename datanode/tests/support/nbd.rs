@@ -48,14 +48,14 @@ impl Server {
     }
 
     /// One that makes durable what it acknowledged, and takes the volume for one with written
-    /// acknowledgements. A request is given up after a second.
+    /// acknowledgements. A request is given up after ten seconds.
     pub(crate) fn start_flushing(cluster: &Cluster) -> Self {
         let mut catalogue = cluster.catalogue();
         for volume in catalogue.volumes.values_mut() {
             let volume = Arc::make_mut(volume);
             volume.config.as_mut().expect("it has one").write_ack = WriteAck::Written;
         }
-        let params = Params::giving_up_after(Duration::from_secs(1));
+        let params = Params::giving_up_after(Duration::from_secs(10));
         Self::build(cluster, catalogue, None, params, AtStop::Flush)
     }
 

@@ -67,6 +67,8 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("swarm", 9068029),
     // A run was taken for at rest before the checkpoint of what a member's hung disk had held up.
     ("swarm", 4000969),
+    // A sync of a new replica's directory failed, the next one was believed, and a loss of power took the name.
+    ("swarm", 12038062),
 ];
 
 /// The modes of the families that try them all.

@@ -221,3 +221,41 @@ fn a_read_that_fails_is_told_and_harms_nothing() {
     assert!(failures > 20, "{failures} reads");
     assert!((4..20).contains(&survived), "two files of two slots, and segments: {survived}");
 }
+
+/// Whatever of a making fails, once a later attempt or an opening succeeded the replica is there for good.
+#[test]
+fn a_replica_whose_making_failed_once_outlives_a_loss_of_power() {
+    for kind in [OpKind::Write, OpKind::Sync, OpKind::Meta] {
+        let mut failures = 0;
+        for n in 0.. {
+            let disk = Memory::new(n);
+            disk.fail(kind, n, "", Fault::Io);
+            let made = driver::create(&storage(&disk), 0);
+            if disk.faults() > 0 {
+                made.expect("nothing failed");
+                break;
+            }
+            failures += u64::from(made.is_err());
+            for killed in [false, true] {
+                let disk = disk.fork();
+                if killed {
+                    disk.process_killed();
+                }
+                // A process that starts opens what has its name, and makes what has none.
+                if !killed || disk.content("superblock").is_none() {
+                    driver::create(&storage(&disk), 0).expect("it can be made now");
+                }
+                let unopened = disk.fork();
+                drop(driver::open(&storage(&disk), 0).expect("it is made"));
+                disk.lose_unsynced();
+                if !killed {
+                    unopened.lose_unsynced();
+                    drop(driver::open(&storage(&unopened), 0).expect("it was made durably"));
+                }
+                let opened = driver::open(&storage(&disk), 0);
+                drop(opened.unwrap_or_else(|e| panic!("{kind:?} {n}, killed {killed}: {e}")));
+            }
+        }
+        assert!(failures > 3, "{failures} of {kind:?}");
+    }
+}
