@@ -10,7 +10,7 @@
 //! * its last write can't be read, it says that it is in doubt, and counts for nothing that it may have
 //!   lost.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 
 use sbk_engine::authority::{Command, Fate};
@@ -38,6 +38,8 @@ const STATE_SLOT: usize = 1088 << 10;
 pub(crate) struct Flips {
     /// On whose disk bits flipped, and in which run of its node they last did.
     victim: Option<(ReplicaId, u64)>,
+    /// Bytes of its log's segments with what they are since, by path and place.
+    rotten: BTreeMap<(String, u64), u8>,
     /// Replicas that an operator was told of.
     reported: BTreeSet<ReplicaId>,
 }
@@ -74,14 +76,25 @@ impl World {
         if let Some((id, run)) = self.flips.victim {
             let index = self.index(id);
             let node = &self.nodes[index];
-            // An opening reads all that counts, and writes anew what it found in one slot only.
+            // An opening reads all that counts, and writes anew what it found in one slot only. What the checkpoint
+            // has of a segment counts again when the log is cut back to there.
             let again = node.id != id || node.replica.is_some() && node.run > run;
-            if !again || !self.masters.config.isr.contains(&node.id) {
+            let rotten = node.id == id && self.is_rotten(index);
+            if !again || rotten || !self.masters.config.isr.contains(&node.id) {
                 return (node.id == id).then_some(index).filter(|index| self.may_be_struck(*index));
             }
             self.flips.victim = None;
+            self.flips.rotten.clear();
         }
         self.may_be_struck(any).then_some(any)
+    }
+
+    /// Whether a byte in which a bit of its log flipped is as it was left.
+    fn is_rotten(&self, index: usize) -> bool {
+        let memory = &self.nodes[index].disk.memory;
+        self.flips.rotten.iter().any(|((path, byte), left)| {
+            memory.content(path).is_some_and(|content| content.get(*byte as usize) == Some(left))
+        })
     }
 
     /// Whether bits of its disk flipped that no opening has settled since.
@@ -169,6 +182,10 @@ impl World {
             self.inject(Injected::FlipAtRest);
             self.flips.victim = Some((self.nodes[index].id, self.nodes[index].run));
             let (byte, bit) = (bit / 8, bit % 8);
+            let content = self.nodes[index].disk.memory.content(path).unwrap_or_default();
+            if let (true, Some(left)) = (path.ends_with(".seg"), content.get(byte as usize)) {
+                self.flips.rotten.insert((path.to_owned(), byte), *left);
+            }
             self.note(index, || format!("{path}: byte {byte}, bit {bit} flips; {outlook:?}"));
         }
     }
