@@ -120,11 +120,11 @@ masters_act() {
         sbkctl volume delete "aside-$1" --yes >/dev/null
 }
 all_healthy() {
-    local ids
-    ids=$(containers)
-    [ "$(wc -w <<<"$ids")" = 7 ] || return
+    local ids states
+    ids=$(containers) && [ "$(wc -w <<<"$ids")" = 7 ] || return
+    # Who can't be asked is not healthy.
     # shellcheck disable=SC2086
-    ! docker inspect -f '{{.State.Health.Status}}' $ids | grep -qv '^healthy$'
+    states=$(docker inspect -f '{{.State.Health.Status}}' $ids) && ! grep -qv '^healthy$' <<<"$states"
 }
 up() {
     compose up -d || fail "compose can't start the cluster; see compose.log" || return
@@ -353,7 +353,7 @@ end() {
 [ $# -gt 0 ] || set -- all
 [ "$*" != all ] || set -- "${all[@]}"
 for drill; do
-    printf '%s\n' "${all[@]}" | grep -qx -- "$drill" || {
+    [[ " ${all[*]} " == *" $drill "* ]] || {
         sed -n '2,/^set/s/^# \{0,1\}//p' "$(basename "$0")" >&2
         exit 2
     }

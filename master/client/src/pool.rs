@@ -88,7 +88,9 @@ impl Pool {
 }
 
 /// A partition leaves a connection open that carries nothing; the keepalive ends it, so that
-/// calls fail over and the connection is made anew once the network is whole.
+/// calls fail over and the connection is made anew once the network is whole. An attempt
+/// (`ATTEMPT`) on a connection that was well when it began gives up before that: which of both is first is
+/// told in different words, and must be no chance.
 fn endpoint(addr: &str) -> Result<Endpoint, MasterError> {
     let endpoint = Endpoint::from_shared(format!("http://{addr}"))
         .map_err(|source| MasterError::BadAddress { addr: addr.to_owned(), source })?;
@@ -96,7 +98,7 @@ fn endpoint(addr: &str) -> Result<Endpoint, MasterError> {
         .connect_timeout(Duration::from_secs(1))
         .tcp_nodelay(true)
         .http2_keep_alive_interval(Duration::from_secs(2))
-        .keep_alive_timeout(Duration::from_secs(3))
+        .keep_alive_timeout(Duration::from_secs(4))
         .keep_alive_while_idle(true)
         .initial_stream_window_size(8 << 20)
         .initial_connection_window_size(16 << 20))
