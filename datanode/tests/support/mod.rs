@@ -90,16 +90,15 @@ impl Node {
         let service = ReplicationServer::new(ReplicationService::new(registry))
             .max_decoding_message_size(40 << 20)
             .max_encoding_message_size(40 << 20);
-        let server = runtime.block_on(async {
-            let listener = tokio::net::TcpListener::bind(addr).await.expect("the port is free");
-            let incoming =
-                tonic::transport::server::TcpIncoming::from(listener).with_nodelay(Some(true));
-            let server = tonic::transport::Server::builder()
-                .tcp_nodelay(true)
-                .add_service(block)
-                .add_service(service);
-            tokio::spawn(server.serve_with_incoming(incoming))
-        });
+        let listener = runtime.block_on(tokio::net::TcpListener::bind(addr));
+        let incoming =
+            tonic::transport::server::TcpIncoming::from(listener.expect("the port is free"))
+                .with_nodelay(Some(true));
+        let server = tonic::transport::Server::builder()
+            .tcp_nodelay(true)
+            .add_service(block)
+            .add_service(service);
+        let server = runtime.spawn(server.serve_with_incoming(incoming));
         Self { runtime: Some(runtime), server, handle, incarnation }
     }
 
