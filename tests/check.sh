@@ -11,7 +11,9 @@ step() { printf '\n== %s\n' "$*"; "$@"; }
 step cargo fmt --all --check
 step cargo clippy --workspace --all-targets --locked -- -D warnings
 RUSTDOCFLAGS='-D warnings' step cargo doc --workspace --no-deps --locked --quiet
-step cargo test --workspace --locked --no-fail-fast
+step cargo test --workspace --exclude sbk-cli --exclude sbk-process-tests --locked --no-fail-fast
+# Each of these starts a cluster of its own. As many at once as there are cores would stand in each other's way.
+step cargo test -p sbk-cli -p sbk-process-tests --locked --no-fail-fast -- --test-threads 2
 if [ "${1:-}" != quick ]; then
     # More seeds of the simulated cluster, in a build that runs them in seconds. The last seeds
     # are derived from the commit, so that every change is tried with others.

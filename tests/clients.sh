@@ -122,8 +122,9 @@ tls_node() {
     certificate client extendedKeyUsage=clientAuth
     certificate server $'subjectAltName=IP:127.0.0.1\nextendedKeyUsage=serverAuth'
     masters=$(field '",".join(m["listen"] for m in d["masters"])' < "$cluster/cluster.json")
-    # Ports that are free, as the system finds them. The masters know who it is.
-    "$sbkctl" datanode --data-dir "$work/tls-node" --runtime-dir "$work/tls-run" --masters "$masters" \
+    # Ports that are free, as the system finds them. The masters know who it is, and give it no replica of
+    # later parts: no volume fits it.
+    "$sbkctl" datanode --data-dir "$work/tls-node" --runtime-dir "$work/tls-run" --masters "$masters" --capacity 1MiB \
         --listen 127.0.0.1:0 --http 127.0.0.1:0 --nbd 127.0.0.1:0 --nbd-tls-cert "$dir/server-cert.pem" \
         --nbd-tls-key "$dir/server-key.pem" --nbd-tls-client-ca "$dir/ca-cert.pem" > "$work/tls-node.log" 2>&1 &
     attachments[tls]=$!
@@ -384,13 +385,16 @@ TOML
         mount_it "$name"
         sha256sum --quiet -c "$work/$name.sums" || fail "files of $name are not the same when mounted again"
         unmount_it "$name"
-        fusermount3 -u "$work/$name.fuse"
+        # The loop device may let go of its file a moment after it was told to.
+        await "the unmounting of nbdfuse for $name" 60 fusermount3 -u "$work/$name.fuse"
         wait "${fuses[$work/$name.fuse]}" || fail "nbdfuse of $name ended with $?"
         unset "fuses[$work/$name.fuse]"
         detach "$name"
         verify "$name"
     done
-    same "I/O errors in the kernel's log" "$errors" "$(io_errors)"
+    # The kernel forgets old lines.
+    found=$(io_errors)
+    [ "$found" -le "$errors" ] || fail "I/O errors in the kernel's log: $found, where there were $errors"
     say "files: fsx on ${systems[*]} through $failovers failovers, no mismatch, checks clean, replicas equal"
 }
 

@@ -64,9 +64,9 @@ await() {
 
 # start_cluster OPTION...: of `sbkctl dev`. Its pid, $dev, takes the signals.
 start_cluster() {
-    "$sbkctl" --dir "$cluster" dev --no-volume "$@" > "$work/dev.out" 2> "$work/dev.log" &
+    "$sbkctl" --dir "$cluster" dev --no-volume --timeout 180 "$@" > "$work/dev.out" 2> "$work/dev.log" &
     dev=$!
-    await "the cluster's start" 60 sbk cluster status
+    await "the cluster's start" 180 sbk cluster status
 }
 # Starts what has ended.
 start_again() { kill -HUP "$dev"; }

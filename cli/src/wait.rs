@@ -4,6 +4,7 @@
 use std::fmt;
 use std::time::Duration;
 
+use sbk_master_client::MasterError;
 use tokio::time::{Instant, sleep};
 
 const LOOK_AGAIN: Duration = Duration::from_millis(50);
@@ -53,6 +54,22 @@ pub async fn until<T>(
     }
 }
 
+/// One look at an answer of the masters. That none could be had now is no end of the wait: a leader may
+/// be about to be elected.
+///
+/// # Errors
+/// What asking again does not mend.
+pub fn answered<A, T>(
+    answer: Result<A, MasterError>,
+    look: impl FnOnce(A) -> Look<T>,
+) -> anyhow::Result<Look<T>> {
+    match answer {
+        Ok(answer) => Ok(look(answer)),
+        Err(e) if e.is_transient() => Ok(Look::NotYet(e.to_string())),
+        Err(e) => Err(e.into()),
+    }
+}
+
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -77,6 +94,17 @@ mod tests {
                 .expect_err("never comes true");
         let timed_out = error.downcast_ref::<TimedOut>().expect("a timeout");
         assert_eq!((timed_out.what.as_str(), timed_out.seen.as_str()), ("the moon", "clouds"));
+    }
+
+    #[test]
+    fn only_what_asking_again_does_not_mend_ends_a_wait_for_the_masters() {
+        let look = |answer| answered(answer, Look::Done);
+        assert!(matches!(look(Ok(7)), Ok(Look::Done(7))));
+        let (detail, waited) = ("nobody leads".to_owned(), Duration::ZERO);
+        let error = MasterError::NoQuorum { detail, waited, outcome_unknown: false };
+        let seen = look(Err(error)).expect("is transient");
+        assert!(matches!(seen, Look::NotYet(seen) if seen.contains("nobody leads")));
+        look(Err(MasterError::NoMasters)).expect_err("there is nobody to ask");
     }
 
     #[tokio::test]

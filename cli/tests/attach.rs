@@ -1,20 +1,22 @@
 //! A volume that moves from client to client on real processes: whoever had it before gets errors,
 //! and nothing of theirs reaches it any more, also when their datanode stood still meanwhile.
 
+mod support;
+
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::process::{Pid, Signal, kill_process};
+use rustix::process::{Signal, kill_process};
 use sbk_cli::args::VolumeSpec;
 use sbk_cli::cluster_file::DatanodeEntry;
 use sbk_cli::dev::cluster::{DevCluster, Options};
-
 use sbk_cli::view::VolumeView;
 use sbk_cli::wait::{self, Look};
 use sbk_cli::workload::nbd::{NbdClient, NbdError};
 use serde_json::Value;
+use support::freeze;
 
 const LIMIT: Duration = Duration::from_secs(120);
 const BLOCK: usize = 4096;
@@ -28,9 +30,11 @@ fn filled(byte: u8) -> Bytes {
 async fn settled(cluster: &DevCluster, what: &str) -> VolumeView {
     let masters = cluster.client();
     wait::until(what, LIMIT, async || {
-        let view = VolumeView::of(&masters.get_volume("v").await?);
-        let whole = view.is_whole() && view.serving;
-        Ok(if whole { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) })
+        wait::answered(masters.get_volume("v").await, |info| {
+            let view = VolumeView::of(&info);
+            let whole = view.is_whole() && view.serving;
+            if whole { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+        })
     })
     .await
     .expect("comes about")
@@ -56,6 +60,24 @@ async fn take(node: &DatanodeEntry) -> NbdClient {
     .expect("attaches")
 }
 
+/// What a client hears that would share a volume which another has to itself. A datanode that has no word of the
+/// primary for two seconds lets it in, and the primary refuses what it asks for then.
+async fn refused(node: &DatanodeEntry) -> String {
+    wait::until("a client to be refused", LIMIT, async || {
+        Ok(match NbdClient::connect(&node.nbd, "v").await {
+            Ok(client) => {
+                client.read(0, BLOCK as u32).await.expect_err("it is held");
+                client.disconnect().await;
+                Look::NotYet("it was let in".into())
+            }
+            Err(why) if why.to_string().contains("exclusively") => Look::Done(why.to_string()),
+            Err(why) => Look::NotYet(why.to_string()),
+        })
+    })
+    .await
+    .expect("is refused")
+}
+
 async fn fails_with_eio(client: &NbdClient) {
     for outcome in [
         client.write(0, filled(0xee)).await,
@@ -65,25 +87,6 @@ async fn fails_with_eio(client: &NbdClient) {
         let why = outcome.expect_err("its attachment has ended");
         assert!(matches!(why, NbdError::Request { .. }), "an error, not silence: {why}");
     }
-}
-
-/// Stops a process, and returns when none of its threads runs any more: until then one may still do
-/// something, and rightly.
-async fn freeze(pid: u32) -> Pid {
-    let process = Pid::from_raw(pid.cast_signed()).expect("a pid");
-    kill_process(process, Signal::STOP).expect("stops");
-    wait::until("all threads to stand still", LIMIT, async || {
-        let mut running = 0;
-        for thread in std::fs::read_dir(format!("/proc/{pid}/task"))? {
-            let stat = std::fs::read_to_string(thread?.path().join("stat"))?;
-            let state = stat.rsplit_once(") ").and_then(|(_, rest)| rest.chars().next());
-            running += u32::from(state != Some('T'));
-        }
-        Ok(if running == 0 { Look::Done(()) } else { Look::NotYet(format!("{running} run")) })
-    })
-    .await
-    .expect("stops");
-    process
 }
 
 /// Has the holder's datanode stand still with writes in flight while the volume goes to another.
@@ -153,9 +156,8 @@ async fn a_volume_moves_and_its_ghosts_get_errors() {
     let first = take(&x).await;
     fails_with_eio(&shared).await;
     first.write(0, filled(2)).await.expect("writes");
-    let refused = NbdClient::connect(&y.nbd, "v").await.expect_err("it is held exclusively");
-    let said = refused.to_string();
-    assert!(said.contains("exclusively") && said.contains(&x.id), "{said}");
+    let said = refused(&y).await;
+    assert!(said.contains(&x.id), "{said}");
     let uri = format!("nbd://{}/v,exclusive", y.nbd);
     let write = ["-f", "raw", "-c", "write -P 3 0 4k", "-c", "read -P 3 0 4k", &uri];
     let output = tokio::task::block_in_place(|| {

@@ -2,6 +2,8 @@
 //! are behind; a failover that takes writes counts a loss, and whoever was attached before it is told;
 //! a handover takes nothing.
 
+mod support;
+
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -17,6 +19,8 @@ use sbk_cli::workload::nbd::{NbdClient, NbdError};
 use sbk_proto::v1;
 use sbk_proto::v1::CreateVolumeRequest;
 use serde_json::Value;
+use support::freeze;
+use tokio::time::{Instant, timeout_at};
 use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -67,8 +71,10 @@ impl Scene {
     async fn wait(&self, what: &str, right: impl Fn(&VolumeView) -> bool) -> VolumeView {
         let masters = self.cluster.client();
         wait::until(what, LIMIT, async || {
-            let view = VolumeView::of(&masters.get_volume("v").await?);
-            Ok(if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) })
+            wait::answered(masters.get_volume("v").await, |info| {
+                let view = VolumeView::of(&info);
+                if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+            })
         })
         .await
         .expect("comes about")
@@ -84,9 +90,13 @@ impl Scene {
         NbdClient::connect(&apart.nbd, "v").await.expect("attaches")
     }
 
-    fn signal(&self, node: &str, signal: Signal) {
+    fn pid(&self, node: &str) -> u32 {
         let all = &self.cluster.file().datanodes;
-        let pid = all.iter().find(|d| d.id == node).expect("a datanode").pid;
+        all.iter().find(|d| d.id == node).expect("a datanode").pid
+    }
+
+    fn signal(&self, node: &str, signal: Signal) {
+        let pid = self.pid(node);
         kill_process(Pid::from_raw(pid.cast_signed()).expect("a pid"), signal).expect("signals");
     }
 
@@ -111,18 +121,35 @@ impl Scene {
         told.collect()
     }
 
-    /// Both others stand still, and a write is acknowledged before anybody can have missed them: the
-    /// primary was alone with it. They stand still when this returns. On a machine that is too busy for one
-    /// write within a lease the write waits until they left, and it is begun once more.
-    async fn acknowledged_alone(&self, client: &NbdClient, byte: u8) -> VolumeView {
+    /// Waits until all three replicas hold everything.
+    async fn level(&self) {
+        wait::until("nobody to be behind", LIMIT, async || {
+            let lag = self.lag();
+            let level = lag.len() == 3 && lag.iter().all(|(_, bytes)| *bytes == 0);
+            Ok(if level { Look::Done(()) } else { Look::NotYet(format!("{lag:?}")) })
+        })
+        .await
+        .expect("comes about");
+    }
+
+    /// All hold `before`. Both others stand still, and a write is acknowledged before anybody can have missed
+    /// them: the primary was alone with it. They stand still when this returns. On a machine that is too busy
+    /// for one write within a lease the write waits until they left, and all of it is begun once more: they
+    /// hold that write when they are back.
+    async fn acknowledged_alone(&self, client: &NbdClient, before: u8, byte: u8) -> VolumeView {
         for _ in 0..20 {
+            client.write(0, filled(before)).await.expect("writes");
             let view = self.whole().await;
+            self.level().await;
             let primary = view.primary.clone().expect("there is one");
             let others = view.isr.iter().filter(|node| **node != primary);
-            others.clone().for_each(|node| self.signal(node, Signal::STOP));
+            let until = Instant::now() + WITHIN_LEASES;
+            for node in others.clone() {
+                freeze(self.pid(node)).await;
+            }
             let write = client.write(0, filled(byte));
             tokio::pin!(write);
-            if let Ok(done) = tokio::time::timeout(WITHIN_LEASES, &mut write).await {
+            if let Ok(done) = timeout_at(until, &mut write).await {
                 done.expect("is acknowledged");
                 return view;
             }
@@ -141,9 +168,9 @@ fn is_eio<T>(result: Result<T, NbdError>) -> bool {
 async fn the_primary_acknowledges_alone_and_what_a_failover_takes_is_counted_and_told() {
     let mut scene = Scene::set().await;
     let client = scene.attach().await;
-    client.write(0, filled(1)).await.expect("writes");
+    let mut tries = 0;
 
-    let view = scene.acknowledged_alone(&client, 2).await;
+    let view = scene.acknowledged_alone(&client, 1, 2).await;
     let primary = view.primary.clone().expect("there is one");
     wait::until("the lag to be told", LIMIT, async || {
         let lag = scene.lag();
@@ -156,20 +183,32 @@ async fn the_primary_acknowledges_alone_and_what_a_failover_takes_is_counted_and
     others.iter().for_each(|node| scene.signal(node, Signal::CONT));
     let whole = scene.whole().await;
     assert_eq!(whole.loss_generation, 0, "nothing was lost");
-    assert!(scene.lag().iter().all(|(_, bytes)| *bytes == 0), "{:?}", scene.lag());
+    scene.level().await;
 
     // And now the primary goes with what it alone has: what is under way to the others goes with them.
-    let view = scene.acknowledged_alone(&client, 3).await;
-    let primary = view.primary.clone().expect("there is one");
-    let others: Vec<_> = view.isr.iter().filter(|node| **node != primary).cloned().collect();
-    scene.cluster.kill_datanode(&primary).expect("kills");
-    for node in &others {
-        scene.cluster.kill_datanode(node).expect("kills");
-        scene.cluster.start_datanode(node).expect("starts");
-    }
-    let after = scene
-        .wait("another primary", |view| view.serving && view.primary.as_ref() != Some(&primary));
-    let after = after.await;
+    let (primary, after) = loop {
+        let view = scene.acknowledged_alone(&client, 2, 3).await;
+        let primary = view.primary.clone().expect("there is one");
+        let others: Vec<_> = view.isr.iter().filter(|node| **node != primary).cloned().collect();
+        scene.cluster.kill_datanode(&primary).expect("kills");
+        for node in &others {
+            scene.cluster.kill_datanode(node).expect("kills");
+            scene.cluster.start_datanode(node).expect("starts");
+        }
+        let moved = |view: &VolumeView| view.primary.as_ref() != Some(&primary);
+        let after = scene.wait("another primary, or that nobody can be", |view| {
+            if moved(view) { view.serving } else { view.isr.len() < 3 }
+        });
+        let after = after.await;
+        if moved(&after) {
+            break (primary, after);
+        }
+        // It had the time to have them leave, so that nobody but it holds all that was acknowledged.
+        scene.cluster.start_datanode(&primary).expect("starts");
+        assert_eq!(scene.whole().await.loss_generation, 0, "nothing was lost");
+        tries += 1;
+        assert!(tries < 10, "the others left each time: {after:?}");
+    };
     assert_eq!(after.loss_generation, 1, "{after:?}");
     // Whoever was attached before is told, with everything that it does, until it attaches again.
     assert!(is_eio(client.read(0, BLOCK as u32).await), "a read of what may have been lost");

@@ -34,6 +34,20 @@ async fn bench(wal_retain: Option<u64>) -> Bench {
         .expect("a volume")
 }
 
+/// So often something is tried that a process which stands still for seconds disturbs.
+const TRIES: u32 = 3;
+
+async fn epoch(bench: &Bench) -> Option<u64> {
+    bench.whole().await.expect("is whole").epoch
+}
+
+/// How often the volume got another primary after `epoch`.
+async fn failovers(bench: &Bench, epoch: u64) -> usize {
+    let history = bench.info().await.expect("is told").history;
+    let changes = history.windows(2).filter(|two| two[0].primary != two[1].primary);
+    changes.filter(|two| two[1].epoch > epoch).count()
+}
+
 #[tokio::test]
 async fn the_same_directory_finds_everything_again() {
     let dir = tempfile::tempdir().expect("dir");
@@ -88,7 +102,16 @@ async fn a_lost_primary_costs_a_pause_and_nothing_else() {
     let mut bench = bench(None).await;
     let args = DrillArgs { runs: 1, seconds: Duration::from_secs(1), depth: 8, keep: false };
     for fault in [Fault::Kill, Fault::Freeze] {
-        let run = failover::once(&mut bench, 1, &args, fault).await.expect("runs");
+        let mut tries = 1;
+        let run = loop {
+            let run = failover::once(&mut bench, 1, &args, fault).await.expect("runs");
+            // A second failover may have undone the first. That excuses no wrong data and no failed request.
+            let excused = run.fault.as_deref().is_none_or(|fault| fault == "nothing failed over");
+            if tries == TRIES || !excused || failovers(&bench, run.epoch_before).await == 1 {
+                break run;
+            }
+            tries += 1;
+        };
         assert_eq!(run.fault, None, "{run:?}");
         assert_ne!(run.lost, run.primary);
         assert!(run.parts.is_some(), "the traces tell of it: {run:?}");
@@ -100,7 +123,18 @@ async fn a_lost_primary_costs_a_pause_and_nothing_else() {
 async fn each_route_is_taken() {
     let mut bench = bench(Some(SMALL_WAL)).await;
     for route in [Route::Healthy, Route::CatchUp, Route::Rebuild] {
-        let taken = routes::take(&mut bench, route, Duration::from_secs(1)).await.expect("runs");
+        let mut tries = 1;
+        let taken = loop {
+            let (before, seconds) = (epoch(&bench).await, Duration::from_secs(1));
+            let taken = routes::take(&mut bench, route, seconds).await.expect("runs");
+            // Who stood still for so long that it left, or was replaced, was not healthy.
+            let excused = taken.fault.as_ref().is_some_and(|fault| fault.starts_with("expected"));
+            let disturbed = route == Route::Healthy && epoch(&bench).await != before;
+            if tries == TRIES || !(excused && disturbed) {
+                break taken;
+            }
+            tries += 1;
+        };
         assert_eq!(taken.fault, None, "{taken:?}");
     }
     bench.close(false).await.expect("closes");

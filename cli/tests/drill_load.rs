@@ -103,11 +103,10 @@ async fn what_others_do_to_a_cluster_is_told() {
     assert_eq!(names, ["begin", "away", "back"]);
     assert!(phases.iter().all(|p| p["load"]["errors"] == 0), "{report}");
     assert_eq!(report["verified"]["replicas"]["compared"].as_array().map(Vec::len), Some(3));
-    let moved = &report["moved"][0];
-    assert_eq!(
-        (&moved["node"], &moved["route"]),
-        (&killed.listen.clone().into(), &"catch_up".into())
-    );
+    // Others may have been away for a moment.
+    let mut moved = report["moved"].as_array().expect("a list").iter();
+    let moved = moved.find(|moved| moved["node"] == killed.listen.as_str()).expect("it is told");
+    assert_eq!(moved["route"], "catch_up", "{report}");
     assert!(moved["entries"].as_u64() > Some(0), "{report}");
     assert_eq!(load.exit_code(), Some(0));
 

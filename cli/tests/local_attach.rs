@@ -5,7 +5,7 @@ use std::io::{BufRead, BufReader};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitStatus, Output, Stdio};
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use bytes::Bytes;
 use rustix::process::{Pid, Signal, kill_process};
@@ -22,6 +22,8 @@ use uuid::Uuid;
 const LIMIT: Duration = Duration::from_secs(120);
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 2048;
+/// For so long the end of an attachment waits for the primary to hear of it.
+const LEAVE: Duration = Duration::from_secs(2);
 
 /// The cluster, and where this machine's attachments are noted.
 struct Scene {
@@ -78,9 +80,11 @@ impl Scene {
     async fn whole(&self) -> VolumeView {
         let masters = self.cluster.client();
         wait::until("all replicas to be in sync", LIMIT, async || {
-            let view = VolumeView::of(&masters.get_volume("v").await?);
-            let whole = view.is_whole() && view.serving;
-            Ok(if whole { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) })
+            wait::answered(masters.get_volume("v").await, |info| {
+                let view = VolumeView::of(&info);
+                let whole = view.is_whole() && view.serving;
+                if whole { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+            })
         })
         .await
         .expect("comes about")
@@ -266,10 +270,20 @@ async fn a_detached_volume_is_anybodys_at_once() {
         let mut here = scene.attach(&scene.run, &["--listen", "127.0.0.1:0"]);
         let client = here.connect().await.expect("connects");
         client.write(0, Bytes::from(vec![round; BLOCK])).await.expect("writes");
+        let began = Instant::now();
         assert!(scene.sbkctl(&["detach", "v"]).status.success());
         assert_eq!(here.ends().await.code(), Some(0), "{}", here.said());
-        // It shares the volume, which nobody may with one who has it to itself.
-        let other = NbdClient::connect(node, "v").await.expect("is free");
+        // It shares the volume, which nobody may with one who has it to itself. The end is waited for until the
+        // primary has heard of it, for two seconds at most: after so long it may still be on its way.
+        let in_time = began.elapsed() < LEAVE;
+        let other = wait::until("the volume to be free", LIMIT, async || {
+            Ok(match NbdClient::connect(node, "v").await {
+                Ok(client) => Look::Done(client),
+                Err(why) if in_time => panic!("it is not free: {why}"),
+                Err(why) => Look::NotYet(why.to_string()),
+            })
+        });
+        let other = other.await.expect("is free");
         assert_eq!(other.read(0, BLOCK as u32).await.expect("reads"), vec![round; BLOCK]);
         other.disconnect().await;
     }

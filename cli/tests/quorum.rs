@@ -18,8 +18,10 @@ const BLOCK: usize = 4096;
 async fn wait(cluster: &DevCluster, what: &str, right: impl Fn(&VolumeView) -> bool) -> VolumeView {
     let masters = cluster.client();
     wait::until(what, LIMIT, async || {
-        let view = VolumeView::of(&masters.get_volume("v").await?);
-        Ok(if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) })
+        wait::answered(masters.get_volume("v").await, |info| {
+            let view = VolumeView::of(&info);
+            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+        })
     })
     .await
     .expect("comes about")

@@ -38,7 +38,8 @@ all=(primary-kill primary-pause partition-primary partition-master-leader datano
 runs=${RUNS:-1}
 after=${AFTER:-5}
 pace=${PACE:-8MiB}
-project=sbk-drill-$$
+# Not the process's id: in containers of a CI machine these are the same again and again.
+project=sbk-drill-$(od -An -N4 -tx4 /dev/urandom | tr -d ' ')
 # Long enough for a machine with other work. How long something took is in the reports; this only ends
 # a drill that would never end.
 limit=180
@@ -85,7 +86,7 @@ connect() { docker network connect --alias "$1" "$(network)" "$(container "$1")"
 restart() {
     local id code
     id=$(container "$1")
-    docker stop -t 30 "$id" >/dev/null
+    docker stop -t 120 "$id" >/dev/null
     code=$(docker inspect -f '{{.State.ExitCode}}' "$id")
     [ "$code" = 0 ] || fail "$1 ended with exit code $code" || return
     docker start "$id" >/dev/null
@@ -112,10 +113,15 @@ leads() {
     local number
     number=$(leader) && [ "$number" != 0 ] && echo "master$number"
 }
+# await_leader: which one it is, is in `leading` then.
+some_leads() { leading=$(leads); }
+await_leader() { await 'a leader' some_leads; }
 another_leads() { [ "$(leads)" != "$1" ] && leads; }
 three_masters() { [ "$(sbkctl -o json cluster members | field 'sum(m["reachable"] for m in d)')" = 3 ]; }
 # Whether the masters can still do something: they make a volume, and forget it.
 masters_act() {
+    # One that timed out may have made it all the same.
+    sbkctl volume delete "aside-$1" --yes >/dev/null || true
     sbkctl volume create "aside-$1" --size 64MiB --no-wait >/dev/null &&
         sbkctl volume delete "aside-$1" --yes >/dev/null
 }
@@ -189,7 +195,8 @@ partition-primary() { failover cut_off connect; }
 
 partition-master-leader() {
     local old
-    old=$(leads)
+    await_leader || return
+    old=$leading
     phase fault && cut_off "$old" && goes_on "$after" &&
         await 'another leader' another_leads "$old" &&
         await 'a volume to be made without it' masters_act during &&
@@ -212,13 +219,16 @@ datanode-loss-and-return() {
         goes_on "$after" && phase replaced && compose up -d "$node" && did "made $node anew" &&
         sbkctl node remove "$id" --yes >/dev/null && did "told the masters that $node lost its disk" &&
         whole && tell end report || return
-    [ "$(field 'd["report"]["moved"][-1]["route"]' <<<"$report")" = rebuild ] || fail "$node was not rebuilt"
+    # The first is the return with its disk. After the rebuild something else may have been away for a moment.
+    [ "$(field 'any(m["route"] == "rebuild" for m in d["report"]["moved"][1:])' <<<"$report")" = True ] ||
+        fail "$node was not rebuilt"
 }
 
 not_ready() { ! docker exec "$(container "$1")" sbkctl health http://127.0.0.1:7201/readyz; }
 two-masters-lost() {
     local first second third code=0
-    first=$(leads)
+    await_leader || return
+    first=$leading
     for second in master1 master2 master3; do [ "$second" != "$first" ] && break; done
     for third in master3 master2; do [ "$third" != "$first" ] && [ "$third" != "$second" ] && break; done
     phase fault && kill_container "$first" && kill_container "$second" && goes_on "$after" || return

@@ -4,10 +4,15 @@ mod support;
 
 use std::path::Path;
 
-use support::{Member, Quorum, create, names, register_nodes, spawn, volume};
+use sbk_master_client::MasterClient;
+use support::{Member, PATIENCE, Quorum, create, names, register_nodes, spawn, volume};
 
 fn one(dir: &Path, ports: &[u16]) -> Member {
     spawn(dir, 1, ports[0], ports[1], &format!("1=127.0.0.1:{}", ports[0]), &[])
+}
+
+fn client(ports: &[u16]) -> MasterClient {
+    MasterClient::new(vec![format!("127.0.0.1:{}", ports[0])]).with_deadline(PATIENCE)
 }
 
 async fn refused(mut member: Member, why: &str) {
@@ -33,7 +38,7 @@ async fn a_fresh_file_system_is_not_something_else() {
     std::fs::create_dir(dir.path().join("lost+found")).expect("makes it");
     let ports = sbk_ports::kept(2);
     let _member = one(dir.path(), &ports);
-    let client = sbk_master_client::MasterClient::new(vec![format!("127.0.0.1:{}", ports[0])]);
+    let client = client(&ports);
     client.list_volumes().await.expect("it serves");
 }
 
@@ -57,7 +62,7 @@ async fn two_processes_never_share_a_directory_or_a_port() {
     let own = dir.path().join("m");
     let ports = sbk_ports::kept(4);
     let first = one(&own, &ports);
-    let client = sbk_master_client::MasterClient::new(vec![format!("127.0.0.1:{}", ports[0])]);
+    let client = client(&ports);
     client.list_volumes().await.expect("the first one serves");
     let cluster = format!("1=127.0.0.1:{}", ports[0]);
     refused(spawn(&own, 1, ports[2], ports[3], &cluster, &[]), "in use by another process").await;
@@ -73,7 +78,7 @@ async fn sigterm_drains_and_exits_with_0() {
     let dir = tempfile::tempdir().expect("a directory");
     let ports = sbk_ports::kept(2);
     let mut member = one(&dir.path().join("m"), &ports);
-    let client = sbk_master_client::MasterClient::new(vec![format!("127.0.0.1:{}", ports[0])]);
+    let client = client(&ports);
     client.list_volumes().await.expect("it serves");
     member.terminate();
     let status = member.ended().await;

@@ -162,20 +162,19 @@ pub(crate) async fn look_at(
     volume: &str,
     right: impl Fn(&VolumeInfo) -> bool,
 ) -> anyhow::Result<Look<VolumeInfo>> {
-    let info = match masters.get_volume(volume).await {
-        Ok(info) if right(&info) => return Ok(Look::Done(info)),
-        Ok(info) => info,
-        Err(e) if e.is_transient() => return Ok(Look::NotYet(e.to_string())),
-        Err(e) => return Err(e.into()),
-    };
-    let view = VolumeView::of(&info);
-    let state = if view.serving { "serves" } else { "does not serve" };
-    let (isr, all) = (view.isr.len(), view.replicas);
-    let mut seen = format!("it {state}, {isr} of {all} replicas in sync");
-    if !view.reason.is_empty() {
-        seen += &format!("; {}", view.reason);
-    }
-    Ok(Look::NotYet(seen))
+    wait::answered(masters.get_volume(volume).await, |info| {
+        if right(&info) {
+            return Look::Done(info);
+        }
+        let view = VolumeView::of(&info);
+        let state = if view.serving { "serves" } else { "does not serve" };
+        let (isr, all) = (view.isr.len(), view.replicas);
+        let mut seen = format!("it {state}, {isr} of {all} replicas in sync");
+        if !view.reason.is_empty() {
+            seen += &format!("; {}", view.reason);
+        }
+        Look::NotYet(seen)
+    })
 }
 
 #[derive(Serialize)]

@@ -20,7 +20,7 @@ use crate::wait::{self, Look};
 use crate::workload::nbd::NbdClient;
 
 /// How long processes may take to stop after SIGTERM.
-const STOP: Duration = Duration::from_secs(10);
+const STOP: Duration = Duration::from_secs(60);
 /// How long a look at the lock of the directory may last.
 const LOCK: Duration = Duration::from_millis(500);
 /// How long one question to the masters may take while the cluster comes up.
@@ -211,16 +211,13 @@ impl DevCluster {
         let client = self.client.clone();
         let count = self.plan.datanodes.len();
         self.wait("the masters and datanodes", limit, &mut progress, async || {
-            let nodes = match client.list_nodes().await {
-                Ok(answer) => answer.nodes,
-                Err(e) if e.is_transient() => return Ok(Look::NotYet(e.to_string())),
-                Err(e) => return Err(e.into()),
-            };
-            let alive = nodes.iter().filter(|n| n.alive).count();
-            if alive >= count {
-                return Ok(Look::Done(()));
-            }
-            Ok(Look::NotYet(format!("{alive} of {count} datanodes have joined")))
+            wait::answered(client.list_nodes().await, |answer| {
+                let alive = answer.nodes.iter().filter(|n| n.alive).count();
+                if alive >= count {
+                    return Look::Done(());
+                }
+                Look::NotYet(format!("{alive} of {count} datanodes have joined"))
+            })
         })
         .await?;
         for spec in self.options.volumes.clone() {

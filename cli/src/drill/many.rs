@@ -7,6 +7,7 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use clap::Args;
 use sbk_master_client::MasterClient;
+use sbk_proto::v1::ListVolumesResponse;
 use serde::Serialize;
 use tokio::task::JoinSet;
 use uuid::Uuid;
@@ -287,9 +288,13 @@ impl Run {
 
     /// The drill's volumes, as the masters know them.
     async fn views(&self) -> anyhow::Result<Vec<VolumeView>> {
-        let volumes = self.masters.list_volumes().await?.volumes;
-        let mine = volumes.iter().filter(|v| v.name.starts_with(&self.prefix));
-        Ok(mine.map(VolumeView::of).collect())
+        Ok(self.mine(&self.masters.list_volumes().await?))
+    }
+
+    /// Those of the drill.
+    fn mine(&self, answer: &ListVolumesResponse) -> Vec<VolumeView> {
+        let mine = answer.volumes.iter().filter(|v| v.name.starts_with(&self.prefix));
+        mine.map(VolumeView::of).collect()
     }
 
     /// Waits until all volumes serve with all replicas in sync.
@@ -298,9 +303,11 @@ impl Run {
         let what = format!("all {count} volumes to serve with all replicas in sync {when}");
         let mut progress = std::mem::take(&mut self.progress);
         let whole = wait::until(&what, WHOLE, async || {
-            let whole = self.views().await?.iter().filter(|view| view.is_whole()).count();
-            progress.show(|| format!("waiting for {what}: {whole} do"));
-            Ok(if whole == count { Look::Done(()) } else { Look::NotYet(format!("{whole} do")) })
+            wait::answered(self.masters.list_volumes().await, |answer| {
+                let whole = self.mine(&answer).iter().filter(|view| view.is_whole()).count();
+                progress.show(|| format!("waiting for {what}: {whole} do"));
+                if whole == count { Look::Done(()) } else { Look::NotYet(format!("{whole} do")) }
+            })
         })
         .await;
         self.progress = progress;

@@ -37,7 +37,10 @@ async fn cluster(dir: &Path) -> DevCluster {
 /// Waits until what was written first is in the extents.
 async fn checkpointed(http: &str) {
     until("a checkpoint", LIMIT, async || {
-        let page: Value = get_json(http, "/projection").await?;
+        let page: Value = match get_json(http, "/projection").await {
+            Ok(page) => page,
+            Err(e) => return Ok(Look::NotYet(e.to_string())),
+        };
         let checkpoint = page["volumes"][0]["view"]["checkpoint"].as_u64();
         // One entry for each MiB, after the one that attached the client.
         let done = checkpoint.is_some_and(|lsn| lsn > 8);
@@ -68,8 +71,16 @@ async fn a_damaged_block_is_an_error_that_operators_see() {
         client.write(n * MIB, Bytes::from(vec![0x5a; MIB as usize])).await.expect("writes");
     }
     checkpointed(&node.http).await;
-    let diagnosis: Value = get_json(&node.http, "/diagnose").await.expect("a page");
-    assert_eq!(diagnosis["well"], true, "{diagnosis}");
+    until("no complaint", LIMIT, async || {
+        let diagnosis: Value = match get_json(&node.http, "/diagnose").await {
+            Ok(page) => page,
+            Err(e) => return Ok(Look::NotYet(e.to_string())),
+        };
+        let well = diagnosis["well"] == true;
+        Ok(if well { Look::Done(()) } else { Look::NotYet(diagnosis.to_string()) })
+    })
+    .await
+    .expect("it is well");
 
     flip(&node.data_dir);
     let damaged = client.read(MIB, 8192).await.expect_err("the data is wrong");
@@ -78,8 +89,8 @@ async fn a_damaged_block_is_an_error_that_operators_see() {
     assert!(whole.iter().all(|byte| *byte == 0x5a));
 
     let diagnosis: Value = get_json(&node.http, "/diagnose").await.expect("a page");
-    let complaint = diagnosis["complaints"][0]["what"].as_str().expect("a complaint");
-    assert!(complaint.contains("1 reads were refused"), "{diagnosis}");
+    // Beside it there may be others, as of a machine that is busy.
+    assert!(diagnosis["complaints"].to_string().contains("1 reads were refused"), "{diagnosis}");
     let log = std::fs::read_to_string(dir.path().join("logs/datanode-1.log")).expect("a log");
     assert!(log.contains("a read failed") && log.contains("extents"), "{log}");
     let info = cluster.client().get_volume("v").await.expect("answers");

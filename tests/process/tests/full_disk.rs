@@ -14,10 +14,10 @@ use sbk_cli::commands::verify::compare;
 use sbk_cli::dev::cluster::{DevCluster, Options};
 use sbk_cli::dev::plan::Wanted;
 use sbk_cli::http::get_json;
-use sbk_cli::view::VolumeView;
-use sbk_cli::wait::{Look, until};
+use sbk_cli::view::{VolumeView, id_text};
+use sbk_cli::wait::{Look, answered, until};
 use sbk_cli::workload::nbd::NbdClient;
-use sbk_proto::v1::CreateVolumeRequest;
+use sbk_proto::v1::{CreateVolumeRequest, MovePrimaryRequest};
 use serde_json::Value;
 use tokio::task::JoinHandle;
 use uuid::Uuid;
@@ -94,8 +94,10 @@ async fn cluster(dir: &Path) -> DevCluster {
 async fn wait(cluster: &DevCluster, what: &str, right: impl Fn(&VolumeView) -> bool) -> VolumeView {
     let masters = cluster.client();
     until(what, LIMIT, async || {
-        let view = VolumeView::of(&masters.get_volume("v").await?);
-        Ok(if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) })
+        answered(masters.get_volume("v").await, |info| {
+            let view = VolumeView::of(&info);
+            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+        })
     })
     .await
     .expect("comes about")
@@ -120,7 +122,10 @@ fn writes(client: NbdClient, acknowledged: Acknowledged) -> JoinHandle<()> {
 /// Waits until the store on a node failed for want of room more often than others may.
 async fn fails_often(http: &str) {
     until("many failures", LIMIT, async || {
-        let page: Value = get_json(http, "/projection").await?;
+        let page: Value = match get_json(http, "/projection").await {
+            Ok(page) => page,
+            Err(e) => return Ok(Look::NotYet(e.to_string())),
+        };
         let run = &page["volumes"][0]["run"];
         let often = run["state"] == "full" && run["failures"].as_u64() >= Some(OFTEN);
         Ok(if often { Look::Done(()) } else { Look::NotYet(run.to_string()) })
@@ -149,10 +154,30 @@ async fn run_full(cluster: &DevCluster, disk: &Small, node: &str, written: &Ackn
     assert_ne!(told.primary.as_deref(), Some(node), "{told:?}");
     assert!(!told.isr.iter().any(|id| id == node), "{told:?}");
     let diagnosis: Value = get_json(http, "/diagnose").await.expect("a page");
-    let complaint = diagnosis["complaints"][0]["what"].as_str().expect("a complaint");
-    assert!(complaint.contains("disk is full"), "{diagnosis}");
+    // Beside it there may be others, as of a machine that is busy.
+    assert!(diagnosis["complaints"].to_string().contains("disk is full"), "{diagnosis}");
     disk.free();
     wait(cluster, "all in sync again", VolumeView::is_whole).await;
+}
+
+/// Has a node be primary, if it is not.
+async fn make_primary(cluster: &DevCluster, node: &str) {
+    let masters = cluster.client();
+    until(format!("node {node} to be primary"), LIMIT, async || {
+        let info = match masters.get_volume("v").await {
+            Ok(info) => info,
+            Err(e) => return Ok(Look::NotYet(e.to_string())),
+        };
+        let member = info.members.iter().find(|m| id_text(&m.node) == node).expect("a member");
+        if member.primary {
+            return Ok(Look::Done(()));
+        }
+        let (name_or_id, replica) = ("v".to_owned(), member.replica.clone());
+        let asked = masters.move_primary(MovePrimaryRequest { name_or_id, replica }).await;
+        Ok(Look::NotYet(format!("{:?}", asked.map(|info| info.wished_primary))))
+    })
+    .await
+    .expect("moves");
 }
 
 #[tokio::test(flavor = "multi_thread")]
@@ -176,9 +201,12 @@ async fn a_replica_whose_disk_was_full_is_in_sync_again_by_itself() {
     let writer = writes(client.clone(), Arc::clone(&written));
 
     run_full(&cluster, disk_of(&follower.id), &follower.id, &written).await;
-    let view = wait(&cluster, "a primary", |view| view.primary.is_some()).await;
-    let now = view.primary.expect("there is one");
-    assert_eq!(now, primary, "a follower that fails moves no primary");
+    // A follower that fails moves no primary. One that stood still may have been replaced; it is wanted back.
+    let history = cluster.client().get_volume("v").await.expect("answers").history;
+    for two in history.windows(2).filter(|two| two[0].primary != two[1].primary) {
+        assert!(two[1].reason.contains("was not heard"), "{history:?}");
+    }
+    make_primary(&cluster, &primary).await;
     run_full(&cluster, disk_of(&primary), &primary, &written).await;
     writer.abort();
 

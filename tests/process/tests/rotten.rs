@@ -17,7 +17,7 @@ use sbk_cli::dev::cluster::{DevCluster, Options, Which};
 use sbk_cli::dev::plan::Wanted;
 use sbk_cli::http::get_json;
 use sbk_cli::view::{VolumeView, id_text};
-use sbk_cli::wait::{Look, until};
+use sbk_cli::wait::{Look, answered, until};
 use sbk_cli::workload::nbd::NbdClient;
 use serde_json::Value;
 
@@ -232,8 +232,10 @@ impl Scene {
     async fn wait(&self, what: &str, right: impl Fn(&VolumeView) -> bool) -> VolumeView {
         let masters = self.cluster.client();
         until(what, LIMIT, async || {
-            let view = VolumeView::of(&masters.get_volume("v").await?);
-            Ok(if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) })
+            answered(masters.get_volume("v").await, |info| {
+                let view = VolumeView::of(&info);
+                if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+            })
         })
         .await
         .expect("comes about")
@@ -243,9 +245,11 @@ impl Scene {
     async fn heard(&self, node: &DatanodeEntry, wanted: bool) {
         let masters = self.cluster.client();
         until(format!("node {} to be heard: {wanted}", node.id), LIMIT, async || {
-            let nodes = masters.list_nodes().await?.nodes;
-            let right = nodes.iter().any(|n| id_text(&n.id) == node.id && n.alive == wanted);
-            Ok(if right { Look::Done(()) } else { Look::NotYet(format!("{nodes:?}")) })
+            answered(masters.list_nodes().await, |all| {
+                let right =
+                    all.nodes.iter().any(|n| id_text(&n.id) == node.id && n.alive == wanted);
+                if right { Look::Done(()) } else { Look::NotYet(format!("{:?}", all.nodes)) }
+            })
         })
         .await
         .expect("comes about");
