@@ -16,7 +16,6 @@ use super::error::StoreError;
 use super::image::{Image, io_error};
 use super::map::BlockMap;
 use super::read::Rewriting;
-use super::reopen::is_out_of_space;
 use super::superblock::{Identity, Superblock};
 use super::tail_memory::TailMemory;
 
@@ -37,24 +36,15 @@ const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
 
 /// Makes the names in a replica's directory durable, also after an attempt that failed: by then the directory
 /// counts as clean, and a sync of it does nothing, so a name is changed first. [A replica was made in a second
-/// attempt, confirmed, and gone after a loss of power.] Only for one that has promised nothing yet: on a full
-/// disk it is for a moment none that is whole.
+/// attempt, confirmed, and gone after a loss of power.] Fails on a full disk: only for a replica that has promised
+/// nothing yet, which can wait for room.
 fn sync_names(storage: &Arc<dyn Storage>) -> Result<(), StoreError> {
     let error = |doing| move |e| io_error(&**storage, SUPERBLOCK, doing, e);
     let names = storage.list("").map_err(error("list the directory of"))?;
-    let made = match names.iter().any(|name| name == UNFINISHED) {
-        true => Ok(()),
-        false => storage.create(UNFINISHED).map(drop),
-    };
-    match made {
-        Ok(()) => storage.remove(UNFINISHED).map_err(error("remove a file beside"))?,
-        // There is no room for another name, and for this one there is.
-        Err(full) if is_out_of_space(&full) => {
-            storage.rename(SUPERBLOCK, UNFINISHED).map_err(error("rename"))?;
-            storage.rename(UNFINISHED, SUPERBLOCK).map_err(error("rename"))?;
-        }
-        Err(failed) => return Err(error("make a file beside")(failed)),
+    if !names.iter().any(|name| name == UNFINISHED) {
+        storage.create(UNFINISHED).map_err(error("make a file beside"))?;
     }
+    storage.remove(UNFINISHED).map_err(error("remove a file beside"))?;
     storage.sync_dir("").map_err(error("sync the name of"))
 }
 

@@ -3,6 +3,7 @@
 use std::sync::Arc;
 
 use bytes::Bytes;
+use sbk_engine::replication::io::Kept;
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind};
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::types::{BootId, Epoch, Incarnation, Lba, LossGeneration, Lsn, TailId};
@@ -239,7 +240,9 @@ fn a_store_with_a_spare_file_is_opened_on_a_full_disk() {
     let disk = Memory::new(1);
     let storage: Arc<dyn Storage> = Arc::new(disk.clone());
     driver::create(&storage, 0).expect("a replica");
-    let (mut store, _) = driver::open(&storage, 0).expect("a store");
+    let (mut store, opened) = driver::open(&storage, 0).expect("a store");
+    // Without a promise it would have no entries.
+    store.persist(&Kept { fenced: Epoch(1), ..opened.kept }).expect("promised");
     append(&mut store, 25);
     while let Some(plan) = store.plan_checkpoint(0) {
         store.checkpoint_done(plan.run()).expect("file work");
@@ -253,4 +256,17 @@ fn a_store_with_a_spare_file_is_opened_on_a_full_disk() {
     let (store, opened) = driver::open(&storage, 0).expect("it needs no room");
     assert_eq!((opened.durable, spares()), (end, before - 1));
     read(&store, opened.retained).expect("reads");
+}
+
+/// One that has promised nothing holds nothing yet, and its name may not be durable: that takes room.
+#[test]
+fn a_new_store_waits_for_room_on_a_full_disk() {
+    let disk = Memory::new(1);
+    let storage: Arc<dyn Storage> = Arc::new(disk.clone());
+    driver::create(&storage, 0).expect("a replica");
+    disk.fill_up_after(0);
+    let error = driver::open(&storage, 0).expect_err("there is no room");
+    assert!(sbk_store::is_out_of_space(&error), "{error}");
+    disk.make_room();
+    driver::open(&storage, 0).expect("there is room again");
 }
