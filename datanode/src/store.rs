@@ -13,8 +13,9 @@ use sbk_engine::types::{
     BootId, Incarnation, Lba, LossGeneration, Lsn, NodeId, ReplicaId, VolumeId,
 };
 use sbk_store::{
-    BatchResult, CheckpointDone, CheckpointPlan, CreateSpec, DataDir, Identity, LogReadError,
-    LogReadPlan, Pressure, Store, StoreError, StoreOptions, SyncResult, Tails, WalBatch, WalSync,
+    BatchResult, CheckpointDone, CheckpointPlan, CreateSpec, DataDir, Identity, LogEntry,
+    LogReadError, LogReadPlan, Pressure, Store, StoreError, StoreOptions, SyncResult, Tails,
+    WalBatch, WalSync,
 };
 use sbk_wal::Storage;
 
@@ -208,11 +209,12 @@ impl Work for StoreCheckpoint {
 impl ReadEntries for LogReadPlan {
     fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<WireEntry>, EntriesLost> {
         let read = LogReadPlan::next(self, bytes, entries).map_err(lost)?;
-        Ok(read
-            .into_iter()
-            .map(|entry| WireEntry { header: entry.header, crc: entry.crc, payload: entry.payload })
-            .collect())
+        Ok(read.into_iter().map(wire).collect())
     }
+}
+
+fn wire(entry: LogEntry) -> WireEntry {
+    WireEntry { header: entry.header, crc: entry.crc, payload: entry.payload }
 }
 
 fn lost(error: LogReadError) -> EntriesLost {
@@ -338,6 +340,10 @@ impl Disk for KeptStore {
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan {
         let plan = self.store.plan_read_committed(range);
         CommittedReadPlan::new(move || plan.run().map_err(disk_error("read blocks")))
+    }
+
+    fn recent(&self, first: Lsn, last: Lsn) -> Vec<WireEntry> {
+        self.store.recent(first, last).into_iter().map(wire).collect()
     }
 
     fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, EntriesLost> {

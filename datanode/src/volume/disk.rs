@@ -150,6 +150,10 @@ pub trait Disk: Send + Sized + 'static {
     /// Reads blocks as they are committed now, whatever is logged above: nothing in them can be cut
     /// any more.
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan;
+    /// Those of the entries `first..=last` that can be had without blocking: the newest of them,
+    /// without a gap, and at least all that are not durable yet. Nothing else could be sent to the
+    /// replicas while the local sync is under way.
+    fn recent(&self, first: Lsn, last: Lsn) -> Vec<WireEntry>;
     /// Reads entries `first..=last` of the log.
     fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, EntriesLost>;
     /// An entry of the log can't be read back. Fails the store unless the entry is in the image;

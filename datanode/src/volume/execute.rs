@@ -36,7 +36,6 @@ impl<D: Disk> Running<D> {
                 self.urgent = true;
                 self.quiesce().await?;
                 block_in_place(|| self.disk.cut(end, &kept))?;
-                self.tail.cut(end);
                 self.durable = self.durable.min(end);
                 // What was synced while the cut waited was told of the log before it, which the engine does
                 // not take for this one. [A candidate cut the end of a tail that was being synced, lacked
@@ -50,7 +49,6 @@ impl<D: Disk> Running<D> {
                 self.urgent = true;
                 self.quiesce().await?;
                 block_in_place(|| self.disk.wipe(&mark, &state, &kept))?;
-                self.tail.clear();
                 self.durable = mark.base;
                 self.receiving = Some(mark.session);
                 self.taken_bytes = 0;
@@ -154,9 +152,6 @@ impl<D: Disk> Running<D> {
                 })
                 .collect(),
         };
-        for entry in &entries {
-            self.tail.push(entry.clone(), self.durable);
-        }
         self.disk.append(entries)
     }
 
@@ -187,24 +182,17 @@ impl<D: Disk> Running<D> {
         append: Append,
         last: Lsn,
     ) -> Result<(), DiskError> {
-        let first = append.prev.next();
-        match self.tail.start() {
-            Some(start) if first < start && start <= last => {
-                let below = start.prev();
-                if !self.send_from_log(&addr, lineage, append.clone(), below)? {
-                    return Ok(());
-                }
-                // One promise is asked for once.
-                let append = Append { prev: below, stamp: None, ..append };
-                self.send_from_memory(&addr, lineage, append, last);
+        let recent = self.disk.recent(append.prev.next(), last);
+        let below = recent.first().map_or(last, |entry| entry.header.lsn.prev());
+        let mut append = append;
+        if below > append.prev {
+            if !self.send_from_log(&addr, lineage, append.clone(), below)? {
+                return Ok(());
             }
-            Some(start) if start <= first => {
-                self.send_from_memory(&addr, lineage, append, last);
-            }
-            Some(_) | None => {
-                self.send_from_log(&addr, lineage, append, last)?;
-            }
+            // One promise is asked for once.
+            append = Append { prev: below, stamp: None, ..append };
         }
+        self.send_from_memory(&addr, lineage, append, recent);
         Ok(())
     }
 
@@ -248,18 +236,22 @@ impl<D: Disk> Running<D> {
         Ok(FailureKind::WalRecycled)
     }
 
-    fn send_from_memory(&mut self, addr: &str, lineage: Lineage, append: Append, last: Lsn) {
+    fn send_from_memory(
+        &mut self,
+        addr: &str,
+        lineage: Lineage,
+        append: Append,
+        entries: Vec<WireEntry>,
+    ) {
         let replica = lineage.to.id;
-        let entries = self.tail.range(append.prev.next(), last);
-        let entries = entries.expect("the engine sends only what it logged");
         let mut messages: Vec<Vec<WireEntry>> = Vec::new();
         let mut bytes = 0;
         for entry in entries {
             let length = entry.payload.len();
             match messages.last_mut() {
-                Some(message) if bytes + length <= MESSAGE_BYTES => message.push(entry.clone()),
+                Some(message) if bytes + length <= MESSAGE_BYTES => message.push(entry),
                 Some(_) | None => {
-                    messages.push(vec![entry.clone()]);
+                    messages.push(vec![entry]);
                     bytes = 0;
                 }
             }

@@ -19,7 +19,6 @@ mod recorder;
 mod registry;
 mod runner;
 mod status;
-mod tail;
 mod task;
 mod throttle;
 mod verify;

@@ -32,7 +32,6 @@ use super::lanes::{Incoming, Outgoing};
 use super::names;
 use super::runner::{Context, Inlets, Shared};
 use super::status::{READ_FAILED, RunState, VolumeStatus};
-use super::tail::Tail;
 use crate::link::{Link, LinkEvent, OpenLink};
 use crate::transport::{BaseRead, WireEntry};
 
@@ -103,7 +102,6 @@ pub(super) struct Running<D: Disk> {
     pub(super) outgoing: Outgoing,
     pub(super) incoming: Incoming,
     pub(super) clients: Clients,
-    pub(super) tail: Tail,
     pub(super) durable: Lsn,
     /// The durable end that was recorded last in this opening, and when.
     recorded: (Lsn, Millis),
@@ -173,7 +171,6 @@ impl<D: Disk> Running<D> {
             outgoing,
             incoming: Incoming::default(),
             clients: Clients::default(),
-            tail: Tail::default(),
             durable,
             recorded: (durable, Millis(0)),
             inbox: VecDeque::new(),

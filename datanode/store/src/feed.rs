@@ -7,6 +7,7 @@ use sbk_wal::{LogError, LogReader};
 
 use super::codec;
 use super::core::Store;
+use super::entries::Entry;
 use super::error::{LogReadError, StoreError};
 
 /// An entry of the log.
@@ -32,6 +33,22 @@ pub struct LogReadPlan {
 }
 
 impl Store {
+    /// Those of the entries `first..=last` that can be had without the disk: the newest of them, without
+    /// a gap, and at least all that are not durable yet. How many more there are depends on what memory
+    /// the store has for them.
+    pub fn recent(&self, first: Lsn, last: Lsn) -> Vec<LogEntry> {
+        let mut recent = Vec::new();
+        let mut lsn = last;
+        while lsn >= first
+            && let Some(Entry { header, crc, payload: Some(payload), .. }) = self.entries.get(lsn)
+        {
+            recent.push(LogEntry { header: *header, crc: *crc, payload: payload.clone() });
+            lsn = lsn.prev();
+        }
+        recent.reverse();
+        recent
+    }
+
     /// Reads the entries `first..=last`: recent ones from memory, older ones from the WAL.
     ///
     /// # Panics
@@ -39,19 +56,8 @@ impl Store {
     /// be.
     pub fn read_log(&self, first: Lsn, last: Lsn) -> Result<LogReadPlan, LogReadError> {
         assert!(last <= self.end(), "entry {last} is not in the log");
-        let mut recent = Vec::new();
-        let mut from = last.next();
-        while from > first {
-            let Some(entry) = self.entries.get(from.prev()) else { break };
-            let Some(payload) = &entry.payload else { break };
-            recent.push(LogEntry {
-                header: entry.header,
-                crc: entry.crc,
-                payload: payload.clone(),
-            });
-            from = from.prev();
-        }
-        recent.reverse();
+        let recent = self.recent(first, last);
+        let from = recent.first().map_or(last.next(), |entry| entry.header.lsn);
         let retained = self.retained();
         if first < retained && from > first {
             return Err(LogReadError::Recycled { lsn: first, retained });

@@ -475,6 +475,11 @@ impl Disk for MemDisk {
         ReadPlan::new(move || Ok((data, committed)))
     }
 
+    fn recent(&self, first: Lsn, last: Lsn) -> Vec<WireEntry> {
+        let asked = |entry: &&WireEntry| (first..=last).contains(&entry.header.lsn);
+        self.pending.iter().filter(asked).cloned().collect()
+    }
+
     fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, EntriesLost> {
         let disk = self.disk();
         if first < disk.retained || last > disk.durable {

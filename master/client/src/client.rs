@@ -1,6 +1,8 @@
 //! The calls, and the loop that follows the leader.
 
+use std::error::Error;
 use std::future::Future;
+use std::iter::successors;
 use std::sync::Arc;
 use std::time::Duration;
 
@@ -372,8 +374,8 @@ impl MasterClient {
         match status.code() {
             // A connection that could not be made or broke, as tonic reports it.
             Code::Unavailable | Code::Unknown | Code::Cancelled | Code::Internal => {
-                // Refused connections carried nothing; a broken one may have.
-                attempts.outcome_unknown |= status.code() != Code::Unavailable;
+                // A connection that was never made carried nothing; one that broke may have.
+                attempts.outcome_unknown |= !never_connected(&status);
                 // A master that answers "no quorum" tells more than its dead peers do.
                 if !matches!(attempts.last, Some(Failure::NoQuorum(_))) {
                     attempts.last = Some(Failure::Transport(detail));
@@ -411,19 +413,24 @@ fn metadata(status: &Status, key: &str) -> Option<String> {
 }
 
 /// A status in one line, with the deepest cause: tonic's own text is only "transport error".
+/// Whether the request can't have reached anybody. The code alone does not tell: a connection that was
+/// given up since its peer answered no keepalive is `Unavailable` too, as tonic reports it.
+fn never_connected(status: &Status) -> bool {
+    causes(status).any(|cause| cause.is::<tonic::ConnectError>())
+}
+
+/// What led to `status`, the nearest first.
+fn causes(status: &Status) -> impl Iterator<Item = &(dyn Error + 'static)> {
+    successors(status.source(), |&error| error.source())
+}
+
 fn describe(status: &Status) -> String {
     let mut text = if status.message().is_empty() {
         status.code().to_string()
     } else {
         status.message().to_owned()
     };
-    let mut source = std::error::Error::source(status);
-    let mut deepest = None;
-    while let Some(error) = source {
-        deepest = Some(error.to_string());
-        source = error.source();
-    }
-    if let Some(deepest) = deepest
+    if let Some(deepest) = causes(status).last().map(ToString::to_string)
         && !text.contains(&deepest)
     {
         text.push_str(": ");

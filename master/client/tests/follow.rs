@@ -10,8 +10,10 @@ use sbk_master_client::{
 };
 use sbk_proto::v1::node_service_server::{NodeService, NodeServiceServer};
 use sbk_proto::v1::*;
-use tokio::net::TcpListener;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::{TcpListener, TcpStream};
 use tokio::runtime::Runtime;
+use tokio::sync::{mpsc, watch};
 use tokio_stream::{Stream, wrappers::TcpListenerStream};
 use tonic::{Request, Response, Status};
 
@@ -292,6 +294,57 @@ async fn silence_at_the_deadline_does_not_hide_that_nobody_is_there() {
         told.push(error);
     }
     panic!("{told:?}");
+}
+
+/// A request got there on a connection whose way back is dead, and the keepalive ended it. [It was taken for
+/// a connection that was never made: a command was said not to be done that was done.]
+#[tokio::test]
+async fn a_request_on_a_connection_that_dies_may_have_been_done() {
+    let master = Master::start(leads(1)).await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.expect("binds");
+    let addr = listener.local_addr().expect("has an address").to_string();
+    let (cut, mut is_cut) = watch::channel(false);
+    let (heard, mut hears) = mpsc::unbounded_channel();
+    let there = master.addr.clone();
+    let way = tokio::spawn(async move {
+        // One connection; any other is refused.
+        let (near, _) = listener.accept().await.expect("the client connects");
+        drop(listener);
+        let (mut from_client, mut to_client) = near.into_split();
+        let far = TcpStream::connect(there).await.expect("the master is there");
+        let (mut from_master, mut to_master) = far.into_split();
+        let back = async {
+            tokio::select! {
+                _ = tokio::io::copy(&mut from_master, &mut to_client) => {}
+                _ = is_cut.wait_for(|cut| *cut) => {}
+            }
+            std::future::pending::<()>().await;
+        };
+        let forth = async {
+            let mut bytes = [0; 4096];
+            while let Ok(read @ 1..) = from_client.read(&mut bytes).await {
+                to_master.write_all(&bytes[..read]).await.expect("the master takes it");
+                // HTTP/2's PING, of a connection that has nothing else to say.
+                if let (17, [_, _, _, 6, 0, ..]) = (read, &bytes) {
+                    // The test has ended if nobody hears.
+                    heard.send(()).ok();
+                }
+            }
+        };
+        tokio::select! { () = back => {} () = forth => {} }
+    });
+    let client = MasterClient::new(vec![addr]).with_deadline(LONG);
+    client.heartbeat(HeartbeatRequest::default()).await.expect("it answers");
+    cut.send(true).expect("the way is there");
+    while hears.try_recv().is_ok() {}
+    // A ping that nothing comes back for: the connection has less time left than an attempt.
+    hears.recv().await.expect("a keepalive");
+    let client = client.with_deadline(2 * SOON);
+    let error = client.heartbeat(HeartbeatRequest::default()).await.expect_err("no answer");
+    assert_eq!(master.calls(), 2, "it was asked, and once");
+    let told = matches!(error, MasterError::Unreachable { outcome_unknown: true, .. });
+    assert!(told, "{error:?}");
+    way.await.expect("the connection was ended");
 }
 
 #[tokio::test]

@@ -88,6 +88,46 @@ fn a_pin_keeps_the_log_up_to_its_bound_and_is_lost_beyond() {
     assert!(store.pin_lost(session(3)));
 }
 
+/// What is sent to the replicas while the local sync is under way can only come from memory.
+#[test]
+fn what_is_not_durable_is_had_without_the_disk_and_of_the_rest_the_newest() {
+    let storage: Arc<dyn Storage> = Arc::new(Memory::new(1));
+    driver::create(&storage, 0).expect("a replica");
+    let incarnation = Incarnation { process: 1, open: 1 };
+    let tail = TailId { boot: BootId(Uuid::from_u128(1)), count: 0 };
+    let options = StoreOptions { tail_cache_bytes: 5 * 4096, ..options() };
+    let opened = Store::open(&storage, identity(0), incarnation, tail, options);
+    let mut store = opened.expect("a store").0;
+    let recent = |store: &Store, first, last| {
+        let entries = store.recent(Lsn(first), Lsn(last));
+        for entry in &entries {
+            assert_eq!(entry.payload, bytes_of(&[entry.header.lsn.0]));
+        }
+        entries.iter().map(|entry| entry.header.lsn.0).collect::<Vec<_>>()
+    };
+    assert!(recent(&store, 1, 0).is_empty());
+    append(&mut store, 9);
+    let durable = store.durable().0;
+    for lsn in durable + 1..=durable + 20 {
+        let payload = bytes_of(&[lsn]);
+        let kind = EntryKind::Write { lba: Lba(lsn % 100), blocks: 1 };
+        let header = EntryHeader { epoch: Epoch(1), lsn: Lsn(lsn), kind, origin: None };
+        store.append(header, entry_crc(&header, &payload), payload).expect("appended");
+    }
+    let end = durable + 20;
+    let all = recent(&store, 1, end);
+    let first = all[0];
+    assert!(first <= durable + 1 && all == (first..=end).collect::<Vec<_>>(), "{all:?}");
+    assert_eq!(recent(&store, end - 3, end - 1), [end - 3, end - 2, end - 1]);
+    let batch = store.take_batch().expect("a batch");
+    store.batch_done(batch.run()).expect("durable");
+    let kept = recent(&store, 1, end);
+    let first = kept[0];
+    assert!(first > durable + 1 && kept == (first..=end).collect::<Vec<_>>(), "{kept:?}");
+    assert!(recent(&store, 1, first - 1).is_empty(), "those are on the disk only");
+    read(&store, Lsn(1)).expect("both together are the whole log");
+}
+
 #[test]
 fn without_a_pin_only_what_is_to_be_retained_stays() {
     let mut store = new_store();
