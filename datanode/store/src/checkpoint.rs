@@ -111,7 +111,7 @@ impl Advance {
             let loaded = piece.load().map_err(|error| match error {
                 ReadError::Log(error) => StoreError::Log(error),
                 ReadError::Io { path, source } => StoreError::Io { doing: "read", path, source },
-                ReadError::Damaged { ref path, .. } => {
+                ReadError::Damaged { ref path, .. } | ReadError::Rotten { ref path, .. } => {
                     StoreError::Damaged { path: path.clone(), what: error.to_string() }
                 }
             })?;

@@ -279,6 +279,7 @@ impl Store {
             end >= written || self.written.is_some(),
             "a cut to {end}, but the extents hold {written}"
         );
+        self.rewriting.cut();
         if end < self.written() {
             self.superblock.cut = (!on(Bug::CutNotMarked)).then_some(end);
             let table = &self.superblock.kept.table;

@@ -74,15 +74,51 @@ pub enum StoreError {
     },
 }
 
+/// A block of the extents that does not match its checksum.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct RottenBlock {
+    /// Which block.
+    pub lba: Lba,
+    /// At which byte of the file it lies.
+    pub offset: u64,
+    /// The CRC-32C of what was read.
+    pub found: u32,
+    /// What it should be; 0 for a block that should be zeros.
+    pub expected: u32,
+}
+
+fn in_words(path: &std::path::Path, blocks: &[RottenBlock]) -> String {
+    let Some(RottenBlock { lba, offset, found, expected }) = blocks.first() else {
+        return format!("no block of {} is damaged", path.display());
+    };
+    let more = match blocks.len() - 1 {
+        0 => String::new(),
+        more => format!(", and {more} more"),
+    };
+    format!(
+        "block {lba} at byte {offset} of {} is damaged: CRC {found:08x}, expected {expected:08x}{more}",
+        path.display()
+    )
+}
+
 /// Why blocks can't be read. Data that may be wrong is never returned.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// A block does not match its checksum.
+    /// Blocks of the extents don't match their checksums. All else that was asked for could be read, and
+    /// another replica may have these.
+    #[error("{}", in_words(path, blocks))]
+    Rotten {
+        /// Where they lie.
+        path: PathBuf,
+        /// All of what was asked for, ascending; at least one.
+        blocks: Vec<RottenBlock>,
+    },
+    /// A block of the WAL does not match its checksum.
     #[error(
         "block {lba} at byte {offset} of {path} is damaged: CRC {found:08x}, expected {expected:08x}"
     )]
     Damaged {
-        /// The first such block.
+        /// Which block.
         lba: Lba,
         /// Where it lies.
         path: PathBuf,
@@ -90,7 +126,7 @@ pub enum ReadError {
         offset: u64,
         /// The CRC-32C of what was read.
         found: u32,
-        /// What it should be; 0 for a block that should be zeros.
+        /// What it should be.
         expected: u32,
     },
     /// The operating system said no.

@@ -15,7 +15,7 @@ use std::sync::Arc;
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn};
 use sbk_wal::{Get, Put, RawFile, Storage, crc32c, is_zero, read_exact, write_all};
 
-use super::error::{ReadError, StoreError};
+use super::error::{ReadError, RottenBlock, StoreError};
 use super::superblock::Identity;
 
 /// Bytes of a file before its content.
@@ -262,10 +262,9 @@ pub(super) struct BadBlock {
 }
 
 impl BadBlock {
-    pub(super) fn error(&self, path: PathBuf) -> ReadError {
-        let (found, expected) = (self.found, self.expected);
-        let offset = HEADER + bytes(self.block);
-        ReadError::Damaged { lba: Lba(self.block), path, offset, found, expected }
+    pub(super) fn rotten(&self) -> RottenBlock {
+        let Self { block, found, expected } = *self;
+        RottenBlock { lba: Lba(block), offset: HEADER + bytes(block), found, expected }
     }
 }
 

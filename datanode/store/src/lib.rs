@@ -2,7 +2,7 @@
 //!
 //! A [`Store`] is owned by one task and is the only writer of its directory. What may take long is
 //! handed out as a plan that runs on a thread that may block ([`WalBatch`], [`ReadPlan`],
-//! [`CommittedReadPlan`], [`AllocationPlan`], [`LogReadPlan`], [`CheckpointPlan`], [`DigestPlan`]);
+//! [`CommittedReadPlan`], [`SettledReadPlan`], [`AllocationPlan`], [`LogReadPlan`], [`CheckpointPlan`], [`DigestPlan`]);
 //! its outcome is given back. The rest blocks the caller, durably done when it returns:
 //! [`Store::persist`], [`Store::cut`], [`Store::wipe`], [`Store::finish_rebuild`].
 //!
@@ -44,10 +44,10 @@ pub use self::committed::CommittedReadPlan;
 pub use self::core::{Pressure, Store};
 pub use self::data_dir::{DataDir, NodeError};
 pub use self::digest::{Digest, DigestPlan};
-pub use self::error::{LogReadError, ReadError, StoreError};
+pub use self::error::{LogReadError, ReadError, RottenBlock, StoreError};
 pub use self::feed::{LogEntry, LogReadPlan};
 pub use self::open::{CreateSpec, StoreOptions};
-pub use self::read::ReadPlan;
+pub use self::read::{ReadPlan, SettledBlocks, SettledReadPlan};
 pub use self::reopen::{Failures, Reopening, is_out_of_space};
 pub use self::superblock::Identity;
 pub use self::tail_memory::TailMemory;

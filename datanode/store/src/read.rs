@@ -10,10 +10,12 @@ use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::{Arc, Mutex, PoisonError};
 
 use bytes::{Bytes, BytesMut};
+use sbk_engine::replication::log::BlockRange;
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn};
 use sbk_wal::{Located, crc32c};
 
-use super::error::ReadError;
+use super::core::Store;
+use super::error::{ReadError, RottenBlock};
 use super::image::{BadBlock, Image, bytes};
 use crate::entry::CANONICAL_HEADER;
 
@@ -109,6 +111,8 @@ pub(super) struct Rewriting {
     upto: AtomicU64,
     /// The store has ended, or let go of the image: what is in it from here on is another's.
     left: AtomicBool,
+    /// Cuts of the log so far.
+    cuts: AtomicU64,
 }
 
 impl Rewriting {
@@ -140,6 +144,11 @@ impl Rewriting {
         self.left.load(Ordering::SeqCst) || self.upto() > lsn
     }
 
+    /// What is logged from here on may be another log than what was planned to be read.
+    pub(super) fn cut(&self) {
+        self.cuts.fetch_add(1, Ordering::SeqCst);
+    }
+
     fn current(&self) -> Option<Arc<Vec<Piece>>> {
         self.pieces.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
@@ -154,6 +163,55 @@ pub struct ReadPlan {
     pub(super) rewriting: Arc<Rewriting>,
 }
 
+/// A read of blocks for another replica, which must know as of which LSN they are.
+#[derive(Debug)]
+pub struct SettledReadPlan {
+    plan: ReadPlan,
+    end: Lsn,
+    cuts: u64,
+}
+
+/// Blocks, each by itself.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub struct SettledBlocks {
+    /// Those that match their checksums.
+    pub held: Vec<(Lba, Bytes)>,
+    /// Those that don't.
+    pub rotten: Vec<RottenBlock>,
+}
+
+impl Store {
+    /// Reads blocks as of the log's end, each by itself. Blocks behind the volume's end are zeros.
+    pub fn plan_read_settled(&self, range: BlockRange) -> SettledReadPlan {
+        let cuts = self.rewriting.cuts.load(Ordering::SeqCst);
+        SettledReadPlan { plan: self.plan_read(range), end: self.end(), cuts }
+    }
+}
+
+impl SettledReadPlan {
+    /// What the blocks hold as of the log's end when the plan was made; `None` if a checkpoint beyond it was
+    /// begun meanwhile, or the log was cut, or the image wiped: what was read may then be of another LSN.
+    /// Blocks the thread.
+    pub fn run(self) -> Result<Option<SettledBlocks>, ReadError> {
+        let Self { plan, end, cuts } = self;
+        let mut data = BytesMut::zeroed(bytes(plan.range.end - plan.range.start) as usize);
+        let bad = plan.fill(&mut data)?;
+        if plan.rewriting.passed(end) || plan.rewriting.cuts.load(Ordering::SeqCst) != cuts {
+            return Ok(None);
+        }
+        let mut data = data.freeze();
+        let mut blocks = SettledBlocks::default();
+        for block in plan.range.clone() {
+            let content = data.split_to(BLOCK_SIZE as usize);
+            match bad.iter().find(|bad| bad.block == block) {
+                Some(bad) => blocks.rotten.push(bad.rotten()),
+                None => blocks.held.push((Lba(block), content)),
+            }
+        }
+        Ok(Some(blocks))
+    }
+}
+
 impl ReadPlan {
     /// The blocks' bytes. Blocks the thread.
     pub fn run(self) -> Result<Bytes, ReadError> {
@@ -162,10 +220,11 @@ impl ReadPlan {
         }
         let mut out = BytesMut::zeroed(bytes(self.range.end - self.range.start) as usize);
         let bad = self.fill(&mut out)?;
-        match bad.first() {
-            Some(bad) => Err(bad.error(self.image.path())),
-            None => Ok(out.freeze()),
+        if bad.is_empty() {
+            return Ok(out.freeze());
         }
+        let blocks = bad.iter().map(BadBlock::rotten).collect();
+        Err(ReadError::Rotten { path: self.image.path(), blocks })
     }
 
     /// Reads everything into `out`; returns the blocks of the extents that stay damaged.

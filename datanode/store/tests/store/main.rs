@@ -17,6 +17,7 @@ mod model;
 mod promises;
 mod proofs;
 mod retain;
+mod rotten;
 mod slots;
 mod stops;
 
