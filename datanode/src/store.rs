@@ -22,7 +22,8 @@ use sbk_wal::Storage;
 use crate::node::Storage as NodeStorage;
 use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 use crate::volume::disk::{
-    CommittedReadPlan, Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, VerifyPlan, Work,
+    CommittedReadPlan, Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, SettledReadPlan,
+    VerifyPlan, Work,
 };
 
 /// A replica's files, to be opened by its volume task, again after each failure.
@@ -344,6 +345,11 @@ impl Disk for KeptStore {
 
     fn recent(&self, first: Lsn, last: Lsn) -> Vec<WireEntry> {
         self.store.recent(first, last).into_iter().map(wire).collect()
+    }
+
+    fn read_settled(&self, range: BlockRange) -> SettledReadPlan {
+        let plan = self.store.plan_read_settled(range);
+        SettledReadPlan::new(move || plan.run().map_err(disk_error("read blocks")))
     }
 
     fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, EntriesLost> {

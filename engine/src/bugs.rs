@@ -326,6 +326,13 @@ bugs! {
     /// Where a replica is replaced in its place, every voter that stays counts as a copy. [What is
     /// acknowledged is on a majority of them only, and the directory goes that is one of too few.]
     FewVotersInPlace,
+    /// A rotten block is repaired with what a member holds that is behind what was committed when the rot
+    /// was found. [A voter that never got the last write gives what the block held before it, with a
+    /// checksum that is right, and that is logged over it.]
+    MendBehind,
+    /// An entry that changes a rotten block does not end its repair. [What a member had read before is
+    /// logged over what a client has written since.]
+    MendOverNewer,
     /// What a handover waives is waived in a later tenure too. [The primary of then serves again, and
     /// another that is promoted does not wait for what was promised to it.]
     WaiverOutlives,

@@ -2,6 +2,7 @@
 
 use axum::Json;
 use axum::extract::State;
+use sbk_engine::replication::mend::MendCounts;
 use sbk_engine::replication::view::{RoleView, View};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -30,6 +31,7 @@ pub(super) async fn show(State(node): State<Node>) -> Json<Value> {
         let status = handle.status.borrow().clone();
         complaints.extend(of_volume(&status));
         complaints.extend(of_reads(&handle));
+        complaints.extend(of_blocks(&handle));
     }
     Json(json!({"well": complaints.is_empty(), "complaints": complaints}))
 }
@@ -121,8 +123,26 @@ fn of_volume(status: &VolumeStatus) -> Vec<Complaint> {
 
 fn of_reads(handle: &VolumeHandle) -> Option<Complaint> {
     let failed = handle.counters.named().get(&READ_FAILED).copied().filter(|failed| *failed > 0)?;
-    let what = format!("{failed} reads were refused by the disk or a checksum in this process");
+    let what = format!("{failed} reads were refused by the disk in this process");
     let advice = "the log says which file; `sbkctl volume verify` tells which replica is damaged";
+    Some(complaint(handle.volume, what, advice))
+}
+
+fn of_blocks(handle: &VolumeHandle) -> Option<Complaint> {
+    let MendCounts { rotten, mended, not_mended } = handle.counters.mends();
+    let what = match (rotten, not_mended) {
+        (0, _) => return None,
+        (_, 0) => format!(
+            "{rotten} blocks did not match their checksums in this process, and {mended} of them were \
+             repaired from another replica: its disk returns wrong data"
+        ),
+        (_, lost) => format!(
+            "{rotten} blocks did not match their checksums in this process, and {lost} of them no other \
+             in-sync replica could give: clients got I/O errors"
+        ),
+    };
+    let advice = "see the disk's log and its SMART data; `sbkctl volume verify` tells what is damaged \
+                  still, `sbkctl volume explain` what was repaired";
     Some(complaint(handle.volume, what, advice))
 }
 

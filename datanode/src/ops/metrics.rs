@@ -11,6 +11,8 @@ use prometheus_client::metrics::family::Family;
 use prometheus_client::metrics::gauge::Gauge;
 use prometheus_client::registry::Registry;
 
+use sbk_engine::replication::mend::MendCounts;
+
 use crate::node::Node;
 use crate::volume::{READ_FAILED, RunState, VolumeStatus};
 
@@ -63,6 +65,16 @@ fn gather(node: &Node) -> Registry {
     let waited = Family::<Labels, Counter<f64, AtomicU64>>::default();
     let help = "Seconds in which some request waited for the volume's limits";
     registry.register("throttled_seconds", help, waited.clone());
+    let mends = [
+        ("blocks_rotten", "Blocks of the extents found not to match their checksums"),
+        ("blocks_mended", "Of these, blocks that were logged again as another replica holds them"),
+        ("blocks_not_mended", "Of these, blocks that no other in-sync replica could give"),
+    ]
+    .map(|(name, help)| {
+        let family = Counters::default();
+        registry.register(name, help, family.clone());
+        family
+    });
     for handle in node.volumes.all() {
         let status = handle.status.borrow().clone();
         let volume = vec![("volume", handle.volume.to_string())];
@@ -72,6 +84,10 @@ fn gather(node: &Node) -> Registry {
         let (requests, time) = handle.counters.throttled();
         throttled.get_or_create(&volume).inc_by(requests);
         waited.get_or_create(&volume).inc_by(time.as_secs_f64());
+        let MendCounts { rotten, mended, not_mended } = handle.counters.mends();
+        for (family, count) in mends.iter().zip([rotten, mended, not_mended]) {
+            family.get_or_create(&volume).inc_by(count);
+        }
         for (replica, peer) in status.view.iter().flat_map(|view| &view.peers) {
             let labels = [volume.clone(), vec![("replica", replica.to_string())]].concat();
             set(&lag, &labels, peer.lag);

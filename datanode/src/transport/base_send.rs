@@ -13,6 +13,7 @@ use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::log::BlockRange;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToReplica};
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
+use sbk_master_client::in_one_line;
 use sbk_wal::is_zero;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
@@ -21,7 +22,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::channels::Channels;
-use super::convert::{self, Recover};
+use super::convert::{self, Beside, Recover};
 use crate::volume::disk::CommittedReadPlan;
 use crate::volume::events::{LaneId, PeerEvent};
 use crate::volume::{LONGEST, Pace, VolumeStatus};
@@ -209,7 +210,7 @@ impl Sender {
         let session = self.session;
         let event = match answer {
             Recover::ToPrimary(message) => {
-                PeerEvent::FromReplica { lineage, message, entries: Vec::new() }
+                PeerEvent::FromReplica { lineage, message, beside: Beside::default() }
             }
             Recover::Taken(bytes) => {
                 self.taken.send_replace(bytes);
@@ -271,15 +272,23 @@ impl Sender {
         asked.map_err(|_| FailureKind::Invalidated)?;
         let plan = planned.await.map_err(|_| FailureKind::Invalidated)?;
         let read = tokio::task::spawn_blocking(move || plan.run());
-        let read = read.await.map_err(|_| FailureKind::Transport)?.map_err(|error| {
-            tracing::warn!(%error, lba = %range.lba, "a base block can't be read");
-            FailureKind::StoreIo
-        });
-        if let Ok((_, read_at)) = read {
-            let base = source.base;
-            assert!(read_at >= base, "base blocks as of {read_at}, but the base is {base}");
+        match read.await.map_err(|_| FailureKind::Transport)? {
+            Ok((data, read_at)) => {
+                let base = source.base;
+                assert!(read_at >= base, "base blocks as of {read_at}, but the base is {base}");
+                Ok((data, read_at))
+            }
+            Err(error) => {
+                tracing::warn!(%error, lba = %range.lba, "a base block can't be read");
+                if let Some(blocks) = error.rotten() {
+                    // They are repaired while the session waits for its next attempt.
+                    let (session, why) = (self.session, in_one_line(&error));
+                    let event = PeerEvent::BaseRotten { session, blocks, why };
+                    self.events.send(event).await.map_err(|_| FailureKind::Invalidated)?;
+                }
+                Err(FailureKind::StoreIo)
+            }
         }
-        read
     }
 
     async fn wait_taken(&self, bytes: u64) -> Result<(), FailureKind> {

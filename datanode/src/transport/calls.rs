@@ -1,4 +1,5 @@
-//! Questions to a replica that are answered once: probes, fences, cuts, and a candidate's for entries.
+//! Questions to a replica that are answered once: probes, fences, cuts, a candidate's for entries, and a
+//! primary's for blocks.
 
 use std::sync::Arc;
 use std::time::Duration;
@@ -7,13 +8,15 @@ use sbk_engine::replication::message::{Lineage, ToReplica};
 use tokio::sync::mpsc;
 
 use super::channels::{Channels, is_refusal};
+use super::convert::Beside;
 use super::{convert, server};
 use crate::volume::events::PeerEvent;
 
 /// How long a question waits for its answer. The engine asks again.
 const CALL_TIMEOUT: Duration = Duration::from_secs(1);
 
-/// Asks, and reports the answer or its absence to `events`.
+/// Asks, and reports the answer or its absence to `events`. That a question for blocks has no answer says
+/// nothing of the replica: it may be busy, or of an older version.
 pub async fn ask(
     channels: Arc<Channels>,
     addr: String,
@@ -21,6 +24,7 @@ pub async fn ask(
     question: ToReplica,
     events: mpsc::Sender<PeerEvent>,
 ) {
+    let about_it = !matches!(question, ToReplica::ReadBlocks { .. });
     let event = match channels.replication(&addr) {
         Err(error) => {
             tracing::warn!(%error, replica = %lineage.to.id, "a replica can't be asked");
@@ -34,10 +38,16 @@ pub async fn ask(
             };
             match tokio::time::timeout(CALL_TIMEOUT, call).await {
                 Ok(Ok(answer)) => match convert::to_primary_in(answer.into_inner()) {
-                    Ok((lineage, message, entries)) if server::check(&entries).is_ok() => {
-                        PeerEvent::FromReplica { lineage, message, entries }
+                    Ok((lineage, message, Beside::Entries(entries)))
+                        if server::check(&entries).is_ok() =>
+                    {
+                        let beside = Beside::Entries(entries);
+                        PeerEvent::FromReplica { lineage, message, beside }
                     }
-                    Ok((lineage, ..)) => {
+                    Ok((lineage, message, beside @ Beside::Blocks(_))) => {
+                        PeerEvent::FromReplica { lineage, message, beside }
+                    }
+                    Ok((lineage, _, Beside::Entries(_))) => {
                         tracing::warn!(%addr, "entries that changed on the way were dropped");
                         PeerEvent::Unreachable { replica: lineage.from.id, refused: false }
                     }
@@ -54,6 +64,9 @@ pub async fn ask(
             }
         }
     };
+    if !about_it && matches!(event, PeerEvent::Unreachable { .. }) {
+        return;
+    }
     // A volume task that has ended needs no answer.
     let _ended = events.send(event).await;
 }

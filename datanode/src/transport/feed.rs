@@ -138,9 +138,9 @@ async fn stream(
     let outgoing = Outgoing { items, next: None, events: events_out, replica, lane, reading: None };
     let mut answers = client.feed(messages(outgoing)).await?.into_inner();
     while let Some(answer) = answers.message().await? {
-        let (lineage, message, entries) = convert::to_primary_in(answer)
+        let (lineage, message, beside) = convert::to_primary_in(answer)
             .map_err(|e| tonic::Status::invalid_argument(e.to_string()))?;
-        if events.send(PeerEvent::FromReplica { lineage, message, entries }).await.is_err() {
+        if events.send(PeerEvent::FromReplica { lineage, message, beside }).await.is_err() {
             break;
         }
     }

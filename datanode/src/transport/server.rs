@@ -13,7 +13,7 @@ use tokio_stream::wrappers::ReceiverStream;
 use tonic::{Request, Response, Status, Streaming};
 
 use super::answers::Answers;
-use super::convert::{self, Malformed, Recover, WireEntry};
+use super::convert::{self, Beside, Malformed, Recover, WireEntry};
 use crate::volume::events::{AnswerPath, Control, PeerEvent, VerifyReader};
 use crate::volume::{Registry, VolumeHandle};
 use sbk_store::entry::entry_crc;
@@ -65,7 +65,8 @@ impl ReplicationService {
             ToReplica::Probe { .. }
             | ToReplica::Fence { .. }
             | ToReplica::Cut { .. }
-            | ToReplica::Fetch { .. } => {}
+            | ToReplica::Fetch { .. }
+            | ToReplica::ReadBlocks { .. } => {}
             ToReplica::Append(_) | ToReplica::BeginRebuild { .. } | ToReplica::Close { .. } => {
                 return Err(Status::invalid_argument("this message belongs on a stream"));
             }
@@ -74,10 +75,10 @@ impl ReplicationService {
         let (answer, answered) = oneshot::channel();
         let answers = AnswerPath::Call(answer);
         deliver(&handle, PeerEvent::FromPrimary { lineage, message, entries, answers }).await?;
-        let (lineage, answer, entries) = answered
+        let (lineage, answer, beside) = answered
             .await
             .map_err(|_| Status::unavailable("the replica gave no answer; it may be stopping"))?;
-        Ok(Response::new(convert::to_primary_out(lineage, &answer, &entries)))
+        Ok(Response::new(convert::to_primary_out(lineage, &answer, &beside)))
     }
 }
 
@@ -125,7 +126,9 @@ impl Replication for ReplicationService {
     ) -> Result<Response<Self::FeedStream>, Status> {
         let answers = Arc::new(Answers::default());
         let outgoing = answers.stream().map(|(lineage, message)| match message {
-            Recover::ToPrimary(message) => Ok(convert::to_primary_out(lineage, &message, &[])),
+            Recover::ToPrimary(message) => {
+                Ok(convert::to_primary_out(lineage, &message, &Beside::default()))
+            }
             other => Err(Status::internal(format!("{other:?} does not belong on a feed"))),
         });
         let (ended, end) = oneshot::channel();

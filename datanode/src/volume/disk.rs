@@ -9,7 +9,7 @@ use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{BlockRange, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{Lba, Lsn};
-use sbk_store::Run;
+use sbk_store::{ReadError, Run, SettledBlocks};
 
 use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 
@@ -21,6 +21,20 @@ pub struct DiskError {
     pub doing: &'static str,
     /// Why it could not.
     pub source: Box<dyn std::error::Error + Send + Sync>,
+}
+
+impl DiskError {
+    /// The blocks that rotted, if that is all that is wrong: another replica may have them.
+    pub fn rotten(&self) -> Option<Vec<Lba>> {
+        match self.source.downcast_ref() {
+            Some(ReadError::Rotten { blocks, .. }) => {
+                Some(blocks.iter().map(|block| block.lba).collect())
+            }
+            Some(ReadError::Damaged { .. } | ReadError::Io { .. } | ReadError::Log(_)) | None => {
+                None
+            }
+        }
+    }
 }
 
 /// A read that was planned: of the bytes of blocks as they were logged when the plan was made,
@@ -56,6 +70,10 @@ impl<T> ReadPlan<T> {
         ReadPlan::new(move || self.run().map(make))
     }
 }
+
+/// Reads blocks as of the log's end, each by itself, for another replica; `None` if they may be of another
+/// LSN, for the log or the image changed meanwhile.
+pub type SettledReadPlan = ReadPlan<Option<SettledBlocks>>;
 
 /// Work for a thread that may block, whose outcome goes back to the store.
 pub trait Work: Send + 'static {
@@ -154,6 +172,8 @@ pub trait Disk: Send + Sized + 'static {
     /// without a gap, and at least all that are not durable yet. Nothing else could be sent to the
     /// replicas while the local sync is under way.
     fn recent(&self, first: Lsn, last: Lsn) -> Vec<WireEntry>;
+    /// Reads blocks for another replica, as they are logged now.
+    fn read_settled(&self, range: BlockRange) -> SettledReadPlan;
     /// Reads entries `first..=last` of the log.
     fn read_log(&self, first: Lsn, last: Lsn) -> Result<Box<dyn ReadEntries>, EntriesLost>;
     /// An entry of the log can't be read back. Fails the store unless the entry is in the image;

@@ -12,10 +12,10 @@ use sbk_proto::v1;
 use tokio::sync::{OwnedSemaphorePermit, mpsc, oneshot};
 
 use crate::link::{Link, OpenLink};
-use crate::transport::{Answers, EntriesLost, WireEntry};
+use crate::transport::{Answers, Beside, EntriesLost, WireEntry};
 
-/// An answer, with the fetched entries beside it.
-pub type Answer = (Lineage, ToPrimary, Vec<WireEntry>);
+/// An answer, with what travels beside it.
+pub type Answer = (Lineage, ToPrimary, Beside);
 
 /// Where a replica's answer to the primary goes.
 #[derive(Debug)]
@@ -43,8 +43,8 @@ pub enum PeerEvent {
         entries: Vec<WireEntry>,
         answers: AnswerPath,
     },
-    /// A replica answered. The CRCs of fetched entries were checked.
-    FromReplica { lineage: Lineage, message: ToPrimary, entries: Vec<WireEntry> },
+    /// A replica answered. The CRCs of fetched entries and of blocks were checked.
+    FromReplica { lineage: Lineage, message: ToPrimary, beside: Beside },
     /// A unary call failed. Of which run it was asked does not matter: it is observation only.
     Unreachable { replica: ReplicaId, refused: bool },
     /// A feed ended that was not reset.
@@ -54,6 +54,8 @@ pub enum PeerEvent {
     /// An entry of this node's own log could not be read for a candidate, in an opening of it. It says
     /// nothing of a log that was cut since.
     LogUnreadable { incarnation: Incarnation, generation: u64, lsn: Lsn, what: String },
+    /// Blocks that the primary asked for don't match their checksums here either.
+    AskedRotten { incarnation: Incarnation, blocks: Vec<Lba>, why: String },
     /// Receiver: base blocks of a session, their CRC checked.
     BaseBlocks {
         session: RecoveryId,
@@ -68,6 +70,8 @@ pub enum PeerEvent {
     BaseEnd { session: RecoveryId, lineage: Lineage, answers: Arc<Answers> },
     /// Receiver: a base lane that carried a session ended.
     BaseLost { session: RecoveryId, answers: Arc<Answers> },
+    /// Sender: blocks for the base lane of a session don't match their checksums. It is about to break.
+    BaseRotten { session: RecoveryId, blocks: Vec<Lba>, why: String },
     /// Sender: the base lane of a session broke.
     BaseFailed { session: RecoveryId, lane: LaneId, cause: FailureKind },
     /// Sender: bytes that the receiver took.

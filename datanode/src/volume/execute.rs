@@ -5,9 +5,10 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Input, Outcome, Output, Payload, Proposal};
-use sbk_engine::replication::log::EntryHeader;
+use sbk_engine::replication::log::{BlockRange, EntryHeader};
 use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToPrimary, ToReplica};
-use sbk_engine::types::{Lsn, ReplicaId};
+use sbk_engine::types::{Lba, Lsn, ReplicaId};
+use sbk_master_client::in_one_line;
 use tokio::task::block_in_place;
 
 use super::clock;
@@ -16,7 +17,7 @@ use super::events::{Control, PeerEvent};
 use super::runner::ProposalOrder;
 use super::task::{Running, WantedRead};
 use crate::link::{LinkEvent, runs_out};
-use crate::transport::{BaseSource, EntriesLost, FeedItem, WireEntry};
+use crate::transport::{BaseSource, Beside, EntriesLost, FeedItem, WireBlock, WireEntry};
 use sbk_store::entry::entry_crc;
 
 /// Payload bytes of one feed message of several entries.
@@ -83,6 +84,9 @@ impl<D: Disk> Running<D> {
             Output::SendFetched { lineage, request, prev, last } => {
                 self.send_fetched(lineage, request, prev, last);
             }
+            Output::SendBlocks { lineage, request, at, blocks } => {
+                self.send_blocks(lineage, request, at, blocks);
+            }
             Output::Propose(proposal) => self.propose(proposal),
             Output::StreamOpened { stream, epoch, attach, loss_generation } => {
                 self.urgent = true;
@@ -143,6 +147,17 @@ impl<D: Disk> Running<D> {
                     WireEntry { header, crc, payload }
                 };
                 headers.into_iter().map(&mut entry).collect()
+            }
+            Payload::Blocks => {
+                let told = |header: EntryHeader| {
+                    let lba = header.kind.range().map(|range| range.lba);
+                    let block = self.told.iter().find(|block| Some(block.lba) == lba);
+                    let payload = block.expect("a block is logged with its content").data.clone();
+                    assert_eq!(payload.len() as u64, header.kind.payload_len(), "of block {lba:?}");
+                    let crc = entry_crc(&header, &payload);
+                    WireEntry { header, crc, payload }
+                };
+                headers.into_iter().map(told).collect()
             }
             Payload::Empty => headers
                 .into_iter()
@@ -294,7 +309,46 @@ impl<D: Disk> Running<D> {
             let headers = entries.iter().map(|entry| entry.header).collect();
             let message = ToPrimary::Entries { request, prev, entries: headers };
             // The asker may have given up.
-            let _gave_up = way.send((lineage, message, entries));
+            let _gave_up = way.send((lineage, message, Beside::Entries(entries)));
+        });
+    }
+
+    /// Tells the primary what is here of blocks that rotted there. They are read beside this task. If that
+    /// can't be told, nothing is: the primary asks again, or another one.
+    fn send_blocks(&mut self, lineage: Lineage, request: u64, at: Lsn, blocks: Vec<Lba>) {
+        let Some(way) = self.incoming.take_call(lineage.to, request) else { return };
+        let plan = |lba| self.disk.read_settled(BlockRange { lba, blocks: 1 });
+        let plans: Vec<_> = blocks.into_iter().map(plan).collect();
+        let (events, incarnation) = (self.shared.peers.clone(), self.me.incarnation);
+        tokio::task::spawn_blocking(move || {
+            let (mut held, mut rotten, mut why) = (Vec::new(), Vec::new(), String::new());
+            for plan in plans {
+                match plan.run() {
+                    Ok(Some(told)) => {
+                        let block = |(lba, data)| WireBlock { lba, data };
+                        held.extend(told.held.into_iter().map(block));
+                        if let Some(first) = told.rotten.first().filter(|_| why.is_empty()) {
+                            why = first.to_string();
+                        }
+                        rotten.extend(told.rotten.iter().map(|rotten| rotten.lba));
+                    }
+                    // The log or the image changed meanwhile.
+                    Ok(None) => {}
+                    Err(error) => {
+                        let why = in_one_line(&error);
+                        tracing::error!(%why, "a block that rotted elsewhere can't be read here either");
+                    }
+                }
+            }
+            if !rotten.is_empty() {
+                let event = PeerEvent::AskedRotten { incarnation, blocks: rotten.clone(), why };
+                // A volume task that has ended counts nothing.
+                let _ended = events.blocking_send(event);
+            }
+            let lbas = held.iter().map(|block| block.lba).collect();
+            let message = ToPrimary::Blocks { request, at, held: lbas, rotten };
+            // The asker may have given up.
+            let _gave_up = way.send((lineage, message, Beside::Blocks(held)));
         });
     }
 

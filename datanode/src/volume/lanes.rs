@@ -9,7 +9,7 @@ use sbk_engine::types::{ReplicaId, ReplicaRef};
 use tokio::sync::{mpsc, oneshot};
 
 use super::events::{Answer, AnswerPath, LaneId, PeerEvent};
-use crate::transport::{self, Answers, BaseLane, Channels, Feed, FeedItem, Recover};
+use crate::transport::{self, Answers, BaseLane, Beside, Channels, Feed, FeedItem, Recover};
 
 /// Primaries that may feed this replica at a time, old ones included.
 const MAX_ANSWER_FEEDS: usize = 8;
@@ -52,7 +52,8 @@ impl Outgoing {
             ToReplica::Probe { .. }
             | ToReplica::Fence { .. }
             | ToReplica::Cut { .. }
-            | ToReplica::Fetch { .. } => {
+            | ToReplica::Fetch { .. }
+            | ToReplica::ReadBlocks { .. } => {
                 let (channels, events) = (Arc::clone(&self.channels), self.events.clone());
                 // Its timeout bounds how many are under way: the engine asks again only later.
                 tokio::spawn(transport::ask(channels, addr, lineage, message, events));
@@ -164,7 +165,8 @@ impl Incoming {
                     ToReplica::Probe { request }
                     | ToReplica::Fence { request, .. }
                     | ToReplica::Cut { request, .. }
-                    | ToReplica::Fetch { request, .. } => *request,
+                    | ToReplica::Fetch { request, .. }
+                    | ToReplica::ReadBlocks { request, .. } => *request,
                     ToReplica::Append(_)
                     | ToReplica::BeginRebuild { .. }
                     | ToReplica::Close { .. } => return,
@@ -220,8 +222,9 @@ impl Incoming {
             ToPrimary::Alive { request }
             | ToPrimary::Facts { request, .. }
             | ToPrimary::CutDone { request, .. }
-            | ToPrimary::Entries { request, .. } => {
-                self.reply((to, *request), (lineage, message, Vec::new()));
+            | ToPrimary::Entries { request, .. }
+            | ToPrimary::Blocks { request, .. } => {
+                self.reply((to, *request), (lineage, message, Beside::default()));
             }
             ToPrimary::Ack { .. } | ToPrimary::Gap { .. } => self.push(to, lineage, message),
             ToPrimary::RebuildStarted { session } => {
@@ -239,7 +242,7 @@ impl Incoming {
             }
             ToPrimary::Refused { .. } => match self.current.take() {
                 Some(Current::Call(from, request)) => {
-                    self.reply((from, request), (lineage, message, Vec::new()));
+                    self.reply((from, request), (lineage, message, Beside::default()));
                 }
                 Some(Current::Stream(answers)) => {
                     answers.push(lineage, Recover::ToPrimary(message));
@@ -260,7 +263,7 @@ impl Incoming {
         (*of == session).then(|| Arc::clone(answers))
     }
 
-    /// The asker of a fetch, for whoever reads the entries.
+    /// The asker of a fetch or of blocks, for whoever reads them.
     pub(super) fn take_call(
         &mut self,
         from: ReplicaRef,

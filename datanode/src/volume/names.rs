@@ -15,6 +15,7 @@ pub(super) fn input(input: &Input) -> &'static str {
             ToReplica::Fence { .. } => "fence",
             ToReplica::Cut { .. } => "cut",
             ToReplica::Fetch { .. } => "fetch",
+            ToReplica::ReadBlocks { .. } => "read_blocks",
             ToReplica::Append(_) => "append",
             ToReplica::BeginRebuild { .. } => "begin_rebuild",
             ToReplica::Close { .. } => "close",
@@ -24,6 +25,7 @@ pub(super) fn input(input: &Input) -> &'static str {
             ToPrimary::Facts { .. } => "facts",
             ToPrimary::CutDone { .. } => "cut_done",
             ToPrimary::Entries { .. } => "entries",
+            ToPrimary::Blocks { .. } => "blocks",
             ToPrimary::Ack { .. } => "ack",
             ToPrimary::Gap { .. } => "gap",
             ToPrimary::RebuildStarted { .. } => "rebuild_started",
@@ -46,6 +48,7 @@ pub(super) fn input(input: &Input) -> &'static str {
         Input::CloseStream { .. } => "close_stream",
         Input::Request { .. } => "request",
         Input::ReadDone { .. } => "read_done",
+        Input::Rotten { .. } => "rotten",
         Input::Tick => "tick",
     }
 }
@@ -68,6 +71,7 @@ pub(super) fn output(output: &Output) -> &'static str {
         Output::StartBase { .. } => "start_base",
         Output::StopBase { .. } => "stop_base",
         Output::SendFetched { .. } => "send_fetched",
+        Output::SendBlocks { .. } => "send_blocks",
         Output::Propose(_) => "propose",
         Output::StreamOpened { .. } => "stream_opened",
         Output::StreamEnded { .. } => "stream_ended",

@@ -1,7 +1,7 @@
 //! What a volume task does with events from other replicas.
 
 use sbk_engine::recovery::FailureKind;
-use sbk_engine::replication::io::Input;
+use sbk_engine::replication::io::{Input, Reader};
 use sbk_engine::replication::message::{Append, Lineage, ToReplica};
 use sbk_engine::types::Lsn;
 use tokio::task::block_in_place;
@@ -9,7 +9,7 @@ use tokio::task::block_in_place;
 use super::disk::{Disk, DiskError};
 use super::events::{AnswerPath, PeerEvent};
 use super::task::Running;
-use crate::transport::{EntriesLost, Recover, WireEntry};
+use crate::transport::{Beside, EntriesLost, Recover, WireEntry};
 
 /// Feed messages that wait for room in the WAL: all of a primary's window.
 const MAX_STALLED: usize = 1024;
@@ -33,11 +33,24 @@ impl<D: Disk> Running<D> {
                 }
                 self.hear_primary(lineage, message, entries, answers).await
             }
-            PeerEvent::FromReplica { lineage, message, entries } => {
-                self.fed = entries;
+            PeerEvent::FromReplica { lineage, message, beside } => {
+                match beside {
+                    Beside::Entries(entries) => self.fed = entries,
+                    Beside::Blocks(blocks) => self.told = blocks,
+                }
                 let result = self.step(Input::FromReplica { lineage, message }).await;
                 self.fed.clear();
+                self.told.clear();
                 result
+            }
+            PeerEvent::AskedRotten { incarnation, blocks, why } => {
+                if incarnation == self.me.incarnation {
+                    self.step(Input::Rotten { reader: Reader::Asked, blocks, why }).await?;
+                }
+                Ok(())
+            }
+            PeerEvent::BaseRotten { session, blocks, why } => {
+                self.step(Input::Rotten { reader: Reader::Base { session }, blocks, why }).await
             }
             PeerEvent::Unreachable { replica, refused } => {
                 self.step(Input::Unreachable { replica, refused }).await
@@ -156,6 +169,7 @@ impl<D: Disk> Running<D> {
                 | ToReplica::Fence { .. }
                 | ToReplica::Cut { .. }
                 | ToReplica::Fetch { .. }
+                | ToReplica::ReadBlocks { .. }
                 | ToReplica::BeginRebuild { .. }
                 | ToReplica::Close { .. },
                 AnswerPath::Call(_) | AnswerPath::Feed(_) | AnswerPath::Base(_),

@@ -6,6 +6,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::Duration;
 
 use sbk_engine::authority::Limits;
+use sbk_engine::replication::mend::MendCounts;
 use sbk_engine::replication::trace::TraceEvent;
 use sbk_engine::replication::view::View;
 use sbk_engine::types::{Incarnation, Lsn, Millis, ReplicaId, ReplicaRef, TailId, VolumeId};
@@ -152,7 +153,7 @@ impl TraceRing {
     }
 }
 
-/// The counter of reads that the disk or a checksum refused.
+/// The counter of reads that failed for another reason than that blocks of the extents rotted.
 pub const READ_FAILED: (&str, &str) = ("event", "read_failed");
 
 /// Counts of what went through one task, by stable names.
@@ -163,6 +164,8 @@ pub struct Counters {
     turns: AtomicU64,
     /// Requests that waited for the volume's limits, and for how long any did.
     held_back: (AtomicU64, AtomicU64),
+    /// What became of rotten blocks, over all openings.
+    mends: Mutex<MendCounts>,
     named: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
 }
 
@@ -186,6 +189,18 @@ impl Counters {
     pub(super) fn held_back(&self, requests: u64, nanos: u64) {
         self.held_back.0.fetch_add(requests, Ordering::Relaxed);
         self.held_back.1.fetch_add(nanos, Ordering::Relaxed);
+    }
+
+    pub(super) fn mended(&self, more: MendCounts) {
+        let mut mends = self.mends.lock().unwrap_or_else(PoisonError::into_inner);
+        mends.rotten += more.rotten;
+        mends.mended += more.mended;
+        mends.not_mended += more.not_mended;
+    }
+
+    /// What became of rotten blocks in this process.
+    pub fn mends(&self) -> MendCounts {
+        *self.mends.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Requests that waited for the volume's limits, and for how long any waited.

@@ -12,7 +12,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sbk_engine::replication::io::{Input, OpenStream, Opened, StreamEnd, StreamId};
+use sbk_engine::replication::io::{Input, OpenStream, Opened, Reader, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::replication::{Replica, Verdict};
@@ -33,7 +33,7 @@ use super::names;
 use super::runner::{Context, Inlets, Shared};
 use super::status::{READ_FAILED, RunState, VolumeStatus};
 use crate::link::{Link, LinkEvent, OpenLink};
-use crate::transport::{BaseRead, WireEntry};
+use crate::transport::{BaseRead, WireBlock, WireEntry};
 
 /// Events taken from one queue in one turn.
 const TAKE: usize = 64;
@@ -109,6 +109,8 @@ pub(super) struct Running<D: Disk> {
     pub(super) inbox: VecDeque<Input>,
     /// The entries beside the input that is being handled.
     pub(super) fed: Vec<WireEntry>,
+    /// The blocks beside it.
+    pub(super) told: Vec<WireBlock>,
     pub(super) wanted_reads: Vec<WantedRead>,
     pub(super) base_reads: mpsc::Sender<BaseRead>,
     base_reads_in: mpsc::Receiver<BaseRead>,
@@ -175,6 +177,7 @@ impl<D: Disk> Running<D> {
             recorded: (durable, Millis(0)),
             inbox: VecDeque::new(),
             fed: Vec::new(),
+            told: Vec::new(),
             wanted_reads: Vec::new(),
             base_reads,
             base_reads_in,
@@ -297,7 +300,11 @@ impl<D: Disk> Running<D> {
         self.count("event", names::input(&input));
         let now = clock::now();
         self.shared.recorder.begin(&self.replica, now, &input);
+        let before = self.replica.mends();
         let (verdict, outputs) = self.replica.step(now, input);
+        if self.replica.mends() != before {
+            self.shared.counters.mended(self.replica.mends().since(before));
+        }
         self.shared.recorder.end(verdict, &outputs);
         if let Verdict::Ignored(reason) = verdict {
             self.count("ignored", names::ignored(reason));
@@ -428,6 +435,11 @@ impl<D: Disk> Running<D> {
                 }
                 Err(error) => {
                     let why = in_one_line(&error);
+                    if let Some(blocks) = error.rotten() {
+                        let reader = Reader::Request { stream, tag };
+                        self.inbox.push_back(Input::Rotten { reader, blocks, why });
+                        continue;
+                    }
                     tracing::error!(volume = %self.volume, replica = %self.me.id, %why, "a read failed");
                     self.count(READ_FAILED.0, READ_FAILED.1);
                     Some(why)

@@ -87,6 +87,16 @@ pub struct RottenBlock {
     pub expected: u32,
 }
 
+impl std::fmt::Display for RottenBlock {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let Self { lba, offset, found, expected } = self;
+        write!(
+            f,
+            "block {lba} at byte {offset} of the extents has CRC {found:08x}, expected {expected:08x}"
+        )
+    }
+}
+
 fn in_words(path: &std::path::Path, blocks: &[RottenBlock]) -> String {
     let Some(RottenBlock { lba, offset, found, expected }) = blocks.first() else {
         return format!("no block of {} is damaged", path.display());

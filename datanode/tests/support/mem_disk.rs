@@ -8,7 +8,8 @@ use std::sync::{Arc, Mutex, MutexGuard, RwLock};
 use bytes::{Bytes, BytesMut};
 use sbk_datanode::transport::{EntriesLost, ReadEntries, WireEntry};
 use sbk_datanode::volume::disk::{
-    CommittedReadPlan, Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, VerifyPlan, Work,
+    CommittedReadPlan, Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, SettledReadPlan,
+    VerifyPlan, Work,
 };
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Kept, Opened};
@@ -18,7 +19,7 @@ use sbk_engine::types::{
     BLOCK_SIZE, BootId, Incarnation, Lba, Lsn, REGION_BLOCKS, ReplicaId, ReplicaRef, TailId,
     VolumeId,
 };
-use sbk_store::Run;
+use sbk_store::{ReadError, RottenBlock, Run, SettledBlocks};
 
 const BLOCK: usize = BLOCK_SIZE as usize;
 
@@ -34,6 +35,8 @@ pub(crate) struct Platter {
     /// As of the checkpoint.
     state: LogState,
     image: BTreeMap<u64, Bytes>,
+    /// Blocks of the image that don't match their checksums.
+    pub(crate) rotten: BTreeSet<u64>,
     regions: BTreeMap<u64, Lsn>,
     /// Blocks that checkpoints changed since the wipe.
     moved: BTreeSet<u64>,
@@ -82,6 +85,7 @@ impl MemStore {
             retained: Lsn(1),
             state: LogState::new(blocks),
             image: BTreeMap::new(),
+            rotten: BTreeSet::new(),
             regions: BTreeMap::new(),
             moved: BTreeSet::new(),
             retain: u64::MAX,
@@ -227,6 +231,15 @@ pub(crate) struct Checkpoint {
     pin: Lsn,
 }
 
+/// What a read gives that found these.
+fn sound(data: Bytes, blocks: Vec<RottenBlock>) -> Result<Bytes, DiskError> {
+    if blocks.is_empty() {
+        return Ok(data);
+    }
+    let source = ReadError::Rotten { path: "the image".into(), blocks };
+    Err(DiskError { doing: "read blocks", source: Box::new(source) })
+}
+
 /// Of a process that was killed while its disk was at work.
 fn gone() -> DiskError {
     DiskError { doing: "write", source: "its process is gone".into() }
@@ -250,6 +263,7 @@ impl Work for Checkpoint {
             for (index, lba) in (range.lba.0..range.end()).enumerate() {
                 disk.regions.insert(lba / REGION_BLOCKS, *lsn);
                 disk.moved.insert(lba);
+                disk.rotten.remove(&lba);
                 if entry.payload.is_empty() {
                     disk.image.remove(&lba);
                 } else {
@@ -270,6 +284,27 @@ impl Work for Checkpoint {
 impl MemDisk {
     fn disk(&self) -> MutexGuard<'_, Platter> {
         self.platter.lock().unwrap()
+    }
+
+    /// Blocks that a read as of `upto` finds rotten: what is logged is not read from the image.
+    fn rotten(&self, range: BlockRange, upto: Lsn) -> Vec<RottenBlock> {
+        let disk = self.disk();
+        let logged = disk.log.range(disk.checkpoint.next()..).map(|(_, entry)| entry);
+        let logged: BTreeSet<u64> = logged
+            .chain(&self.pending)
+            .take_while(|entry| entry.header.lsn <= upto)
+            .filter_map(|entry| entry.header.kind.range())
+            .flat_map(|changed| changed.lba.0..changed.end())
+            .collect();
+        let within = disk.rotten.range(range.lba.0..range.end());
+        let rotten = within.filter(|lba| !logged.contains(lba));
+        let rotten = rotten.map(|lba| RottenBlock {
+            lba: Lba(*lba),
+            offset: lba * BLOCK_SIZE,
+            found: 1,
+            expected: 2,
+        });
+        rotten.collect()
     }
 
     /// The blocks as of `upto`, which is not below the checkpoint.
@@ -333,6 +368,7 @@ impl Disk for MemDisk {
         disk.kept = kept.clone();
         disk.log.clear();
         disk.image.clear();
+        disk.rotten.clear();
         disk.regions.clear();
         disk.moved.clear();
         disk.state = state.clone();
@@ -454,9 +490,23 @@ impl Disk for MemDisk {
 
     fn read(&self, range: BlockRange) -> ReadPlan {
         let (data, reads) = (self.as_of(range, self.end), Arc::clone(&self.reads));
+        let rotten = self.rotten(range, self.end);
         ReadPlan::new(move || {
             let _may = reads.read().unwrap();
-            Ok(data)
+            sound(data, rotten)
+        })
+    }
+
+    fn read_settled(&self, range: BlockRange) -> SettledReadPlan {
+        let (data, rotten) = (self.as_of(range, self.end), self.rotten(range, self.end));
+        let reads = Arc::clone(&self.reads);
+        SettledReadPlan::new(move || {
+            let _may = reads.read().unwrap();
+            let blocks = (range.lba.0..range.end()).zip(data.chunks_exact(BLOCK));
+            let sound = blocks.filter(|(lba, _)| rotten.iter().all(|rot| rot.lba.0 != *lba));
+            let held = sound.map(|(lba, block)| (Lba(lba), Bytes::copy_from_slice(block)));
+            let held = held.collect();
+            Ok(Some(SettledBlocks { held, rotten }))
         })
     }
 
@@ -471,8 +521,8 @@ impl Disk for MemDisk {
 
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan {
         let committed = self.committed.min(self.disk().durable);
-        let data = self.as_of(range, committed);
-        ReadPlan::new(move || Ok((data, committed)))
+        let (data, rotten) = (self.as_of(range, committed), self.rotten(range, committed));
+        ReadPlan::new(move || Ok((sound(data, rotten)?, committed)))
     }
 
     fn recent(&self, first: Lsn, last: Lsn) -> Vec<WireEntry> {

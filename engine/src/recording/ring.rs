@@ -108,6 +108,8 @@ fn input_bytes(input: &Input) -> usize {
     } else if let Input::StoreFailed { cause } | Input::ReadDone { error: Some(cause), .. } = input
     {
         cause.len()
+    } else if let Input::Rotten { blocks, why, .. } = input {
+        why.len() + size_of_val(&blocks[..])
     } else {
         0
     }

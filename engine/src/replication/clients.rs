@@ -155,6 +155,20 @@ impl Clients {
             && self.merges.values().any(|merge| merge.range.overlaps(&range))
     }
 
+    /// The blocks of a read, or of a partial write's merge, that are being read, and which of both it is.
+    pub(super) fn reading(&self, stream: StreamId, tag: RequestTag) -> Option<(BlockRange, bool)> {
+        let key = (stream, tag);
+        let read = self.reads.get(&key).filter(|read| read.wait.is_none());
+        let read = read.map(|read| (read.range, false));
+        read.or_else(|| self.merges.get(&key).map(|merge| (merge.range, true)))
+    }
+
+    /// Forgets a request whose blocks could not be read. Returns whether there was one.
+    pub(super) fn forget_reading(&mut self, stream: StreamId, tag: RequestTag) -> bool {
+        let key = (stream, tag);
+        self.reads.remove(&key).is_some() || self.merges.remove(&key).is_some()
+    }
+
     /// Whether partial writes are being merged: each is logged when its blocks were read.
     pub(super) fn is_merging(&self) -> bool {
         !self.merges.is_empty()
@@ -288,9 +302,7 @@ impl Primary {
     ) -> Verdict {
         let key = (stream, tag);
         if let Some(error) = error {
-            let known = self.clients.reads.remove(&key).is_some()
-                || self.clients.merges.remove(&key).is_some();
-            if !known {
+            if !self.clients.forget_reading(stream, tag) {
                 return Verdict::Ignored(IgnoredReason::UnknownStream);
             }
             core.out.push(Output::Answer { stream, tag, outcome: Outcome::Failed(error) });
@@ -344,6 +356,8 @@ impl Primary {
         let header = EntryHeader { epoch: self.config.epoch, lsn, kind, origin };
         core.extend(&[header]);
         core.out.push(Output::Append { headers: vec![header], payload });
+        // What waits for a repair that this ends is read behind it.
+        self.overtake_mends(core, &kind);
         lsn
     }
 

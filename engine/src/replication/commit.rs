@@ -57,6 +57,7 @@ impl Primary {
         self.commit(core, recorded);
         self.note_served(core);
         self.note_crowded(core);
+        self.mend(core);
         self.serve(core);
         self.note_lacking(core.now);
         self.hand_over(core);
@@ -336,6 +337,7 @@ impl Primary {
             }
         }
         due.extend(self.handover_deadline(core));
+        due.extend(self.mend_deadline(core));
         if let Some(asked) = self.asked.filter(|_| self.handover.is_none()) {
             let patience = if asked.answered { 1 } else { 5 };
             due.push(asked.sent.after(params.retry_ms * patience));
@@ -354,6 +356,7 @@ impl Primary {
         assert!(self.config.isr.contains(&core.me.id), "I1: a primary is in sync");
         assert!(core.kept.incomplete.is_none(), "I6: an incomplete replica is no primary");
         self.assert_handover(core);
+        self.assert_mends(core);
         for peer in self.peers.values() {
             assert!(
                 peer.acked.is_none_or(|acked| acked <= core.log.end),

@@ -6,6 +6,7 @@ use serde::{Deserialize, Serialize};
 
 use super::io::{Kept, Opened, Output};
 use super::log::{BlockRange, EntryHeader, EpochTable, LogState};
+use super::mend::MendCounts;
 use super::message::{Append, Lineage};
 use super::trace::{Observed, TraceEvent};
 use super::{IgnoredReason, Params};
@@ -72,6 +73,9 @@ pub(super) struct Core {
     pub(super) resigning: bool,
     #[serde(skip)]
     pub(super) out: Vec<Output>,
+    /// What became of rotten blocks.
+    #[serde(default)]
+    pub(super) mends: MendCounts,
     /// Gathers what the recovery engine is told, while somebody looks on.
     #[serde(skip)]
     pub(super) observed: Option<Vec<Observed>>,
@@ -121,6 +125,7 @@ impl Core {
             wish: Wish::default(),
             resigning: false,
             out: Vec::new(),
+            mends: MendCounts::default(),
             observed: None,
             params,
         }

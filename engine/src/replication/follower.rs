@@ -8,10 +8,11 @@ use serde::{Deserialize, Serialize};
 use super::core::{Core, fresh_entries};
 use super::io::{Output, Payload};
 use super::log::{EpochTable, LogState};
+use super::mend::MESSAGE_BLOCKS;
 use super::message::{Append, Facts, Incomplete, Lineage, RecoveryId, ToPrimary};
 use super::{IgnoredReason, Verdict};
 use crate::bugs::{Bug, on};
-use crate::types::{Config, Durability, Epoch, LossGeneration, Lsn, Millis, ReplicaRef};
+use crate::types::{Config, Durability, Epoch, Lba, LossGeneration, Lsn, Millis, ReplicaRef};
 
 /// What a follower knows of its primary.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -135,6 +136,32 @@ impl Follower {
             let lineage = core.lineage(lineage.epoch, lineage.from);
             core.out.push(Output::SendFetched { lineage, request, prev, last });
         }
+        Verdict::Applied
+    }
+
+    /// The primary asks for blocks that rotted there. An answer that it may not take is not worth the read:
+    /// this log may have to be cut, or be behind what the primary has committed.
+    pub(super) fn read_blocks(
+        &self,
+        core: &mut Core,
+        lineage: Lineage,
+        request: u64,
+        committed: Lsn,
+        blocks: Vec<Lba>,
+    ) -> Verdict {
+        if core.kept.incomplete.is_some() {
+            return Verdict::Ignored(IgnoredReason::Incomplete);
+        }
+        let behind = core.log.end < committed && !on(Bug::MendBehind);
+        if behind || self.reconciled.is_none() || lineage.epoch != self.epoch {
+            return Verdict::Ignored(IgnoredReason::NotReconciled);
+        }
+        if blocks.is_empty() || blocks.len() > MESSAGE_BLOCKS {
+            return Verdict::Ignored(IgnoredReason::Malformed);
+        }
+        let lineage = core.lineage(lineage.epoch, lineage.from);
+        let at = core.log.end;
+        core.out.push(Output::SendBlocks { lineage, request, at, blocks });
         Verdict::Applied
     }
 

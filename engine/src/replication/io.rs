@@ -11,8 +11,8 @@ use super::log::{BlockRange, EntryHeader, EpochTable, LogState, RequestTag};
 use super::message::{Incomplete, Lineage, RecoveryId, ToPrimary, ToReplica};
 use crate::recovery::FailureKind;
 use crate::types::{
-    AttachGeneration, Config, Epoch, LossGeneration, Lsn, NodeId, ReplicaId, ReplicaRef, SessionId,
-    TailId, VolumeId, Wish,
+    AttachGeneration, Config, Epoch, Lba, LossGeneration, Lsn, NodeId, ReplicaId, ReplicaRef,
+    SessionId, TailId, VolumeId, Wish,
 };
 
 /// Numbers one stream of one frontend session at this replica; the driver never uses one twice.
@@ -217,8 +217,38 @@ pub enum Input {
         /// Whether the read failed, with the cause for people.
         error: Option<String>,
     },
+    /// Blocks of the extents don't match their checksums. In place of [`Input::ReadDone`] for a request:
+    /// it is answered, or read again, once the blocks were repaired or nobody has them.
+    Rotten {
+        /// Who read them.
+        reader: Reader,
+        /// Which, ascending, without those that could be read; at least one.
+        blocks: Vec<Lba>,
+        /// What was found, for people.
+        why: String,
+    },
     /// Time passed.
     Tick,
+}
+
+/// Who found that blocks don't match their checksums.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Reader {
+    /// A request, by an [`Output::Read`].
+    Request {
+        /// The stream.
+        stream: StreamId,
+        /// The request.
+        tag: RequestTag,
+    },
+    /// The base lane of a session, which has failed for it ([`Input::BaseFailed`]) or is about to.
+    Base {
+        /// The session.
+        session: RecoveryId,
+    },
+    /// This replica for its primary, by an [`Output::SendBlocks`]. They stay as they are.
+    Asked,
 }
 
 /// A frontend's wish to send requests.
@@ -464,6 +494,8 @@ pub enum Payload {
     Feed,
     /// The client request with this tag (merged, for a partial write).
     Client(RequestTag),
+    /// The input that is being handled: the blocks that another replica told, one for each entry.
+    Blocks,
     /// None: attach, close, resize.
     Empty,
 }
@@ -591,6 +623,19 @@ pub enum Output {
         prev: Lsn,
         /// The last one wanted.
         last: Lsn,
+    },
+    /// Answer [`ToReplica::ReadBlocks`]: read each block as it is logged now, and tell which of them match
+    /// their checksums, with their content. No answer, if what was read may be of another LSN than the
+    /// log's end: a checkpoint beyond it was begun meanwhile, or the log was cut.
+    SendBlocks {
+        /// Sender, receiver, epoch of the question.
+        lineage: Lineage,
+        /// The question's.
+        request: u64,
+        /// The log's end.
+        at: Lsn,
+        /// Which.
+        blocks: Vec<Lba>,
     },
     /// Ask the masters; [`Input::Answered`] follows.
     Propose(Proposal),

@@ -6,7 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::log::{EntryHeader, EpochTable, LogState};
-use crate::types::{Config, Epoch, LossGeneration, Lsn, Millis, ReplicaRef, TailId, VolumeId};
+use crate::types::{Config, Epoch, Lba, LossGeneration, Lsn, Millis, ReplicaRef, TailId, VolumeId};
 
 /// What every data-plane message carries: the volume, the sender's epoch, and both ends in the
 /// incarnations that they are meant for.
@@ -89,6 +89,17 @@ pub enum ToReplica {
         /// The last entry that it needs.
         last: Lsn,
     },
+    /// Blocks of the primary's extents don't match their checksums: what do you hold of them, as of the end
+    /// of your log? Carried by `Reconcile`. Changes nothing at the receiver.
+    ReadBlocks {
+        /// Counted with those of `Fence` and `Cut`, but the receiver does not go by it: it only names the
+        /// answer.
+        request: u64,
+        /// What was committed when the primary found that. A receiver that holds less does not answer.
+        committed: Lsn,
+        /// The blocks, ascending, at most [`MESSAGE_BLOCKS`](super::mend::MESSAGE_BLOCKS).
+        blocks: Vec<Lba>,
+    },
     /// The one ordered feed: entries (possibly none) and frontiers. Carried by `Feed`; the entries'
     /// payloads travel beside it.
     Append(Append),
@@ -169,6 +180,18 @@ pub enum ToPrimary {
         prev: Lsn,
         /// The entries.
         entries: Vec<EntryHeader>,
+    },
+    /// Answer to [`ToReplica::ReadBlocks`]; the content of those held travels beside it. Blocks that are in
+    /// neither list could not be told.
+    Blocks {
+        /// The question's.
+        request: u64,
+        /// The end of the replica's log: the content is as of it.
+        at: Lsn,
+        /// Blocks that match their checksums.
+        held: Vec<Lba>,
+        /// Blocks that don't match their checksums there either.
+        rotten: Vec<Lba>,
     },
     /// Answer to [`ToReplica::Append`]; also sent unasked when the durable end moves.
     Ack {

@@ -15,6 +15,7 @@ mod handover;
 mod held;
 pub mod io;
 pub mod log;
+pub mod mend;
 pub mod message;
 mod params;
 mod peer;

@@ -11,6 +11,7 @@ use super::clients::Clients;
 use super::core::Core;
 use super::handover::Handover;
 use super::io::{Output, ProposalId};
+use super::mend::Mends;
 use super::message::{Facts, Lineage, RecoveryId, ToPrimary, ToReplica};
 use super::peer::{Feed, Link, Peer, Stage};
 use super::trace::Observed;
@@ -68,6 +69,9 @@ pub(super) struct Primary {
     #[serde(default)]
     pub(super) crowded_since: Option<Millis>,
     pub(super) clients: Clients,
+    /// Blocks of its extents that are being repaired.
+    #[serde(default)]
+    pub(super) mends: Mends,
     /// The role is on its way to another replica.
     #[serde(default)]
     pub(super) handover: Option<Handover>,
@@ -147,6 +151,7 @@ impl Primary {
             lacking_since: None,
             crowded_since: None,
             clients: Clients::default(),
+            mends: Mends::default(),
             handover: None,
             given_up: None,
             config,
@@ -182,6 +187,7 @@ impl Primary {
         self.asked = None;
         // A newer epoch of this tenure: the handover was not decided, and can't be any more.
         self.handover = None;
+        self.mends_continue();
         // Whom it waits for is found out anew.
         self.crowded_since = None;
         for peer in self.peers.values_mut() {
@@ -457,6 +463,13 @@ impl Primary {
                 self.acked(core, lineage, (durable, written), recorded, promised)
             }
             ToPrimary::Gap { end } => peer.gap(end),
+            // As of another epoch it was asked when others were in sync.
+            ToPrimary::Blocks { .. } if lineage.epoch != self.config.epoch => {
+                Verdict::Ignored(IgnoredReason::StaleEpoch)
+            }
+            ToPrimary::Blocks { request, at, held, rotten } => {
+                self.told_blocks(core, lineage.from, request, at, &held, &rotten)
+            }
             ToPrimary::RebuildStarted { session } => self.rebuild_started(core, replica, session),
             ToPrimary::Closed { session, achieved } => {
                 self.closed(core, replica, session, achieved)

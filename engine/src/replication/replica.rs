@@ -5,7 +5,8 @@ use serde::{Deserialize, Serialize};
 use super::Params;
 use super::core::Core;
 use super::follower::Follower;
-use super::io::{Input, Opened, Output, Stood, StreamEnd};
+use super::io::{Input, Opened, Output, Reader, Stood, StreamEnd};
+use super::mend::{MendCounts, in_words};
 use super::message::{Lineage, ToPrimary, ToReplica};
 use super::primary::Primary;
 use super::trace::Observed;
@@ -143,6 +144,11 @@ impl Replica {
         self.core.log.generation
     }
 
+    /// What became of rotten blocks since it was opened.
+    pub fn mends(&self) -> MendCounts {
+        self.core.mends
+    }
+
     /// Whether the driver is to write what is appended at once and sync it beside that, and to tell of
     /// both; otherwise only what is synced counts.
     pub fn acks_written(&self) -> bool {
@@ -221,6 +227,12 @@ impl Replica {
                     Verdict::Ignored(IgnoredReason::WrongRole)
                 }
             },
+            Input::Rotten { reader: Reader::Asked, blocks, why } => {
+                self.core.mends.rotten += blocks.len() as u64;
+                let what = format!("{}: {why}; its primary asked for it", in_words(&blocks));
+                self.core.trace("rotten", what);
+                Verdict::Applied
+            }
             Input::Tick => Verdict::Applied,
             Input::Unreachable { .. }
             | Input::FeedFailed { .. }
@@ -228,6 +240,7 @@ impl Replica {
             | Input::BaseSent { .. }
             | Input::CloseStream { .. }
             | Input::Request { .. }
+            | Input::Rotten { .. }
             | Input::ReadDone { .. } => self.for_primary(input),
         }
     }
@@ -255,6 +268,7 @@ impl Replica {
             Input::CloseStream { stream } => primary.close_stream(stream),
             Input::Request { stream, request } => primary.request(core, stream, request),
             Input::ReadDone { stream, tag, error } => primary.read_done(core, stream, tag, error),
+            Input::Rotten { reader, blocks, why } => primary.rotten(core, reader, &blocks, why),
             Input::Assignment(_)
             | Input::Wish(_)
             | Input::Resign
@@ -439,6 +453,9 @@ impl Replica {
             ToReplica::Fetch { request, prev, last } => {
                 follower.fetch(core, lineage, request, prev, last)
             }
+            ToReplica::ReadBlocks { request, committed, blocks } => {
+                follower.read_blocks(core, lineage, request, committed, blocks)
+            }
             ToReplica::Append(append) => follower.append(core, lineage, &append),
             ToReplica::BeginRebuild { request, mark, table, state } => {
                 follower.begin_rebuild(core, lineage, request, mark, &table, &state)
@@ -559,6 +576,7 @@ impl Replica {
             attach: core.log.state.attach,
             attachments: Vec::new(),
             in_flight: 0,
+            mends: core.mends,
         };
         if core.stood() > Epoch(0) && core.log.durable == core.log.end {
             view.stood = Some(core.stood());

@@ -5,6 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::core::Core;
+use super::mend::MendCounts;
 use super::message::Incomplete;
 use super::primary::Primary;
 use crate::types::{
@@ -74,6 +75,9 @@ pub struct View {
     pub attachments: Vec<AttachmentView>,
     /// Primary: requests of frontends that were not answered yet.
     pub in_flight: usize,
+    /// What became of rotten blocks since it was opened.
+    #[serde(default)]
+    pub mends: MendCounts,
 }
 
 /// How far a primary is with handing its role over.

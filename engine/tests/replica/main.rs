@@ -12,6 +12,7 @@ mod epochs;
 mod follower;
 mod handover;
 mod losses;
+mod mends;
 mod orders;
 mod primary;
 mod quorum;

@@ -62,6 +62,7 @@ pub const FAMILIES: &[&str] = &[
     "ambushes",
     "handovers",
     "flips",
+    "rotten",
     "attachments",
     "written",
     "blackouts",

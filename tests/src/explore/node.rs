@@ -331,6 +331,7 @@ impl Node {
                 let answer = ToPrimary::Entries { request, prev, entries };
                 effects.push(Effect::send(now, lineage, Message::ToPrimary(answer, values)));
             }
+            Output::SendBlocks { .. } => panic!("no block rots in these worlds"),
             Output::Propose(proposal) => effects.push(Effect::Propose(proposal)),
             Output::StreamOpened { stream, epoch, attach, .. } => {
                 effects.push(Effect::Opened { stream, epoch, attach });
@@ -383,6 +384,7 @@ impl Node {
                 let held = &self.values;
                 held.iter().rev().find(|((_, t), _)| *t == tag).map_or(0, |(_, value)| *value)
             }
+            Payload::Blocks => panic!("no block rots in these worlds"),
             Payload::Empty => 0,
         }
     }

@@ -62,6 +62,7 @@ impl Message {
                 | ToReplica::Fence { .. }
                 | ToReplica::Cut { .. }
                 | ToReplica::Fetch { .. }
+                | ToReplica::ReadBlocks { .. }
                 | ToReplica::BeginRebuild { .. },
                 _,
             )
@@ -70,6 +71,7 @@ impl Message {
                 | ToPrimary::Facts { .. }
                 | ToPrimary::CutDone { .. }
                 | ToPrimary::Entries { .. }
+                | ToPrimary::Blocks { .. }
                 | ToPrimary::RebuildStarted { .. }
                 | ToPrimary::Refused { .. },
                 _,

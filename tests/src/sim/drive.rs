@@ -97,8 +97,11 @@ impl World {
             Output::Committed(lsn) => self.committed(index, lsn),
             Output::Pin { session, from } => self.nodes[index].disk.store().pin(session, from),
             Output::Unpin { session } => self.nodes[index].disk.store().unpin(session),
-            Output::Read { stream, tag, range, merge: _ } => {
+            Output::Read { stream, tag, range, merge } => {
                 let node = &mut self.nodes[index];
+                if merge {
+                    node.merging.insert((stream, tag));
+                }
                 let plan = node.disk.store().plan_read(range);
                 node.reads.insert((stream, tag), plan);
                 let run = node.run;
@@ -121,6 +124,9 @@ impl World {
                 let headers = entries.iter().map(|entry| entry.header).collect();
                 let message = ToPrimary::Entries { request, prev, entries: headers };
                 self.tell_primary(index, lineage, message, entries);
+            }
+            Output::SendBlocks { lineage, request, at, blocks } => {
+                self.send_blocks(index, lineage, request, at, blocks);
             }
             Output::StartBase { mark, lineage, .. } => self.start_base(index, mark, lineage),
             Output::StopBase { session } => self.stop_base(index, session),
@@ -151,8 +157,10 @@ impl World {
                         self.check_write(tag);
                     }
                     (None, Outcome::Done) => self.note_flushed(index, tag),
-                    (_, Outcome::Failed(_) | Outcome::Invalid(_)) => {}
+                    (_, Outcome::Failed(why)) => self.check_not_mended(index, why),
+                    (_, Outcome::Invalid(_)) => {}
                 }
+                self.nodes[index].merging.remove(&(stream, tag));
                 let data = match self.nodes[index].held.remove(&(stream, tag)) {
                     Some(Held::Read(data)) => data,
                     Some(Held::Write(_) | Held::Partial(_) | Held::Nothing) | None => None,
@@ -271,6 +279,10 @@ impl World {
                     _ => made(header, self.payload(index, tag)),
                 })
                 .collect(),
+            Payload::Blocks => headers
+                .into_iter()
+                .map(|header| made(header, self.told_block(index, &header)))
+                .collect(),
             Payload::Empty => {
                 headers.into_iter().map(|header| made(header, Bytes::new())).collect()
             }
@@ -297,7 +309,7 @@ impl World {
         }
     }
 
-    fn tell_primary(
+    pub(super) fn tell_primary(
         &mut self,
         index: usize,
         lineage: Lineage,
@@ -441,11 +453,11 @@ impl World {
                 }
                 None
             }
+            Err(ref error @ ReadError::Rotten { ref blocks, .. }) => {
+                return self.read_rotten(index, (stream, tag), error, blocks);
+            }
             Err(error) => {
                 self.summary.reads_failed += 1;
-                if let ReadError::Damaged { .. } = error {
-                    self.mark(Mark::Rotten);
-                }
                 Some(error.to_string())
             }
         };

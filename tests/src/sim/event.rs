@@ -78,6 +78,18 @@ pub(crate) enum Event {
         stream: StreamId,
         tag: RequestTag,
     },
+    /// Blocks that a primary asked for were read.
+    BlocksRead {
+        node: usize,
+        run: u64,
+        of: ReplicaId,
+        request: u64,
+    },
+    /// A voter that got nothing hears the primary again: see `rotten`.
+    Behind {
+        primary: usize,
+        voter: usize,
+    },
     /// A piece of a base lane arrives.
     Base {
         lineage: Lineage,

@@ -83,6 +83,31 @@ fn least(seed: u64) -> u32 {
     if mode == Durability::SyncAll { 1 + (seed / 3 % 2) as u32 } else { 1 }
 }
 
+/// Blocks that rot where they are read. A loss would take the writes that make the last of them whole, so in
+/// `best_effort` nobody fails.
+fn rotten(seed: u64) -> Faults {
+    let durability = MODES[(seed / 2 % 4) as usize];
+    let safe = durability != Durability::BestEffort;
+    Faults {
+        rot: true,
+        rotten: true,
+        loss: seed % 6 / 5,
+        slow: seed % 5 / 4 * 10,
+        crash: safe && seed % 3 == 1,
+        blink: safe && seed % 4 == 2,
+        partition: safe && seed % 8 == 5,
+        slow_link: seed % 7 == 3,
+        short_wal: seed % 4 != 0,
+        drift: seed % 5 == 2,
+        impatient: seed % 9 == 8,
+        busy: [8, 15, 25][(seed / 3 % 3) as usize],
+        durability,
+        replicas: [3, 3, 2, 4, 5][(seed / 4 % 5) as usize],
+        min_in_sync: least(seed),
+        ..Faults::none()
+    }
+}
+
 /// Every family, the default first.
 pub const FAMILIES: &[Family] = &[
     Family { name: "swarm", faults: Faults::swarm },
@@ -478,6 +503,7 @@ pub const FAMILIES: &[Family] = &[
         },
     },
     Family { name: "handovers", faults: Faults::handovers },
+    Family { name: "rotten", faults: rotten },
     Family {
         name: "hangs",
         faults: |seed| Faults {

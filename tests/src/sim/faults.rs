@@ -6,7 +6,6 @@ use sbk_engine::replication::io::Input;
 use sbk_engine::types::{Durability, WriteAck};
 use sbk_wal::{Fault, OpKind};
 
-use super::content::{BLOCKS, address};
 use super::disk::Keeping;
 use super::event::Event;
 use super::marks::{Injected, Mark};
@@ -32,6 +31,8 @@ pub struct Faults {
     pub(crate) full: bool,
     /// Bits of blocks flip on disks.
     pub(crate) rot: bool,
+    /// They do where a primary reads, while another member has the block: see `rotten`. Besides `rot`.
+    pub(crate) rotten: bool,
     /// Bits of all else that a replica keeps flip on one disk at a time: see `flips`.
     pub(crate) flip: bool,
     /// Nodes are cut off, or stand still.
@@ -111,6 +112,7 @@ impl Faults {
             disk: false,
             full: false,
             rot: false,
+            rotten: false,
             flip: false,
             partition: false,
             one_way: false,
@@ -484,14 +486,10 @@ impl World {
             let delay = self.rng.below(8_000);
             self.after(delay, Event::MakeRoom { node });
         }
-        if self.faults.rot && self.rng.below(400) == 0 {
-            let node = self.any_node();
-            let block = address(self.rng.below(BLOCKS));
-            // The header and the blocks before it.
-            let bit = (4096 * (1 + block) + self.rng.below(4096)) * 8 + self.rng.below(8);
-            if self.nodes[node].disk.memory.flip("extents", bit) {
-                self.inject(Injected::Flip);
-            }
+        if self.faults.rotten {
+            self.rot_turn();
+        } else if self.faults.rot && self.rng.below(400) == 0 {
+            self.rot_anywhere();
         }
     }
 

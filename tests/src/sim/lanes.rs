@@ -9,7 +9,7 @@ use sbk_engine::replication::io::Input;
 use sbk_engine::replication::log::BlockRange;
 use sbk_engine::replication::message::{Incomplete, Lineage, RecoveryId};
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
-use sbk_store::CommittedReadPlan;
+use sbk_store::{CommittedReadPlan, ReadError};
 use sbk_wal::is_zero;
 
 use super::content::VOLUME_BLOCKS;
@@ -96,11 +96,19 @@ impl World {
             if node.disk.memory.crashed() {
                 return self.stops(index);
             }
-            let Ok((data, read_at)) = read else {
-                node.sending.remove(&session);
-                let cause = FailureKind::StoreIo;
-                return self.step(index, Input::BaseFailed { session, cause }, Vec::new());
+            let (data, read_at) = match read {
+                Ok(read) => read,
+                Err(error) => {
+                    node.sending.remove(&session);
+                    if let ReadError::Rotten { blocks, .. } = &error {
+                        self.base_rotten(index, session, &error, blocks);
+                    }
+                    let cause = FailureKind::StoreIo;
+                    return self.step(index, Input::BaseFailed { session, cause }, Vec::new());
+                }
             };
+            let node = &mut self.nodes[index];
+            let Some(lane) = node.sending.get_mut(&session) else { return };
             assert!(read_at >= lane.base, "base blocks as of {read_at}, the base is {}", lane.base);
             let same_age = node.disk.shadow.kept.loss_generation == self.truth.loss_generation;
             assert!(

@@ -117,7 +117,19 @@ counted! {
         /// It failed so often for that, that it would have been retired for any other reason.
         OftenFull = "disk full again and again",
         /// A block did not match its checksum.
-        Rotten = "damaged block refused",
+        Rotten = "damaged block found by a read",
+        /// A block that a read found rotten was repaired from another replica.
+        MendedForRead = "block repaired for a read",
+        /// One that a partial write had to be merged with.
+        MendedForMerge = "block repaired for a partial write",
+        /// One that a rebuild was to send.
+        MendedForBase = "block repaired for a rebuild",
+        /// A block was written anew while it was being repaired.
+        MendOvertaken = "repair ended by a newer write",
+        /// No replica could give a block that rotted.
+        NotMended = "block that nobody could give",
+        /// A replica that was asked for a block found its own rotten too.
+        AskedRotten = "block rotten at the replica that was asked",
         /// A replica was opened whose log may have lost its end.
         Doubtful = "log's end in doubt",
         /// It had lost what was acknowledged.

@@ -32,6 +32,7 @@ mod politics;
 mod reached;
 mod rest;
 mod rng;
+mod rotten;
 mod story;
 mod summary;
 mod truth;

@@ -23,6 +23,7 @@ use super::lanes::{Receiving, Sending};
 use super::marks::{Injected, Mark};
 use super::masters::{Catalogue, Masters, Open, Told};
 use super::rng::Rng;
+use super::rotten::Telling;
 use super::world::World;
 
 /// A full disk that has room again is looked at after this at the latest, as in the runtime.
@@ -122,6 +123,10 @@ pub(crate) struct Node {
     pub(crate) open: BTreeSet<StreamId>,
     pub(crate) held: BTreeMap<(StreamId, RequestTag), Held>,
     pub(crate) reads: BTreeMap<(StreamId, RequestTag), ReadPlan>,
+    /// Requests whose blocks are read to be merged.
+    pub(crate) merging: BTreeSet<(StreamId, RequestTag)>,
+    /// Blocks that are read for a primary, by it and its question.
+    pub(crate) telling: BTreeMap<(ReplicaId, u64), Telling>,
     pub(crate) batch: Option<(u64, Work<Batch, BatchResult>)>,
     pub(crate) sync: Option<(u64, Work<WalSync, SyncResult>)>,
     pub(crate) checkpoint: Option<(u64, Work<CheckpointPlan, CheckpointDone>)>,
@@ -182,6 +187,8 @@ impl Node {
             open: BTreeSet::new(),
             held: BTreeMap::new(),
             reads: BTreeMap::new(),
+            merging: BTreeSet::new(),
+            telling: BTreeMap::new(),
             batch: None,
             sync: None,
             checkpoint: None,
@@ -269,6 +276,7 @@ impl Node {
     pub(crate) fn forget(&mut self, stream: StreamId) {
         self.open.remove(&stream);
         self.held.retain(|(of, _), _| *of != stream);
+        self.merging.retain(|(of, _)| *of != stream);
     }
 
     /// Drops all that an opening held but its store.
@@ -282,6 +290,8 @@ impl Node {
         self.open.clear();
         self.held.clear();
         self.reads.clear();
+        self.merging.clear();
+        self.telling.clear();
         self.batch = None;
         self.sync = None;
         self.checkpoint = None;

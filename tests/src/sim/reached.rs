@@ -28,6 +28,12 @@ impl World {
         let mark = match event.what.as_str() {
             "apart" => Mark::StoodForNothing,
             "crowded" => Mark::Crowded,
+            "mend-overtaken" => Mark::MendOvertaken,
+            "not-mended" => {
+                self.summary.reads_failed += 1;
+                Mark::NotMended
+            }
+            "rotten" if event.why.contains("its primary asked") => Mark::AskedRotten,
             "handover-given-up" => Mark::HandoverGivenUp,
             "handover-unknown" => {
                 self.nodes[index].handover_unknown = true;

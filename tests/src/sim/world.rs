@@ -22,6 +22,7 @@ use super::masters::Masters;
 use super::moves::Moves;
 use super::node::Node;
 use super::rng::Rng;
+use super::rotten::Rots;
 use super::summary::Summary;
 use super::truth::Truth;
 use super::unsynced::Unsynced;
@@ -75,6 +76,7 @@ pub(crate) struct World {
     pub(crate) given_up: Option<LossGeneration>,
     pub(crate) unsynced: Option<Unsynced>,
     pub(crate) flips: Flips,
+    pub(crate) rots: Rots,
     /// When that is given up.
     pub(crate) unsynced_until: u64,
     pub(crate) healed_at: u64,
@@ -134,6 +136,7 @@ impl World {
             given_up: None,
             unsynced: None,
             flips: Flips::default(),
+            rots: Rots::default(),
             unsynced_until: 0,
             healed_at: 0,
             summary: Summary::default(),
@@ -275,6 +278,10 @@ impl World {
             }
             Event::Timer { node, run } => self.timer(node, run),
             Event::ReadDone { node, run, stream, tag } => self.read_done(node, run, stream, tag),
+            Event::BlocksRead { node, run, of, request } => {
+                self.blocks_read(node, run, of, request);
+            }
+            Event::Behind { primary, voter } => self.left_behind(primary, voter),
             Event::Base { lineage, session, piece } => self.take_base(lineage, session, &piece),
             Event::BaseTaken { lineage, session, through } => {
                 let node = self.index(lineage.from.id);
@@ -352,6 +359,7 @@ impl World {
             | Event::Reopen { node, .. }
             | Event::Timer { node, .. }
             | Event::ReadDone { node, .. }
+            | Event::BlocksRead { node, .. }
             | Event::BaseTurn { node, .. }
             | Event::BaseBroke { node, .. }
             | Event::Answered { node, .. }
@@ -370,6 +378,7 @@ impl World {
         self.client_turns();
         self.attach_again();
         self.move_clients();
+        self.note_calm();
         if self.now.is_multiple_of(50) {
             self.measure();
             self.master_turn();

@@ -118,6 +118,7 @@ pub fn recover_out(lineage: Lineage, message: &Recover) -> v1::RecoverMessage {
             | ToReplica::Fence { .. }
             | ToReplica::Cut { .. }
             | ToReplica::Fetch { .. }
+            | ToReplica::ReadBlocks { .. }
             | ToReplica::Append(_)),
         ) => panic!("{message:?} does not go over the base lane"),
         Recover::ToPrimary(
@@ -125,6 +126,7 @@ pub fn recover_out(lineage: Lineage, message: &Recover) -> v1::RecoverMessage {
             | ToPrimary::Facts { .. }
             | ToPrimary::CutDone { .. }
             | ToPrimary::Entries { .. }
+            | ToPrimary::Blocks { .. }
             | ToPrimary::Ack { .. }
             | ToPrimary::Gap { .. }),
         ) => panic!("{message:?} does not go over the base lane"),

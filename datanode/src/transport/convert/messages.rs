@@ -6,6 +6,7 @@ use sbk_engine::types::{Config, Epoch, Lsn};
 use sbk_proto::v1;
 use sbk_proto::v1::replication_message::Body;
 
+use super::blocks::{Beside, blocks_in, blocks_out, read_blocks_in, read_blocks_out};
 use super::entry::{WireEntry, entry_in, entry_out};
 use super::numbers::{epoch, loss_generation, lsn, stamp};
 use super::{
@@ -34,6 +35,9 @@ pub fn to_replica_out(
         }
         ToReplica::Fetch { request, prev, last } => {
             Body::Fetch(v1::Fetch { request: *request, prev: prev.0, last: last.0 })
+        }
+        ToReplica::ReadBlocks { request, committed, blocks } => {
+            Body::ReadBlocks(read_blocks_out(*request, *committed, blocks))
         }
         ToReplica::Append(append) => {
             assert!(
@@ -77,6 +81,7 @@ pub fn to_replica_in(
             prev: lsn(fetch.prev)?,
             last: lsn(fetch.last)?,
         },
+        Body::ReadBlocks(read) => read_blocks_in(read)?,
         Body::Append(append) => {
             payloads = append.entries.into_iter().map(entry_in).collect::<Result<_, _>>()?;
             ToReplica::Append(Append {
@@ -93,6 +98,7 @@ pub fn to_replica_in(
         | Body::Facts(_)
         | Body::CutDone(_)
         | Body::Entries(_)
+        | Body::Blocks(_)
         | Body::Ack(_)
         | Body::GapEnd(_)
         | Body::Closed(_)
@@ -113,15 +119,15 @@ pub(super) fn close_in(close: v1::CloseSession) -> Decoded<ToReplica> {
     Ok(ToReplica::Close { session, through, committed })
 }
 
-/// A message to the primary, with the payloads of fetched entries beside it. `RebuildStarted` has no
-/// place here: it goes over `Recover`.
+/// A message to the primary, with the payloads of fetched entries or blocks beside it. `RebuildStarted` has
+/// no place here: it goes over `Recover`.
 ///
 /// # Panics
-/// On a `RebuildStarted`, and if fetched headers are not those of `entries`.
+/// On a `RebuildStarted`, and if fetched headers, or the blocks that are held, are not those `beside` it.
 pub fn to_primary_out(
     lineage: Lineage,
     message: &ToPrimary,
-    entries: &[WireEntry],
+    beside: &Beside,
 ) -> v1::ReplicationMessage {
     let body = match message {
         ToPrimary::Alive { request } => Body::Alive(*request),
@@ -129,7 +135,11 @@ pub fn to_primary_out(
         ToPrimary::CutDone { request, durable } => {
             Body::CutDone(v1::CutDone { request: *request, durable: durable.0 })
         }
+        ToPrimary::Blocks { request, at, held, rotten } => {
+            Body::Blocks(blocks_out(&lineage, (*request, *at), held, rotten, beside.blocks()))
+        }
         ToPrimary::Entries { request, prev, entries: headers } => {
+            let entries = beside.entries();
             assert!(
                 headers.iter().eq(entries.iter().map(|entry| &entry.header)),
                 "the payloads of fetched entries are theirs"
@@ -156,12 +166,11 @@ pub fn to_primary_out(
     v1::ReplicationMessage { lineage: Some(lineage_out(lineage)), body: Some(body) }
 }
 
-/// What came from a replica, with fetched entries beside it.
-pub fn to_primary_in(
-    message: v1::ReplicationMessage,
-) -> Decoded<(Lineage, ToPrimary, Vec<WireEntry>)> {
+/// What came from a replica, with what travels beside it. Of fetched entries the caller still has to check
+/// the CRCs.
+pub fn to_primary_in(message: v1::ReplicationMessage) -> Decoded<(Lineage, ToPrimary, Beside)> {
     let lineage = lineage_in(message.lineage)?;
-    let mut payloads = Vec::new();
+    let mut beside = Beside::default();
     let message = match need(message.body, "body")? {
         Body::Alive(request) => ToPrimary::Alive { request },
         Body::Facts(facts) => {
@@ -172,12 +181,17 @@ pub fn to_primary_in(
             ToPrimary::CutDone { request: done.request, durable: lsn(done.durable)? }
         }
         Body::Entries(fetched) => {
-            payloads = fetched.entries.into_iter().map(entry_in).collect::<Result<_, _>>()?;
-            ToPrimary::Entries {
-                request: fetched.request,
-                prev: lsn(fetched.prev)?,
-                entries: payloads.iter().map(|entry| entry.header).collect(),
-            }
+            let entries: Vec<_> =
+                fetched.entries.into_iter().map(entry_in).collect::<Result<_, _>>()?;
+            let headers = entries.iter().map(|entry| entry.header).collect();
+            beside = Beside::Entries(entries);
+            let (request, prev) = (fetched.request, lsn(fetched.prev)?);
+            ToPrimary::Entries { request, prev, entries: headers }
+        }
+        Body::Blocks(told) => {
+            let (message, blocks) = blocks_in(&lineage, told)?;
+            beside = Beside::Blocks(blocks);
+            message
         }
         Body::Ack(ack) => ToPrimary::Ack {
             durable: lsn(ack.durable)?,
@@ -193,10 +207,11 @@ pub fn to_primary_in(
         | Body::Fence(_)
         | Body::Cut(_)
         | Body::Fetch(_)
+        | Body::ReadBlocks(_)
         | Body::Append(_)
         | Body::Close(_) => return bad("a question where an answer was expected"),
     };
-    Ok((lineage, message, payloads))
+    Ok((lineage, message, beside))
 }
 
 pub(super) fn closed_out(session: RecoveryId, achieved: Lsn) -> v1::Closed {

@@ -14,6 +14,8 @@ use sbk_engine::types::{
     AttachGeneration, BootId, Durability, Lba, LossGeneration, Lsn, Millis, TailId, WriteAck,
 };
 
+use sbk_proto::v1::replication_message::Body;
+
 use super::*;
 
 fn an_id() -> impl Strategy<Value = Uuid> {
@@ -191,6 +193,9 @@ fn a_question() -> impl Strategy<Value = (ToReplica, Vec<WireEntry>)> {
             ToReplica::Fetch { request, prev: Lsn(prev), last: Lsn(last) }
         )),
         an_append(),
+        (a_number(), a_number(), some_lbas(1)).prop_map(|(request, committed, blocks)| plain(
+            ToReplica::ReadBlocks { request, committed: Lsn(committed), blocks }
+        )),
         (a_session(), a_number()).prop_map(|(session, lsn)| {
             let (through, committed) = (Lsn(lsn), Lsn(lsn / 2));
             plain(ToReplica::Close { session, through, committed })
@@ -254,15 +259,35 @@ fn a_session_end() -> impl Strategy<Value = ToPrimary> {
     ]
 }
 
-fn fetched() -> impl Strategy<Value = (ToPrimary, Vec<WireEntry>)> {
+/// Blocks by themselves, ascending.
+fn some_lbas(least: usize) -> impl Strategy<Value = Vec<Lba>> {
+    btree_set(0..1u64 << 34, least..4).prop_map(|lbas| lbas.into_iter().map(Lba).collect())
+}
+
+fn told_blocks() -> impl Strategy<Value = (ToPrimary, Beside)> {
+    (a_number(), a_number(), some_lbas(0), some_lbas(0), any::<u8>()).prop_map(
+        |(request, at, held, rotten, fill)| {
+            let block = |lba: &Lba| WireBlock { lba: *lba, data: vec![fill; 4096].into() };
+            let beside = Beside::Blocks(held.iter().map(block).collect());
+            (ToPrimary::Blocks { request, at: Lsn(at), held, rotten }, beside)
+        },
+    )
+}
+
+fn fetched() -> impl Strategy<Value = (ToPrimary, Beside)> {
     (a_number(), a_number(), vec(an_entry(), 0..3)).prop_map(|(request, prev, entries)| {
         let headers = entries.iter().map(|entry| entry.header).collect();
-        (ToPrimary::Entries { request, prev: Lsn(prev), entries: headers }, entries)
+        let beside = Beside::Entries(entries);
+        (ToPrimary::Entries { request, prev: Lsn(prev), entries: headers }, beside)
     })
 }
 
-fn an_answer() -> impl Strategy<Value = (ToPrimary, Vec<WireEntry>)> {
-    prop_oneof![an_empty_answer().prop_map(|message| (message, Vec::new())), fetched()]
+fn an_answer() -> impl Strategy<Value = (ToPrimary, Beside)> {
+    prop_oneof![
+        an_empty_answer().prop_map(|message| (message, Beside::default())),
+        fetched(),
+        told_blocks(),
+    ]
 }
 
 fn an_empty_answer() -> impl Strategy<Value = ToPrimary> {
@@ -329,9 +354,38 @@ proptest! {
     }
 
     #[test]
-    fn answers_survive(lineage in a_lineage(), (message, entries) in an_answer()) {
-        let sent = over_the_wire(&to_primary_out(lineage, &message, &entries));
-        prop_assert_eq!(to_primary_in(sent), Ok((lineage, message, entries)));
+    fn answers_survive(lineage in a_lineage(), (message, beside) in an_answer()) {
+        let sent = over_the_wire(&to_primary_out(lineage, &message, &beside));
+        prop_assert_eq!(to_primary_in(sent), Ok((lineage, message, beside)));
+    }
+
+    /// A block's checksum is of whose it is and as of when, too: no other one passes for it.
+    #[test]
+    fn a_block_is_no_other_block(
+        lineage in a_lineage(),
+        lba in 0..1u64 << 34,
+        at in a_number(),
+        what in 0..5u8,
+    ) {
+        let lbas = vec![Lba(lba)];
+        let message = ToPrimary::Blocks { request: 1, at: Lsn(at), held: lbas, rotten: vec![] };
+        let block = WireBlock { lba: Lba(lba), data: vec![7; 4096].into() };
+        let mut sent = to_primary_out(lineage, &message, &Beside::Blocks(vec![block]));
+        prop_assert!(to_primary_in(sent.clone()).is_ok());
+        let other = |id: &Bytes| Bytes::from(id.iter().map(|byte| !byte).collect::<Vec<_>>());
+        let Some(lineage) = &mut sent.lineage else { panic!("it has one") };
+        let Some(Body::Blocks(told)) = &mut sent.body else { panic!("blocks were sent") };
+        match what {
+            0 => lineage.volume = other(&lineage.volume),
+            1 => {
+                let from = lineage.from.as_mut().expect("somebody says it");
+                from.id = other(&from.id);
+            }
+            2 => told.at ^= 1,
+            3 => told.held[0].lba ^= 1,
+            _ => told.held[0].data = vec![8; 4096].into(),
+        }
+        prop_assert!(to_primary_in(sent).is_err());
     }
 
     #[test]
