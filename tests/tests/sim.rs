@@ -57,6 +57,11 @@ fn bits_that_flip_at_rest_cost_one_copy_at_most() {
 }
 
 #[test]
+fn blocks_that_rot_are_read_from_another_replica() {
+    sweep("rotten", 0..120);
+}
+
+#[test]
 fn masters_that_change_lose_no_acknowledged_write() {
     sweep("masters", 0..60);
 }

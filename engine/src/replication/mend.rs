@@ -460,7 +460,7 @@ impl Primary {
             let newer = core.newest_uncommitted(single(*lba)).filter(|lsn| *lsn > mend.committed);
             assert!(
                 newer.is_none() || on(Bug::MendOverNewer),
-                "I2: block {lba} is being repaired as of {}, and {newer:?} changed it",
+                "L6: block {lba} is being repaired as of {}, and {newer:?} changed it",
                 mend.committed
             );
         }

@@ -101,11 +101,12 @@ impl World {
         })
     }
 
-    /// Whether the replica is open and its disk has the block sound.
+    /// Whether the replica is open, holds a whole image, and has the block sound in it.
     fn has_sound(&mut self, id: ReplicaId, lba: Lba) -> bool {
         let index = self.index(id);
         let node = &mut self.nodes[index];
-        if node.id != id || node.replica.is_none() || node.disk.memory.crashed() {
+        let whole = node.disk.shadow.kept.incomplete.is_none();
+        if node.id != id || node.replica.is_none() || !whole || node.disk.memory.crashed() {
             return false;
         }
         let plan = node.disk.store().plan_read_settled(BlockRange { lba, blocks: 1 });
