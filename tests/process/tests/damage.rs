@@ -1,5 +1,5 @@
-//! Data that a disk returns wrong: the client gets an error and never the data, and an operator is
-//! told.
+//! Data that a disk returns wrong, and nobody else has: the client gets an error and never the data, and an
+//! operator is told.
 
 use std::fs::OpenOptions;
 use std::os::unix::fs::FileExt;
@@ -90,9 +90,10 @@ async fn a_damaged_block_is_an_error_that_operators_see() {
 
     let diagnosis: Value = get_json(&node.http, "/diagnose").await.expect("a page");
     // Beside it there may be others, as of a machine that is busy.
-    assert!(diagnosis["complaints"].to_string().contains("1 reads were refused"), "{diagnosis}");
+    let told = "1 blocks did not match their checksums in this process, and 1 of them no other";
+    assert!(diagnosis["complaints"].to_string().contains(told), "{diagnosis}");
     let log = std::fs::read_to_string(dir.path().join("logs/datanode-1.log")).expect("a log");
-    assert!(log.contains("a read failed") && log.contains("extents"), "{log}");
+    assert!(log.contains("no other replica is in sync") && log.contains("extents"), "{log}");
     let info = cluster.client().get_volume("v").await.expect("answers");
     let report = compare(&info, LIMIT).await.expect("compares");
     assert!(!report.is_clean());

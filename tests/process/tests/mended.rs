@@ -1,0 +1,211 @@
+//! A block that rots on the primary's disk, with others that have it: clients read what they wrote, and all
+//! disks are right again in the end.
+
+use std::fs::{File, OpenOptions};
+use std::os::unix::fs::FileExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use sbk_cli::args::VolumeSpec;
+use sbk_cli::cluster_file::DatanodeEntry;
+use sbk_cli::commands::verify::compare;
+use sbk_cli::dev::cluster::{DevCluster, Options};
+use sbk_cli::dev::plan::Wanted;
+use sbk_cli::http::get_json;
+use sbk_cli::view::VolumeView;
+use sbk_cli::wait::{Look, answered, until};
+use sbk_cli::workload::nbd::NbdClient;
+use serde_json::Value;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
+use tokio::net::TcpStream;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const MIB: u64 = 1 << 20;
+const BLOCK: u64 = 4096;
+/// More than a checkpoint waits for.
+const WRITTEN: u64 = 80;
+/// The bytes of the volume in which a bit flips, each in a block of its own.
+const READ: u64 = MIB + 77;
+const MERGED: u64 = 3 * MIB + 2 * BLOCK + 1999;
+/// Where the image begins in the file of extents.
+const EXTENTS_HEADER: u64 = 4096;
+
+/// What is written to each MiB.
+fn content(mib: u64, round: u8) -> u8 {
+    round ^ mib as u8
+}
+
+struct Scene {
+    cluster: DevCluster,
+    dir: tempfile::TempDir,
+    primary: DatanodeEntry,
+}
+
+fn extents(node: &DatanodeEntry) -> PathBuf {
+    let replicas = std::fs::read_dir(node.data_dir.join("replicas")).expect("the replicas");
+    let replica = replicas.map(|entry| entry.expect("one").path()).next().expect("a replica");
+    replica.join("extents")
+}
+
+fn byte(path: &Path, at: u64) -> u8 {
+    let mut byte = [0];
+    let file = File::open(path).expect("the extents");
+    file.read_exact_at(&mut byte, EXTENTS_HEADER + at).expect("reads");
+    byte[0]
+}
+
+fn flip(node: &DatanodeEntry, at: u64) {
+    let path = extents(node);
+    let (was, file) = (byte(&path, at), OpenOptions::new().write(true).open(&path));
+    assert_eq!(was, content(at / MIB, 0xa0), "the block is in the extents");
+    file.expect("the extents").write_all_at(&[was ^ 4], EXTENTS_HEADER + at).expect("writes");
+}
+
+impl Scene {
+    /// Three replicas in sync, a volume that is written, and all of it in the extents.
+    async fn set() -> Self {
+        let dir = tempfile::tempdir().expect("dir");
+        let mut options = Options::new(dir.path().to_owned()).expect("options");
+        options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
+        options.limit = LIMIT;
+        options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
+        options.volumes = vec![VolumeSpec { name: "v".into(), size: 192 * MIB }];
+        let cluster = DevCluster::start(options).await.expect("the cluster starts");
+        let primary = cluster.file().datanodes[0].clone();
+        let mut scene = Self { cluster, dir, primary };
+        let view = scene.whole().await;
+        let is_primary = |node: &&DatanodeEntry| view.primary.as_ref() == Some(&node.id);
+        let nodes = &scene.cluster.file().datanodes;
+        scene.primary = nodes.iter().find(is_primary).expect("one of them").clone();
+        scene.write(0xa0, 0).await;
+        scene.checkpointed().await;
+        scene
+    }
+
+    async fn whole(&self) -> VolumeView {
+        let masters = self.cluster.client();
+        until("all in sync", LIMIT, async || {
+            answered(masters.get_volume("v").await, |info| {
+                let view = VolumeView::of(&info);
+                if view.is_whole() { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+            })
+        })
+        .await
+        .expect("comes about")
+    }
+
+    async fn client(&self) -> NbdClient {
+        let other = self.cluster.file().datanodes.iter().find(|node| node.id != self.primary.id);
+        NbdClient::connect(&other.expect("another one").nbd, "v").await.expect("connects")
+    }
+
+    async fn write(&self, round: u8, from: u64) {
+        let client = self.client().await;
+        for n in from..from + WRITTEN {
+            let data = Bytes::from(vec![content(n, round); MIB as usize]);
+            client.write(n * MIB, data).await.expect("writes");
+        }
+        client.disconnect().await;
+    }
+
+    /// A number of what the primary's node, or another one, shows of its replica.
+    async fn shown(&self, node: &DatanodeEntry, field: &str) -> Result<u64, String> {
+        let page: Value = get_json(&node.http, "/projection").await.map_err(|e| e.to_string())?;
+        let shown = page["volumes"][0]["view"][field].as_u64();
+        shown.ok_or_else(|| format!("no {field}: {page}"))
+    }
+
+    /// Waits until most of what was written last is in all extents: what is left is less than a checkpoint is
+    /// worth.
+    async fn checkpointed(&self) {
+        let end = self.shown(&self.primary, "end").await.expect("the primary tells");
+        for node in &self.cluster.file().datanodes {
+            until("a checkpoint", LIMIT, async || {
+                let checkpoint = self.shown(node, "checkpoint").await;
+                let done = checkpoint.as_ref().is_ok_and(|lsn| *lsn + WRITTEN - 8 > end);
+                Ok(if done {
+                    Look::Done(())
+                } else {
+                    Look::NotYet(format!("{checkpoint:?} of {end}"))
+                })
+            })
+            .await
+            .expect("comes about");
+        }
+    }
+
+    /// A counter of the primary.
+    async fn counted(&self, name: &str) -> u64 {
+        let mut stream = TcpStream::connect(&self.primary.http).await.expect("connects");
+        let request = format!("GET /metrics HTTP/1.0\r\nHost: {}\r\n\r\n", self.primary.http);
+        stream.write_all(request.as_bytes()).await.expect("asks");
+        let mut page = String::new();
+        stream.read_to_string(&mut page).await.expect("answers");
+        let name = format!("sbk_datanode_{name}_total");
+        let line = page.lines().find(|line| line.starts_with(&name)).expect("it is counted");
+        line.rsplit(' ').next().and_then(|count| count.parse().ok()).expect("a number")
+    }
+
+    async fn counts(&self) -> [u64; 4] {
+        let mut counts = [0; 4];
+        for (count, name) in
+            counts.iter_mut().zip(["blocks_rotten", "blocks_mended", "blocks_not_mended"])
+        {
+            *count = self.counted(name).await;
+        }
+        let page: Value = get_json(&self.primary.http, "/projection").await.expect("a page");
+        counts[3] = page["volumes"][0]["view"]["mends"]["mended"].as_u64().expect("a number");
+        counts
+    }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_block_that_rotted_is_read_from_another_replica_and_right_again_on_all_disks() {
+    let scene = Scene::set().await;
+    assert_eq!(scene.counts().await, [0; 4]);
+    flip(&scene.primary, READ);
+    flip(&scene.primary, MERGED);
+
+    let client = scene.client().await;
+    let read = client.read(MIB, MIB as u32).await.expect("another replica has it");
+    assert!(
+        read.iter().all(|byte| *byte == content(1, 0xa0)),
+        "what was written, and nothing else"
+    );
+    assert_eq!(scene.counts().await, [1, 1, 0, 1]);
+    // A part of the other block is written: the rest of it must be what it was.
+    let at = MERGED / BLOCK * BLOCK;
+    client.write(at + 512, Bytes::from(vec![0x77; 512])).await.expect("another replica has it");
+    let read = client.read(at, BLOCK as u32).await.expect("it is in the log");
+    let new = |n: usize| (512..1024).contains(&n);
+    let right = |(n, byte): (usize, &u8)| *byte == if new(n) { 0x77 } else { content(3, 0xa0) };
+    assert!(read.iter().enumerate().all(right));
+    assert_eq!(scene.counts().await, [2, 2, 0, 2]);
+    client.disconnect().await;
+
+    let diagnosis: Value = get_json(&scene.primary.http, "/diagnose").await.expect("a page");
+    let told =
+        "2 blocks did not match their checksums in this process, and 2 of them were repaired";
+    assert!(diagnosis["complaints"].to_string().contains(told), "{diagnosis}");
+    let nodes = scene.cluster.file().datanodes.clone();
+    let number = nodes.iter().position(|node| node.id == scene.primary.id).expect("one of them");
+    let log = scene.dir.path().join(format!("logs/datanode-{}.log", number + 1));
+    let log = std::fs::read_to_string(log).expect("a log");
+    assert!(log.contains("another replica is asked") && log.contains("logged again"), "{log}");
+
+    // The repairs are behind 80 MiB more, so a checkpoint has moved them.
+    scene.write(0x50, 100).await;
+    scene.checkpointed().await;
+    for node in &nodes {
+        for at in [READ, MERGED] {
+            assert_eq!(byte(&extents(node), at), content(at / MIB, 0xa0), "{}: byte {at}", node.id);
+        }
+    }
+    let info = scene.cluster.client().get_volume("v").await.expect("answers");
+    let report = compare(&info, LIMIT).await.expect("compares");
+    assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
+    assert_eq!(scene.counts().await, [2, 2, 0, 2], "it was read once more, and is right");
+    scene.whole().await;
+    scene.cluster.stop().await.expect("stops");
+}
