@@ -7,6 +7,7 @@ use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Input, Outcome, Output, Payload, Proposal};
 use sbk_engine::replication::log::{BlockRange, EntryHeader};
 use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToPrimary, ToReplica};
+use sbk_engine::replication::trace::TraceEvent;
 use sbk_engine::types::{Lba, Lsn, ReplicaId};
 use sbk_master_client::in_one_line;
 use tokio::task::block_in_place;
@@ -105,18 +106,21 @@ impl<D: Disk> Running<D> {
             }
             Output::Trace(event) => {
                 self.urgent = true;
-                tracing::info!(
-                    volume = %self.volume,
-                    replica = %self.me.id,
-                    epoch = %event.epoch,
-                    what = event.what,
-                    "{}",
-                    event.why
-                );
+                self.log(&event);
                 self.shared.trace.push(self.me.incarnation, event);
             }
         }
         Ok(())
+    }
+
+    fn log(&self, event: &TraceEvent) {
+        let (volume, replica, epoch, what) = (&self.volume, &self.me.id, &event.epoch, &event.what);
+        if matches!(what.as_str(), "rotten" | "not-mended") {
+            // A disk that returned wrong data is to be looked after, whoever had the right one.
+            tracing::warn!(%volume, %replica, %epoch, what, "{}", event.why);
+        } else {
+            tracing::info!(%volume, %replica, %epoch, what, "{}", event.why);
+        }
     }
 
     fn append(&mut self, headers: Vec<EntryHeader>, payload: Payload) -> Result<(), DiskError> {

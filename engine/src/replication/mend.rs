@@ -99,6 +99,10 @@ struct Waiting {
 pub(super) struct Mends {
     blocks: BTreeMap<Lba, Mend>,
     waiting: Vec<Waiting>,
+    /// Blocks that were given up and told of, some of them: a client that reads one again and again must not
+    /// fill the trace with it.
+    #[serde(default)]
+    lost: BTreeSet<Lba>,
 }
 
 impl Mends {
@@ -185,6 +189,9 @@ impl Primary {
         }
         if !new.is_empty() {
             core.mends.rotten += new.len() as u64;
+            new.retain(|lba| !self.mends.lost.contains(lba));
+        }
+        if !new.is_empty() {
             let by = match reader {
                 Reader::Request { .. } => String::new(),
                 Reader::Base { session } => format!(", found by the base lane of {session}"),
@@ -214,6 +221,7 @@ impl Primary {
     /// A block's repair is over; what waited for nothing else is read again.
     fn settled_block(&mut self, core: &mut Core, lba: Lba) {
         self.mends.blocks.remove(&lba);
+        self.mends.lost.remove(&lba);
         let waiting = std::mem::take(&mut self.mends.waiting);
         for mut waiting in waiting {
             if waiting.blocks.remove(&lba) && waiting.blocks.is_empty() {
@@ -316,7 +324,15 @@ impl Primary {
         }
         for (cause, blocks) in given_up {
             core.mends.not_mended += blocks.len() as u64;
-            core.trace("not-mended", format!("{}: {cause}", in_words(&blocks)));
+            let told = blocks.iter().copied().filter(|lba| !self.mends.lost.contains(lba));
+            let told: Vec<_> = told.collect();
+            if !told.is_empty() {
+                core.trace("not-mended", format!("{}: {cause}", in_words(&told)));
+            }
+            if self.mends.lost.len() >= MOST {
+                self.mends.lost.clear();
+            }
+            self.mends.lost.extend(told);
             let gone: BTreeSet<_> = blocks.into_iter().collect();
             self.mends.blocks.retain(|lba, _| !gone.contains(lba));
             let (failed, rest): (Vec<_>, Vec<_>) = std::mem::take(&mut self.mends.waiting)

@@ -329,6 +329,23 @@ fn where_nobody_can_have_it_the_read_fails_at_once() {
     assert_eq!(scene.counts(), (1, 0, 1));
 }
 
+/// A client that does not take the error for an answer must not push all else out of the trace.
+#[test]
+fn a_block_that_nobody_has_is_told_of_once() {
+    let mut scene = Scene::new(Durability::SyncAll, &[1], None);
+    let traced = |outputs: &[Output]| {
+        outputs.iter().filter(|output| matches!(output, Output::Trace(_))).count()
+    };
+    for again in 0..5 {
+        let tag = scene.read(8, 1);
+        let outputs = scene.rotten(tag, &[8]);
+        assert_eq!((failed(&outputs).len(), traced(&outputs)), (1, if again == 0 { 2 } else { 0 }));
+    }
+    assert_eq!(scene.counts(), (5, 0, 5));
+    let tag = scene.read(9, 1);
+    assert_eq!(traced(&scene.rotten(tag, &[9])), 2, "another one is");
+}
+
 #[test]
 fn where_it_is_rotten_on_all_the_read_fails_when_the_last_says_so() {
     let mut scene = Scene::three();

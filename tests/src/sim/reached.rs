@@ -29,10 +29,7 @@ impl World {
             "apart" => Mark::StoodForNothing,
             "crowded" => Mark::Crowded,
             "mend-overtaken" => Mark::MendOvertaken,
-            "not-mended" => {
-                self.summary.reads_failed += 1;
-                Mark::NotMended
-            }
+            "not-mended" => Mark::NotMended,
             "rotten" if event.why.contains("its primary asked") => Mark::AskedRotten,
             "handover-given-up" => Mark::HandoverGivenUp,
             "handover-unknown" => {

@@ -284,6 +284,8 @@ impl World {
     pub(super) fn check_not_mended(&mut self, index: usize, why: &str) {
         let silent = why.contains("gave it within");
         let all = why.contains("on every other in-sync replica");
+        let alone = why.contains("no other replica is in sync");
+        self.summary.reads_failed += u64::from(silent || all || alone);
         if !silent && !all {
             return;
         }
