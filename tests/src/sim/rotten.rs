@@ -185,11 +185,18 @@ impl World {
         blocks: &[RottenBlock],
     ) {
         let blocks = lbas(blocks);
+        let why = error.to_string();
+        self.check_cause(index, &why);
         for lba in &blocks {
             self.rots.found.entry((index, *lba)).or_default().insert(finder);
         }
-        let why = error.to_string();
         self.step(index, Input::Rotten { reader, blocks, why }, Vec::new());
+    }
+
+    /// Where no bit flips in blocks, one that does not match its checksum is one that a store lost: a repair must
+    /// not hide that.
+    fn check_cause(&self, index: usize, why: &str) {
+        assert!(self.faults.rot, "I2: nothing rots, and node {index} has a damaged block: {why}");
     }
 
     /// Reads blocks for a primary, at a time of its own.
@@ -240,6 +247,7 @@ impl World {
         let entries: Vec<_> = held.iter().map(entry).collect();
         let held = held.into_iter().map(|(lba, _)| lba).collect();
         if !rotten.is_empty() {
+            self.check_cause(index, &why);
             let (reader, blocks) = (Reader::Asked, rotten.clone());
             self.step(index, Input::Rotten { reader, blocks, why }, Vec::new());
         }
