@@ -97,7 +97,7 @@ fn rotten(seed: u64) -> Faults {
         blink: safe && seed % 4 == 2,
         partition: safe && seed % 8 == 5,
         slow_link: seed % 7 == 3,
-        short_wal: seed % 4 != 0,
+        short_wal: !seed.is_multiple_of(4),
         drift: seed % 5 == 2,
         impatient: seed % 9 == 8,
         busy: [8, 15, 25][(seed / 3 % 3) as usize],
