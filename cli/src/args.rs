@@ -250,6 +250,29 @@ is primary takes it back.")]
         #[command(flatten)]
         wait: WaitArgs,
     },
+    /// Give a volume another size, while it is in use
+    #[command(after_help = "\
+Examples:
+  sbkctl volume resize db 20GiB
+  sbkctl volume resize db 5GiB --yes
+
+Growing needs room on the nodes of all its replicas. It shrinks only if nothing is stored beyond the new end:
+trim that first (shrink the file system, then blkdiscard or fstrim). If there is data the volume keeps its
+size. Clients that are connected see another size when they connect again; after a shrink their requests
+beyond the end fail. The size that the volume has takes back a resize that is still under way.")]
+    Resize {
+        /// Name or UUID
+        volume: String,
+        /// The new size, such as 20GiB; a multiple of 4 KiB
+        #[arg(value_parser = parse_size)]
+        size: u64,
+        /// Do not ask whether it may shrink
+        #[arg(long)]
+        yes: bool,
+        /// Whether to wait
+        #[command(flatten)]
+        wait: WaitArgs,
+    },
     /// Limit what a volume's clients may do, all together: at once, for a volume in use too
     #[command(after_help = "\
 Examples:

@@ -17,8 +17,12 @@ pub struct VolumeView {
     pub name: String,
     /// Its UUID.
     pub id: String,
-    /// Its size.
+    /// Its size, as it is published.
     pub size_bytes: u64,
+    /// The size that it is to have; `null` if no other is wished.
+    pub wished_size_bytes: Option<u64>,
+    /// The last smaller size that was wished, if it could not be; `null` otherwise.
+    pub size_refused: Option<SizeRefusedView>,
     /// How many replicas it is to have.
     pub replicas: u32,
     /// `sync_all`, `sync_quorum` or `best_effort`.
@@ -48,6 +52,15 @@ pub struct VolumeView {
     pub may_hold_unflushed: Vec<String>,
     /// Each replica.
     pub members: Vec<MemberView>,
+}
+
+/// A size that a volume could not have, for it has data beyond it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct SizeRefusedView {
+    /// The size.
+    pub size_bytes: u64,
+    /// Where there is data: the offset of the first block that was found, in bytes.
+    pub data_at: u64,
 }
 
 /// One replica of a volume.
@@ -119,6 +132,11 @@ impl VolumeView {
             name: info.name.clone(),
             id: id_text(&info.id),
             size_bytes: info.size_bytes,
+            wished_size_bytes: some(info.wished_size_bytes),
+            size_refused: info.size_refused.map(|refused| SizeRefusedView {
+                size_bytes: refused.size_bytes,
+                data_at: refused.offset,
+            }),
             replicas: info.replicas,
             durability: durability(info.durability()),
             write_ack: write_ack(info.write_ack()),
@@ -160,6 +178,24 @@ impl VolumeView {
         }
     }
 
+    fn short_size(&self) -> String {
+        let to = self.wished_size_bytes.map(|to| format!(" -> {}", show_size(to)));
+        show_size(self.size_bytes) + &to.unwrap_or_default()
+    }
+
+    fn size_words(&self) -> String {
+        let size = show_size(self.size_bytes);
+        match (self.wished_size_bytes, &self.size_refused) {
+            (Some(to), _) => format!("{size}, is to have {}", show_size(to)),
+            (None, Some(refused)) => format!(
+                "{size}; it could not have {}, for there is data at byte {}",
+                show_size(refused.size_bytes),
+                refused.data_at
+            ),
+            (None, None) => size,
+        }
+    }
+
     fn limit_words(&self) -> String {
         let iops = self.iops.map(|n| format!("{n} requests/s"));
         let bandwidth = self.bandwidth.map(|n| format!("{}/s", show_size(n)));
@@ -177,7 +213,7 @@ impl VolumeView {
         let head = pairs(&[
             ("name", self.name.clone()),
             ("id", self.id.clone()),
-            ("size", show_size(self.size_bytes)),
+            ("size", self.size_words()),
             ("durability", format!("{}, acknowledged when {}", self.durability, self.write_ack)),
             ("limits", self.limit_words()),
             ("epoch", self.epoch.map_or_else(none, |e| e.to_string())),
@@ -240,7 +276,7 @@ pub fn volume_table(volumes: &[VolumeView]) -> String {
     let rows = volumes.iter().map(|v| {
         vec![
             v.name.clone(),
-            show_size(v.size_bytes),
+            v.short_size(),
             v.durability_words(),
             v.epoch.map_or_else(|| "-".to_owned(), |e| e.to_string()),
             format!("{}/{}", v.isr.len(), v.replicas),

@@ -55,6 +55,7 @@ fn config() -> Config {
         write_ack: WriteAck::Durable,
         min_in_sync: 2,
         blocks: 16,
+        wished_blocks: None,
         loss_generation: LossGeneration(0),
         handed_over_by: None,
         tails: BTreeMap::new(),

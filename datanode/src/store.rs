@@ -338,6 +338,11 @@ impl Disk for KeptStore {
         ReadPlan::new(move || plan.run(most).map_err(disk_error("look which blocks are holes")))
     }
 
+    fn find_data(&self, first: Lba, end: u64) -> ReadPlan<Option<Lba>> {
+        let plan = self.store.plan_find_data(first, end);
+        ReadPlan::new(move || plan.run().map_err(disk_error("look for data beyond the new end")))
+    }
+
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan {
         let plan = self.store.plan_read_committed(range);
         CommittedReadPlan::new(move || plan.run().map_err(disk_error("read blocks")))
@@ -384,6 +389,7 @@ impl Disk for KeptStore {
                     lsn: digest.lsn,
                     digest: digest.digest,
                     committed: digest.committed,
+                    blocks: digest.blocks,
                     damaged: digest.damaged,
                 }),
                 Ok(None) => {

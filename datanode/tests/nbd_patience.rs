@@ -42,6 +42,7 @@ async fn server_within(params: Params) -> SocketAddr {
         id: VolumeId(Uuid::from_u128(n)),
         name: format!("vol{n}"),
         blocks: 1 << 20,
+        created_blocks: 1 << 20,
         replicas: BTreeMap::new(),
         config: None,
         deleted: false,

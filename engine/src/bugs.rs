@@ -42,6 +42,20 @@ macro_rules! bugs {
 }
 
 bugs! {
+    /// A volume's new size is published before its entry is committed. [A failover cut the entry, and clients
+    /// had been told of a size that the volume did not have.]
+    PublishUncommitted,
+    /// A new primary publishes the size that it knows to be committed before it has committed what it found in
+    /// its log. [Its predecessor had published another one, and clients lost what they were told they had.]
+    PublishUnsettled,
+    /// Until a smaller size is committed, requests are taken that reach beyond it. [A write beyond the end was
+    /// logged behind the resize, and stood there when the volume grew again.]
+    BeyondTheEnd,
+    /// A volume shrinks without a look for data beyond its new end. [Acknowledged data was gone.]
+    ShrinkUnseen,
+    /// A volume shrinks although beyond its new end something was written while that was looked at. [Data that
+    /// was acknowledged meanwhile was gone.]
+    ShrinkUnderWrites,
     /// A primary logs in its epoch, however many epochs begin above what is committed. [Its table of epochs
     /// has no room for the next one, nor has that of any other replica, and the volume is closed for good.]
     LogInAnyEpoch,

@@ -270,8 +270,12 @@ pub struct Config {
     pub write_ack: WriteAck,
     /// Fewest in-sync replicas with which the volume commits, 1 or more.
     pub min_in_sync: u32,
-    /// The volume's size in blocks.
+    /// The volume's size in blocks, as it is published: the log may have another one already.
     pub blocks: u64,
+    /// The size in blocks that an operator wants the volume to have, if it is another one. It is part of
+    /// the configuration so that a primary never acts on a wish that was taken back before its epoch.
+    #[serde(default)]
+    pub wished_blocks: Option<u64>,
     /// The volume's loss generation.
     pub loss_generation: LossGeneration,
     /// The primary that handed this tenure over, if that is how it began. It had stopped before it

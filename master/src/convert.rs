@@ -8,7 +8,7 @@ use sbk_engine::authority::{
 };
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{
-    BootId, Config, Incarnation, NodeId, ReplicaId, ReplicaRef, TailId, VolumeId,
+    BootId, Config, Incarnation, Lba, NodeId, ReplicaId, ReplicaRef, TailId, VolumeId,
 };
 use sbk_proto::v1;
 use tonic::Status;
@@ -93,6 +93,7 @@ pub(crate) fn config(config: &Config) -> v1::Config {
         durability: durability(config.durability).into(),
         write_ack: write_ack(config.write_ack).into(),
         handed_over_by: config.handed_over_by.map(reference),
+        wished_blocks: config.wished_blocks.unwrap_or(0),
         tails: config
             .tails
             .iter()
@@ -156,6 +157,10 @@ pub(crate) fn change(raw: Option<&v1::propose_isr_request::Change>) -> Result<Is
         Some(Change::Burn(_)) => Ok(IsrChange::Burn),
         Some(Change::YieldTo(to)) => Ok(IsrChange::Yield { to: replica_ref(Some(to))? }),
         Some(Change::HandOverTo(to)) => Ok(IsrChange::HandOver { to: replica_ref(Some(to))? }),
+        Some(Change::Resized(blocks)) => Ok(IsrChange::Resized { blocks: *blocks }),
+        Some(Change::KeepSize(v1::KeepSize { wished, lba })) => {
+            Ok(IsrChange::KeepSize { wished: *wished, lba: Lba(*lba) })
+        }
         None => Err(Status::invalid_argument("the proposal names no change")),
     }
 }
@@ -232,7 +237,8 @@ pub(crate) fn assignment(volume: &AssignedVolume) -> v1::VolumeAssignment {
     v1::VolumeAssignment {
         volume: bytes(volume.id.0),
         name: volume.spec.name.clone(),
-        blocks: volume.spec.blocks,
+        blocks: volume.blocks,
+        created_blocks: volume.spec.blocks,
         replicas: volume
             .replicas
             .iter()

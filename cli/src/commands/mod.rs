@@ -18,6 +18,7 @@ pub mod node;
 pub mod projection;
 pub mod recover;
 pub mod replay;
+mod resize;
 pub mod verify;
 pub mod volume;
 

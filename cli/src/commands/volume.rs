@@ -1,4 +1,4 @@
-//! `sbkctl volume create | list | show | limit | delete`.
+//! `sbkctl volume create | list | show | limit | delete`, and where the others are.
 
 use std::io::{BufRead, IsTerminal, Write};
 use std::time::Duration;
@@ -47,6 +47,9 @@ pub async fn run(context: &Context, command: VolumeCommand) -> anyhow::Result<()
                         .into())
                 }
             }
+        }
+        VolumeCommand::Resize { volume, size, yes, wait } => {
+            super::resize::run(context, &volume, size, yes, wait).await
         }
         VolumeCommand::Limit { volume, limits } => {
             let LimitArgs { iops, bandwidth, burst } = limits;

@@ -29,8 +29,10 @@ pub struct Volume {
     pub id: VolumeId,
     /// Its name, unique among volumes that are not deleted.
     pub name: String,
-    /// Its size in blocks.
+    /// Its size in blocks, as it is published.
     pub blocks: u64,
+    /// The size in blocks that it was created with, in which an empty replica is made.
+    pub created_blocks: u64,
     /// Every replica, confirmed or not, and where it is.
     pub replicas: BTreeMap<ReplicaId, Replica>,
     /// Replicas that left the list, and where they are: to be removed.
@@ -55,6 +57,14 @@ pub struct Replica {
     pub addr: String,
     /// Its create was confirmed.
     pub confirmed: bool,
+}
+
+impl Volume {
+    /// Its size in blocks, as it was published last as far as is known here: a replica may have told a newer
+    /// configuration than the masters have pushed.
+    pub fn published_blocks(&self) -> u64 {
+        self.config.as_ref().map_or(self.blocks, |config| config.blocks)
+    }
 }
 
 impl Catalogue {

@@ -43,6 +43,7 @@ fn volume(told: v1::VolumeAssignment) -> Result<Volume, Malformed> {
         id: convert::volume_id(&told.volume)?,
         name: told.name,
         blocks: told.blocks,
+        created_blocks: if told.created_blocks == 0 { told.blocks } else { told.created_blocks },
         replicas,
         retired: told
             .retired

@@ -328,7 +328,7 @@ impl<S: Storage> Agent<S> {
             return;
         }
         match self.locals.get(&id) {
-            None => self.create(id, *replica, volume.blocks),
+            None => self.create(id, *replica, volume.created_blocks),
             Some(local) if local.handle.replica == *replica => self.confirm(id, *replica),
             // Another replica of the volume is here: that is reported, and nothing overwritten.
             Some(_) => {}

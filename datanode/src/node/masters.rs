@@ -224,6 +224,10 @@ async fn ask(client: &MasterClient, proposal: &Proposal) -> Control {
         IsrChange::Burn => Change::Burn(true),
         IsrChange::Yield { to } => Change::YieldTo(replica_ref_out(*to)),
         IsrChange::HandOver { to } => Change::HandOverTo(replica_ref_out(*to)),
+        IsrChange::Resized { blocks } => Change::Resized(*blocks),
+        IsrChange::KeepSize { wished, lba } => {
+            Change::KeepSize(v1::KeepSize { wished: *wished, lba: lba.0 })
+        }
     };
     let request = v1::ProposeIsrRequest {
         volume: id_bytes(proposal.volume.0),

@@ -94,6 +94,8 @@ pub struct RegionDigest {
     pub digest: u32,
     /// As of which committed LSN.
     pub committed: Lsn,
+    /// How many blocks of the region the volume has, as of that.
+    pub blocks: u64,
     /// Damaged blocks found.
     pub damaged: u32,
 }
@@ -165,6 +167,8 @@ pub trait Disk: Send + Sized + 'static {
     /// Looks which of these blocks are holes as they are logged now: tells all runs, or the first
     /// `most`.
     fn allocation(&self, range: BlockRange, most: usize) -> ReadPlan<Vec<Run>>;
+    /// Looks for the first block from `first` on and before `end` that is no hole, as it is logged now.
+    fn find_data(&self, first: Lba, end: u64) -> ReadPlan<Option<Lba>>;
     /// Reads blocks as they are committed now, whatever is logged above: nothing in them can be cut
     /// any more.
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan;

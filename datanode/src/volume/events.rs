@@ -56,6 +56,8 @@ pub enum PeerEvent {
     LogUnreadable { incarnation: Incarnation, generation: u64, lsn: Lsn, what: String },
     /// Blocks that the primary asked for don't match their checksums here either.
     AskedRotten { incarnation: Incarnation, blocks: Vec<Lba>, why: String },
+    /// The own blocks were looked at, in an opening of the store, for a search of its primary.
+    DataFound { incarnation: Incarnation, search: u64, found: Option<Lba>, error: Option<String> },
     /// Receiver: base blocks of a session, their CRC checked.
     BaseBlocks {
         session: RecoveryId,

@@ -72,6 +72,7 @@ impl<D: Disk> Running<D> {
                 };
                 self.wanted_reads.push(WantedRead { stream, tag, plan });
             }
+            Output::FindData { search, first, end } => self.find_data(search, first, end),
             Output::ToReplica { addr, lineage, message } => {
                 self.tell_replica(addr, lineage, message)?;
             }
@@ -356,6 +357,21 @@ impl<D: Disk> Running<D> {
         });
     }
 
+    /// Looks for data beside this task: a large volume's may take long.
+    fn find_data(&self, search: u64, first: Lba, end: u64) {
+        let plan = self.disk.find_data(first, end);
+        let (events, incarnation) = (self.shared.peers.clone(), self.me.incarnation);
+        tokio::task::spawn_blocking(move || {
+            let (found, error) = match plan.run() {
+                Ok(found) => (found, None),
+                Err(error) => (None, Some(error.to_string())),
+            };
+            let event = PeerEvent::DataFound { incarnation, search, found, error };
+            // A volume task that has ended needs no answer.
+            let _ended = events.blocking_send(event);
+        });
+    }
+
     /// The way to a replica is blocked: its queue is full, or its stream just ended.
     fn blocked(&mut self, replica: ReplicaId) {
         self.inbox.push_back(Input::Unreachable { replica, refused: false });
@@ -367,7 +383,7 @@ impl<D: Disk> Running<D> {
             self.inbox.push_back(Input::BaseFailed { session, cause });
             return;
         };
-        let blocks = self.replica.config().map_or(0, |config| config.blocks);
+        let blocks = self.replica.view(clock::now()).committed_blocks;
         lane.start(BaseSource {
             base: mark.base,
             reads: self.base_reads.clone(),

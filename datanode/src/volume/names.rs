@@ -49,6 +49,7 @@ pub(super) fn input(input: &Input) -> &'static str {
         Input::Request { .. } => "request",
         Input::ReadDone { .. } => "read_done",
         Input::Rotten { .. } => "rotten",
+        Input::DataFound { .. } => "data_found",
         Input::Tick => "tick",
     }
 }
@@ -60,6 +61,7 @@ pub(super) fn output(output: &Output) -> &'static str {
         Output::Wipe { .. } => "wipe",
         Output::FinishRebuild { .. } => "finish_rebuild",
         Output::Append { .. } => "append",
+        Output::FindData { .. } => "find_data",
         Output::Committed(_) => "committed",
         Output::Pin { .. } => "pin",
         Output::Unpin { .. } => "unpin",

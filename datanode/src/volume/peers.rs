@@ -79,6 +79,12 @@ impl<D: Disk> Running<D> {
                 }
                 Ok(())
             }
+            PeerEvent::DataFound { incarnation, search, found, error } => {
+                if incarnation == self.me.incarnation {
+                    self.step(Input::DataFound { search, found, error }).await?;
+                }
+                Ok(())
+            }
             PeerEvent::BaseBlocks { session, lineage, lba, data, answers } => {
                 if self.receiving == Some(session) {
                     block_in_place(|| self.disk.write_base(lba, &data))?;

@@ -40,6 +40,7 @@ fn told(region: Result<RegionDigest, DiskError>) -> Result<v1::VerifyRegion, ton
         digest: region.digest,
         committed: region.committed.0,
         damaged: region.damaged,
+        blocks: region.blocks,
     })
 }
 
@@ -54,7 +55,7 @@ mod tests {
 
     fn endless() -> VerifyPlan {
         let (lsn, committed) = (Lsn(1), Lsn(1));
-        let region = RegionDigest { region: 0, lsn, digest: 0, committed, damaged: 0 };
+        let region = RegionDigest { region: 0, lsn, digest: 0, committed, blocks: 1, damaged: 0 };
         Box::new(move || Some(Ok(region)))
     }
 

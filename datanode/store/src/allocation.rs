@@ -6,7 +6,7 @@
 use std::ops::{ControlFlow, Range};
 
 use sbk_engine::replication::log::BlockRange;
-use sbk_engine::types::{Lsn, REGION_BLOCKS};
+use sbk_engine::types::{Lba, Lsn, REGION_BLOCKS};
 
 use super::core::Store;
 use super::error::ReadError;
@@ -89,6 +89,44 @@ impl AllocationPlan {
     }
 }
 
+/// A look for the first block that is no hole.
+#[derive(Debug)]
+pub struct FindDataPlan(AllocationPlan);
+
+impl FindDataPlan {
+    /// The first block that may be anything but zeros; `None` if all are holes. Blocks the thread.
+    pub fn run(self) -> Result<Option<Lba>, ReadError> {
+        let AllocationPlan { read, written } = self.0;
+        let first_region = read.range.start / REGION_BLOCKS;
+        for Piece { range, source } in &read.pieces {
+            match source {
+                Source::Zeros => {}
+                Source::Memory(_) | Source::Wal { .. } => return Ok(Some(Lba(range.start))),
+                Source::Extents => {
+                    for part in by_region(range.clone()) {
+                        let region = (part.start / REGION_BLOCKS - first_region) as usize;
+                        if !written.get(region).copied().unwrap_or(false) {
+                            continue;
+                        }
+                        let mut at = part.start;
+                        let flow = read.image.holes(part, |blocks, hole| {
+                            if !hole {
+                                return ControlFlow::Break(());
+                            }
+                            at += blocks;
+                            ControlFlow::Continue(())
+                        })?;
+                        if flow.is_break() {
+                            return Ok(Some(Lba(at)));
+                        }
+                    }
+                }
+            }
+        }
+        Ok(None)
+    }
+}
+
 /// `range`, cut where regions begin.
 fn by_region(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
     let mut at = range.start;
@@ -102,7 +140,15 @@ fn by_region(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 impl Store {
     /// Looks which of these blocks are holes as they are logged now.
     pub fn plan_allocation(&self, range: BlockRange) -> AllocationPlan {
-        let read = self.plan_read(range);
+        self.allocation_of(self.plan_read(range))
+    }
+
+    /// Looks for the first block from `first` on and before `end` that is no hole as it is logged now.
+    pub fn plan_find_data(&self, first: Lba, end: u64) -> FindDataPlan {
+        FindDataPlan(self.allocation_of(self.plan_read_of(first.0..end)))
+    }
+
+    fn allocation_of(&self, read: ReadPlan) -> AllocationPlan {
         let regions = read.range.start / REGION_BLOCKS..read.range.end.div_ceil(REGION_BLOCKS);
         // What an entry wrote that is in the WAL alone is a piece of its own.
         let table = self.checkpointed_regions();

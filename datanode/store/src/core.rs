@@ -170,7 +170,10 @@ impl Store {
 
     /// Reads blocks as they are logged now. Blocks behind the volume's end are zeros.
     pub fn plan_read(&self, range: BlockRange) -> ReadPlan {
-        let range = range.lba.0..range.end();
+        self.plan_read_of(range.lba.0..range.end())
+    }
+
+    pub(super) fn plan_read_of(&self, range: Range<u64>) -> ReadPlan {
         let pieces = self.map.lookup(range.clone()).into_iter();
         let pieces = pieces.map(|(range, span)| self.piece(range, span)).collect();
         let (image, rewriting) = (Arc::clone(&self.image), Arc::clone(&self.rewriting));

@@ -22,6 +22,8 @@ pub struct Digest {
     pub digest: u32,
     /// As of which committed LSN.
     pub committed: Lsn,
+    /// How many blocks it covers: fewer than a region has at the volume's end, as the replica has it.
+    pub blocks: u64,
     /// Blocks that don't match their checksum; they count as zeros in the digest.
     pub damaged: u32,
 }
@@ -111,7 +113,8 @@ impl DigestPlan {
             return Ok(None);
         }
         let (committed, digest) = (self.committed, crc32c(&data));
-        Ok(Some(Digest { region, lsn, digest, committed, damaged }))
+        let blocks = range.end - range.start;
+        Ok(Some(Digest { region, lsn, digest, committed, blocks, damaged }))
     }
 
     /// `range` in pieces: those in the WAL, the rest in the extents.

@@ -2,8 +2,8 @@
 //!
 //! A [`Store`] is owned by one task and is the only writer of its directory. What may take long is
 //! handed out as a plan that runs on a thread that may block ([`WalBatch`], [`ReadPlan`],
-//! [`CommittedReadPlan`], [`SettledReadPlan`], [`AllocationPlan`], [`LogReadPlan`], [`CheckpointPlan`], [`DigestPlan`]);
-//! its outcome is given back. The rest blocks the caller, durably done when it returns:
+//! [`CommittedReadPlan`], [`SettledReadPlan`], [`AllocationPlan`], [`FindDataPlan`], [`LogReadPlan`],
+//! [`CheckpointPlan`], [`DigestPlan`]); its outcome is given back. The rest blocks the caller, durably done when it returns:
 //! [`Store::persist`], [`Store::cut`], [`Store::wipe`], [`Store::finish_rebuild`].
 //!
 //! An entry is readable and counts as logged once it was appended; it is durable once its batch is
@@ -37,7 +37,7 @@ use std::ops::Range;
 use sbk_engine::replication::log::{EntryHeader, EntryKind};
 use sbk_engine::types::REGION_BLOCKS;
 
-pub use self::allocation::{AllocationPlan, Run};
+pub use self::allocation::{AllocationPlan, FindDataPlan, Run};
 pub use self::batch::{BatchResult, SyncResult, WalBatch, WalSync};
 pub use self::checkpoint::{CheckpointDone, CheckpointPlan};
 pub use self::committed::CommittedReadPlan;

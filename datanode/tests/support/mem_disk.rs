@@ -519,6 +519,14 @@ impl Disk for MemDisk {
         })
     }
 
+    fn find_data(&self, first: Lba, end: u64) -> ReadPlan<Option<Lba>> {
+        let range = BlockRange { lba: first, blocks: (end - first.0) as u32 };
+        self.read(range).then(move |data| {
+            let mut blocks = (first.0..).zip(data.chunks_exact(4096));
+            blocks.find(|(_, block)| block.iter().any(|byte| *byte != 0)).map(|(at, _)| Lba(at))
+        })
+    }
+
     fn read_committed(&self, range: BlockRange) -> CommittedReadPlan {
         let committed = self.committed.min(self.disk().durable);
         let (data, rotten) = (self.as_of(range, committed), self.rotten(range, committed));

@@ -163,6 +163,7 @@ impl Cluster {
             write_ack: sbk_engine::types::WriteAck::Durable,
             min_in_sync,
             blocks,
+            wished_blocks: None,
             loss_generation: LossGeneration(0),
             handed_over_by: None,
             tails: std::collections::BTreeMap::new(),
@@ -239,6 +240,7 @@ impl Cluster {
             id: config.volume,
             name: "vol".to_owned(),
             blocks: config.blocks,
+            created_blocks: config.blocks,
             replicas: replicas.collect(),
             config: Some(config.clone()),
             deleted: false,
@@ -347,6 +349,11 @@ async fn decide(
                         config.isr.insert(replica.id);
                     }
                     IsrChange::Burn => {}
+                    IsrChange::Resized { blocks } => {
+                        config.blocks = blocks;
+                        config.wished_blocks = config.wished_blocks.filter(|to| *to != blocks);
+                    }
+                    IsrChange::KeepSize { .. } => config.wished_blocks = None,
                     IsrChange::Yield { to } => {
                         config.primary = to;
                         config.since = config.epoch.next();

@@ -10,7 +10,7 @@ use super::placement;
 use super::refusal::Refusal;
 use super::state::{
     Assignment, ClusterId, CreateId, MAX_NODES, MAX_REGISTERED_REPLICAS, MAX_VOLUMES,
-    RegisteredReplica, Registration, Replica, State, Tombstone, Volume, Wish, WriteAck,
+    RegisteredReplica, Registration, Replica, State, Tombstone, Volume, VolumeSpec, Wish, WriteAck,
 };
 use crate::types::{Epoch, LossGeneration, NodeId, ReplicaId, ReplicaRef, VolumeId};
 
@@ -73,6 +73,9 @@ impl State {
             Command::SetWish { volume, wish } => self.set_wish(*volume, wish),
             Command::WishPrimary { volume, replica } => self.wish_primary(*volume, *replica),
             Command::SetLimits { volume, change } => self.set_limits(*volume, *change),
+            Command::WishSize { volume, size_bytes, shrink, overcommit_percent } => {
+                self.wish_size(*volume, *size_bytes, *shrink, *overcommit_percent)
+            }
             Command::SetDuty { node, duty } => self.set_duty(*node, *duty),
             Command::ForgetNode { node } => self.forget_node(*node),
             Command::DeleteVolume { volume } => self.delete(*volume),
@@ -188,6 +191,7 @@ impl State {
             retired: BTreeMap::new(),
             wish: Wish::default(),
             limits: request.limits,
+            size_refused: None,
             assignment: None,
             changed,
         };
@@ -313,6 +317,8 @@ impl State {
             handed_over_by: None,
             tails,
             missing: BTreeSet::new(),
+            blocks: None,
+            wished_blocks: None,
         };
         let revision = self.bump();
         let volume = self.volumes.get_mut(&id).expect("found above");
@@ -333,10 +339,11 @@ impl State {
         let changed = self.bump();
         let volume = self.volumes.remove(&id).expect("checked: the volume is live");
         let last = volume.assignment.as_ref().map_or(Epoch(0), |a| a.epoch);
+        let blocks = volume.blocks();
         let tombstone = Tombstone {
             id,
             create: volume.create,
-            spec: volume.spec,
+            spec: VolumeSpec { blocks, ..volume.spec },
             epoch: last.next(),
             // Also those not confirmed: their create may have been carried out, or still be.
             remaining: volume

@@ -88,7 +88,9 @@ impl State {
             IsrChange::Leave { .. }
             | IsrChange::Burn
             | IsrChange::Yield { .. }
-            | IsrChange::HandOver { .. } => None,
+            | IsrChange::HandOver { .. }
+            | IsrChange::Resized { .. }
+            | IsrChange::KeepSize { .. } => None,
         };
         let joined = joined.filter(|_| self.acks_written(volume));
         let isr = match change {
@@ -97,6 +99,8 @@ impl State {
             IsrChange::Burn => assignment.isr.clone(),
             IsrChange::Yield { to } => return self.yield_to(volume, expected, *to),
             IsrChange::HandOver { to } => return self.hand_over(volume, expected, *to),
+            IsrChange::Resized { blocks } => return self.publish_size(volume, *blocks),
+            IsrChange::KeepSize { wished, lba } => return self.keep_size(volume, *wished, *lba),
         };
         if let IsrChange::Join { replica } = change {
             self.mark_complete(volume, replica.id);

@@ -51,8 +51,8 @@ impl State {
         if listed >= 2 * live.spec.replicas {
             return Err(Refusal::TooManyReplicas { volume, listed });
         }
-        if free_bytes(self, registered, overcommit_percent) < live.spec.bytes() {
-            return Err(Refusal::NoRoom { node, size_bytes: live.spec.bytes() });
+        if free_bytes(self, registered, overcommit_percent) < live.claimed_bytes() {
+            return Err(Refusal::NoRoom { node, size_bytes: live.claimed_bytes() });
         }
         match is_used(self, replica) {
             true => Err(Refusal::BadPlacement { why: "a replica id is in use".to_owned() }),

@@ -14,6 +14,9 @@ pub struct AssignedVolume {
     pub id: VolumeId,
     /// What it was created as.
     pub spec: VolumeSpec,
+    /// Its size in blocks, as it is published. A replica is created in the size of `spec`: that is what an
+    /// empty log implies, and what came later is in the log.
+    pub blocks: u64,
     /// Its replicas. Of a live volume: all. Of a deleted one: those still to be removed.
     pub replicas: Vec<AssignedReplica>,
     /// Replicas of a live volume that left its list, and where they are: to be removed.
@@ -62,6 +65,7 @@ impl State {
         AssignedVolume {
             id: volume.id,
             spec: volume.spec.clone(),
+            blocks: volume.blocks(),
             replicas: volume.replicas.iter().filter_map(|(id, r)| self.replica(*id, r)).collect(),
             retired: volume.retired.clone(),
             wish: volume.wish.clone(),
@@ -80,6 +84,7 @@ impl State {
         AssignedVolume {
             id: tombstone.id,
             spec: tombstone.spec.clone(),
+            blocks: tombstone.spec.blocks,
             replicas: replicas.collect(),
             retired: BTreeMap::new(),
             wish: Wish::default(),

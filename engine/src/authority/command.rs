@@ -189,6 +189,18 @@ pub enum Command {
         /// What changes.
         change: LimitsChange,
     },
+    /// An operator wants another size. The primary logs it, and when that is committed it is published. The
+    /// size that is published already takes back what is wished.
+    WishSize {
+        /// The volume.
+        volume: VolumeId,
+        /// The size, as in [`VolumeRequest::size_bytes`].
+        size_bytes: u64,
+        /// Whether it may be a smaller one.
+        shrink: bool,
+        /// How much of a node's capacity volumes may claim, in percent.
+        overcommit_percent: u32,
+    },
     /// What becomes of a node's replicas; `None`: it holds them again.
     SetDuty {
         /// The node.

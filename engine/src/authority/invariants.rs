@@ -36,6 +36,7 @@ fn subject(command: &Command) -> Option<VolumeId> {
         | Command::SetWish { volume, .. }
         | Command::WishPrimary { volume, .. }
         | Command::SetLimits { volume, .. }
+        | Command::WishSize { volume, .. }
         | Command::DeleteVolume { volume }
         | Command::ConfirmDelete { volume, .. } => Some(*volume),
     }
@@ -214,6 +215,10 @@ fn assert_assignment(volume: &Volume, a: &Assignment) {
         a.isr.len() >= volume.spec.min_in_sync as usize || a.loss_generation > LossGeneration(0),
         "A3: volume {id}: the in-sync set is smaller than min_in_sync"
     );
+    assert!(
+        a.wished_blocks != Some(volume.blocks()),
+        "A10: volume {id}: the size that it has is wished"
+    );
     let confirmed: BTreeSet<_> =
         volume.replicas.iter().filter(|(_, r)| r.confirmed.is_some()).map(|(id, _)| *id).collect();
     assert!(a.members == confirmed, "A1: volume {id}: members are not the confirmed replicas");
@@ -256,6 +261,10 @@ fn assert_follows(old: &Volume, new: &Volume) {
     assert!(
         is.loss_generation >= was.loss_generation,
         "A2: volume {id}: loss generation went back"
+    );
+    assert!(
+        old.blocks() == new.blocks() || was.primary == is.primary && was.isr == is.isr,
+        "A10: volume {id}: its size changed with its members"
     );
     let lossy = is.loss_generation > was.loss_generation;
     let renewed = |id: &&ReplicaId| was.tails.get(id).is_some_and(|t| is.tails.get(id) != Some(t));

@@ -25,6 +25,7 @@ pub mod moves;
 pub mod placement;
 pub mod recovery;
 pub mod refusal;
+pub mod sizes;
 pub mod stand;
 pub mod state;
 mod written;
@@ -33,6 +34,7 @@ pub use catalogue::{AssignedReplica, AssignedVolume};
 pub use command::{Accepted, Command, Response, VolumeRequest};
 pub use limits::{Limits, LimitsChange};
 pub use refusal::Refusal;
+pub use sizes::SizeRefused;
 pub use state::{
     Addrs, Assignment, ClusterId, CreateId, Durability, Duty, Fate, RegisteredReplica,
     Registration, Replica, State, Tombstone, Volume, VolumeSpec, VolumeState, Wish, WriteAck,

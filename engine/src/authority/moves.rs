@@ -241,7 +241,7 @@ impl Look<'_> {
             self.detector.is_heard(self.now, n.node)
                 && self.state.duty(n.node).is_none()
                 && !self.state.is_taken(self.volume, n.node)
-                && free(n.node) >= self.volume.spec.bytes()
+                && free(n.node) >= self.volume.claimed_bytes()
                 && !(self.volume.spec.zone_spread && used.contains_key(&n.zone))
         });
         fits.min_by_key(|n| {

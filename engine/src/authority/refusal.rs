@@ -39,6 +39,16 @@ pub enum Refusal {
         "a volume can't have {size_bytes} bytes: give a multiple of 4096 from 4096 to {MAX_VOLUME_BYTES} (64 TiB)"
     )]
     BadSize { size_bytes: u64 },
+    /// A smaller size, without the word that it is meant.
+    #[error(
+        "{size_bytes} bytes are fewer than the {published} that the volume has: say that it may shrink (--yes), if no client uses what lies beyond"
+    )]
+    Shrinks { size_bytes: u64, published: u64 },
+    /// Another size is wished already.
+    #[error(
+        "the volume is to have {wished} bytes, which is under way: wait for it, or take it back by asking for the {published} that it has"
+    )]
+    ResizeUnderWay { wished: u64, published: u64 },
     /// The number of replicas is out of range.
     #[error("a volume can't have {replicas} replicas: give 1 to {MAX_REPLICAS}")]
     BadReplicas { replicas: u32 },
@@ -289,6 +299,8 @@ impl Refusal {
             Self::CreateIdReused { .. } => "create-id-reused",
             Self::VolumeIdReused { .. } => "volume-id-reused",
             Self::BadSize { .. } => "bad-size",
+            Self::Shrinks { .. } => "shrinks",
+            Self::ResizeUnderWay { .. } => "resize-under-way",
             Self::BadReplicas { .. } => "bad-replicas",
             Self::BadMinInSync { .. } => "bad-min-in-sync",
             Self::MinInSyncOfOne { .. } => "min-in-sync-of-one",

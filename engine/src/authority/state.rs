@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 use uuid::Uuid;
 
 use super::limits::Limits;
+use super::sizes::SizeRefused;
 use crate::types::{
     BLOCK_SIZE, BootId, Config, Epoch, Incarnation, LossGeneration, NodeId, Placement, ReplicaId,
     ReplicaRef, TailId, VolumeId,
@@ -210,6 +211,12 @@ pub struct Assignment {
     /// may hold acknowledged writes that were not flushed. For people.
     #[serde(default)]
     pub missing: BTreeSet<ReplicaId>,
+    /// The size in blocks that was published last; `None`: the one that it was created with.
+    #[serde(default)]
+    pub blocks: Option<u64>,
+    /// The size in blocks that an operator wants it to have, if that is another one.
+    #[serde(default)]
+    pub wished_blocks: Option<u64>,
 }
 
 impl Assignment {
@@ -252,6 +259,9 @@ pub struct Volume {
     /// What its clients may do; at first what it was created with.
     #[serde(default)]
     pub limits: Limits,
+    /// The last wish for another size, if it was taken back for what the volume holds. For people.
+    #[serde(default)]
+    pub size_refused: Option<SizeRefused>,
     /// The configuration in force; `None` until enough replicas were confirmed.
     pub assignment: Option<Assignment>,
     /// The catalogue revision of its last change.
@@ -276,7 +286,7 @@ pub struct Tombstone {
     pub id: VolumeId,
     /// The create that made it.
     pub create: CreateId,
-    /// What it was; the name may be in use again by another volume.
+    /// What it was, in the size that was published last; the name may be in use again by another volume.
     pub spec: VolumeSpec,
     /// The last epoch.
     pub epoch: Epoch,
@@ -391,7 +401,8 @@ impl State {
             durability: volume.spec.durability,
             write_ack: volume.spec.write_ack,
             min_in_sync: volume.spec.min_in_sync,
-            blocks: volume.spec.blocks,
+            blocks: volume.blocks(),
+            wished_blocks: assignment.wished_blocks,
             loss_generation: assignment.loss_generation,
             handed_over_by: assignment.handed_over_by,
             tails: assignment.tails.clone(),
@@ -403,7 +414,7 @@ impl State {
         let live = self.volumes.values().map(|v| {
             let listed = v.replicas.values().filter(|r| r.node == node).count();
             let retired = v.retired.values().filter(|on| **on == node).count();
-            (listed + retired, v.spec.bytes())
+            (listed + retired, v.claimed_bytes())
         });
         let dead = self
             .tombstones

@@ -16,7 +16,7 @@ use super::log::{BlockRange, EntryHeader, EntryKind, Origin, RequestTag, Session
 use super::primary::Primary;
 use super::{IgnoredReason, Verdict};
 use crate::bugs::{Bug, on};
-use crate::types::{BLOCK_SIZE, Lsn, MAX_REQUEST_BYTES, SEQUENCE_WINDOW, SessionId};
+use crate::types::{BLOCK_SIZE, Lba, Lsn, MAX_REQUEST_BYTES, SEQUENCE_WINDOW, SessionId};
 
 /// A frontend's stream.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -174,6 +174,16 @@ impl Clients {
         !self.merges.is_empty()
     }
 
+    /// The first block of a write that waits and reaches beyond a size.
+    pub(super) fn writes_beyond(&self, blocks: u64) -> Option<Lba> {
+        let merges = self.merges.values().map(|merge| merge.range);
+        let parked = self.parked.iter().filter_map(|(_, request)| match request.op {
+            Op::Write(range) | Op::PartialWrite(range) => Some(range),
+            Op::Read(_) | Op::Trim(_) | Op::Zero(_) | Op::Flush | Op::Detach => None,
+        });
+        merges.chain(parked).find(|range| range.end() > blocks).map(|range| range.lba)
+    }
+
     /// Requests in any stage.
     pub(super) fn in_flight(&self) -> usize {
         self.logged.len()
@@ -193,6 +203,18 @@ fn range_of(op: Op) -> Option<BlockRange> {
         | Op::Zero(range) => Some(range),
         Op::Flush | Op::Detach => None,
     }
+}
+
+/// Why a range is none of the volume's, as the log has it at its end.
+fn beyond_the_end(core: &Core, range: BlockRange) -> Option<String> {
+    let blocks = match on(Bug::BeyondTheEnd) {
+        true => core.log.state.blocks.max(core.log.committed_state.blocks),
+        false => core.log.state.blocks,
+    };
+    let end = range.lba.0.checked_add(u64::from(range.blocks));
+    (range.blocks == 0 || end.is_none_or(|end| end > blocks)).then(|| {
+        format!("blocks {}+{} pass the end of a volume of {blocks} blocks", range.lba, range.blocks)
+    })
 }
 
 impl Primary {
@@ -267,12 +289,14 @@ impl Primary {
 
     fn invalid(&self, core: &Core, request: &Request) -> Option<String> {
         if let Some(range) = range_of(request.op) {
-            let blocks = core.log.state.blocks;
-            if range.blocks == 0 || range.end() > blocks {
-                return Some(format!(
-                    "blocks {}+{} pass the end of a volume of {blocks} blocks",
-                    range.lba, range.blocks
-                ));
+            let tag = request.tag;
+            let session = core.log.state.sessions.get(&tag.session);
+            // It may have been logged before the volume shrank, and its answer got lost.
+            let logged = session.is_some_and(|session| session.logged.contains_key(&tag.sequence))
+                && range.blocks > 0
+                && range.lba.0 < u64::MAX / 2;
+            if let Some(why) = beyond_the_end(core, range).filter(|_| !logged) {
+                return Some(why);
             }
             let bytes = u64::from(range.blocks) * BLOCK_SIZE;
             let carries = !matches!(request.op, Op::Trim(_) | Op::Zero(_));
@@ -353,6 +377,13 @@ impl Primary {
     ) -> Lsn {
         let lsn = core.log.end.next();
         self.assert_room(core, lsn);
+        let end = kind.range().map_or(0, |range| range.end());
+        assert!(
+            end <= core.log.state.blocks || on(Bug::BeyondTheEnd),
+            "L6: entry {lsn} reaches to block {end} of a volume of {} blocks",
+            core.log.state.blocks
+        );
+        self.note_beyond(&kind);
         let header = EntryHeader { epoch: self.config.epoch, lsn, kind, origin };
         core.extend(&[header]);
         core.out.push(Output::Append { headers: vec![header], payload });
@@ -407,6 +438,12 @@ impl Primary {
         if tag.sequence <= session.low || above > SEQUENCE_WINDOW {
             // The frontend said that it knows this one's fate: a late copy must not be logged.
             let outcome = Outcome::Failed("the sequence was settled before".to_owned());
+            core.out.push(Output::Answer { stream, tag, outcome });
+            return;
+        }
+        // The volume may have shrunk while it waited.
+        if let Some(why) = range_of(request.op).and_then(|range| beyond_the_end(core, range)) {
+            let outcome = Outcome::Invalid(why);
             core.out.push(Output::Answer { stream, tag, outcome });
             return;
         }

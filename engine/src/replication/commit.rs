@@ -59,6 +59,7 @@ impl Primary {
         self.note_crowded(core);
         self.mend(core);
         self.serve(core);
+        self.resize(core);
         self.note_lacking(core.now);
         self.hand_over(core);
         self.propose(core);
@@ -168,6 +169,9 @@ impl Primary {
         if !self.is_settled() {
             return None;
         }
+        if let Some(change) = self.size_change(core) {
+            return Some(change);
+        }
         let whole = |peer: &&Peer| {
             peer.joining
                 && peer.healthy
@@ -223,7 +227,10 @@ impl Primary {
                     core.trace("apart", what);
                 }
             }
-            IsrChange::Yield { .. } | IsrChange::HandOver { .. } => {}
+            IsrChange::Yield { .. }
+            | IsrChange::HandOver { .. }
+            | IsrChange::Resized { .. }
+            | IsrChange::KeepSize { .. } => {}
         }
         self.ask(core, change);
     }
@@ -338,6 +345,7 @@ impl Primary {
         }
         due.extend(self.handover_deadline(core));
         due.extend(self.mend_deadline(core));
+        due.extend(self.resize_deadline(core));
         if let Some(asked) = self.asked.filter(|_| self.handover.is_none()) {
             let patience = if asked.answered { 1 } else { 5 };
             due.push(asked.sent.after(params.retry_ms * patience));

@@ -5,7 +5,7 @@ use std::collections::{BTreeSet, VecDeque};
 use serde::{Deserialize, Serialize};
 
 use super::io::{Kept, Opened, Output};
-use super::log::{BlockRange, EntryHeader, EpochTable, LogState};
+use super::log::{BlockRange, EntryHeader, EntryKind, EpochTable, LogState};
 use super::mend::MendCounts;
 use super::message::{Append, Lineage};
 use super::trace::{Observed, TraceEvent};
@@ -251,14 +251,15 @@ impl Core {
         self.log.generation += 1;
     }
 
-    /// The newest uncommitted entry that touches the blocks.
+    /// The newest uncommitted entry that touches the blocks. Whether there are blocks at all beyond the
+    /// committed end is up to those that change the size.
     pub(super) fn newest_uncommitted(&self, range: BlockRange) -> Option<Lsn> {
-        self.log
-            .uncommitted
-            .iter()
-            .rev()
-            .find(|header| header.kind.range().is_some_and(|r| r.overlaps(&range)))
-            .map(|header| header.lsn)
+        let beyond = range.end() > self.log.committed_state.blocks;
+        let touches = |header: &&EntryHeader| {
+            let resize = matches!(header.kind, EntryKind::Resize { .. });
+            resize && beyond || header.kind.range().is_some_and(|r| r.overlaps(&range))
+        };
+        self.log.uncommitted.iter().rev().find(touches).map(|header| header.lsn)
     }
 
     /// Promises `to` that this replica won't serve as primary for a lease's time from now.

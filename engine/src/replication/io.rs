@@ -227,6 +227,15 @@ pub enum Input {
         /// What was found, for people.
         why: String,
     },
+    /// Blocks that a [`Output::FindData`] named were looked at.
+    DataFound {
+        /// Which search.
+        search: u64,
+        /// The first block of them that may have data; `None`: all are holes.
+        found: Option<Lba>,
+        /// Why it could not be told, for people; then `found` says nothing.
+        error: Option<String>,
+    },
     /// Time passed.
     Tick,
 }
@@ -467,6 +476,18 @@ pub enum IsrChange {
         /// To whom, in the incarnation that holds the whole log.
         to: ReplicaRef,
     },
+    /// The volume's size as of what is committed is another than the published one: it is to be published.
+    Resized {
+        /// The size in blocks.
+        blocks: u64,
+    },
+    /// The volume can't shrink as it is wished, for it has data beyond that: the wish is to be taken back.
+    KeepSize {
+        /// The size in blocks that is wished.
+        wished: u64,
+        /// A block beyond it with data.
+        lba: Lba,
+    },
 }
 
 impl std::fmt::Display for IsrChange {
@@ -482,6 +503,10 @@ impl std::fmt::Display for IsrChange {
             }
             IsrChange::HandOver { to: ReplicaRef { id, incarnation } } => {
                 write!(f, "{id} is primary instead, in its run {incarnation}: it is handed over")
+            }
+            IsrChange::Resized { blocks } => write!(f, "the volume has {blocks} blocks"),
+            IsrChange::KeepSize { wished, lba } => {
+                write!(f, "the volume can't have {wished} blocks, for block {lba} has data")
             }
         }
     }
@@ -562,6 +587,16 @@ pub enum Output {
         range: BlockRange,
         /// For a partial write: merge the payload over what was read.
         merge: bool,
+    },
+    /// Look for a block in a range that may be anything but a hole, as it is logged now;
+    /// [`Input::DataFound`] follows.
+    FindData {
+        /// The engine's number for it, never used twice by a primary.
+        search: u64,
+        /// The first block to look at.
+        first: Lba,
+        /// One past the last one.
+        end: u64,
     },
     /// To a replica. For an append the driver adds the payloads of `entries` from its log.
     ToReplica {

@@ -22,6 +22,7 @@ mod peer;
 mod primary;
 pub(crate) mod quorum;
 mod replica;
+mod resize;
 mod sessions;
 pub mod trace;
 pub mod view;

@@ -14,6 +14,7 @@ use super::io::{Output, ProposalId};
 use super::mend::Mends;
 use super::message::{Facts, Lineage, RecoveryId, ToPrimary, ToReplica};
 use super::peer::{Feed, Link, Peer, Stage};
+use super::resize::Shrink;
 use super::trace::Observed;
 use super::{IgnoredReason, Verdict};
 use crate::bugs::{Bug, on};
@@ -78,6 +79,12 @@ pub(super) struct Primary {
     /// To whom the last attempt went that was given up, and when.
     #[serde(default)]
     pub(super) given_up: Option<(ReplicaId, Millis)>,
+    /// A smaller size is wished, and not logged yet.
+    #[serde(default)]
+    pub(super) shrink: Option<Shrink>,
+    /// Searches for data beyond a new end, so far.
+    #[serde(default)]
+    pub(super) searches: u64,
 }
 
 /// A step of the recovery engine, for the trace: what was seen, and after `; so: ` what is done. A
@@ -154,6 +161,8 @@ impl Primary {
             mends: Mends::default(),
             handover: None,
             given_up: None,
+            shrink: None,
+            searches: 0,
             config,
         };
         primary.settle_peers(core);
@@ -188,6 +197,8 @@ impl Primary {
         // A newer epoch of this tenure: the handover was not decided, and can't be any more.
         self.handover = None;
         self.mends_continue();
+        // It may have been wished anew since, of another content.
+        self.shrink = None;
         // Whom it waits for is found out anew.
         self.crowded_since = None;
         for peer in self.peers.values_mut() {

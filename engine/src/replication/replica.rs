@@ -241,7 +241,8 @@ impl Replica {
             | Input::CloseStream { .. }
             | Input::Request { .. }
             | Input::Rotten { .. }
-            | Input::ReadDone { .. } => self.for_primary(input),
+            | Input::ReadDone { .. }
+            | Input::DataFound { .. } => self.for_primary(input),
         }
     }
 
@@ -269,6 +270,9 @@ impl Replica {
             Input::Request { stream, request } => primary.request(core, stream, request),
             Input::ReadDone { stream, tag, error } => primary.read_done(core, stream, tag, error),
             Input::Rotten { reader, blocks, why } => primary.rotten(core, reader, &blocks, why),
+            Input::DataFound { search, found, error } => {
+                primary.data_found(core, search, found, error)
+            }
             Input::Assignment(_)
             | Input::Wish(_)
             | Input::Resign
@@ -575,6 +579,8 @@ impl Replica {
             sessions: core.log.state.sessions.len(),
             attach: core.log.state.attach,
             attachments: Vec::new(),
+            blocks: core.log.state.blocks,
+            committed_blocks: core.log.committed_state.blocks,
             in_flight: 0,
             mends: core.mends,
         };

@@ -73,6 +73,12 @@ pub struct View {
     pub attach: AttachGeneration,
     /// Primary: the attachments in force.
     pub attachments: Vec<AttachmentView>,
+    /// The volume's size in blocks as of the log's end.
+    #[serde(default)]
+    pub blocks: u64,
+    /// The volume's size in blocks as of what is known to be committed.
+    #[serde(default)]
+    pub committed_blocks: u64,
     /// Primary: requests of frontends that were not answered yet.
     pub in_flight: usize,
     /// What became of rotten blocks since it was opened.
@@ -171,6 +177,9 @@ impl Primary {
             && view.reason.is_empty()
         {
             view.reason.clone_from(why);
+        }
+        if let Some(why) = self.show_size(core).filter(|_| view.reason.is_empty()) {
+            view.reason = why;
         }
         for peer in self.peers.values() {
             let shown = PeerView {

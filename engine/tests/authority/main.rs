@@ -9,5 +9,6 @@ mod limits;
 mod losses;
 mod moves;
 mod properties;
+mod sizes;
 mod tables;
 mod written;

@@ -13,8 +13,8 @@ use sbk_engine::authority::{
 };
 use sbk_engine::replication::io::IsrChange;
 use sbk_engine::types::{
-    BootId, Config, Epoch, Incarnation, LossGeneration, Lsn, Millis, NodeId, ReplicaId, ReplicaRef,
-    TailId, VolumeId,
+    BLOCK_SIZE, BootId, Config, Epoch, Incarnation, Lba, LossGeneration, Lsn, Millis, NodeId,
+    ReplicaId, ReplicaRef, TailId, VolumeId,
 };
 use uuid::Uuid;
 
@@ -50,7 +50,7 @@ struct Draft {
 fn drafts() -> impl Strategy<Value = Vec<Draft>> {
     let off = prop_oneof![6 => Just(0u8), 1 => 1..6u8];
     let wait = prop_oneof![6 => Just(0u16), 2 => 1..500u16, 1 => 500..12_000u16];
-    let draft = (0..39u8, 0..NODES, 0..VOLUMES, off, any::<u8>(), wait)
+    let draft = (0..43u8, 0..NODES, 0..VOLUMES, off, any::<u8>(), wait)
         .prop_map(|(what, node, volume, off, a, wait)| Draft { what, node, volume, off, a, wait });
     proptest::collection::vec(draft, 1..160)
 }
@@ -152,6 +152,7 @@ impl Run {
             28..=30 => self.propose_decided(usize::from(a)),
             31..=36 => self.relist(v, n, off, a),
             37 => self.set_duty(n, a),
+            38..=41 => self.resize(v, off, a),
             _ => self.detect(DetectorEvent::Tick),
         }
     }
@@ -261,6 +262,27 @@ impl Run {
             2 => epoch + 1,
             _ => epoch,
         })
+    }
+
+    /// An operator wants another size, or the primary tells of one.
+    fn resize(&mut self, v: u8, off: u8, a: u8) {
+        let volume = self.volume(v);
+        let Some(config) = self.state.config(volume) else { return };
+        let blocks = 1 + u64::from(a) / 8;
+        if a.is_multiple_of(3) {
+            let (size_bytes, shrink) = (blocks * BLOCK_SIZE, a % 4 != 0);
+            let overcommit_percent = 100;
+            let wish = Command::WishSize { volume, size_bytes, shrink, overcommit_percent };
+            return self.apply(&wish);
+        }
+        let change = match config.wished_blocks {
+            Some(wished) if a < 100 => IsrChange::KeepSize { wished, lba: Lba(wished) },
+            Some(blocks) if a < 200 => IsrChange::Resized { blocks },
+            Some(_) | None => IsrChange::Resized { blocks },
+        };
+        let expect_epoch = self.epoch_near(v, off);
+        let primary = config.primary;
+        self.apply(&Command::ProposeIsr { volume, expect_epoch, primary, change });
     }
 
     fn propose(&mut self, v: u8, n: u8, off: u8, a: u8) {
@@ -456,9 +478,11 @@ impl Run {
                 assert_eq!(was.primary, *primary, "a proposal of another than the primary");
                 let tenure = match change {
                     IsrChange::Yield { to } | IsrChange::HandOver { to } => (*to, is.epoch),
-                    IsrChange::Leave { .. } | IsrChange::Join { .. } | IsrChange::Burn => {
-                        (was.primary, was.since)
-                    }
+                    IsrChange::Leave { .. }
+                    | IsrChange::Join { .. }
+                    | IsrChange::Burn
+                    | IsrChange::Resized { .. }
+                    | IsrChange::KeepSize { .. } => (was.primary, was.since),
                 };
                 assert_eq!((is.primary, is.since), tenure);
                 let run = |id| before.registered(*volume, id).map(|r| r.incarnation);
@@ -475,6 +499,16 @@ impl Run {
                         assert_eq!(run(replica.id), Some(replica.incarnation), "another run");
                     }
                     IsrChange::Burn => self.reach("burn"),
+                    IsrChange::Resized { blocks } => {
+                        self.reach("resized");
+                        assert_eq!(is.blocks, *blocks);
+                        assert_ne!(was.blocks, *blocks);
+                    }
+                    IsrChange::KeepSize { wished, .. } => {
+                        self.reach("size kept");
+                        assert_eq!((was.wished_blocks, is.wished_blocks), (Some(*wished), None));
+                        assert_eq!(is.blocks, was.blocks);
+                    }
                     IsrChange::Yield { to } => {
                         self.reach("yield");
                         let held = before.registered(*volume, to.id).expect("it is registered");
@@ -550,6 +584,7 @@ impl Run {
             | Command::SetWish { .. }
             | Command::WishPrimary { .. }
             | Command::SetLimits { .. }
+            | Command::WishSize { .. }
             | Command::SetDuty { .. }
             | Command::ConfirmReplica { .. }
             | Command::ConfirmDelete { .. } => {}
@@ -635,6 +670,8 @@ fn the_commands_get_far() {
         "leave",
         "join",
         "burn",
+        "resized",
+        "size kept",
         "handover",
         "failover",
         "recover",

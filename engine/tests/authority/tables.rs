@@ -5,7 +5,7 @@ use std::collections::BTreeSet;
 
 use sbk_engine::authority::{Accepted, Command, State};
 use sbk_engine::replication::io::IsrChange;
-use sbk_engine::types::{Config, Epoch, ReplicaId, ReplicaRef};
+use sbk_engine::types::{Config, Epoch, Lba, ReplicaId, ReplicaRef};
 
 use super::cases::{cluster, config, propose, registration, replica, run, volume};
 
@@ -144,6 +144,9 @@ fn proposed(
         }
         // Only a candidate of a sync_quorum volume declines.
         IsrChange::Yield { .. } => None,
+        // Nobody wished for a size, but what is committed is so, wished or not.
+        IsrChange::Resized { .. } => Some((isr, old.primary)),
+        IsrChange::KeepSize { .. } => None,
     }
 }
 
@@ -167,7 +170,12 @@ fn a_proposal_is_taken_exactly_when_the_contract_allows_it() {
                 IsrChange::Yield { to: it },
             ]
         });
-        let changes = changes.chain([IsrChange::Leave { replica: replica(n) }, IsrChange::Burn]);
+        let changes = changes.chain([
+            IsrChange::Leave { replica: replica(n) },
+            IsrChange::Burn,
+            IsrChange::Resized { blocks: 1 },
+            IsrChange::KeepSize { wished: 1, lba: Lba(2) },
+        ]);
         for change in changes {
             for expect in [old.epoch.prev(), old.epoch, old.epoch.next()] {
                 for primary in (1..=3).flat_map(|p| [run(p, 1), run(p, 2)]) {
@@ -198,6 +206,6 @@ fn a_proposal_is_taken_exactly_when_the_contract_allows_it() {
             }
         }
     }
-    assert_eq!(cases, 2 * 3 * 4 * 8 * 3 * 6);
-    assert_eq!(taken, 14 + 21, "of two in sync, and of three");
+    assert_eq!(cases, 2 * 3 * 4 * 10 * 3 * 6);
+    assert_eq!(taken, 23 + 30, "of two in sync, and of three");
 }

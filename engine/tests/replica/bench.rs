@@ -36,6 +36,7 @@ pub(crate) fn config(epoch: u64, primary: u128, isr: &[u128]) -> Config {
         write_ack: sbk_engine::types::WriteAck::Durable,
         min_in_sync: 1,
         blocks: 16,
+        wished_blocks: None,
         loss_generation: LossGeneration(0),
         handed_over_by: None,
         tails: std::collections::BTreeMap::new(),

@@ -17,6 +17,7 @@ mod orders;
 mod primary;
 mod quorum;
 mod recording;
+mod resize;
 mod stand;
 mod stands;
 mod tables;

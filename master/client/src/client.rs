@@ -15,7 +15,8 @@ use sbk_proto::v1::{
     HeartbeatResponse, ListNodesRequest, ListNodesResponse, ListVolumesRequest,
     ListVolumesResponse, MovePrimaryRequest, MoveReplicaRequest, NodeInfo, ProposeIsrRequest,
     ProposeIsrResponse, RecoverVolumeRequest, RecoverVolumeResponse, RegisterRequest,
-    RegisterResponse, SetLimitsRequest, SetNodeDutyRequest, VolumeInfo, WatchAssignmentsRequest,
+    RegisterResponse, ResizeVolumeRequest, SetLimitsRequest, SetNodeDutyRequest, VolumeInfo,
+    WatchAssignmentsRequest,
 };
 use tokio::time::{Instant, sleep, timeout, timeout_at};
 use tonic::transport::Channel;
@@ -137,6 +138,14 @@ impl MasterClient {
         request: RecoverVolumeRequest,
     ) -> Result<RecoverVolumeResponse, MasterError> {
         self.call(&request, |c, r| async move { control(c).recover_volume(r).await }).await
+    }
+
+    /// Has a volume grow or shrink.
+    pub async fn resize_volume(
+        &self,
+        request: ResizeVolumeRequest,
+    ) -> Result<VolumeInfo, MasterError> {
+        self.call(&request, |c, r| async move { control(c).resize_volume(r).await }).await
     }
 
     /// Changes what a volume's clients may do.

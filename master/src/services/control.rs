@@ -246,6 +246,21 @@ impl Control for ControlService {
         Ok(Response::new(info))
     }
 
+    async fn resize_volume(
+        &self,
+        request: Request<v1::ResizeVolumeRequest>,
+    ) -> Result<Response<v1::VolumeInfo>, Status> {
+        self.member.linearizable().await?;
+        let v1::ResizeVolumeRequest { name_or_id, size_bytes, shrink } = request.into_inner();
+        let volume = self.find(&name_or_id)?;
+        let overcommit_percent = OVERCOMMIT_PERCENT;
+        let command = Command::WishSize { volume, size_bytes, shrink, overcommit_percent };
+        let reason = format!("an operator wants a size of {size_bytes} bytes");
+        self.member.accepted_because(command, &reason).await?;
+        let info = self.describe(volume).ok_or_else(|| no_such_volume(&volume.to_string()))?;
+        Ok(Response::new(info))
+    }
+
     async fn set_node_duty(
         &self,
         request: Request<v1::SetNodeDutyRequest>,

@@ -3,7 +3,7 @@
 use sbk_engine::authority::detector::Detector;
 use sbk_engine::authority::history::{History, Minted};
 use sbk_engine::authority::{Fate, Registration, State, Tombstone, Volume, moves};
-use sbk_engine::types::{Millis, NodeId, ReplicaId};
+use sbk_engine::types::{BLOCK_SIZE, Millis, NodeId, ReplicaId};
 use sbk_proto::v1;
 
 use crate::convert;
@@ -69,7 +69,7 @@ impl Source<'_> {
         v1::VolumeInfo {
             id: convert::bytes(volume.id.0),
             name: spec.name.clone(),
-            size_bytes: spec.bytes(),
+            size_bytes: volume.bytes(),
             replicas: spec.replicas,
             durability: convert::durability(spec.durability).into(),
             write_ack: convert::write_ack(spec.write_ack).into(),
@@ -81,6 +81,11 @@ impl Source<'_> {
             deleting: false,
             wished_primary: volume.wish.primary.map(|id| convert::bytes(id.0)).unwrap_or_default(),
             limits: Some(convert::limits(volume.limits)),
+            wished_size_bytes: volume.wished_blocks().map_or(0, |blocks| blocks * BLOCK_SIZE),
+            size_refused: volume.size_refused.map(|refused| v1::SizeRefused {
+                size_bytes: refused.blocks * BLOCK_SIZE,
+                offset: refused.lba.0 * BLOCK_SIZE,
+            }),
             history: Vec::new(),
             now_ms: 0,
         }
@@ -143,6 +148,8 @@ impl Source<'_> {
             deleting: true,
             wished_primary: Vec::new().into(),
             limits: None,
+            wished_size_bytes: 0,
+            size_refused: None,
             history: Vec::new(),
             now_ms: 0,
         }

@@ -31,7 +31,7 @@ fn export(volume: &Volume) -> Export {
     Export {
         volume: volume.id,
         name: format!("{}@{}", volume.name, volume.id),
-        bytes: volume.blocks * BLOCK_SIZE,
+        bytes: volume.published_blocks() * BLOCK_SIZE,
         description,
         exclusive: false,
     }

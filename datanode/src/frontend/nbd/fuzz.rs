@@ -55,6 +55,7 @@ fn catalogue(deleted: bool) -> Arc<Catalogue> {
         id,
         name: "vol".to_owned(),
         blocks: 256,
+        created_blocks: 256,
         replicas: BTreeMap::new(),
         retired: BTreeMap::new(),
         wish: Wish::default(),

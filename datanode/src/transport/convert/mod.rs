@@ -134,6 +134,7 @@ pub fn config_out(config: &Config) -> v1::Config {
         durability: modes::durability_out(config.durability).into(),
         write_ack: modes::write_ack_out(config.write_ack).into(),
         handed_over_by: config.handed_over_by.map(replica_ref_out),
+        wished_blocks: config.wished_blocks.unwrap_or(0),
         tails: config
             .tails
             .iter()
@@ -165,6 +166,10 @@ pub fn config_in(config: v1::Config) -> Decoded<Config> {
         write_ack: modes::write_ack_in(config.write_ack)?,
         min_in_sync: config.min_in_sync,
         blocks: size(config.blocks)?,
+        wished_blocks: match config.wished_blocks {
+            0 => None,
+            blocks => Some(size(blocks)?),
+        },
         loss_generation: loss_generation(config.loss_generation)?,
         handed_over_by: config.handed_over_by.map(replica_ref_in).transpose()?,
         tails,

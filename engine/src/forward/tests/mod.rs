@@ -32,6 +32,7 @@ fn config(epoch: u64, primary: u128, since: u64) -> Config {
         write_ack: crate::types::WriteAck::Durable,
         min_in_sync: 1,
         blocks: 1024,
+        wished_blocks: None,
         handed_over_by: None,
         loss_generation: LossGeneration(0),
         tails: std::collections::BTreeMap::new(),
