@@ -52,6 +52,7 @@ fn volume(confirmed: bool, process: Option<u64>) -> v1::VolumeAssignment {
             write_ack: v1::WriteAck::Durable.into(),
             min_in_sync: 1,
             blocks: 256,
+            wished_blocks: 0,
             loss_generation: 0,
             handed_over_by: None,
             tails: Vec::new(),

@@ -116,6 +116,11 @@ fn elections_lose_no_acknowledged_write() {
 }
 
 #[test]
+fn resizes_lose_nothing_and_publish_what_is_committed() {
+    sweep("sizes", 0..100);
+}
+
+#[test]
 fn replicas_that_move_lose_no_acknowledged_write() {
     sweep("moves", 0..60);
     sweep("replacements", 0..60);

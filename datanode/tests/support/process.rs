@@ -188,6 +188,7 @@ impl Scene {
                 write_ack: v1::WriteAck::Durable.into(),
                 min_in_sync: 1,
                 blocks: BLOCKS,
+                wished_blocks: 0,
                 loss_generation: 0,
                 handed_over_by: None,
                 tails: Vec::new(),

@@ -105,7 +105,9 @@ fn input_bytes(input: &Input) -> usize {
     } else if let Input::Assignment(_) | Input::Answered { .. } | Input::FromReplica { .. } = input
     {
         SMALL * 8
-    } else if let Input::StoreFailed { cause } | Input::ReadDone { error: Some(cause), .. } = input
+    } else if let Input::StoreFailed { cause }
+    | Input::ReadDone { error: Some(cause), .. }
+    | Input::DataFound { error: Some(cause), .. } = input
     {
         cause.len()
     } else if let Input::Rotten { blocks, why, .. } = input {

@@ -61,6 +61,7 @@ pub const FAMILIES: &[&str] = &[
     "eights",
     "ambushes",
     "handovers",
+    "sizes",
     "flips",
     "rotten",
     "attachments",

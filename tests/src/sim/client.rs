@@ -10,10 +10,11 @@ use sbk_engine::types::{BLOCK_SIZE, LossGeneration, Millis, SessionId, VolumeId}
 use uuid::Uuid;
 
 use super::attachments::{Holder, Rank};
-use super::content::{PART_AT, PART_BYTES, Seen, address};
+use super::content::{BLOCKS, PART_AT, PART_BYTES, Seen, address};
 use super::event::Event;
 use super::history::{History, Place};
 use super::rng::Rng;
+use super::sizes::{Beyond, Kind};
 
 /// Unanswered writes and unanswered reads that a client has at most, each: writes that hang at a
 /// primary which was cut off must not keep it from reading there.
@@ -84,6 +85,9 @@ pub(crate) struct Client {
     told: LossGeneration,
     /// The volume is deleted.
     pub(crate) deleted: bool,
+    /// Whether it uses blocks beyond the first size, and what is in them.
+    pub(crate) goes_beyond: bool,
+    pub(super) beyond: Beyond,
 }
 
 impl Client {
@@ -118,6 +122,8 @@ impl Client {
             open_in: None,
             told: LossGeneration(0),
             deleted: false,
+            goes_beyond: false,
+            beyond: Beyond::default(),
         }
     }
 
@@ -147,6 +153,7 @@ impl Client {
             history.gave_up(asked.value);
         }
         self.outbox.clear();
+        self.beyond.give_up();
         // A frontend whose link is open takes a client in at once.
         self.open_in = self.line.and(self.open_in);
         self.attached = self.open_in.map(|(loss, _)| loss);
@@ -240,6 +247,9 @@ impl Client {
         blocks: u64,
         value: u64,
     ) -> Option<Input> {
+        if self.goes_beyond && rng.chance(40) {
+            return self.begin_beyond(rng, history, value);
+        }
         let block = rng.below(blocks);
         let at = address(block) * BLOCK_SIZE;
         let whole = ByteRange { offset: at, length: BLOCK_SIZE };
@@ -260,6 +270,19 @@ impl Client {
         Some(self.submit(history, block, place, op, value))
     }
 
+    /// Begins a request to a block beyond the first size, unless one is under way.
+    fn begin_beyond(&mut self, rng: &mut Rng, history: &mut History, value: u64) -> Option<Input> {
+        let (block, kind) = self.beyond.draw(rng, self.number)?;
+        let range = ByteRange { offset: address(block) * BLOCK_SIZE, length: BLOCK_SIZE };
+        let op = match kind {
+            Kind::Read => Op::Read(range),
+            Kind::Write => Op::Write(range),
+            Kind::Trim => Op::Trim(range),
+        };
+        self.beyond.ask(block, op, value);
+        Some(self.submit(history, block, Place::Whole, op, value))
+    }
+
     /// Writes all of a block.
     pub(crate) fn overwrite(&mut self, history: &mut History, block: u64, value: u64) -> Input {
         let op = Op::Write(ByteRange { offset: address(block) * BLOCK_SIZE, length: BLOCK_SIZE });
@@ -275,7 +298,7 @@ impl Client {
         value: u64,
     ) -> Input {
         let invoked = history.now();
-        if matches!(op, Op::Write(_)) {
+        if matches!(op, Op::Write(_)) && block < BLOCKS {
             history.write(value, block, place, (self.number, self.holder));
         }
         let request = RequestId(self.next_request);
@@ -293,8 +316,8 @@ impl Client {
     pub(crate) fn reads(&self, sequence: u64) -> Option<bool> {
         match self.asked.get(self.sent.get(&sequence)?)?.op {
             Op::Read(_) => Some(true),
-            Op::Write(_) => Some(false),
-            Op::Trim(_) | Op::Zero(_) | Op::Flush => None,
+            Op::Write(_) | Op::Trim(_) | Op::Zero(_) => Some(false),
+            Op::Flush => None,
         }
     }
 
@@ -308,6 +331,9 @@ impl Client {
     fn answered(&mut self, history: &mut History, request: RequestId, answer: &Answer) {
         let seen = self.seen.remove(&request);
         let Some(asked) = self.asked.remove(&request) else { return };
+        if asked.block >= BLOCKS {
+            return self.beyond.answered(asked.block, answer, seen);
+        }
         match answer {
             Answer::Done => {}
             // Given up, or in flight when its session was lost: its fate stays unknown.

@@ -4,11 +4,13 @@
 use bytes::{Bytes, BytesMut};
 use sbk_engine::types::BLOCK_SIZE;
 
+use super::sizes::BEYOND;
+
 /// Blocks that clients use. Few, so that requests meet on the same block.
 pub(crate) const BLOCKS: u64 = 5;
 /// Where they are: in two regions, and at their edges.
 const ADDRESSES: [u64; BLOCKS as usize] = [0, 1, 255, 256, 259];
-/// The volume's size.
+/// The size that the volume is created with.
 pub(crate) const VOLUME_BLOCKS: u64 = 260;
 
 const SECTOR: usize = 512;
@@ -19,9 +21,12 @@ pub(crate) const PART_AT: usize = PART * SECTOR;
 /// Bytes of a partial write.
 pub(crate) const PART_BYTES: usize = SECTOR;
 
-/// The address of the `n`-th block that clients use.
+/// The address of the `n`-th block that clients use; those from [`BLOCKS`] on are beyond the first size.
 pub(crate) fn address(n: u64) -> u64 {
-    ADDRESSES[n as usize]
+    match n.checked_sub(BLOCKS) {
+        None => ADDRESSES[n as usize],
+        Some(beyond) => BEYOND[beyond as usize],
+    }
 }
 
 /// What a block shows: the number of the write that its sectors are of, and that of the one sector

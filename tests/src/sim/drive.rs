@@ -108,6 +108,7 @@ impl World {
                 let delay = self.rng.below(5);
                 self.after(delay, Event::ReadDone { node: index, run, stream, tag });
             }
+            Output::FindData { search, first, end } => self.find_data(index, search, first, end),
             Output::ToReplica { lineage, message, .. } => self.tell(index, lineage, message)?,
             Output::SendEntries { lineage, append, last, .. } => {
                 self.send_entries(index, lineage, append, last)?;

@@ -90,6 +90,12 @@ pub(crate) enum Event {
         primary: usize,
         voter: usize,
     },
+    /// A store looked for data beyond a new end.
+    Searched {
+        node: usize,
+        run: u64,
+        search: u64,
+    },
     /// A piece of a base lane arrives.
     Base {
         lineage: Lineage,

@@ -505,6 +505,36 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "handovers", faults: Faults::handovers },
     Family { name: "rotten", faults: rotten },
     Family {
+        name: "sizes",
+        faults: |seed| Faults {
+            resize: true,
+            loss: seed % 3,
+            repeat: seed % 2 * 5,
+            echo_ms: 300 + 1_000 * (seed % 3),
+            slow: seed % 5 * 4,
+            crash: seed % 3 != 2,
+            power: seed % 4 == 0,
+            partition: seed % 5 < 2,
+            coup: seed % 7 == 3,
+            whim: seed % 6 == 2,
+            blink: seed % 4 == 1,
+            leader: seed % 6 == 1,
+            handover: seed % 5 == 4,
+            impatient: seed % 8 == 5,
+            disk: seed % 9 == 3,
+            short_wal: seed % 2 == 0,
+            hasty: seed % 4 == 2,
+            moves: seed % 6 == 5,
+            spares: u128::from(seed % 6 == 5),
+            busy: [12, 25][(seed / 2 % 2) as usize],
+            durability: [Durability::SyncAll, Durability::SyncAll, Durability::SyncQuorum]
+                [(seed / 2 % 3) as usize],
+            replicas: [3, 3, 2, 4][(seed / 3 % 4) as usize],
+            min_in_sync: 1 + (seed / 5 % 2) as u32 * u32::from(seed / 2 % 3 != 2),
+            ..Faults::none()
+        },
+    },
+    Family {
         name: "hangs",
         faults: |seed| Faults {
             hang: true,

@@ -82,6 +82,8 @@ pub struct Faults {
     pub(crate) disaster: bool,
     /// A primary and all others go as it orders a replica to be rebuilt, and the order comes long after.
     pub(crate) parting: bool,
+    /// Another size is wished at any time, and clients use what lies beyond the first one.
+    pub(crate) resize: bool,
     /// Another primary is wished at any time, and processes hand over before they end in order.
     pub(crate) handover: bool,
     pub(crate) durability: Durability,
@@ -137,6 +139,7 @@ impl Faults {
             busy: 12,
             disaster: false,
             parting: false,
+            resize: false,
             handover: false,
             durability: Durability::SyncAll,
             write_ack: WriteAck::Durable,
@@ -220,7 +223,16 @@ impl Faults {
             // A loss of all power leaves rebuilds to do, which a damaged block of the sender stops.
             faults.rot = false;
         }
+        faults.resize = matches!(seed % 16, 5 | 10) && faults.keeps_all();
         faults
+    }
+
+    /// Whether nothing that was acknowledged is lost, spoilt or taken away, and whose a request is doesn't
+    /// change: then what a block may show is known without a history.
+    fn keeps_all(&self) -> bool {
+        let lossy = self.disaster || self.lost || self.durability == Durability::BestEffort;
+        let spoilt = self.rot || self.flip || self.write_ack == WriteAck::Written;
+        !(lossy || spoilt || self.exclusive || self.delete)
     }
 
     /// As [`Self::swarm`], with handovers, in each mode.

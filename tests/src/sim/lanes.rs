@@ -12,7 +12,6 @@ use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use sbk_store::{CommittedReadPlan, ReadError};
 use sbk_wal::is_zero;
 
-use super::content::VOLUME_BLOCKS;
 use super::event::Event;
 use super::marks::Mark;
 use super::node::Node;
@@ -29,6 +28,8 @@ pub(crate) struct Sending {
     reading: Option<(u64, CommittedReadPlan)>,
     table: Vec<Lsn>,
     through: Lsn,
+    /// The volume's size as of what is committed.
+    blocks: u64,
     /// When the last piece arrives.
     arrives: u64,
 }
@@ -56,13 +57,18 @@ impl Node {
 
 impl World {
     pub(crate) fn start_base(&mut self, index: usize, mark: Incomplete, lineage: Lineage) {
-        let store = self.nodes[index].disk.store();
+        let node = &mut self.nodes[index];
+        let clock = node.clock(self.now);
+        let view = node.replica.as_ref().map(|replica| replica.view(clock));
+        let blocks = view.map_or(0, |view| view.committed_blocks);
+        let store = node.disk.store();
         let sending = Sending {
             lineage,
             base: mark.base,
             regions: store.allocated_regions().into(),
             reading: None,
             table: store.regions(),
+            blocks,
             through: Lsn(0),
             arrives: self.now,
         };
@@ -123,7 +129,7 @@ impl World {
         }
         if let Some(region) = lane.regions.pop_front() {
             let first = region * REGION_BLOCKS;
-            let blocks = REGION_BLOCKS.min(VOLUME_BLOCKS - first) as u32;
+            let blocks = REGION_BLOCKS.min(lane.blocks - first) as u32;
             let range = BlockRange { lba: Lba(first), blocks };
             let store = node.disk.store.as_ref().expect("a replica that runs has its store open");
             lane.reading = Some((region, store.plan_read_committed(range)));

@@ -214,6 +214,18 @@ counted! {
         Deleted = "deleted volume's replica removed",
         /// One was by a node that came back after the deletion.
         DeletedReturner = "deleted volume's returner cleaned up",
+        /// A volume grew.
+        Grown = "volume grown",
+        /// A volume shrank.
+        Shrunk = "volume shrunk",
+        /// A shrink was taken back for data beyond the new end.
+        SizeKept = "shrink refused for data beyond it",
+        /// A size was refused, for another one was under way.
+        ResizeRefused = "resize refused beside another",
+        /// A wish for another size was taken back by an operator.
+        ResizeTakenBack = "resize taken back",
+        /// The primary failed over while another size was wished.
+        ResizeRaced = "resize raced by a failover",
         /// The masters had no leader for longer than a failover takes.
         NoQuorum = "masters without a quorum",
     }
@@ -246,6 +258,7 @@ counted! {
         QuorumLoss = "quorum losses",
         Coup = "failovers without reason",
         Wish = "handovers wished",
+        Resize = "sizes wished",
         Ending = "processes told to end",
         Ghost = "volumes moved from a live client",
         Move = "replicas moved by an operator",

@@ -33,6 +33,7 @@ mod reached;
 mod rest;
 mod rng;
 mod rotten;
+mod sizes;
 mod story;
 mod summary;
 mod truth;

@@ -212,7 +212,11 @@ impl World {
         match change {
             IsrChange::Join { .. } => self.mark(Mark::VoterAdded),
             IsrChange::Leave { .. } => self.mark(Mark::VoterRemoved),
-            IsrChange::Burn | IsrChange::Yield { .. } | IsrChange::HandOver { .. } => {}
+            IsrChange::Burn
+            | IsrChange::Yield { .. }
+            | IsrChange::HandOver { .. }
+            | IsrChange::Resized { .. }
+            | IsrChange::KeepSize { .. } => {}
         }
     }
 

@@ -11,8 +11,8 @@ use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::types::{Config, Epoch, Lsn, Millis, NodeId, ReplicaId, VolumeId, Wish, WriteAck};
 use sbk_store::{
-    BatchResult, CheckpointDone, CheckpointPlan, Failures, LogEntry, ReadPlan, Reopening,
-    StoreError, SyncResult, WalBatch, WalSync, is_out_of_space,
+    BatchResult, CheckpointDone, CheckpointPlan, Failures, FindDataPlan, LogEntry, ReadPlan,
+    Reopening, StoreError, SyncResult, WalBatch, WalSync, is_out_of_space,
 };
 use uuid::Uuid;
 
@@ -127,6 +127,8 @@ pub(crate) struct Node {
     pub(crate) merging: BTreeSet<(StreamId, RequestTag)>,
     /// Blocks that are read for a primary, by it and its question.
     pub(crate) telling: BTreeMap<(ReplicaId, u64), Telling>,
+    /// A look for data beyond a new end, with its number.
+    pub(crate) search: Option<(u64, FindDataPlan)>,
     pub(crate) batch: Option<(u64, Work<Batch, BatchResult>)>,
     pub(crate) sync: Option<(u64, Work<WalSync, SyncResult>)>,
     pub(crate) checkpoint: Option<(u64, Work<CheckpointPlan, CheckpointDone>)>,
@@ -189,6 +191,7 @@ impl Node {
             reads: BTreeMap::new(),
             merging: BTreeSet::new(),
             telling: BTreeMap::new(),
+            search: None,
             batch: None,
             sync: None,
             checkpoint: None,
@@ -292,6 +295,7 @@ impl Node {
         self.reads.clear();
         self.merging.clear();
         self.telling.clear();
+        self.search = None;
         self.batch = None;
         self.sync = None;
         self.checkpoint = None;

@@ -54,6 +54,7 @@ impl World {
         self.note_places(command);
         let response = self.masters.apply(command);
         self.mark_applied(&before, command, &response);
+        self.note_sizes(&before, command, &response);
         self.check_moved(command, &response);
         if self.masters.config != before {
             let now = &self.masters.config;
@@ -106,7 +107,9 @@ impl World {
                 IsrChange::Leave { .. } => Mark::Left,
                 IsrChange::Join { .. } => Mark::Joined,
                 IsrChange::Burn => Mark::Burn,
-                IsrChange::Yield { .. } => return,
+                IsrChange::Yield { .. }
+                | IsrChange::Resized { .. }
+                | IsrChange::KeepSize { .. } => return,
                 IsrChange::HandOver { .. } => return self.mark_handover(before),
             }),
             Err(Refusal::StaleEpoch { .. }) => {
@@ -259,6 +262,9 @@ impl World {
         }
         if !self.healed && self.faults.handover && self.rng.chance(4) {
             self.wish_turn();
+        }
+        if !self.healed && self.faults.resize && self.rng.chance(4) {
+            self.resize_turn();
         }
         for node in 0..self.nodes.len() {
             if !self.nodes[node].unheard && self.rng.chance(60) {

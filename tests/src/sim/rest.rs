@@ -82,6 +82,7 @@ impl World {
         let drained = self.nodes.iter().all(|node| node.checkpoint.is_none());
         idle && whole
             && drained
+            && self.has_its_size()
             && ends.iter().all(|(end, committed)| *end == ends[0].0 && committed == end)
     }
 
@@ -103,6 +104,7 @@ impl World {
             let loss = self.truth.loss_generation;
             self.history.read(block as u64, seen, invoked, loss);
         }
+        self.check_sizes(&members);
         self.history.check();
         self.summary.acknowledged = self.history.acknowledged();
         self.summary.reads = self.history.answered_reads();
@@ -135,6 +137,13 @@ impl World {
             image.push(data);
         }
         image
+    }
+
+    /// What a block of a node's store shows.
+    pub(super) fn seen_at(&mut self, index: usize, lba: Lba) -> content::Seen {
+        let read = self.nodes[index].disk.store().plan_read(BlockRange { lba, blocks: 1 }).run();
+        let data = read.unwrap_or_else(|error| panic!("I2: node {index}: {error}"));
+        content::seen(&data).unwrap_or_else(|how| panic!("I4: block at {lba}: {how}"))
     }
 
     fn digests(&mut self, index: usize) -> Vec<(u64, u32)> {

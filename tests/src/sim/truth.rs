@@ -14,6 +14,7 @@ use sbk_engine::types::{
 
 use super::content::VOLUME_BLOCKS;
 use super::disk::{Entry, Shadow};
+use super::sizes::Sizes;
 use super::world::World;
 
 /// The log as far as it was committed anywhere.
@@ -34,6 +35,8 @@ pub(crate) struct Truth {
     pub(crate) flushed: Lsn,
     /// And what was acknowledged before a member left.
     pub(crate) firm: Lsn,
+    /// The volume's sizes.
+    pub(super) sizes: Sizes,
     /// The losses that took effect.
     pub(crate) loss_generation: LossGeneration,
 }
@@ -105,6 +108,16 @@ impl Truth {
         state.apply(header);
     }
 
+    /// An entry reaches beyond no end, and a size is one that was wished.
+    fn check_size(&mut self, header: &EntryHeader) {
+        let blocks = self.sizes.newest();
+        let end = header.kind.range().map_or(0, |range| range.end());
+        assert!(end <= blocks, "L6: entry {} reaches to {end} of {blocks} blocks", header.lsn);
+        if let EntryKind::Resize { blocks } = header.kind {
+            self.sizes.commit(blocks);
+        }
+    }
+
     /// What the log up to `lsn` implies.
     pub(crate) fn state(&self, lsn: Lsn) -> LogState {
         let mut state = LogState::new(VOLUME_BLOCKS);
@@ -120,6 +133,7 @@ impl Truth {
                 assert_eq!(known, entry, "I4: two entries are committed at {}", header.lsn);
                 continue;
             }
+            self.check_size(header);
             self.check_attachment(header);
             self.committed.insert(header.lsn, *entry);
             let request = header.origin.filter(|_| {
@@ -430,7 +444,10 @@ impl World {
         let node = &self.nodes[index];
         let ready = node.replica.as_ref().is_some_and(|r| r.view(node.clock(self.now)).ready);
         let waits = match &proposal.change {
-            IsrChange::Join { .. } | IsrChange::HandOver { .. } => true,
+            IsrChange::Join { .. }
+            | IsrChange::HandOver { .. }
+            | IsrChange::Resized { .. }
+            | IsrChange::KeepSize { .. } => true,
             IsrChange::Leave { .. } | IsrChange::Burn | IsrChange::Yield { .. } => false,
         };
         let (change, epoch) = (&proposal.change, proposal.epoch);

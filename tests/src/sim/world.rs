@@ -145,6 +145,7 @@ impl World {
             world.start(node);
         }
         for client in 0..world.clients.len() {
+            world.clients[client].goes_beyond = world.faults.resize;
             world.feed(client, Fact::Attached(ClientId(1)));
         }
         world.after(0, Event::Beat);
@@ -282,6 +283,7 @@ impl World {
                 self.blocks_read(node, run, of, request);
             }
             Event::Behind { primary, voter } => self.left_behind(primary, voter),
+            Event::Searched { node, run, search } => self.searched(node, run, search),
             Event::Base { lineage, session, piece } => self.take_base(lineage, session, &piece),
             Event::BaseTaken { lineage, session, through } => {
                 let node = self.index(lineage.from.id);
@@ -360,6 +362,7 @@ impl World {
             | Event::Timer { node, .. }
             | Event::ReadDone { node, .. }
             | Event::BlocksRead { node, .. }
+            | Event::Searched { node, .. }
             | Event::BaseTurn { node, .. }
             | Event::BaseBroke { node, .. }
             | Event::Answered { node, .. }

@@ -81,6 +81,7 @@ fn a_config() -> impl Strategy<Value = Config> {
                 write_ack,
                 min_in_sync,
                 blocks,
+                wished_blocks: (blocks % 3 == 1).then_some(blocks),
                 loss_generation: LossGeneration(loss),
                 handed_over_by: (loss % 2 == 1).then_some(primary),
                 tails: tails.into_iter().map(|(id, tail)| (ReplicaId(id), tail)).collect(),
