@@ -19,7 +19,7 @@ use std::time::Duration;
 
 use rustix::net::sockopt;
 use sbk_engine::authority::Limits;
-use sbk_engine::types::{MAX_REQUEST_BYTES, VolumeId};
+use sbk_engine::types::{BLOCK_SIZE, MAX_REQUEST_BYTES, VolumeId};
 use tokio::io::{AsyncWrite, AsyncWriteExt};
 use tokio::net::TcpStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
@@ -98,6 +98,12 @@ impl Pool {
 
     fn limits(&self, volume: VolumeId) -> Limits {
         self.catalogue.borrow().volumes.get(&volume).map(|v| v.limits).unwrap_or_default()
+    }
+
+    /// The volume's size as it is published; `None` if there is no such volume.
+    pub(super) fn published_bytes(&self, volume: VolumeId) -> Option<u64> {
+        let catalogue = self.catalogue.borrow();
+        catalogue.volumes.get(&volume).map(|v| v.published_blocks() * BLOCK_SIZE)
     }
 
     /// The part of one volume. It is whole again when all its connections are gone.

@@ -6,7 +6,7 @@
 use std::io;
 
 use bytes::{Buf, Bytes, BytesMut};
-use sbk_engine::types::{BLOCK_SIZE, MAX_REQUEST_BYTES};
+use sbk_engine::types::{BLOCK_SIZE, MAX_REQUEST_BYTES, VolumeId};
 use tokio::io::{AsyncRead, AsyncReadExt, AsyncWrite, BufReader};
 use tokio::sync::mpsc;
 use tokio_util::sync::CancellationToken;
@@ -62,6 +62,8 @@ where
             framing: agreed.framing,
             allocation: agreed.allocation,
             bytes: agreed.export.bytes,
+            pool: pool.clone(),
+            volume: agreed.export.volume,
         },
     };
     let mut reading = tokio::spawn(connection.read());
@@ -105,11 +107,15 @@ struct Connection<R> {
 }
 
 /// What requests are checked against.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 struct Rules {
     framing: Framing,
     allocation: bool,
+    /// The size that the client was told.
     bytes: u64,
+    /// Knows the size that the volume has now.
+    pool: Pool,
+    volume: VolumeId,
 }
 
 /// An error for the client: its number, and why.
@@ -216,6 +222,11 @@ impl Rules {
             }
     }
 
+    /// Where the client's requests end: it was told of nothing beyond, and the volume may have shrunk since.
+    fn end(&self) -> u64 {
+        self.pool.published_bytes(self.volume).map_or(self.bytes, |bytes| bytes.min(self.bytes))
+    }
+
     /// What the request asks for and what its reply carries, or the error that it gets.
     fn shape(&self, request: &Request, payload: Bytes) -> Result<(IoOp, Kind), Wrong> {
         if request.flags & !self.allowed_flags(request.command) != 0 {
@@ -234,7 +245,7 @@ impl Rules {
         let changes = matches!(request.command, CMD_WRITE | CMD_TRIM | CMD_WRITE_ZEROES);
         let behind = if changes { ENOSPC } else { EINVAL };
         let end = offset.checked_add(length).ok_or((EINVAL, "the request wraps around"))?;
-        if end > self.bytes {
+        if end > self.end() {
             return Err((behind, "the request passes the end of the volume"));
         }
         if length == 0 || !offset.is_multiple_of(SECTOR) || !length.is_multiple_of(SECTOR) {
