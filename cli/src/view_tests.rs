@@ -43,6 +43,7 @@ fn a_volume_has_the_documented_fields() {
         serde_json::to_value(&view).expect("json"),
         serde_json::json!({
             "name": "v", "id": id_text(&[9; 16]), "size_bytes": 1u64 << 30, "replicas": 2,
+            "wished_size_bytes": null, "size_refused": null,
             "durability": "sync_all", "write_ack": "durable", "iops": null, "bandwidth": null,
             "burst_seconds": 1, "epoch": 3, "primary": node(1),
             "loss_generation": 0, "isr": [node(1), node(2)], "serving": true, "reason": "",
@@ -77,6 +78,17 @@ fn people_are_told_why() {
     assert_eq!(VolumeView::of(&unborn).reason, "waits for its replicas to be created");
     assert!(volume_table(&[]).contains("sbkctl volume create"));
     assert!(node_table(&[]).contains("sbk-datanode"));
+}
+
+#[test]
+fn a_size_that_is_to_be_or_could_not_be_is_told() {
+    assert!(VolumeView::of(&volume()).detail().contains("size:       1 GiB\n"));
+    let grows = VolumeView::of(&v1::VolumeInfo { wished_size_bytes: 3 << 30, ..volume() });
+    assert!(grows.detail().contains("size:       1 GiB, is to have 3 GiB\n"), "{}", grows.detail());
+    assert!(volume_table(&[grows]).contains("1 GiB -> 3 GiB"));
+    let size_refused = Some(v1::SizeRefused { size_bytes: 512 << 20, offset: 4096 });
+    let kept = VolumeView::of(&v1::VolumeInfo { size_refused, ..volume() }).detail();
+    assert!(kept.contains("it could not have 512 MiB, for there is data at byte 4096\n"), "{kept}");
 }
 
 #[test]

@@ -14,6 +14,7 @@ use sbk_datanode::frontend::nbd::{Direct, Left};
 use sbk_datanode::frontend::{Attachment, Remote};
 use sbk_engine::forward::Params;
 use sbk_engine::types::{LossGeneration, SessionId, VolumeId};
+use sbk_proto::v1::ResizeVolumeRequest;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::UnixStream;
 use tokio::task::JoinHandle;
@@ -26,6 +27,8 @@ const READ: u16 = 0;
 const WRITE: u16 = 1;
 const DISCONNECT: u16 = 2;
 const FLUSH: u16 = 3;
+const TRIM: u16 = 4;
+const ENOSPC: u32 = 28;
 
 struct Scene {
     cluster: DevCluster,
@@ -223,5 +226,36 @@ async fn a_process_takes_the_device_from_the_one_before_it_and_from_nobody_else(
     // It has left: others shared the volume in its own generation, and it is not gone on with.
     let why = scene.attach(name(), Some(over)).await.err().expect("is refused");
     assert!(why.contains("ended it"), "{why}");
+    scene.cluster.stop().await.expect("stops");
+}
+
+/// The kernel can be told of another size, as no client that negotiated one can: what it asks for beyond the
+/// size that it began with is served from then on.
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_follows_the_volumes_size() {
+    let scene = Scene::new().await;
+    let (process, _) = scene.attach(name(), None).await.expect("attaches");
+    let mut sizes = process.direct.sizes(process.direct.bytes());
+    let (mut kernel, served, _) = process.serve();
+    let resize = async |size_bytes: u64| {
+        let name_or_id = "v".to_owned();
+        let request = ResizeVolumeRequest { name_or_id, size_bytes, shrink: true };
+        scene.cluster.client().resize_volume(request).await.expect("is taken");
+    };
+    let last = (32 << 20) / BLOCK as u64 - 1;
+    assert_eq!(kernel.write(last, 1).await, ENOSPC);
+    resize(32 << 20).await;
+    assert_eq!(sizes.next().await, 32 << 20);
+    assert_eq!(kernel.write(last, 1).await, 0);
+    assert_eq!(kernel.read(last).await, [1; BLOCK]);
+    assert_eq!(kernel.write(last + 1, 1).await, ENOSPC);
+    assert_eq!(kernel.ask(TRIM, last * BLOCK as u64, BLOCK, &[]).await.0, 0);
+    resize(16 << 20).await;
+    assert_eq!(sizes.next().await, 16 << 20);
+    assert_eq!(kernel.write(last, 1).await, ENOSPC);
+    kernel.send(DISCONNECT, 0, 0, &[]).await;
+    let (left, ended) = served.await.expect("ends");
+    assert_eq!(left, Ok(Left::InOrder));
+    ended.direct.leave().await;
     scene.cluster.stop().await.expect("stops");
 }

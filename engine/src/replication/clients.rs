@@ -380,7 +380,7 @@ impl Primary {
         let end = kind.range().map_or(0, |range| range.end());
         assert!(
             end <= core.log.state.blocks || on(Bug::BeyondTheEnd),
-            "L6: entry {lsn} reaches to block {end} of a volume of {} blocks",
+            "L7: entry {lsn} reaches to block {end} of a volume of {} blocks",
             core.log.state.blocks
         );
         self.note_beyond(&kind);

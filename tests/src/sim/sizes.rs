@@ -136,7 +136,7 @@ impl Default for Sizes {
 impl Sizes {
     /// A resize is committed.
     pub(super) fn commit(&mut self, blocks: u64) {
-        assert!(self.wished.contains(&blocks), "L6: nobody wished for {blocks} blocks");
+        assert!(self.wished.contains(&blocks), "L7: nobody wished for {blocks} blocks");
         self.committed.push(blocks);
     }
 

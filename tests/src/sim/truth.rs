@@ -112,7 +112,7 @@ impl Truth {
     fn check_size(&mut self, header: &EntryHeader) {
         let blocks = self.sizes.newest();
         let end = header.kind.range().map_or(0, |range| range.end());
-        assert!(end <= blocks, "L6: entry {} reaches to {end} of {blocks} blocks", header.lsn);
+        assert!(end <= blocks, "L7: entry {} reaches to {end} of {blocks} blocks", header.lsn);
         if let EntryKind::Resize { blocks } = header.kind {
             self.sizes.commit(blocks);
         }

@@ -101,6 +101,11 @@ impl Kernel {
             .map(drop)
     }
 
+    /// Tells a device that it has another size.
+    pub(super) fn resize(&mut self, index: u32, bytes: u64, identifier: &str) -> Result<(), Asked> {
+        self.ask(&Ask::Resize { index, bytes, identifier }, |_| Ok(())).map(drop)
+    }
+
     /// Ends a device's connection. What waits fails.
     pub(super) fn disconnect(&mut self, index: u32) -> Result<(), Asked> {
         self.ask(&Ask::Disconnect { index }, |_| Ok(())).map(drop)

@@ -25,7 +25,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use rustix::io::Errno;
-use sbk_datanode::frontend::nbd::{Direct, Left};
+use sbk_datanode::frontend::nbd::{Direct, Left, Sizes};
 use sbk_datanode::frontend::{Frontends, Remote};
 use sbk_engine::types::{BLOCK_SIZE, VolumeId};
 use tokio::net::UnixStream;
@@ -171,7 +171,7 @@ pub(super) async fn serve(
     let stop = CancellationToken::new();
     let attaching = attach(ready, remote.frontends(), claim.dir(), signals, stop.clone());
     let Some((ready, direct)) = attaching.await? else { return Ok(()) };
-    let hold = ready.hold.clone();
+    let (hold, fresh) = (ready.hold.clone(), ready.goes_on.is_none());
     let connecting = connect(ready, direct, claim.dir(), limits);
     let Connected { index, mut direct, socket } = connecting.await?;
     let path = kernel::path_of(index);
@@ -184,6 +184,10 @@ pub(super) async fn serve(
         device: Some(path),
     };
     claim.write(&record)?;
+    // One that was gone on with may have missed a resize while no process was there.
+    let told = if fresh { direct.bytes() } else { 0 };
+    let following = follow_size(direct.sizes(told), index, hold.identifier.clone());
+    let following = tokio::spawn(following);
     let mut serving = tokio::spawn(async move { (direct.serve(socket).await, direct) });
     output.show(&record, Record::words)?;
     let (served, why) = tokio::select! {
@@ -199,6 +203,7 @@ pub(super) async fn serve(
             (tokio::time::timeout(limits.drain, serving).await, Some(why))
         }
     };
+    following.abort();
     let (served, direct) = match served {
         Ok(Ok((served, direct))) => (served.map_err(|error| error.to_string()), Some(direct)),
         Ok(Err(error)) => (Err(format!("its task ended: {error}")), None),
@@ -380,6 +385,23 @@ fn stream(socket: Pair) -> anyhow::Result<UnixStream> {
 fn look_again_soon(index: u32) {
     if let Err(error) = kernel::look_again_soon(index) {
         tracing::warn!(%error, "after a restart, requests may wait 30 s until the kernel sends them again");
+    }
+}
+
+/// Tells the kernel of every other size that the volume gets. A kernel that refuses keeps the one that it knows
+/// until the volume is attached anew; what it asks for beyond the volume's end fails.
+async fn follow_size(mut sizes: Sizes, index: u32, identifier: String) {
+    loop {
+        let bytes = sizes.next().await;
+        let identifier = identifier.clone();
+        let told = blocking(move || Ok(Kernel::open()?.resize(index, bytes, &identifier)?)).await;
+        match told {
+            Ok(()) => tracing::info!("/dev/nbd{index} has {bytes} bytes"),
+            Err(error) => tracing::warn!(
+                "/dev/nbd{index} keeps its size, for the kernel was not told that the volume has {bytes} \
+                 bytes: {error:#}"
+            ),
+        }
     }
 }
 

@@ -68,6 +68,8 @@ pub(super) enum Ask<'a> {
         dead_conn_timeout: u64,
         identifier: &'a str,
     },
+    /// Tell the device of that index that it has another size.
+    Resize { index: u32, bytes: u64, identifier: &'a str },
     /// End the device's connection; what waits fails.
     Disconnect { index: u32 },
     /// Whether the device is in use.
@@ -97,7 +99,7 @@ impl Ask<'_> {
         let (command, version) = match self {
             Ask::Family(_) => (GET_FAMILY, CONTROLLER_VERSION),
             Ask::Connect(_) => (CONNECT, NBD_VERSION),
-            Ask::Reconfigure { .. } => (RECONFIGURE, NBD_VERSION),
+            Ask::Reconfigure { .. } | Ask::Resize { .. } => (RECONFIGURE, NBD_VERSION),
             Ask::Disconnect { .. } => (DISCONNECT, NBD_VERSION),
             Ask::Status { .. } => (STATUS, NBD_VERSION),
         };
@@ -110,6 +112,11 @@ impl Ask<'_> {
                 put(&mut out, INDEX, &index.to_ne_bytes());
                 put(&mut out, DEAD_CONN_TIMEOUT, &dead_conn_timeout.to_ne_bytes());
                 put(&mut out, SOCKETS, &sockets(*socket));
+                put(&mut out, BACKEND_IDENTIFIER, identifier.as_bytes());
+            }
+            Ask::Resize { index, bytes, identifier } => {
+                put(&mut out, INDEX, &index.to_ne_bytes());
+                put(&mut out, SIZE_BYTES, &bytes.to_ne_bytes());
                 put(&mut out, BACKEND_IDENTIFIER, identifier.as_bytes());
             }
             Ask::Disconnect { index } | Ask::Status { index } => {

@@ -70,6 +70,16 @@ mod bytes {
             7, 0, 10, 0,  b's', b'b', b'k', 0,
         ];
         assert_eq!(again.encode(28, 2), expected);
+        let larger = Ask::Resize { index: 3, bytes: 1 << 32, identifier: "sbk" };
+        #[rustfmt::skip]
+        let expected = [
+            48, 0, 0, 0,  28, 0,  5, 0,  2, 0, 0, 0,  0, 0, 0, 0,
+            3, 1, 0, 0,                                   // RECONFIGURE
+            8, 0, 1, 0,  3, 0, 0, 0,
+            12, 0, 2, 0,  0, 0, 0, 0, 1, 0, 0, 0,
+            7, 0, 10, 0,  b's', b'b', b'k', 0,
+        ];
+        assert_eq!(larger.encode(28, 2), expected);
         let of = |command| {
             #[rustfmt::skip]
             let expected = vec![

@@ -5,6 +5,7 @@
 //! and what was asked of it, until another process goes on with both.
 
 use std::mem::ManuallyDrop;
+use std::sync::Arc;
 
 use sbk_engine::types::{SessionId, VolumeId};
 use tokio::net::UnixStream;
@@ -15,6 +16,7 @@ use super::handshake::Agreed;
 use super::transmission::Left;
 use super::wire::Framing;
 use super::{AtStop, Ended, Shared, transmit};
+use crate::catalogue::{Catalogue, CatalogueWatch};
 use crate::frontend::limits::Pool;
 use crate::frontend::{Attachment, ClientHandle, Frontends};
 
@@ -27,6 +29,35 @@ pub struct Direct {
     agreed: Agreed,
     /// A handle that is dropped detaches.
     client: ManuallyDrop<ClientHandle>,
+    /// The volume's size when it was attached.
+    bytes: u64,
+}
+
+/// The size of a volume, as it is published.
+#[derive(Debug)]
+pub struct Sizes {
+    catalogue: CatalogueWatch,
+    volume: VolumeId,
+    told: u64,
+}
+
+impl Sizes {
+    /// Another size than the one that was told last, in bytes; waits for it. For ever, if the volume is gone.
+    pub async fn next(&mut self) -> u64 {
+        let (volume, told) = (self.volume, self.told);
+        let size =
+            |catalogue: &Catalogue| exports::of(catalogue, volume).map(|export| export.bytes);
+        let other = |catalogue: &Arc<Catalogue>| size(catalogue).is_some_and(|size| size != told);
+        let found =
+            self.catalogue.wait_for(other).await.ok().and_then(|catalogue| size(&catalogue));
+        match found {
+            Some(bytes) => {
+                self.told = bytes;
+                bytes
+            }
+            None => std::future::pending().await,
+        }
+    }
 }
 
 impl Direct {
@@ -49,15 +80,24 @@ impl Direct {
         let client = ManuallyDrop::new(client);
         let catalogue = frontends.catalogue().borrow().clone();
         let export = exports::of(&catalogue, volume).ok_or_else(gone)?;
+        let bytes = export.bytes;
+        // It is told of another size: its requests end where the volume does.
+        let export = exports::Export { bytes: u64::MAX, ..export };
         let agreed = Agreed { export, framing: Framing::Simple, allocation: false };
         let (pool, at_stop) = (Pool::new(frontends.catalogue()), AtStop::Flush);
         let shared = Shared { frontends, tls: None, pool, stop, at_stop };
-        Ok((Self { shared, agreed, client }, attachment))
+        Ok((Self { shared, agreed, client, bytes }, attachment))
     }
 
-    /// Bytes of the volume.
+    /// Bytes of the volume when it was attached.
     pub fn bytes(&self) -> u64 {
-        self.agreed.export.bytes
+        self.bytes
+    }
+
+    /// The volume's later sizes: other ones than `told`, which the client knows.
+    pub fn sizes(&self, told: u64) -> Sizes {
+        let (catalogue, volume) = (self.shared.frontends.catalogue(), self.agreed.export.volume);
+        Sizes { catalogue, volume, told }
     }
 
     /// The transmission flags, as a handshake would have told them.

@@ -33,7 +33,7 @@ use super::{ClientHandle, Frontends};
 use handshake::{Agreed, Outcome, Security};
 use replies::Table;
 
-pub use direct::Direct;
+pub use direct::{Direct, Sizes};
 pub use tls::{Tls, TlsError, TlsFiles};
 pub use transmission::Left;
 
