@@ -91,36 +91,48 @@ impl AllocationPlan {
 
 /// A look for the first block that is no hole.
 #[derive(Debug)]
-pub struct FindDataPlan(AllocationPlan);
+pub struct FindDataPlan {
+    read: ReadPlan,
+    /// The regions that anything was ever written to in the extents, ascending: few of a large volume.
+    written: Vec<u64>,
+}
 
 impl FindDataPlan {
     /// The first block that may be anything but zeros; `None` if all are holes. Blocks the thread.
     pub fn run(self) -> Result<Option<Lba>, ReadError> {
-        let AllocationPlan { read, written } = self.0;
-        let first_region = read.range.start / REGION_BLOCKS;
-        for Piece { range, source } in &read.pieces {
+        for Piece { range, source } in &self.read.pieces {
             match source {
                 Source::Zeros => {}
                 Source::Memory(_) | Source::Wal { .. } => return Ok(Some(Lba(range.start))),
                 Source::Extents => {
-                    for part in by_region(range.clone()) {
-                        let region = (part.start / REGION_BLOCKS - first_region) as usize;
-                        if !written.get(region).copied().unwrap_or(false) {
-                            continue;
-                        }
-                        let mut at = part.start;
-                        let flow = read.image.holes(part, |blocks, hole| {
-                            if !hole {
-                                return ControlFlow::Break(());
-                            }
-                            at += blocks;
-                            ControlFlow::Continue(())
-                        })?;
-                        if flow.is_break() {
-                            return Ok(Some(Lba(at)));
-                        }
+                    if let Some(found) = self.find_in_extents(range)? {
+                        return Ok(Some(found));
                     }
                 }
+            }
+        }
+        Ok(None)
+    }
+
+    fn find_in_extents(&self, range: &Range<u64>) -> Result<Option<Lba>, ReadError> {
+        let first =
+            self.written.partition_point(|region| (region + 1) * REGION_BLOCKS <= range.start);
+        for region in &self.written[first..] {
+            let start = range.start.max(region * REGION_BLOCKS);
+            let end = range.end.min((region + 1) * REGION_BLOCKS);
+            if start >= end {
+                break;
+            }
+            let mut at = start;
+            let flow = self.read.image.holes(start..end, |blocks, hole| {
+                if !hole {
+                    return ControlFlow::Break(());
+                }
+                at += blocks;
+                ControlFlow::Continue(())
+            })?;
+            if flow.is_break() {
+                return Ok(Some(Lba(at)));
             }
         }
         Ok(None)
@@ -140,21 +152,20 @@ fn by_region(range: Range<u64>) -> impl Iterator<Item = Range<u64>> {
 impl Store {
     /// Looks which of these blocks are holes as they are logged now.
     pub fn plan_allocation(&self, range: BlockRange) -> AllocationPlan {
-        self.allocation_of(self.plan_read(range))
-    }
-
-    /// Looks for the first block from `first` on and before `end` that is no hole as it is logged now.
-    pub fn plan_find_data(&self, first: Lba, end: u64) -> FindDataPlan {
-        FindDataPlan(self.allocation_of(self.plan_read_of(first.0..end)))
-    }
-
-    fn allocation_of(&self, read: ReadPlan) -> AllocationPlan {
+        let read = self.plan_read(range);
         let regions = read.range.start / REGION_BLOCKS..read.range.end.div_ceil(REGION_BLOCKS);
         // What an entry wrote that is in the WAL alone is a piece of its own.
         let table = self.checkpointed_regions();
         let written =
             regions.map(|region| table.get(region as usize).is_some_and(|at| *at > Lsn(0)));
         AllocationPlan { read, written: written.collect() }
+    }
+
+    /// Looks for the first block from `first` on and before `end` that is no hole as it is logged now.
+    pub fn plan_find_data(&self, first: Lba, end: u64) -> FindDataPlan {
+        let table = (0..).zip(self.checkpointed_regions());
+        let written = table.filter(|(_, at)| **at > Lsn(0)).map(|(region, _)| region);
+        FindDataPlan { read: self.plan_read_of(first.0..end), written: written.collect() }
     }
 }
 

@@ -213,13 +213,20 @@ fn holes_are_told() {
         let runs = store.plan_allocation(range).run(usize::MAX).expect("runs");
         runs.into_iter().map(|run| (run.blocks, run.hole)).collect()
     };
+    let find = |store: &Store, first: u64, end: u64| {
+        let found = store.plan_find_data(Lba(first), end).run().expect("looks");
+        found.map(|lba| lba.0)
+    };
     assert_eq!(runs(&store, 0, 100), [(100, true)], "nothing was written");
+    assert_eq!(find(&store, 0, u64::MAX), None);
     write(&mut store, 10, &[1, 2, 3]);
     let written = [(10, true), (3, false), (87, true)];
     assert_eq!(runs(&store, 0, 100), written, "in the WAL");
+    assert_eq!((find(&store, 0, 100), find(&store, 13, u64::MAX)), (Some(10), None));
     store.set_committed(Lsn(1));
     checkpoint(&mut store);
     assert_eq!(runs(&store, 0, 100), written, "in the extents");
+    assert_eq!((find(&store, 12, 100), find(&store, 0, 10)), (Some(12), None));
     assert_eq!(runs(&store, 11, 1), [(1, false)]);
     let range = BlockRange { lba: Lba(5), blocks: 50 };
     let first = store.plan_allocation(range).run(1).expect("runs");
@@ -230,4 +237,5 @@ fn holes_are_told() {
     store.set_committed(Lsn(2));
     checkpoint(&mut store);
     assert_eq!(runs(&store, 0, 100), zeroed, "in the extents");
+    assert_eq!((find(&store, 11, 12), find(&store, 11, 13)), (None, Some(12)));
 }

@@ -307,8 +307,12 @@ impl Model {
         let runs =
             store.plan_allocation(all).run(usize::MAX).map_err(|e| format!("no runs: {e}"))?;
         let mut at = 0;
+        let mut data = None;
         for run in runs {
             let end = at + run.blocks as usize;
+            if !run.hole {
+                data.get_or_insert(Lba(at as u64));
+            }
             if let Some(block) = (at..end).find(|block| run.hole && image[*block] != 0) {
                 return Err(format!("block {block} is called a hole"));
             }
@@ -316,6 +320,20 @@ impl Model {
         }
         if at as u64 != MAX_BLOCKS {
             return Err(format!("the runs cover {at} blocks"));
+        }
+        // A volume shrinks to where this finds nothing.
+        let find = |first| store.plan_find_data(Lba(first), MAX_BLOCKS).run();
+        let found = find(0).map_err(|e| format!("no data sought: {e}"))?;
+        if found != data {
+            return Err(format!("data is found at {found:?}, not {data:?}"));
+        }
+        let last = image.iter().rposition(|tag| *tag != 0).map_or(0, |last| last as u64);
+        for first in [last.saturating_sub(1), last, last + 1] {
+            let found = find(first).map_err(|e| format!("no data sought: {e}"))?;
+            let expected = (first as usize..image.len()).find(|block| image[*block] != 0);
+            if expected.is_some_and(|block| found.is_none_or(|found| found.0 > block as u64)) {
+                return Err(format!("data is found at {found:?}, not {expected:?}"));
+            }
         }
         Ok(())
     }
