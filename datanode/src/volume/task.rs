@@ -141,7 +141,7 @@ enum Found<D: Disk> {
     Checkpoint((u64, Outcome<D::Checkpoint>)),
     Read(Vec<DoneRead>),
     Peers(Vec<PeerEvent>),
-    Control(Control),
+    Control(Box<Control>),
     Base(BaseRead),
     Clients(Vec<FromClient>),
     Time,
@@ -246,7 +246,7 @@ impl<D: Disk> Running<D> {
                         self.peer(event).await?;
                     }
                 }
-                Found::Control(order) => self.control(order),
+                Found::Control(order) => self.control(*order),
                 Found::Base(read) => {
                     let plan = self.disk.read_committed(read.range);
                     // A lane that was dropped wants it no more.
@@ -286,7 +286,7 @@ impl<D: Disk> Running<D> {
                 Found::Read(done.expect("a read neither panics nor is cancelled"))
             }
             _ = inlets.peers.recv_many(&mut events, TAKE) => Found::Peers(events),
-            Some(order) = inlets.control.recv() => Found::Control(order),
+            Some(order) = inlets.control.recv() => Found::Control(Box::new(order)),
             Some(read) = base_reads_in.recv() => Found::Base(read),
             () = std::future::poll_fn(|cx| clients.poll_take(cx, &mut taken)), if take_clients => {
                 Found::Clients(taken)

@@ -60,7 +60,7 @@ impl State {
     ) -> Response {
         let live = self.live(volume)?;
         let blocks = size_bytes / BLOCK_SIZE;
-        if size_bytes % BLOCK_SIZE != 0 || !is_size(blocks) {
+        if !size_bytes.is_multiple_of(BLOCK_SIZE) || !is_size(blocks) {
             return Err(Refusal::BadSize { size_bytes });
         }
         let Some(assignment) = &live.assignment else {

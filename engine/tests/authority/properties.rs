@@ -270,7 +270,7 @@ impl Run {
         let Some(config) = self.state.config(volume) else { return };
         let blocks = 1 + u64::from(a) / 8;
         if a.is_multiple_of(3) {
-            let (size_bytes, shrink) = (blocks * BLOCK_SIZE, a % 4 != 0);
+            let (size_bytes, shrink) = (blocks * BLOCK_SIZE, !a.is_multiple_of(4));
             let overcommit_percent = 100;
             let wish = Command::WishSize { volume, size_bytes, shrink, overcommit_percent };
             return self.apply(&wish);
