@@ -303,6 +303,7 @@ fn nothing_is_published_before_this_epoch_has_settled() {
     let config = Config { blocks: 64, ..config(2, 1, &[1, 2]) };
     let (_, probed) = bench.feed(Input::Assignment(config));
     let mut all = bench.meet(2, 2, &probed, facts(table(&[(1, 1)]), 5, 5));
+    all.extend(probed);
     let request = sent(&all, 2).iter().find_map(|message| match message {
         ToReplica::Cut { request, .. } => Some(*request),
         _ => None,
