@@ -63,7 +63,7 @@ pub struct Global {
 /// The commands.
 #[derive(Debug, Subcommand)]
 pub enum Command {
-    /// Volumes: create, list, show, delete, limit, move, replace, attachments, detach, explain, verify
+    /// Volumes: create, list, show, delete, limit, move, replace, attachments, detach, explain, verify, scrub
     #[command(subcommand)]
     Volume(VolumeCommand),
     /// Datanodes: list, show, drain, undrain, remove
@@ -359,6 +359,27 @@ differ or damaged blocks were found.")]
         /// How long regions that differ in age may take to become comparable, in seconds
         #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
         timeout: Duration,
+    },
+    /// Read all that the in-sync replicas hold, and tell which blocks are damaged on which node
+    #[command(after_help = "\
+Examples:
+  sbkctl volume scrub db
+  sbkctl volume scrub db --rate 0 -o json
+  sbkctl volume scrub db --repair
+
+The volume may be in use. Reads what was ever written, region by region (1 MiB), on all in-sync replicas at
+the same time. With --repair the primary logs each damaged block again as a replica holds it that has it
+sound, and the next checkpoint of each replica writes it. Exit code 1 if damaged blocks were found (with
+--repair: and not all repaired), or if a replica could not be read.")]
+    Scrub {
+        /// Name or UUID
+        volume: String,
+        /// Most bytes a second that are read of each replica, such as 64MiB; 0 for no limit
+        #[arg(long, value_name = "BYTES", default_value = "64MiB", value_parser = parse_size)]
+        rate: u64,
+        /// Have the primary repair what is damaged
+        #[arg(long)]
+        repair: bool,
     },
 }
 

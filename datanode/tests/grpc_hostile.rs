@@ -234,10 +234,19 @@ async fn malformed_questions_of_replicas_are_refused() {
             v1::VerifyRequest { volume: id(volume), replica: id(replica), ..Default::default() };
         let status = client.verify(request).await.map(|_| ()).expect_err("is not here");
         assert_eq!(status.code(), Code::NotFound);
+        let request =
+            v1::ScrubRequest { volume: id(volume), replica: id(replica), blocks: vec![1] };
+        let status = client.scrub(request).await.expect_err("is not here");
+        assert_eq!(status.code(), Code::NotFound);
     }
     let request = v1::VerifyRequest { volume: short(), ..Default::default() };
     let status = client.verify(request).await.map(|_| ()).expect_err("no volume");
     assert_eq!(status.code(), Code::InvalidArgument);
+    for blocks in [vec![], vec![2, 1], vec![1, 1], (0..1025).collect()] {
+        let request = v1::ScrubRequest { volume: id(1), replica: id(2), blocks };
+        let status = client.scrub(request).await.expect_err("makes no sense");
+        assert_eq!(status.code(), Code::InvalidArgument);
+    }
     // Over the limit of a message.
     let payload = bytes::Bytes::from(vec![0; 50 << 20]);
     let entries = vec![v1::Entry { payload, ..Default::default() }];

@@ -1,12 +1,19 @@
-//! Blocks that rot on the primary's disk, read over real gRPC from the replicas that have them.
+//! Blocks that rot on the primary's disk, read over real gRPC from the replicas that have them; and on a
+//! follower's, repaired by the primary for a scrub.
 
 mod support;
 
+use std::sync::Arc;
+
 use sbk_datanode::link::{IoOp, LinkOutcome};
+use sbk_datanode::volume::events::{Control, ScrubWaiter, Scrubbed};
 use sbk_engine::recording::{file, replay};
+use sbk_engine::replication::io::Fate;
 use sbk_engine::replication::mend::MendCounts;
-use sbk_engine::types::ReplicaId;
+use sbk_engine::types::{Lba, ReplicaId};
 use support::{Cluster, replica};
+use tokio::sync::{Semaphore, oneshot};
+use tonic::{Code, Status};
 
 /// Waits until the extents of all replicas hold what is logged.
 fn checkpointed(cluster: &Cluster) {
@@ -23,7 +30,7 @@ fn rot(cluster: &Cluster, id: ReplicaId, block: u64) {
 }
 
 fn counts(cluster: &Cluster, id: ReplicaId) -> (u64, u64, u64) {
-    let MendCounts { rotten, mended, not_mended } =
+    let MendCounts { rotten, mended, not_mended, scrubbed: _ } =
         cluster.nodes.lock().unwrap()[&id].handle.counters.mends();
     (rotten, mended, not_mended)
 }
@@ -125,4 +132,48 @@ fn a_rebuild_goes_on_once_a_block_is_repaired() {
     assert_eq!(counts(&cluster, primary), (1, 1, 0));
     assert_eq!(client.read(50), 51);
     assert_recorded(&cluster, primary);
+}
+
+/// What a replica's task makes of a scrub's order.
+fn scrub(cluster: &Cluster, id: ReplicaId, blocks: &[u64]) -> Result<Scrubbed, Status> {
+    let (done, told) = oneshot::channel();
+    let place = Arc::new(Semaphore::new(1)).try_acquire_owned().expect("is free");
+    let blocks = blocks.iter().copied().map(Lba).collect();
+    let order = Control::Scrub { blocks, waiter: ScrubWaiter { done, place } };
+    let control = cluster.nodes.lock().unwrap()[&id].handle.control.clone();
+    control.blocking_send(order).expect("it runs");
+    told.blocking_recv().expect("is told")
+}
+
+#[test]
+fn a_scrub_has_what_rotted_on_a_follower_written_anew() {
+    let cluster = Cluster::start(3, 2);
+    let mut client = cluster.client();
+    (0..40).for_each(|block| client.write(block, 1 + block as u8));
+    checkpointed(&cluster);
+    let (primary, follower) = (cluster.primary(), replica(2));
+    assert_ne!(primary, follower);
+    // One on the follower, one here, and one on both.
+    rot(&cluster, follower, 7);
+    rot(&cluster, primary, 8);
+    rot(&cluster, follower, 30);
+    rot(&cluster, primary, 30);
+    let status = scrub(&cluster, follower, &[7]).expect_err("it is not primary");
+    assert_eq!(status.code(), Code::FailedPrecondition);
+    let told = scrub(&cluster, primary, &[7, 8, 9, 30]).expect("is settled");
+    let logged = [7, 8, 9, 30].map(|block| (Lba(block), Fate::Logged));
+    assert_eq!(told, Scrubbed::from(logged));
+    assert_eq!(counts(&cluster, primary), (2, 2, 0));
+    let scrubbed = cluster.nodes.lock().unwrap()[&primary].handle.counters.mends().scrubbed;
+    assert_eq!(scrubbed, 2, "its own copy was sound");
+
+    checkpointed(&cluster);
+    for id in cluster.stores.keys() {
+        assert!(cluster.stores[id].disk().rotten.is_empty(), "{id}: the repair is logged for all");
+        assert_eq!(cluster.stores[id].image(), cluster.stores[&primary].image());
+        assert_recorded(&cluster, *id);
+    }
+    for block in [7, 8, 9, 30] {
+        assert_eq!(client.read(block), 1 + block as u8);
+    }
 }

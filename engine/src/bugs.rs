@@ -347,6 +347,9 @@ bugs! {
     /// An entry that changes a rotten block does not end its repair. [What a member had read before is
     /// logged over what a client has written since.]
     MendOverNewer,
+    /// An entry that changes a block does not end its repair from the primary's own copy. [What the primary had
+    /// read for a scrub is logged over what a client has written since.]
+    ScrubOverNewer,
     /// What a handover waives is waived in a later tenure too. [The primary of then serves again, and
     /// another that is promoted does not wait for what was promised to it.]
     WaiverOutlives,

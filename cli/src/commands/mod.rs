@@ -19,6 +19,8 @@ pub mod projection;
 pub mod recover;
 pub mod replay;
 mod resize;
+pub mod scrub;
+mod scrub_repair;
 pub mod verify;
 pub mod volume;
 

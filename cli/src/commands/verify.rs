@@ -12,10 +12,13 @@ use anyhow::{Context as _, bail};
 use crc_fast::{CrcAlgorithm, Digest};
 use sbk_engine::types::REGION_SIZE;
 use sbk_proto::v1::replication_client::ReplicationClient;
-use sbk_proto::v1::{MemberInfo, VerifyRegion, VerifyRequest, VolumeInfo};
+use sbk_proto::v1::{
+    MemberInfo, ScrubRequest, ScrubbedBlock, VerifyRegion, VerifyRequest, VolumeInfo,
+};
 use serde::Serialize;
 use tokio::task::JoinSet;
 use tonic::transport::{Channel, Endpoint};
+use tonic::{Request, Status, Streaming};
 
 use super::Context;
 use crate::progress::Progress;
@@ -27,6 +30,8 @@ use crate::wait::TimedOut;
 const CHUNK: u64 = 1024;
 const AGAIN: Duration = Duration::from_millis(200);
 const CONNECT: Duration = Duration::from_secs(5);
+/// A primary settles what it is told to repair within seconds, one way or the other.
+const ANSWER: Duration = Duration::from_secs(30);
 
 /// What a comparison found.
 #[derive(Clone, Debug, Default, Serialize)]
@@ -231,15 +236,15 @@ fn judge(region: u64, told: &Told, report: &mut Report) -> anyhow::Result<Option
 
 /// A replica that can be asked.
 #[derive(Clone)]
-struct Replica {
-    node: String,
+pub(super) struct Replica {
+    pub(super) node: String,
     client: ReplicationClient<Channel>,
     volume: Vec<u8>,
     replica: Vec<u8>,
 }
 
 impl Replica {
-    async fn connect(info: &VolumeInfo, member: &MemberInfo) -> anyhow::Result<Self> {
+    pub(super) async fn connect(info: &VolumeInfo, member: &MemberInfo) -> anyhow::Result<Self> {
         let node = id_text(&member.node);
         let endpoint = Endpoint::from_shared(format!("http://{}", member.addr));
         let channel = endpoint
@@ -250,8 +255,7 @@ impl Replica {
             .await
             .with_context(|| {
                 format!(
-                    "node {node} at {} can't be reached; all in-sync replicas are needed to \
-                     compare them",
+                    "node {node} at {} can't be reached; all in-sync replicas are needed",
                     member.addr
                 )
             })?;
@@ -260,16 +264,38 @@ impl Replica {
         Ok(Self { node, client, volume, replica })
     }
 
-    async fn ask(&self, first: u64, count: u64) -> anyhow::Result<BTreeMap<u64, VerifyRegion>> {
+    /// Has it tell of `count` regions from `first` on, in order.
+    ///
+    /// # Errors
+    /// As the node's, among them that it tells others already.
+    pub(super) async fn regions(
+        &self,
+        first: u64,
+        count: u64,
+    ) -> Result<Streaming<VerifyRegion>, Status> {
         let request = VerifyRequest {
             volume: self.volume.clone().into(),
             replica: self.replica.clone().into(),
             first_region: first,
             regions: count,
         };
+        Ok(self.client.clone().verify(request).await?.into_inner())
+    }
+
+    /// Has the primary repair blocks, ascending, at most [`SCRUB_BLOCKS`](sbk_engine::replication::scrub::SCRUB_BLOCKS).
+    ///
+    /// # Errors
+    /// As the node's, among them that the replica is not primary.
+    pub(super) async fn repair(&self, blocks: Vec<u64>) -> Result<Vec<ScrubbedBlock>, Status> {
+        let (volume, replica) = (self.volume.clone().into(), self.replica.clone().into());
+        let mut request = Request::new(ScrubRequest { volume, replica, blocks });
+        request.set_timeout(ANSWER);
+        Ok(self.client.clone().scrub(request).await?.into_inner().blocks)
+    }
+
+    async fn ask(&self, first: u64, count: u64) -> anyhow::Result<BTreeMap<u64, VerifyRegion>> {
         let failed = || format!("node {} failed to verify", self.node);
-        let mut stream =
-            self.client.clone().verify(request).await.with_context(failed)?.into_inner();
+        let mut stream = self.regions(first, count).await.with_context(failed)?;
         let mut regions = BTreeMap::new();
         while let Some(region) = stream.message().await.with_context(failed)? {
             if !(first..first + count).contains(&region.region) {
@@ -287,8 +313,16 @@ mod tests {
 
     fn told(views: &[(&str, u64, u32, u32)]) -> Told {
         let one = |&(node, region_lsn, digest, damaged): &(&str, u64, u32, u32)| {
-            let view =
-                VerifyRegion { region: 3, region_lsn, digest, committed: 50, damaged, blocks: 256 };
+            let damaged_blocks = (0..u64::from(damaged)).map(|n| 768 + n).collect();
+            let view = VerifyRegion {
+                region: 3,
+                region_lsn,
+                digest,
+                committed: 50,
+                damaged,
+                blocks: 256,
+                damaged_blocks,
+            };
             (node.to_owned(), BTreeMap::from([(3, view)]))
         };
         views.iter().map(one).collect()

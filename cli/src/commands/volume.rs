@@ -71,6 +71,9 @@ pub async fn run(context: &Context, command: VolumeCommand) -> anyhow::Result<()
         VolumeCommand::Verify { volume, timeout } => {
             super::verify::run(context, &volume, timeout).await
         }
+        VolumeCommand::Scrub { volume, rate, repair } => {
+            super::scrub::run(context, &volume, rate, repair).await
+        }
     }
 }
 

@@ -124,12 +124,12 @@ fn of_volume(status: &VolumeStatus) -> Vec<Complaint> {
 fn of_reads(handle: &VolumeHandle) -> Option<Complaint> {
     let failed = handle.counters.named().get(&READ_FAILED).copied().filter(|failed| *failed > 0)?;
     let what = format!("{failed} reads were refused by the disk in this process");
-    let advice = "the log says which file; `sbkctl volume verify` tells which replica is damaged";
+    let advice = "the log says which file; `sbkctl volume scrub` tells which replica is damaged";
     Some(complaint(handle.volume, what, advice))
 }
 
 fn of_blocks(handle: &VolumeHandle) -> Option<Complaint> {
-    let MendCounts { rotten, mended, not_mended } = handle.counters.mends();
+    let MendCounts { rotten, mended, not_mended, scrubbed: _ } = handle.counters.mends();
     let what = match (rotten, not_mended) {
         (0, _) => return None,
         (_, 0) => format!(
@@ -141,7 +141,7 @@ fn of_blocks(handle: &VolumeHandle) -> Option<Complaint> {
              in-sync replica could give: clients got I/O errors"
         ),
     };
-    let advice = "see the disk's log and its SMART data; `sbkctl volume verify` tells what is damaged \
+    let advice = "see the disk's log and its SMART data; `sbkctl volume scrub` tells what is damaged \
                   still, `sbkctl volume explain` what was repaired";
     Some(complaint(handle.volume, what, advice))
 }

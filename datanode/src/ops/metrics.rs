@@ -69,6 +69,7 @@ fn gather(node: &Node) -> Registry {
         ("blocks_rotten", "Blocks of the extents found not to match their checksums"),
         ("blocks_mended", "Of these, blocks that were logged again as another replica holds them"),
         ("blocks_not_mended", "Of these, blocks that no other in-sync replica could give"),
+        ("blocks_scrubbed", "Blocks damaged elsewhere, logged again as this replica holds them"),
     ]
     .map(|(name, help)| {
         let family = Counters::default();
@@ -84,8 +85,8 @@ fn gather(node: &Node) -> Registry {
         let (requests, time) = handle.counters.throttled();
         throttled.get_or_create(&volume).inc_by(requests);
         waited.get_or_create(&volume).inc_by(time.as_secs_f64());
-        let MendCounts { rotten, mended, not_mended } = handle.counters.mends();
-        for (family, count) in mends.iter().zip([rotten, mended, not_mended]) {
+        let MendCounts { rotten, mended, not_mended, scrubbed } = handle.counters.mends();
+        for (family, count) in mends.iter().zip([rotten, mended, not_mended, scrubbed]) {
             family.get_or_create(&volume).inc_by(count);
         }
         for (replica, peer) in status.view.iter().flat_map(|view| &view.peers) {

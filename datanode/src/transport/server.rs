@@ -14,7 +14,7 @@ use tonic::{Request, Response, Status, Streaming};
 
 use super::answers::Answers;
 use super::convert::{self, Beside, Malformed, Recover, WireEntry};
-use crate::volume::events::{AnswerPath, Control, PeerEvent, VerifyReader};
+use crate::volume::events::{AnswerPath, Control, PeerEvent, ScrubWaiter, VerifyReader};
 use crate::volume::{Registry, VolumeHandle};
 use sbk_store::entry::entry_crc;
 
@@ -24,12 +24,15 @@ type Answered<T> = Pin<Box<dyn Stream<Item = Result<T, Status>> + Send>>;
 const VERIFY_QUEUE: usize = 16;
 /// Verifications at a time. Each reads all of a replica's data.
 const VERIFYING: usize = 4;
+/// Orders of scrubs at a time.
+const SCRUBBING: usize = 16;
 
 /// Serves the replicas in a registry.
 #[derive(Clone, Debug)]
 pub struct ReplicationService {
     volumes: Registry,
     verifying: Arc<Semaphore>,
+    scrubbing: Arc<Semaphore>,
 }
 
 impl From<Malformed> for Status {
@@ -41,7 +44,18 @@ impl From<Malformed> for Status {
 impl ReplicationService {
     /// A service over the volumes of `volumes`, now and later.
     pub fn new(volumes: Registry) -> Self {
-        Self { volumes, verifying: Arc::new(Semaphore::new(VERIFYING)) }
+        let places = |n| Arc::new(Semaphore::new(n));
+        Self { volumes, verifying: places(VERIFYING), scrubbing: places(SCRUBBING) }
+    }
+
+    /// The task of a replica that an operator's tool names.
+    fn named(&self, volume: &[u8], replica: &[u8]) -> Result<Arc<VolumeHandle>, Status> {
+        let volume: VolumeId = convert::volume_id(volume)?;
+        let replica = convert::replica_id(replica)?;
+        let handle = self.volumes.get(volume).filter(|handle| handle.replica == replica);
+        handle.ok_or_else(|| {
+            Status::not_found(format!("replica {replica} of volume {volume} is not on this node"))
+        })
     }
 
     /// The task of the replica that a message is for.
@@ -162,12 +176,7 @@ impl Replication for ReplicationService {
         request: Request<v1::VerifyRequest>,
     ) -> Result<Response<Self::VerifyStream>, Status> {
         let request = request.into_inner();
-        let volume: VolumeId = convert::volume_id(&request.volume)?;
-        let replica = convert::replica_id(&request.replica)?;
-        let handle = self.volumes.get(volume).filter(|handle| handle.replica == replica);
-        let handle = handle.ok_or_else(|| {
-            Status::not_found(format!("replica {replica} of volume {volume} is not on this node"))
-        })?;
+        let handle = self.named(&request.volume, &request.replica)?;
         let place = Arc::clone(&self.verifying).try_acquire_owned().map_err(|_| {
             Status::resource_exhausted(format!(
                 "{VERIFYING} verifications run on this node already; try again when one is done"
@@ -179,6 +188,25 @@ impl Replication for ReplicationService {
         let sent = handle.control.send(order).await;
         sent.map_err(|_| Status::unavailable("the replica has stopped"))?;
         Ok(Response::new(Box::pin(ReceiverStream::new(digests))))
+    }
+
+    async fn scrub(
+        &self,
+        request: Request<v1::ScrubRequest>,
+    ) -> Result<Response<v1::ScrubResponse>, Status> {
+        let request = request.into_inner();
+        let blocks = convert::scrub_in(&request.blocks)?;
+        let handle = self.named(&request.volume, &request.replica)?;
+        let place = Arc::clone(&self.scrubbing).try_acquire_owned().map_err(|_| {
+            let most = format!("{SCRUBBING} orders of scrubs are under way on this node already");
+            Status::resource_exhausted(format!("{most}; try again when one is done"))
+        })?;
+        let (done, told) = oneshot::channel();
+        let order = Control::Scrub { blocks, waiter: ScrubWaiter { done, place } };
+        let stopped = || Status::unavailable("the replica has stopped");
+        handle.control.send(order).await.map_err(|_| stopped())?;
+        let scrubbed = told.await.map_err(|_| stopped())??;
+        Ok(Response::new(convert::scrub_out(scrubbed)))
     }
 }
 

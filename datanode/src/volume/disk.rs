@@ -84,7 +84,7 @@ pub trait Work: Send + 'static {
 }
 
 /// Digest of one region of the committed image.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct RegionDigest {
     /// Which.
     pub region: u64,
@@ -96,8 +96,8 @@ pub struct RegionDigest {
     pub committed: Lsn,
     /// How many blocks of the region the volume has, as of that.
     pub blocks: u64,
-    /// Damaged blocks found.
-    pub damaged: u32,
+    /// Blocks that don't match their checksums, ascending.
+    pub damaged: Vec<Lba>,
 }
 
 /// Reads digests, region by region. May block; may run on any thread.

@@ -5,7 +5,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sbk_engine::authority::Limits;
 use sbk_engine::recovery::FailureKind;
-use sbk_engine::replication::io::ProposalId;
+use sbk_engine::replication::io::{Fate, ProposalId};
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
 use sbk_engine::types::{Config, Epoch, Incarnation, Lba, Lsn, ReplicaId, Wish};
 use sbk_proto::v1;
@@ -91,6 +91,18 @@ pub struct VerifyReader {
     pub place: OwnedSemaphorePermit,
 }
 
+/// What became of each block of a scrub's order.
+pub type Scrubbed = std::collections::BTreeMap<Lba, Fate>;
+
+/// Who waits for the outcome of a scrub's order.
+#[derive(Debug)]
+pub struct ScrubWaiter {
+    /// Where it goes.
+    pub done: oneshot::Sender<Result<Scrubbed, tonic::Status>>,
+    /// Its place among the orders that may be under way at a time.
+    pub place: OwnedSemaphorePermit,
+}
+
 /// From the node that the task runs on.
 #[derive(Debug)]
 pub enum Control {
@@ -112,4 +124,6 @@ pub enum Control {
     Open { open: OpenLink, link: oneshot::Sender<Link> },
     /// Digests of the committed image, `regions` from `first` on (0: to the end).
     Verify { first: u64, regions: u64, reader: VerifyReader },
+    /// Blocks that are damaged on an in-sync replica, ascending, at least one.
+    Scrub { blocks: Vec<Lba>, waiter: ScrubWaiter },
 }

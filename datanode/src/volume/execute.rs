@@ -89,6 +89,7 @@ impl<D: Disk> Running<D> {
             Output::SendBlocks { lineage, request, at, blocks } => {
                 self.send_blocks(lineage, request, at, blocks);
             }
+            Output::Scrubbed { blocks, fate } => self.scrubs.settle(&blocks, &fate),
             Output::Propose(proposal) => self.propose(proposal),
             Output::StreamOpened { stream, epoch, attach, loss_generation } => {
                 self.urgent = true;
@@ -318,10 +319,14 @@ impl<D: Disk> Running<D> {
         });
     }
 
-    /// Tells the primary what is here of blocks that rotted there. They are read beside this task. If that
+    /// Tells the primary, which may be this replica itself, what is here of blocks that rotted elsewhere. They are read beside this task. If that
     /// can't be told, nothing is: the primary asks again, or another one.
     fn send_blocks(&mut self, lineage: Lineage, request: u64, at: Lsn, blocks: Vec<Lba>) {
-        let Some(way) = self.incoming.take_call(lineage.to, request) else { return };
+        let own = lineage.to == self.me;
+        let way = if own { None } else { self.incoming.take_call(lineage.to, request) };
+        if way.is_none() && !own {
+            return;
+        }
         let plan = |lba| self.disk.read_settled(BlockRange { lba, blocks: 1 });
         let plans: Vec<_> = blocks.into_iter().map(plan).collect();
         let (events, incarnation) = (self.shared.peers.clone(), self.me.incarnation);
@@ -341,19 +346,26 @@ impl<D: Disk> Running<D> {
                     Ok(None) => {}
                     Err(error) => {
                         let why = in_one_line(&error);
-                        tracing::error!(%why, "a block that rotted elsewhere can't be read here either");
+                        tracing::error!(%why, "a block that rotted elsewhere can't be read here");
                     }
                 }
             }
-            if !rotten.is_empty() {
+            if !rotten.is_empty() && !own {
                 let event = PeerEvent::AskedRotten { incarnation, blocks: rotten.clone(), why };
                 // A volume task that has ended counts nothing.
                 let _ended = events.blocking_send(event);
             }
             let lbas = held.iter().map(|block| block.lba).collect();
             let message = ToPrimary::Blocks { request, at, held: lbas, rotten };
-            // The asker may have given up.
-            let _gave_up = way.send((lineage, message, Beside::Blocks(held)));
+            let beside = Beside::Blocks(held);
+            if let Some(way) = way {
+                // The asker may have given up.
+                let _gave_up = way.send((lineage, message, beside));
+            } else {
+                // A volume task that has ended asks no more.
+                let _ended =
+                    events.blocking_send(PeerEvent::FromReplica { lineage, message, beside });
+            }
         });
     }
 

@@ -18,6 +18,7 @@ mod peers;
 mod recorder;
 mod registry;
 mod runner;
+mod scrub;
 mod status;
 mod task;
 mod throttle;

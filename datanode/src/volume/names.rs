@@ -50,6 +50,7 @@ pub(super) fn input(input: &Input) -> &'static str {
         Input::ReadDone { .. } => "read_done",
         Input::Rotten { .. } => "rotten",
         Input::DataFound { .. } => "data_found",
+        Input::Scrub { .. } => "scrub",
         Input::Tick => "tick",
     }
 }
@@ -74,6 +75,7 @@ pub(super) fn output(output: &Output) -> &'static str {
         Output::StopBase { .. } => "stop_base",
         Output::SendFetched { .. } => "send_fetched",
         Output::SendBlocks { .. } => "send_blocks",
+        Output::Scrubbed { .. } => "scrubbed",
         Output::Propose(_) => "propose",
         Output::StreamOpened { .. } => "stream_opened",
         Output::StreamEnded { .. } => "stream_ended",

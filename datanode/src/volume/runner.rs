@@ -80,7 +80,8 @@ impl Inlets {
                 Control::Answered { .. }
                 | Control::Stand { .. }
                 | Control::Open { .. }
-                | Control::Verify { .. } => {}
+                | Control::Verify { .. }
+                | Control::Scrub { .. } => {}
             },
         }
         false

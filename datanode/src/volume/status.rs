@@ -196,6 +196,7 @@ impl Counters {
         mends.rotten += more.rotten;
         mends.mended += more.mended;
         mends.not_mended += more.not_mended;
+        mends.scrubbed += more.scrubbed;
     }
 
     /// What became of rotten blocks in this process.

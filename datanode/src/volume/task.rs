@@ -31,6 +31,7 @@ use super::events::{Control, PeerEvent};
 use super::lanes::{Incoming, Outgoing};
 use super::names;
 use super::runner::{Context, Inlets, Shared};
+use super::scrub::Scrubs;
 use super::status::{READ_FAILED, RunState, VolumeStatus};
 use crate::link::{Link, LinkEvent, OpenLink};
 use crate::transport::{BaseRead, WireBlock, WireEntry};
@@ -111,6 +112,7 @@ pub(super) struct Running<D: Disk> {
     pub(super) fed: Vec<WireEntry>,
     /// The blocks beside it.
     pub(super) told: Vec<WireBlock>,
+    pub(super) scrubs: Scrubs,
     pub(super) wanted_reads: Vec<WantedRead>,
     pub(super) base_reads: mpsc::Sender<BaseRead>,
     base_reads_in: mpsc::Receiver<BaseRead>,
@@ -178,6 +180,7 @@ impl<D: Disk> Running<D> {
             inbox: VecDeque::new(),
             fed: Vec::new(),
             told: Vec::new(),
+            scrubs: Scrubs::default(),
             wanted_reads: Vec::new(),
             base_reads,
             base_reads_in,
@@ -487,6 +490,7 @@ impl<D: Disk> Running<D> {
                 let plan = self.disk.verify(first, regions);
                 tokio::spawn(super::verify::run(plan, reader));
             }
+            Control::Scrub { blocks, waiter } => self.scrub(blocks, waiter),
         }
     }
 

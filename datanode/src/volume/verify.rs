@@ -39,8 +39,9 @@ fn told(region: Result<RegionDigest, DiskError>) -> Result<v1::VerifyRegion, ton
         region_lsn: region.lsn.0,
         digest: region.digest,
         committed: region.committed.0,
-        damaged: region.damaged,
         blocks: region.blocks,
+        damaged: region.damaged.len() as u32,
+        damaged_blocks: region.damaged.iter().map(|lba| lba.0).collect(),
     })
 }
 
@@ -55,8 +56,9 @@ mod tests {
 
     fn endless() -> VerifyPlan {
         let (lsn, committed) = (Lsn(1), Lsn(1));
-        let region = RegionDigest { region: 0, lsn, digest: 0, committed, blocks: 1, damaged: 0 };
-        Box::new(move || Some(Ok(region)))
+        let region =
+            RegionDigest { region: 0, lsn, digest: 0, committed, blocks: 1, damaged: Vec::new() };
+        Box::new(move || Some(Ok(region.clone())))
     }
 
     #[tokio::test]

@@ -3,7 +3,7 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use sbk_engine::types::{BLOCK_SIZE, Lsn, REGION_BLOCKS};
+use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use sbk_wal::crc32c;
 
 use super::core::Store;
@@ -12,7 +12,7 @@ use super::image::{Image, bytes};
 use super::read::{Piece, ReadPlan, Rewriting, Source};
 
 /// The digest of one region as of one committed LSN.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+#[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Digest {
     /// Which region.
     pub region: u64,
@@ -24,8 +24,8 @@ pub struct Digest {
     pub committed: Lsn,
     /// How many blocks it covers: fewer than a region has at the volume's end, as the replica has it.
     pub blocks: u64,
-    /// Blocks that don't match their checksum; they count as zeros in the digest.
-    pub damaged: u32,
+    /// Blocks that don't match their checksum, ascending; they count as zeros in the digest.
+    pub damaged: Vec<Lba>,
 }
 
 /// Digests region by region. While it lives, only a checkpoint that is urgent moves the image on.
@@ -94,7 +94,7 @@ impl DigestPlan {
         lsn: Lsn,
     ) -> Result<Option<Digest>, ReadError> {
         let mut data = vec![0; bytes(range.end - range.start) as usize];
-        let mut damaged = 0;
+        let mut damaged = Vec::new();
         // A region that nothing wrote is zeros.
         if lsn > Lsn(0) {
             let plan = ReadPlan {
@@ -104,7 +104,7 @@ impl DigestPlan {
                 rewriting: Arc::clone(&self.rewriting),
             };
             for bad in plan.fill(&mut data)? {
-                damaged += 1;
+                damaged.push(Lba(bad.block));
                 let at = bytes(bad.block - range.start) as usize;
                 data[at..at + BLOCK_SIZE as usize].fill(0);
             }

@@ -112,6 +112,8 @@ fn input_bytes(input: &Input) -> usize {
         cause.len()
     } else if let Input::Rotten { blocks, why, .. } = input {
         why.len() + size_of_val(&blocks[..])
+    } else if let Input::Scrub { blocks } = input {
+        size_of_val(&blocks[..])
     } else {
         0
     }

@@ -236,8 +236,28 @@ pub enum Input {
         /// Why it could not be told, for people; then `found` says nothing.
         error: Option<String>,
     },
+    /// Primary: an operator's scrub found these blocks damaged on some in-sync replica. Each is told of in an
+    /// [`Output::Scrubbed`], unless the input is ignored.
+    Scrub {
+        /// Which, ascending, at most [`SCRUB_BLOCKS`](super::scrub::SCRUB_BLOCKS).
+        blocks: Vec<Lba>,
+    },
     /// Time passed.
     Tick,
+}
+
+/// What became of a block that a scrub found damaged on some replica.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Fate {
+    /// It was logged again. The next checkpoint of each replica writes it.
+    Logged,
+    /// A newer entry of the log changes it, which the next checkpoint of each replica writes.
+    Overtaken,
+    /// Nothing was done about it, and why, for people.
+    NotMended(String),
+    /// There is no room for it now, or the primary may not log anything yet: to be told again later.
+    Busy,
 }
 
 /// Who found that blocks don't match their checksums.
@@ -659,9 +679,19 @@ pub enum Output {
         /// The last one wanted.
         last: Lsn,
     },
+    /// Blocks of an [`Input::Scrub`] are settled.
+    Scrubbed {
+        /// Which.
+        blocks: Vec<Lba>,
+        /// What became of each.
+        fate: Fate,
+    },
     /// Answer [`ToReplica::ReadBlocks`]: read each block as it is logged now, and tell which of them match
     /// their checksums, with their content. No answer, if what was read may be of another LSN than the
     /// log's end: a checkpoint beyond it was begun meanwhile, or the log was cut.
+    ///
+    /// A primary that asks itself ([`super::scrub`]) is both sender and receiver: what it would have been
+    /// told is fed in as an [`Input::FromReplica`].
     SendBlocks {
         /// Sender, receiver, epoch of the question.
         lineage: Lineage,

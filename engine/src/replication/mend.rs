@@ -15,6 +15,9 @@
 //!    again. So every replica's extents get it in the way that a crash can't break, and one that is cut
 //!    from a log was never needed: it changes no block's content.
 //!
+//! A block that rotted on another replica is repaired in the same way, but from this primary's own copy if
+//! that is sound: see [`super::scrub`].
+//!
 //! Nothing else is ever written for a rotten block. A member that can't vouch for its own copy says so. Where
 //! nobody could have another one, whoever reads gets an error at once, and where nobody answers, after 2T.
 
@@ -23,7 +26,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use serde::{Deserialize, Serialize};
 
 use super::core::Core;
-use super::io::{Outcome, Output, Payload, Reader, StreamId};
+use super::io::{Fate, Outcome, Output, Payload, Reader, StreamId};
 use super::log::{BlockRange, EntryKind, RequestTag};
 use super::message::ToReplica;
 use super::peer::{Link, Peer};
@@ -33,7 +36,7 @@ use crate::bugs::{Bug, on};
 use crate::types::{Lba, Lsn, Millis, ReplicaId, ReplicaRef};
 
 /// Most blocks that are being repaired at a time. What needs more waits for room.
-const MOST: usize = 128;
+pub(super) const MOST: usize = 128;
 /// Most blocks of one question to a member: 128 KiB of answer.
 pub const MESSAGE_BLOCKS: usize = 32;
 
@@ -47,6 +50,10 @@ pub struct MendCounts {
     pub mended: u64,
     /// Of these, blocks that a primary found nobody for: whoever read them got an error.
     pub not_mended: u64,
+    /// Blocks that a scrub found damaged on another replica, and that a primary logged again as it holds
+    /// them itself.
+    #[serde(default)]
+    pub scrubbed: u64,
 }
 
 impl MendCounts {
@@ -57,6 +64,7 @@ impl MendCounts {
             rotten: self.rotten - before.rotten,
             mended: self.mended - before.mended,
             not_mended: self.not_mended - before.not_mended,
+            scrubbed: self.scrubbed - before.scrubbed,
         }
     }
 }
@@ -71,15 +79,40 @@ struct Question {
 
 /// A block that is being repaired.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
-struct Mend {
+pub(super) struct Mend {
     /// C: what was committed when the rot was told. No entry above it touches the block.
     committed: Lsn,
     since: Millis,
+    /// For all that is known, it is sound here and damaged elsewhere: this replica asks itself first.
+    #[serde(default)]
+    pub(super) own: bool,
+    /// A scrub wants to know what becomes of it.
+    #[serde(default)]
+    pub(super) ordered: bool,
     /// Who was asked last; the next one is another one, if there is one.
     last: Option<ReplicaId>,
     asked: Option<Question>,
     /// Who said that theirs is rotten too.
     rotten: BTreeSet<ReplicaId>,
+}
+
+impl Mend {
+    pub(super) fn new(core: &Core, own: bool) -> Self {
+        Self {
+            committed: core.log.committed,
+            since: core.now,
+            own,
+            ordered: own,
+            last: None,
+            asked: None,
+            rotten: BTreeSet::new(),
+        }
+    }
+
+    /// It was found to be damaged here: what this replica was to tell itself is no matter.
+    fn is_damaged_here(&mut self) {
+        (self.own, self.asked) = (false, None);
+    }
 }
 
 /// A request whose blocks could not be read.
@@ -97,7 +130,10 @@ struct Waiting {
 /// The repairs of a primary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Mends {
-    blocks: BTreeMap<Lba, Mend>,
+    pub(super) blocks: BTreeMap<Lba, Mend>,
+    /// Questions of this primary to itself so far.
+    #[serde(default)]
+    questions: u64,
     waiting: Vec<Waiting>,
     /// Blocks that were given up and told of, some of them: a client that reads one again and again must not
     /// fill the trace with it.
@@ -111,12 +147,12 @@ impl Mends {
         self.blocks.is_empty() && self.waiting.is_empty()
     }
 
-    fn has_room(&self) -> bool {
+    pub(super) fn has_room(&self) -> bool {
         self.blocks.len() < MOST
     }
 }
 
-fn single(lba: Lba) -> BlockRange {
+pub(super) fn single(lba: Lba) -> BlockRange {
     BlockRange { lba, blocks: 1 }
 }
 
@@ -165,27 +201,22 @@ impl Primary {
         }
         let (mut waits, mut new, mut full) = (BTreeSet::new(), Vec::new(), false);
         for lba in blocks.iter().copied() {
-            let known = self.mends.blocks.contains_key(&lba);
-            if !known && core.newest_uncommitted(single(lba)).is_some() {
+            if let Some(mend) = self.mends.blocks.get_mut(&lba) {
+                if mend.own {
+                    mend.is_damaged_here();
+                    new.push(lba);
+                }
+            } else if core.newest_uncommitted(single(lba)).is_some() {
                 // It was logged since, and will be read from the log.
                 continue;
-            }
-            if !known && !self.mends.has_room() {
+            } else if self.mends.has_room() {
+                self.mends.blocks.insert(lba, Mend::new(core, false));
+                new.push(lba);
+            } else {
                 full = true;
                 continue;
             }
             waits.insert(lba);
-            if !known {
-                let mend = Mend {
-                    committed: core.log.committed,
-                    since: core.now,
-                    last: None,
-                    asked: None,
-                    rotten: BTreeSet::new(),
-                };
-                self.mends.blocks.insert(lba, mend);
-                new.push(lba);
-            }
         }
         if !new.is_empty() {
             core.mends.rotten += new.len() as u64;
@@ -237,13 +268,16 @@ impl Primary {
         if self.mends.blocks.is_empty() || on(Bug::MendOverNewer) {
             return;
         }
-        let touched: Vec<_> =
-            self.mends.blocks.keys().copied().filter(|lba| touches(kind, *lba)).collect();
+        let ends =
+            |lba: Lba, mend: &Mend| touches(kind, lba) && !(mend.own && on(Bug::ScrubOverNewer));
+        let touched = self.mends.blocks.iter().filter(|(lba, mend)| ends(**lba, mend));
+        let touched: Vec<_> = touched.map(|(lba, _)| *lba).collect();
         if touched.is_empty() {
             return;
         }
         let what = in_words(&touched);
         core.trace("mend-overtaken", format!("{what}: written anew meanwhile"));
+        self.tell_scrub(core, &touched, &Fate::Overtaken);
         for lba in touched {
             self.settled_block(core, lba);
         }
@@ -306,14 +340,15 @@ impl Primary {
         let others: BTreeSet<_> =
             self.config.isr.iter().copied().filter(|id| *id != core.me.id).collect();
         let cause = |mend: &Mend| {
-            if others.is_empty() {
+            let late = core.now.since(mend.since) >= patience;
+            if mend.own {
+                late.then(|| format!("it could not be read and logged within {patience} ms"))
+            } else if others.is_empty() {
                 Some("no other replica is in sync".to_owned())
             } else if others.is_subset(&mend.rotten) {
                 Some("it is damaged on every other in-sync replica too".to_owned())
-            } else if core.now.since(mend.since) >= patience {
-                Some(format!("no other in-sync replica gave it within {patience} ms"))
             } else {
-                None
+                late.then(|| format!("no other in-sync replica gave it within {patience} ms"))
             }
         };
         let mut given_up: BTreeMap<String, Vec<Lba>> = BTreeMap::new();
@@ -323,7 +358,9 @@ impl Primary {
             }
         }
         for (cause, blocks) in given_up {
-            core.mends.not_mended += blocks.len() as u64;
+            self.tell_scrub(core, &blocks, &Fate::NotMended(cause.clone()));
+            let damaged = blocks.iter().filter(|lba| !self.mends.blocks[lba].own);
+            core.mends.not_mended += damaged.count() as u64;
             let told = blocks.iter().copied().filter(|lba| !self.mends.lost.contains(lba));
             let told: Vec<_> = told.collect();
             if !told.is_empty() {
@@ -352,6 +389,9 @@ impl Primary {
         for (lba, mend) in &mut mends {
             let retry = core.params.retry_ms;
             let stands = |question: &Question| {
+                if question.of == core.me {
+                    return core.now.since(question.sent) < retry;
+                }
                 let peer = self.peers.get(&question.of.id);
                 core.now.since(question.sent) < retry
                     && peer.is_some_and(|peer| {
@@ -362,6 +402,10 @@ impl Primary {
                 continue;
             }
             mend.asked = None;
+            if mend.own {
+                wanted.entry(core.me.id).or_default().push(*lba);
+                continue;
+            }
             let may_tell = |peer: &&Peer| {
                 !mend.rotten.contains(&peer.id) && self.may_tell(peer, mend.committed)
             };
@@ -386,8 +430,14 @@ impl Primary {
         replica: ReplicaId,
         blocks: &[Lba],
     ) {
-        let Some(peer) = self.peers.get_mut(&replica) else { return };
-        let question = Question { of: peer.reference(), request: peer.question(), sent: core.now };
+        let (of, request) = if replica == core.me.id {
+            self.mends.questions += 1;
+            (core.me, self.mends.questions)
+        } else {
+            let Some(peer) = self.peers.get_mut(&replica) else { return };
+            (peer.reference(), peer.question())
+        };
+        let question = Question { of, request, sent: core.now };
         let mut committed = Lsn(0);
         for lba in blocks {
             if let Some(mend) = mends.get_mut(lba) {
@@ -395,7 +445,13 @@ impl Primary {
                 committed = committed.max(mend.committed);
             }
         }
-        let (request, blocks) = (question.request, blocks.to_vec());
+        let blocks = blocks.to_vec();
+        if of == core.me {
+            let lineage = core.lineage(self.config.epoch, of);
+            let at = core.log.end;
+            core.out.push(Output::SendBlocks { lineage, request, at, blocks });
+            return;
+        }
         self.send(core, replica, ToReplica::ReadBlocks { request, committed, blocks });
     }
 
@@ -419,6 +475,7 @@ impl Primary {
         if at > core.log.end {
             return Verdict::Ignored(IgnoredReason::Malformed);
         }
+        let own = from == core.me;
         let mut logged = Vec::new();
         for lba in held.iter().copied() {
             let Some(mend) = self.mends.blocks.get(&lba).filter(|mend| asks(mend)) else {
@@ -429,6 +486,7 @@ impl Primary {
             if behind || !self.ready || self.has_stopped() || self.is_crowded(core) {
                 continue;
             }
+            self.tell_scrub(core, &[lba], &Fate::Logged);
             // Not one that its own entry would overtake.
             self.mends.blocks.remove(&lba);
             self.append(core, EntryKind::Write { lba, blocks: 1 }, None, Payload::Blocks);
@@ -436,16 +494,34 @@ impl Primary {
             logged.push(lba);
         }
         if !logged.is_empty() {
-            core.mends.mended += logged.len() as u64;
             let (what, end) = (in_words(&logged), core.log.end);
-            let how = format!("as {} holds it at {at}; logged again up to {end}", from.id);
-            core.trace("mended", format!("{what}: {how}"));
+            if own {
+                core.mends.scrubbed += logged.len() as u64;
+                let how = format!("as it is here at {at}; logged again up to {end}");
+                core.trace("scrubbed", format!("{what}: {how}"));
+            } else {
+                core.mends.mended += logged.len() as u64;
+                let how = format!("as {} holds it at {at}; logged again up to {end}", from.id);
+                core.trace("mended", format!("{what}: {how}"));
+            }
         }
+        let mut here = Vec::new();
         for lba in rotten {
-            if let Some(mend) = self.mends.blocks.get_mut(lba).filter(|mend| asks(mend)) {
+            let Some(mend) = self.mends.blocks.get_mut(lba).filter(|mend| asks(mend)) else {
+                continue;
+            };
+            if own {
+                mend.is_damaged_here();
+                here.push(*lba);
+            } else {
                 mend.rotten.insert(from.id);
                 mend.asked = None;
             }
+        }
+        if !here.is_empty() {
+            core.mends.rotten += here.len() as u64;
+            let what = format!("{}: found for a scrub; another replica is asked", in_words(&here));
+            core.trace("rotten", what);
         }
         Verdict::Applied
     }
@@ -475,7 +551,7 @@ impl Primary {
         for (lba, mend) in &self.mends.blocks {
             let newer = core.newest_uncommitted(single(*lba)).filter(|lsn| *lsn > mend.committed);
             assert!(
-                newer.is_none() || on(Bug::MendOverNewer),
+                newer.is_none() || on(Bug::MendOverNewer) || (mend.own && on(Bug::ScrubOverNewer)),
                 "L6: block {lba} is being repaired as of {}, and {newer:?} changed it",
                 mend.committed
             );

@@ -242,6 +242,7 @@ impl Primary {
         for replica in peers {
             self.drop_feed(core, replica);
         }
+        self.end_scrubs(core);
         self.clients.end_all(&mut core.out, reason);
     }
 
@@ -439,6 +440,9 @@ impl Primary {
         message: ToPrimary,
     ) -> Verdict {
         let replica = lineage.from.id;
+        if lineage.from == core.me {
+            return self.told_itself(core, lineage.epoch, &message);
+        }
         let Some(peer) = self.peers.get_mut(&replica) else {
             return Verdict::Ignored(IgnoredReason::UnknownReplica);
         };

@@ -241,6 +241,7 @@ impl Replica {
             | Input::CloseStream { .. }
             | Input::Request { .. }
             | Input::Rotten { .. }
+            | Input::Scrub { .. }
             | Input::ReadDone { .. }
             | Input::DataFound { .. } => self.for_primary(input),
         }
@@ -273,6 +274,7 @@ impl Replica {
             Input::DataFound { search, found, error } => {
                 primary.data_found(core, search, found, error)
             }
+            Input::Scrub { blocks } => primary.scrub(core, &blocks),
             Input::Assignment(_)
             | Input::Wish(_)
             | Input::Resign

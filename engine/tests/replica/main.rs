@@ -18,6 +18,7 @@ mod primary;
 mod quorum;
 mod recording;
 mod resize;
+mod scrubs;
 mod stand;
 mod stands;
 mod tables;

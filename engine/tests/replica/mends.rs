@@ -17,23 +17,23 @@ use uuid::Uuid;
 use crate::bench::{Bench, append, config, entry, facts, opened, replica, sent, table, told};
 
 /// The blocks of the volume.
-const BLOCKS: u64 = 1 << 10;
-const NOTHING: [u64; 0] = [];
+pub(crate) const BLOCKS: u64 = 1 << 10;
+pub(crate) const NOTHING: [u64; 0] = [];
 /// T of the default parameters, twice.
-const PATIENCE: u64 = 4_000;
+pub(crate) const PATIENCE: u64 = 4_000;
 
 /// A primary, replica 1, in epoch 2, that serves one client.
-struct Scene {
-    bench: Bench,
+pub(crate) struct Scene {
+    pub(crate) bench: Bench,
     /// The others that answer, and what each acknowledged.
     members: BTreeMap<u128, u64>,
     sequence: u64,
 }
 
 /// A question for blocks: its number, C, and which.
-type Asked = (u64, u64, Vec<u64>);
+pub(crate) type Asked = (u64, u64, Vec<u64>);
 
-fn asked(outputs: &[Output], of: u128) -> Vec<Asked> {
+pub(crate) fn asked(outputs: &[Output], of: u128) -> Vec<Asked> {
     let question = |message: ToReplica| match message {
         ToReplica::ReadBlocks { request, committed, blocks } => {
             Some((request, committed.0, blocks.into_iter().map(|lba| lba.0).collect()))
@@ -44,18 +44,18 @@ fn asked(outputs: &[Output], of: u128) -> Vec<Asked> {
 }
 
 /// The only question to replica `of`.
-fn only(outputs: &[Output], of: u128) -> Asked {
+pub(crate) fn only(outputs: &[Output], of: u128) -> Asked {
     let mut all = asked(outputs, of);
     assert_eq!(all.len(), 1, "one question to {of}: {outputs:?}");
     all.remove(0)
 }
 
-fn lbas(blocks: &[u64]) -> Vec<Lba> {
+pub(crate) fn lbas(blocks: &[u64]) -> Vec<Lba> {
     blocks.iter().map(|lba| Lba(*lba)).collect()
 }
 
 /// What is read for requests: their sequence, first block, and whether for a merge.
-fn reads(outputs: &[Output]) -> Vec<(u64, u64, bool)> {
+pub(crate) fn reads(outputs: &[Output]) -> Vec<(u64, u64, bool)> {
     let read = |output: &Output| match output {
         Output::Read { tag, range, merge, .. } => Some((tag.sequence, range.lba.0, *merge)),
         _ => None,
@@ -64,7 +64,7 @@ fn reads(outputs: &[Output]) -> Vec<(u64, u64, bool)> {
 }
 
 /// The blocks that are logged as another replica holds them.
-fn mended(outputs: &[Output]) -> Vec<u64> {
+pub(crate) fn mended(outputs: &[Output]) -> Vec<u64> {
     let block = |output: &Output| match output {
         Output::Append { headers, payload: Payload::Blocks } => {
             assert!(headers.iter().all(|header| header.origin.is_none()), "no client asked for it");
@@ -78,7 +78,7 @@ fn mended(outputs: &[Output]) -> Vec<u64> {
     outputs.iter().filter_map(block).collect()
 }
 
-fn answers(outputs: &[Output]) -> Vec<(u64, Outcome)> {
+pub(crate) fn answers(outputs: &[Output]) -> Vec<(u64, Outcome)> {
     let answer = |output: &Output| match output {
         Output::Answer { tag, outcome, .. } => Some((tag.sequence, outcome.clone())),
         _ => None,
@@ -86,7 +86,7 @@ fn answers(outputs: &[Output]) -> Vec<(u64, Outcome)> {
     outputs.iter().filter_map(answer).collect()
 }
 
-fn failed(outputs: &[Output]) -> Vec<(u64, String)> {
+pub(crate) fn failed(outputs: &[Output]) -> Vec<(u64, String)> {
     let failed = answers(outputs).into_iter().filter_map(|(sequence, outcome)| match outcome {
         Outcome::Failed(why) => Some((sequence, why)),
         Outcome::Done | Outcome::Invalid(_) => None,
@@ -98,13 +98,13 @@ fn tag(sequence: u64) -> RequestTag {
     RequestTag { session: SessionId(Uuid::from_u128(5)), sequence }
 }
 
-fn in_mode(epoch: u64, durability: Durability, isr: &[u128]) -> Config {
+pub(crate) fn in_mode(epoch: u64, durability: Durability, isr: &[u128]) -> Config {
     Config { durability, blocks: BLOCKS, ..config(epoch, 1, isr) }
 }
 
 impl Scene {
     /// `lags` has what was committed before, and acknowledges nothing more.
-    fn new(durability: Durability, isr: &[u128], lags: Option<u128>) -> Self {
+    pub(crate) fn new(durability: Durability, isr: &[u128], lags: Option<u128>) -> Self {
         let mut log = opened(1, 5, 5);
         log.state.blocks = BLOCKS;
         let mut bench = Bench::open(log);
@@ -136,15 +136,15 @@ impl Scene {
         scene
     }
 
-    fn three() -> Self {
+    pub(crate) fn three() -> Self {
         Self::new(Durability::SyncAll, &[1, 2, 3], None)
     }
 
-    fn epoch(&self) -> u64 {
+    pub(crate) fn epoch(&self) -> u64 {
         self.bench.replica.config().map_or(0, |config| config.epoch.0)
     }
 
-    fn ack(&mut self, n: u128, lsn: u64) -> Vec<Output> {
+    pub(crate) fn ack(&mut self, n: u128, lsn: u64) -> Vec<Output> {
         let epoch = self.epoch();
         let (durable, recorded) = (Lsn(lsn), Some(Epoch(epoch)));
         let promised = Some(Millis(self.bench.now));
@@ -153,7 +153,7 @@ impl Scene {
     }
 
     /// All members sync what is logged.
-    fn sync(&mut self) -> Vec<Output> {
+    pub(crate) fn sync(&mut self) -> Vec<Output> {
         let end = self.end();
         let generation = self.bench.replica.generation();
         let mut outputs = self.bench.feed(Input::Durable { generation, lsn: Lsn(end) }).1;
@@ -165,7 +165,7 @@ impl Scene {
     }
 
     /// Time passes, and the members go on promising.
-    fn wait(&mut self, ms: u64) -> Vec<Output> {
+    pub(crate) fn wait(&mut self, ms: u64) -> Vec<Output> {
         let mut outputs = Vec::new();
         for _ in 0..ms / 200 {
             outputs.extend(self.bench.pass(200));
@@ -176,17 +176,17 @@ impl Scene {
         outputs
     }
 
-    fn end(&self) -> u64 {
+    pub(crate) fn end(&self) -> u64 {
         self.bench.replica.view(Millis(self.bench.now)).end.0
     }
 
-    fn counts(&self) -> (u64, u64, u64) {
-        let MendCounts { rotten, mended, not_mended } =
+    pub(crate) fn counts(&self) -> (u64, u64, u64) {
+        let MendCounts { rotten, mended, not_mended, scrubbed: _ } =
             self.bench.replica.view(Millis(self.bench.now)).mends;
         (rotten, mended, not_mended)
     }
 
-    fn request(&mut self, op: Op) -> (RequestTag, Vec<Output>) {
+    pub(crate) fn request(&mut self, op: Op) -> (RequestTag, Vec<Output>) {
         self.sequence += 1;
         let tag = tag(self.sequence);
         let epoch = Epoch(self.epoch());
@@ -194,23 +194,23 @@ impl Scene {
         (tag, self.bench.request(1, request))
     }
 
-    fn read(&mut self, lba: u64, blocks: u32) -> RequestTag {
+    pub(crate) fn read(&mut self, lba: u64, blocks: u32) -> RequestTag {
         let (tag, outputs) = self.request(Op::Read(BlockRange { lba: Lba(lba), blocks }));
         assert_eq!(reads(&outputs), [(tag.sequence, lba, false)]);
         tag
     }
 
-    fn write(&mut self, lba: u64) -> Vec<Output> {
+    pub(crate) fn write(&mut self, lba: u64) -> Vec<Output> {
         self.request(Op::Write(BlockRange { lba: Lba(lba), blocks: 1 })).1
     }
 
-    fn rotten(&mut self, tag: RequestTag, blocks: &[u64]) -> Vec<Output> {
+    pub(crate) fn rotten(&mut self, tag: RequestTag, blocks: &[u64]) -> Vec<Output> {
         let reader = Reader::Request { stream: StreamId(1), tag };
         let (blocks, why) = (lbas(blocks), "they are damaged".to_owned());
         self.bench.feed(Input::Rotten { reader, blocks, why }).1
     }
 
-    fn tell(
+    pub(crate) fn tell(
         &mut self,
         n: u128,
         request: u64,
@@ -223,7 +223,7 @@ impl Scene {
         self.bench.answer(n, epoch, ToPrimary::Blocks { request, at, held, rotten })
     }
 
-    fn read_done(&mut self, tag: RequestTag) -> Vec<Output> {
+    pub(crate) fn read_done(&mut self, tag: RequestTag) -> Vec<Output> {
         let stream = StreamId(1);
         self.bench.feed(Input::ReadDone { stream, tag, error: None }).1
     }

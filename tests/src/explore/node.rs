@@ -332,7 +332,9 @@ impl Node {
                 let answer = ToPrimary::Entries { request, prev, entries };
                 effects.push(Effect::send(now, lineage, Message::ToPrimary(answer, values)));
             }
-            Output::SendBlocks { .. } => panic!("no block rots in these worlds"),
+            Output::SendBlocks { .. } | Output::Scrubbed { .. } => {
+                panic!("no block rots in these worlds")
+            }
             Output::Propose(proposal) => effects.push(Effect::Propose(proposal)),
             Output::StreamOpened { stream, epoch, attach, .. } => {
                 effects.push(Effect::Opened { stream, epoch, attach });

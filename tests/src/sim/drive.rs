@@ -129,6 +129,7 @@ impl World {
             Output::SendBlocks { lineage, request, at, blocks } => {
                 self.send_blocks(index, lineage, request, at, blocks);
             }
+            Output::Scrubbed { blocks, fate } => self.scrubbed(&blocks, &fate),
             Output::StartBase { mark, lineage, .. } => self.start_base(index, mark, lineage),
             Output::StopBase { session } => self.stop_base(index, session),
             Output::Propose(proposal) => {

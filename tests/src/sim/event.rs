@@ -9,7 +9,7 @@ use sbk_engine::replication::io::{OpenStream, Outcome, Proposal, Request, Stream
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
 use sbk_engine::types::{
-    AttachGeneration, Config, Epoch, LossGeneration, Lsn, ReplicaId, ReplicaRef,
+    AttachGeneration, Config, Epoch, Lba, LossGeneration, Lsn, ReplicaId, ReplicaRef,
 };
 use sbk_store::LogEntry;
 
@@ -95,6 +95,10 @@ pub(crate) enum Event {
         node: usize,
         run: u64,
         search: u64,
+    },
+    /// The primary hears what an operator's scrub found.
+    Scrub {
+        blocks: Vec<Lba>,
     },
     /// A piece of a base lane arrives.
     Base {

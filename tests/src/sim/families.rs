@@ -83,6 +83,13 @@ fn least(seed: u64) -> u32 {
     if mode == Durability::SyncAll { 1 + (seed / 3 % 2) as u32 } else { 1 }
 }
 
+/// Anything; where blocks rot, somebody looks for that.
+fn swarm(seed: u64) -> Faults {
+    let mut faults = Faults::swarm(seed);
+    faults.scrub = faults.rot;
+    faults
+}
+
 /// Blocks that rot where they are read. A loss would take the writes that make the last of them whole, so in
 /// `best_effort` nobody fails.
 fn rotten(seed: u64) -> Faults {
@@ -91,6 +98,7 @@ fn rotten(seed: u64) -> Faults {
     Faults {
         rot: true,
         rotten: true,
+        scrub: matches!(seed % 5, 1 | 3),
         loss: seed % 6 / 5,
         slow: seed % 5 / 4 * 10,
         crash: safe && seed % 3 == 1,
@@ -110,7 +118,7 @@ fn rotten(seed: u64) -> Faults {
 
 /// Every family, the default first.
 pub const FAMILIES: &[Family] = &[
-    Family { name: "swarm", faults: Faults::swarm },
+    Family { name: "swarm", faults: swarm },
     Family { name: "quiet", faults: |_| Faults::none() },
     Family { name: "lossy", faults: |_| Faults { loss: 3, repeat: 5, slow: 10, ..Faults::none() } },
     Family {

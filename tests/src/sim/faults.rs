@@ -33,6 +33,8 @@ pub struct Faults {
     pub(crate) rot: bool,
     /// They do where a primary reads, while another member has the block: see `rotten`. Besides `rot`.
     pub(crate) rotten: bool,
+    /// Operators look for them on all in-sync replicas, and have them repaired: see `scrubs`.
+    pub(crate) scrub: bool,
     /// Bits of all else that a replica keeps flip on one disk at a time: see `flips`.
     pub(crate) flip: bool,
     /// Nodes are cut off, or stand still.
@@ -115,6 +117,7 @@ impl Faults {
             full: false,
             rot: false,
             rotten: false,
+            scrub: false,
             flip: false,
             partition: false,
             one_way: false,
@@ -503,6 +506,9 @@ impl World {
             self.rot_turn();
         } else if self.faults.rot && self.rng.below(400) == 0 {
             self.rot_anywhere();
+        }
+        if self.faults.scrub {
+            self.scrub_turn();
         }
     }
 

@@ -130,6 +130,8 @@ counted! {
         NotMended = "block that nobody could give",
         /// A replica that was asked for a block found its own rotten too.
         AskedRotten = "block rotten at the replica that was asked",
+        /// A follower's block that a scrub had found damaged was right again after a checkpoint.
+        Scrubbed = "follower's damaged block repaired for a scrub",
         /// A replica was opened whose log may have lost its end.
         Doubtful = "log's end in doubt",
         /// It had lost what was acknowledged.

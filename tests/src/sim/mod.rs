@@ -33,6 +33,7 @@ mod reached;
 mod rest;
 mod rng;
 mod rotten;
+mod scrubs;
 mod sizes;
 mod story;
 mod summary;

@@ -65,9 +65,10 @@ impl World {
         self.rot(node, block);
     }
 
-    fn rot(&mut self, node: usize, block: u64) {
+    pub(super) fn rot(&mut self, node: usize, block: u64) {
         let bit = (HEADER + BLOCK * block + self.rng.below(BLOCK)) * 8 + self.rng.below(8);
         if self.nodes[node].disk.memory.flip("extents", bit) {
+            self.scrubs.rots_again(node, Lba(block));
             self.inject(Injected::Flip);
             self.note(node, || format!("a bit of block {block} flips"));
         }
@@ -90,7 +91,7 @@ impl World {
     }
 
     /// Whether another in-sync member has the block sound and all that is committed.
-    fn is_spared(&mut self, node: usize, lba: Lba) -> bool {
+    pub(super) fn is_spared(&mut self, node: usize, lba: Lba) -> bool {
         let mine = self.nodes[node].id;
         let others: Vec<_> =
             self.masters.config.isr.iter().copied().filter(|id| *id != mine).collect();
@@ -215,7 +216,7 @@ impl World {
         let plans = blocks.into_iter().map(plan).collect();
         let (of, run) = (lineage.to.id, node.run);
         node.telling.insert((of, request), Telling { lineage, at, plans });
-        let delay = self.rng.below(5);
+        let delay = self.rng.below(if lineage.from == lineage.to { 20 } else { 5 });
         self.after(delay, Event::BlocksRead { node: index, run, of, request });
     }
 
@@ -246,12 +247,18 @@ impl World {
         };
         let entries: Vec<_> = held.iter().map(entry).collect();
         let held = held.into_iter().map(|(lba, _)| lba).collect();
+        let own = lineage.from == lineage.to;
         if !rotten.is_empty() {
             self.check_cause(index, &why);
+        }
+        if !rotten.is_empty() && !own {
             let (reader, blocks) = (Reader::Asked, rotten.clone());
             self.step(index, Input::Rotten { reader, blocks, why }, Vec::new());
         }
         let message = ToPrimary::Blocks { request, at, held, rotten };
+        if own {
+            return self.step(index, Input::FromReplica { lineage, message }, entries);
+        }
         self.tell_primary(index, lineage, message, entries);
     }
 
@@ -262,6 +269,7 @@ impl World {
         let block = fed.find(|entry| entry.header.kind.range() == range);
         let payload = block.expect("a block is logged with its content").payload.clone();
         let lba = range.map_or(Lba(0), |range| range.lba);
+        self.scrubs.logged(index, lba, header);
         for finder in self.rots.found.remove(&(index, lba)).unwrap_or_default() {
             self.mark(match finder {
                 Finder::Read => Mark::MendedForRead,

@@ -191,6 +191,7 @@ impl World {
         self.summary.checkpoints += 1;
         node.inbox
             .push_back((Input::Checkpointed { generation, checkpoint, retained }, Vec::new()));
+        self.check_scrubbed(index, checkpoint);
         Ok(())
     }
 

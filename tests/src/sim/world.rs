@@ -23,6 +23,7 @@ use super::moves::Moves;
 use super::node::Node;
 use super::rng::Rng;
 use super::rotten::Rots;
+use super::scrubs::Scrubs;
 use super::summary::Summary;
 use super::truth::Truth;
 use super::unsynced::Unsynced;
@@ -77,6 +78,7 @@ pub(crate) struct World {
     pub(crate) unsynced: Option<Unsynced>,
     pub(crate) flips: Flips,
     pub(crate) rots: Rots,
+    pub(crate) scrubs: Scrubs,
     /// When that is given up.
     pub(crate) unsynced_until: u64,
     pub(crate) healed_at: u64,
@@ -137,6 +139,7 @@ impl World {
             unsynced: None,
             flips: Flips::default(),
             rots: Rots::default(),
+            scrubs: Scrubs::default(),
             unsynced_until: 0,
             healed_at: 0,
             summary: Summary::default(),
@@ -284,6 +287,7 @@ impl World {
             }
             Event::Behind { primary, voter } => self.left_behind(primary, voter),
             Event::Searched { node, run, search } => self.searched(node, run, search),
+            Event::Scrub { blocks } => self.scrub(blocks),
             Event::Base { lineage, session, piece } => self.take_base(lineage, session, &piece),
             Event::BaseTaken { lineage, session, through } => {
                 let node = self.index(lineage.from.id);

@@ -1,8 +1,12 @@
 //! Blocks that a primary asks another replica for, because its own rotted.
 
+use std::collections::BTreeMap;
+
 use bytes::Bytes;
+use sbk_engine::replication::io::Fate;
 use sbk_engine::replication::mend::MESSAGE_BLOCKS;
 use sbk_engine::replication::message::{Lineage, ToPrimary, ToReplica};
+use sbk_engine::replication::scrub::SCRUB_BLOCKS;
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn};
 use sbk_proto::v1;
 
@@ -69,6 +73,32 @@ fn lbas(blocks: Vec<u64>) -> Decoded<Vec<Lba>> {
         return bad(format!("a list of {} blocks, ascending: {ascend}", blocks.len()));
     }
     blocks.into_iter().map(|lba| Ok(Lba(size(lba)?))).collect()
+}
+
+/// The blocks of a scrub's order.
+///
+/// # Errors
+/// If they don't ascend, are too many or none.
+pub fn scrub_in(blocks: &[u64]) -> Decoded<Vec<Lba>> {
+    let ascend = blocks.windows(2).all(|pair| pair[0] < pair[1]);
+    if blocks.is_empty() || blocks.len() > SCRUB_BLOCKS || !ascend {
+        return bad(format!("an order of {} blocks, ascending: {ascend}", blocks.len()));
+    }
+    Ok(blocks.iter().copied().map(Lba).collect())
+}
+
+/// What became of them.
+pub fn scrub_out(scrubbed: BTreeMap<Lba, Fate>) -> v1::ScrubResponse {
+    let block = |(lba, fate): (Lba, Fate)| {
+        let (fate, reason) = match fate {
+            Fate::Logged => (v1::ScrubFate::Logged, String::new()),
+            Fate::Overtaken => (v1::ScrubFate::Overtaken, String::new()),
+            Fate::NotMended(why) => (v1::ScrubFate::NotMended, why),
+            Fate::Busy => (v1::ScrubFate::Busy, String::new()),
+        };
+        v1::ScrubbedBlock { block: lba.0, fate: fate.into(), reason }
+    };
+    v1::ScrubResponse { blocks: scrubbed.into_iter().map(block).collect() }
 }
 
 pub(super) fn read_blocks_out(request: u64, committed: Lsn, blocks: &[Lba]) -> v1::ReadBlocks {

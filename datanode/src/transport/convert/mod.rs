@@ -25,7 +25,7 @@ use uuid::Uuid;
 use numbers::{counter, size};
 
 pub use base::{Recover, recover_in, recover_out};
-pub use blocks::{Beside, WireBlock};
+pub use blocks::{Beside, WireBlock, scrub_in, scrub_out};
 pub use entry::{WireEntry, entry_in, entry_out};
 pub use messages::{to_primary_in, to_primary_out, to_replica_in, to_replica_out};
 pub use numbers::{attach_generation, epoch, loss_generation, lsn, sequence};

@@ -34,7 +34,7 @@ fn store_on(storage: &Arc<dyn Storage>) -> Store {
 fn begun(store: &Store) -> DigestPlan {
     let mut plan = store.plan_digest(0, 0);
     let first = plan.next_region().expect("there are two").expect("is read");
-    assert_eq!(first.expect("nothing moved").damaged, 0);
+    assert!(first.expect("nothing moved").damaged.is_empty());
     plan
 }
 

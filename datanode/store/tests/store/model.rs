@@ -418,7 +418,7 @@ impl Model {
             let first = (region * REGION_BLOCKS) as usize;
             let end = (first + REGION_BLOCKS as usize).min(committed.state.blocks as usize);
             let data = bytes_of(&committed.image[first..end]);
-            if found.damaged != 0 || found.digest != crc32c(&data) {
+            if !found.damaged.is_empty() || found.digest != crc32c(&data) {
                 return Err(format!("region {region} has the digest {found:?}"));
             }
             if found.lsn == Lsn(0) && data.iter().any(|byte| *byte != 0) {

@@ -98,6 +98,31 @@ fn what_should_be_zeros_rots_too() {
     assert_eq!(refused(store.plan_read(range(10, 8)).run()), [12, 13]);
 }
 
+/// What a scrub is told: damage in the extents, until the log has the block anew.
+#[test]
+fn a_digest_names_the_damaged_blocks_of_the_committed_image() {
+    let damaged = |store: &Store| {
+        let region = store.plan_digest(0, 1).next_region().expect("a region").expect("is read");
+        region.expect("nothing moved").damaged.iter().map(|lba| lba.0).collect::<Vec<_>>()
+    };
+    let (memory, mut store) = new_store();
+    write(&mut store, 10, &[1, 2, 3, 4, 5]);
+    checkpoint(&mut store);
+    assert!(damaged(&store).is_empty());
+    for block in [11, 14, 20] {
+        rot(&memory, block);
+    }
+    assert_eq!(damaged(&store), [11, 14, 20], "20 should be zeros");
+    write(&mut store, 14, &[5]);
+    assert_eq!(damaged(&store), [11, 14, 20], "what is not committed is not in the image");
+    store.set_committed(store.end());
+    assert_eq!(damaged(&store), [11, 20], "the log has it");
+    write(&mut store, 11, &[2]);
+    write(&mut store, 20, &[0]);
+    checkpoint(&mut store);
+    assert!(damaged(&store).is_empty());
+}
+
 #[test]
 fn another_replica_is_told_each_block_by_itself_as_of_the_logs_end() {
     let (memory, mut store) = new_store();
