@@ -1,9 +1,11 @@
-//! A block that rots on the primary's disk, with others that have it: clients read what they wrote, and all
-//! disks are right again in the end.
+//! A block that rots on a disk, with others that have it. On the primary's: clients read what they wrote, and
+//! all disks are right again in the end. On a follower's: a scrub
+//! tells which, and has them repaired.
 
 use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
+use std::process::{Command, Output, Stdio};
 use std::time::Duration;
 
 use bytes::Bytes;
@@ -135,6 +137,24 @@ impl Scene {
         }
     }
 
+    fn follower(&self) -> DatanodeEntry {
+        let other = self.cluster.file().datanodes.iter().find(|node| node.id != self.primary.id);
+        other.expect("another one").clone()
+    }
+
+    /// What a scrub says, and how it ends.
+    async fn scrub(&self, more: &[&str]) -> (Option<i32>, Value) {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_sbk-tests-ctl"));
+        command.args(["volume", "scrub", "v", "-o", "json", "--dir"]).arg(self.dir.path());
+        command.args(more);
+        command.stdin(Stdio::null());
+        let ended = tokio::task::spawn_blocking(move || command.output()).await.expect("no panic");
+        let Output { status, stdout, stderr } = ended.expect("runs");
+        let told = serde_json::from_slice(&stdout);
+        let told = told.unwrap_or_else(|e| panic!("{e}: {}", String::from_utf8_lossy(&stderr)));
+        (status.code(), told)
+    }
+
     /// A counter of the primary.
     async fn counted(&self, name: &str) -> u64 {
         let mut stream = TcpStream::connect(&self.primary.http).await.expect("connects");
@@ -206,6 +226,56 @@ async fn a_block_that_rotted_is_read_from_another_replica_and_right_again_on_all
     let report = compare(&info, LIMIT).await.expect("compares");
     assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
     assert_eq!(scene.counts().await, [2, 2, 0, 2], "it was read once more, and is right");
+    scene.whole().await;
+    scene.cluster.stop().await.expect("stops");
+}
+
+/// The damaged blocks of each node that has some.
+fn damaged(scrub: &Value) -> Vec<(String, Vec<u64>)> {
+    let replicas = scrub["replicas"].as_array().expect("the replicas");
+    assert_eq!(replicas.len(), 3, "{scrub}");
+    let mut damaged = Vec::new();
+    for replica in replicas {
+        assert!(replica["error"].is_null(), "{scrub}");
+        assert!(replica["bytes"].as_u64() >= Some(WRITTEN * MIB), "{scrub}");
+        let blocks = replica["damaged"].as_array().expect("blocks").iter();
+        let blocks: Vec<_> = blocks.map(|block| block.as_u64().expect("a number")).collect();
+        if !blocks.is_empty() {
+            damaged.push((replica["node"].as_str().expect("a node").to_owned(), blocks));
+        }
+    }
+    damaged
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_scrub_tells_what_rotted_on_a_follower_and_has_it_repaired() {
+    let scene = Scene::set().await;
+    let (code, told) = scene.scrub(&[]).await;
+    assert_eq!((code, damaged(&told)), (Some(0), Vec::new()), "{told}");
+
+    let follower = scene.follower();
+    flip(&follower, READ);
+    flip(&follower, MERGED);
+    let (code, told) = scene.scrub(&[]).await;
+    let blocks = vec![READ / BLOCK, MERGED / BLOCK];
+    let found = vec![(follower.id.clone(), blocks.clone())];
+    assert_eq!((code, damaged(&told)), (Some(1), found.clone()), "{told}");
+    assert!(told["repair"].is_null(), "{told}");
+
+    let (code, told) = scene.scrub(&["--repair", "--rate", "0"]).await;
+    assert_eq!((code, damaged(&told)), (Some(0), found), "all of it is repaired: {told}");
+    assert_eq!(told["repair"]["logged"], serde_json::json!(blocks), "{told}");
+    assert_eq!(scene.counted("blocks_scrubbed").await, 2);
+    assert_eq!(scene.counts().await, [0; 4], "the primary's own are sound");
+
+    // The repairs are behind 80 MiB more, so a checkpoint has moved them.
+    scene.write(0x50, 100).await;
+    scene.checkpointed().await;
+    for at in [READ, MERGED] {
+        assert_eq!(byte(&extents(&follower), at), content(at / MIB, 0xa0), "byte {at}");
+    }
+    let (code, told) = scene.scrub(&[]).await;
+    assert_eq!((code, damaged(&told)), (Some(0), Vec::new()), "{told}");
     scene.whole().await;
     scene.cluster.stop().await.expect("stops");
 }
