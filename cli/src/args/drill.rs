@@ -63,6 +63,17 @@ Examples:
   sbkctl drill replica-return
   sbkctl drill replica-return --runs 3 -o json")]
     ReplicaReturn(DrillArgs),
+    /// Flip bits in the blocks of a volume's primary; the client must read what it wrote
+    #[command(after_help = "\
+Examples:
+  sbkctl drill bit-rot
+  sbkctl drill bit-rot --runs 5 -o json
+
+Each run: load, a bit flips in each of 64 blocks on the disk of the primary's node, the load goes on, every
+block read back and checked, replicas compared. Told is how many of these blocks the primary found, and how
+many it got from another replica; what the load wrote anew before is neither. Exit code 1 if anything was
+read wrong, a request failed, or a block was not repaired.")]
+    BitRot(DrillArgs),
     /// Many volumes with many clients, and the datanode with the most primaries is killed
     #[command(after_help = "\
 Examples:

@@ -25,7 +25,7 @@ use crate::workload::stamp::BLOCK;
 /// The size of the drill's volume.
 const VOLUME: u64 = 256 << 20;
 /// The part of it that the load uses.
-const USED_BLOCKS: u64 = (64 << 20) / BLOCK as u64;
+pub(super) const USED_BLOCKS: u64 = (64 << 20) / BLOCK as u64;
 /// How long the volume may take to serve, and to be whole.
 pub(super) const WHOLE: Duration = Duration::from_secs(180);
 /// How long a request may take before the drill gives up on it.

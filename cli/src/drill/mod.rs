@@ -4,6 +4,7 @@ use crate::args::{DrillCommand, Global};
 use failover::Fault;
 
 pub mod bench;
+pub mod bit_rot;
 pub mod calibrate;
 pub mod chaos;
 pub mod demo;
@@ -28,6 +29,7 @@ pub async fn run(global: &Global, command: DrillCommand) -> anyhow::Result<()> {
         DrillCommand::PrimaryMove(args) => planned::move_primary(global, args).await,
         DrillCommand::RollingRestart(args) => planned::rolling_restart(global, args).await,
         DrillCommand::ReplicaReturn(args) => replica_return::run(global, args).await,
+        DrillCommand::BitRot(args) => bit_rot::run(global, args).await,
         DrillCommand::Many(args) => many::run(global, args).await,
         DrillCommand::Load(args) => load::run(global, args).await,
         DrillCommand::Chaos(args) => chaos::run(global, args).await,
