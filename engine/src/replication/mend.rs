@@ -206,8 +206,11 @@ impl Primary {
                     mend.is_damaged_here();
                     new.push(lba);
                 }
-            } else if core.newest_uncommitted(single(lba)).is_some() {
-                // It was logged since, and will be read from the log.
+            } else if core.newest_uncommitted(single(lba)).is_some()
+                || lba.0 >= core.log.state.blocks
+            {
+                // It was logged since, or the volume shrank: it will be read from the log. [A slow read of
+                // a block that was trimmed and cut off meanwhile had it logged beyond the volume's end.]
                 continue;
             } else if self.mends.has_room() {
                 self.mends.blocks.insert(lba, Mend::new(core, false));

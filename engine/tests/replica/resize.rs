@@ -2,7 +2,7 @@
 
 use sbk_engine::replication::Verdict;
 use sbk_engine::replication::io::{
-    Input, IsrChange, Op, OpenStream, Outcome, Output, Request, StreamId,
+    Input, IsrChange, Op, OpenStream, Outcome, Output, Reader, Request, StreamId,
 };
 use sbk_engine::replication::log::{BlockRange, EntryKind, RequestTag};
 use sbk_engine::replication::message::{ToPrimary, ToReplica};
@@ -184,6 +184,29 @@ fn a_shrink_is_logged_when_nothing_lies_beyond_it_and_ends_requests_there() {
     assert_eq!(logged(&ask(&mut bench, 4, Op::Write(block(7)))).len(), 1);
     durable(&mut bench, 7);
     assert_eq!(proposed(&acked(&mut bench, 3, 7)), [IsrChange::Resized { blocks: 8 }]);
+}
+
+/// A read was slow: its block rotted, was trimmed, and lies beyond the end by the time that it is told.
+#[test]
+fn a_block_that_is_beyond_the_end_by_now_is_not_repaired() {
+    for committed in [false, true] {
+        let mut bench = serving();
+        let read = ask(&mut bench, 1, Op::Read(block(12)));
+        assert!(read.iter().any(|o| matches!(o, Output::Read { .. })), "{read:?}");
+        let (search, ..) = searched(&wish(&mut bench, 3, Some(8))).expect("it looks");
+        let (_, outputs) = found(&mut bench, search, None);
+        assert_eq!(logged(&outputs), [EntryKind::Resize { blocks: 8 }]);
+        if committed {
+            durable(&mut bench, 6);
+            acked(&mut bench, 3, 6);
+        }
+        let reader = Reader::Request { stream: STREAM, tag: tag(1) };
+        let rotten = Input::Rotten { reader, blocks: vec![Lba(12)], why: "its CRC".into() };
+        let (_, outputs) = bench.feed(rotten);
+        let asked = |message: &ToReplica| matches!(message, ToReplica::ReadBlocks { .. });
+        assert!(!sent(&outputs, 2).iter().any(asked), "{outputs:?}");
+        assert!(outputs.iter().any(|o| matches!(o, Output::Read { .. })), "{outputs:?}");
+    }
 }
 
 #[test]
