@@ -8,6 +8,7 @@ use clap::{Parser, ValueEnum};
 use serde::Deserialize;
 
 use crate::frontend::nbd::TlsFiles;
+use crate::patrol::{Schedule, Window, parse_time};
 
 /// How long a client's request is held if nothing else is said.
 const IO_TIMEOUT: Duration = Duration::from_secs(120);
@@ -16,6 +17,13 @@ const IO_TIMEOUT: Duration = Duration::from_secs(120);
 const RECOVERY_RATE: u64 = 64 << 20;
 /// With less, many at a time would each come on so slowly that they pass for stalled.
 const MIN_RECOVERY_RATE: u64 = 8 << 20;
+
+/// How long it is from one look at a replica to the next one, if nothing else is said.
+const SCRUB_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
+/// What a second of that reads.
+const SCRUB_RATE: u64 = 8 << 20;
+/// A region is read in one go.
+const MIN_SCRUB_RATE: u64 = 1 << 20;
 
 /// How logs are written.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, ValueEnum, Deserialize)]
@@ -83,6 +91,16 @@ pub struct Args {
     /// clients they go as fast as they can; 8MiB or more, 0: they do not give way [default: 64MiB]
     #[arg(long, env = "SBK_RECOVERY_RATE", value_name = "BYTES", value_parser = parse_bytes)]
     pub recovery_rate: Option<u64>,
+    /// From the end of one scrub of a replica in the background to the next one (7d, 12h, 30m, 90s); 0:
+    /// never [default: 7d]
+    #[arg(long, env = "SBK_SCRUB_EVERY", value_name = "TIME", value_parser = parse_time)]
+    pub scrub_every: Option<Duration>,
+    /// Most bytes that it reads in a second; 1MiB or more, 0: no limit [default: 8MiB]
+    #[arg(long, env = "SBK_SCRUB_RATE", value_name = "BYTES", value_parser = parse_bytes)]
+    pub scrub_rate: Option<u64>,
+    /// The hours of the day (UTC) in which it reads, as in 22-6 [default: all]
+    #[arg(long, env = "SBK_SCRUB_WINDOW", value_name = "FROM-TO")]
+    pub scrub_window: Option<Window>,
     /// Bytes that replicas may take [default: the size of the data directory's file system]
     #[arg(long, env = "SBK_CAPACITY", value_name = "BYTES", value_parser = parse_bytes)]
     pub capacity: Option<u64>,
@@ -115,6 +133,9 @@ struct FileArgs {
     zone: Option<String>,
     wal_retain: Option<Amount>,
     recovery_rate: Option<Amount>,
+    scrub_every: Option<String>,
+    scrub_rate: Option<Amount>,
+    scrub_window: Option<String>,
     capacity: Option<Amount>,
     io_timeout: Option<u32>,
     log_format: Option<LogFormat>,
@@ -153,6 +174,8 @@ pub struct Settings {
     pub wal_retain: u64,
     /// Bytes a second that rebuilds read while clients are answered; 0: they do not give way.
     pub recovery_rate: u64,
+    /// When replicas are scrubbed in the background.
+    pub scrub: Schedule,
     /// Bytes that replicas may take; `None`: what the file system has.
     pub capacity: Option<u64>,
     /// How long a client's request is held; zero: for ever.
@@ -228,6 +251,17 @@ impl Args {
             );
             return Err(SettingsError::Value { option: "--recovery-rate", problem });
         }
+        let rate = bytes(self.scrub_rate, file.scrub_rate, "--scrub-rate")?.unwrap_or(SCRUB_RATE);
+        if rate > 0 && rate < MIN_SCRUB_RATE {
+            let problem = format!("{rate} bytes a second are too few; give 1MiB or more, or 0");
+            return Err(SettingsError::Value { option: "--scrub-rate", problem });
+        }
+        let wrong = |option| move |problem| SettingsError::Value { option, problem };
+        let every = file.scrub_every.map(|text| parse_time(&text)).transpose();
+        let every = self.scrub_every.or(every.map_err(wrong("--scrub-every"))?);
+        let window = file.scrub_window.map(|text| text.parse()).transpose();
+        let window = self.scrub_window.or(window.map_err(wrong("--scrub-window"))?);
+        let scrub = Schedule { every: every.unwrap_or(SCRUB_EVERY), rate, window };
         let client_ca = self.nbd_tls_client_ca.or(file.nbd_tls_client_ca);
         let nbd_tls = match (
             self.nbd_tls_cert.or(file.nbd_tls_cert),
@@ -253,6 +287,7 @@ impl Args {
             zone: self.zone.or(file.zone).unwrap_or_default(),
             wal_retain: bytes(self.wal_retain, file.wal_retain, "wal_retain")?.unwrap_or(256 << 20),
             recovery_rate,
+            scrub,
             capacity: bytes(self.capacity, file.capacity, "capacity")?,
             io_timeout: self
                 .io_timeout
@@ -318,6 +353,17 @@ mod tests {
         assert_eq!(settings.masters, ["m:1"]);
         assert_eq!((settings.io_timeout, settings.recovery_rate), (IO_TIMEOUT, RECOVERY_RATE));
         std::fs::write(&path, format!("{text}io_timeout = 7\n")).expect("written");
+        assert_eq!(settings.scrub, Schedule { every: SCRUB_EVERY, rate: SCRUB_RATE, window: None });
+        let scrub = "scrub_every = \"1d\"\nscrub_rate = \"2MiB\"\nscrub_window = \"22-6\"\n";
+        std::fs::write(&path, format!("{text}{scrub}")).expect("written");
+        let read = parse(&["--config", config, "--scrub-every", "0"]).settings();
+        let window = Some("22-6".parse().expect("hours"));
+        let wanted = Schedule { every: Duration::ZERO, rate: 2 << 20, window };
+        assert_eq!(read.expect("is complete").scrub, wanted);
+        std::fs::write(&path, format!("{text}scrub_window = \"x\"\n")).expect("written");
+        let wrong = parse(&["--config", config]).settings().expect_err("is wrong").to_string();
+        assert!(wrong.contains("--scrub-window") && wrong.contains("'x'"), "{wrong}");
+        std::fs::write(&path, format!("{text}io_timeout = 7\n")).expect("written");
         let held = |args: &[&str]| parse(args).settings().expect("is complete").io_timeout;
         assert_eq!(held(&["--config", config]), Duration::from_secs(7));
         assert_eq!(held(&["--config", config, "--io-timeout", "0"]), Duration::ZERO);
@@ -335,6 +381,8 @@ mod tests {
         assert!(text(&slow).contains("8MiB"));
         let off = parse(&[&whole[..], &["--recovery-rate", "0"]].concat()).settings();
         assert_eq!(off.expect("is right").recovery_rate, 0);
+        let slow = [&whole[..], &["--scrub-rate", "1KiB"]].concat();
+        assert!(text(&slow).contains("1MiB"));
         let tls = |more: &[&str]| text(&[&whole[..], more].concat());
         assert!(tls(&["--nbd-tls-cert", "c"]).contains("--nbd-tls-key"));
         assert!(tls(&["--nbd-tls-key", "k"]).contains("--nbd-tls-cert"));

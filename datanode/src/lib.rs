@@ -6,6 +6,7 @@ pub mod frontend;
 pub mod link;
 pub mod node;
 pub mod ops;
+pub mod patrol;
 mod run;
 pub mod store;
 pub mod transport;

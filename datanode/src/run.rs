@@ -88,6 +88,9 @@ const HEADER_BYTES: u32 = 16 << 10;
 /// Where recordings are kept in the data directory.
 const RECORDINGS: &str = "recordings";
 
+/// Where it is kept in the data directory when replicas were scrubbed.
+const SCRUBS: &str = "scrubs.json";
+
 /// Memory for payloads of recent entries of all replicas together. Up to 32 replicas have as much as each
 /// may have, more of them share it.
 const TAIL_MEMORY: u64 = 512 << 20;
@@ -134,6 +137,8 @@ pub async fn serve<S: Storage>(
         params: Params::default(),
         recordings: Some(settings.data_dir.join(RECORDINGS)),
         recovery_rate: settings.recovery_rate,
+        scrub: settings.scrub,
+        scrubs: settings.data_dir.join(SCRUBS),
     };
     let nbd_tls = settings.nbd_tls.as_ref();
     let authenticates = nbd_tls.is_some_and(|files| files.client_ca.is_some());

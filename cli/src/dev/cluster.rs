@@ -42,6 +42,8 @@ pub struct Options {
     pub volumes: Vec<VolumeSpec>,
     /// `--wal-retain` of the datanodes.
     pub wal_retain: Option<u64>,
+    /// More options of the datanodes.
+    pub datanode_args: Vec<String>,
     /// `--capacity` of the datanodes.
     pub capacity: Option<u64>,
     /// How long it may take until it serves.
@@ -55,7 +57,17 @@ impl Options {
         let limit = Duration::from_secs(60);
         let wanted = Wanted::default();
         let volumes = Vec::new();
-        Ok(Self { dir, exe, wanted, hosts: None, volumes, wal_retain: None, capacity: None, limit })
+        Ok(Self {
+            dir,
+            exe,
+            wanted,
+            hosts: None,
+            volumes,
+            wal_retain: None,
+            datanode_args: Vec::new(),
+            capacity: None,
+            limit,
+        })
     }
 }
 
@@ -199,6 +211,7 @@ impl DevCluster {
         if let Some(capacity) = &capacity {
             args.extend(["--capacity", capacity]);
         }
+        args.extend(self.options.datanode_args.iter().map(String::as_str));
         let hosts = self.options.hosts.as_ref();
         let host = hosts.and_then(|hosts| hosts.datanodes.get(plan.number as usize - 1));
         self.recipe("datanode", plan.number, host, &args)

@@ -29,6 +29,7 @@ pub use report::mode;
 pub use storage::Storage;
 
 use crate::catalogue::{Catalogue, CatalogueWatch};
+use crate::patrol::{Ledger, Patrol, Schedule};
 use crate::transport::Channels;
 use crate::volume::disk::DiskError;
 use crate::volume::{Context, Pace, Recordings, Registry};
@@ -61,6 +62,10 @@ pub struct NodeConfig {
     pub recordings: Option<PathBuf>,
     /// Bytes a second that rebuilds read while clients are answered; 0: they do not give way.
     pub recovery_rate: u64,
+    /// When replicas are scrubbed in the background.
+    pub scrub: Schedule,
+    /// Where it is kept when they were.
+    pub scrubs: PathBuf,
 }
 
 /// What is not as the masters have it.
@@ -106,6 +111,8 @@ pub struct Node {
     pub registered: watch::Receiver<bool>,
     /// `(free, used)` bytes.
     pub space: watch::Receiver<(u64, u64)>,
+    /// When its replicas were scrubbed in the background, and what was found.
+    pub scrubs: watch::Receiver<Arc<Ledger>>,
     masters: MasterClient,
 }
 
@@ -188,6 +195,13 @@ impl Node {
         for (volume, replica) in found {
             agent.start(volume, replica);
         }
+        let (patrol, scrubs) = Patrol::new(
+            config.scrub,
+            config.scrubs,
+            registry.clone(),
+            catalogue_watch.clone(),
+            Arc::clone(&channels),
+        );
         let node = Self {
             id: identity.node,
             process: identity.process,
@@ -197,6 +211,7 @@ impl Node {
             findings: found_wrong,
             registered: is_registered,
             space: space_watch.clone(),
+            scrubs,
             masters: client.clone(),
         };
         let register = masters::register(
@@ -220,6 +235,7 @@ impl Node {
             tokio::spawn(heartbeat),
             tokio::spawn(masters::propose(client, orders)),
             tokio::spawn(watch_space(storage, space)),
+            tokio::spawn(patrol.run()),
         ];
         let agent = tokio::spawn(agent.run(noticed, pushed));
         Ok((node, NodeTasks { agent, others }))

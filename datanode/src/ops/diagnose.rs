@@ -8,6 +8,7 @@ use serde::Serialize;
 use serde_json::{Value, json};
 
 use crate::node::Node;
+use crate::patrol::Record;
 use crate::volume::{READ_FAILED, RunState, VolumeHandle, VolumeStatus};
 
 /// One thing that is not as it should be.
@@ -33,6 +34,7 @@ pub(super) async fn show(State(node): State<Node>) -> Json<Value> {
         complaints.extend(of_reads(&handle));
         complaints.extend(of_blocks(&handle));
     }
+    complaints.extend(node.scrubs.borrow().0.values().filter_map(of_scrub));
     Json(json!({"well": complaints.is_empty(), "complaints": complaints}))
 }
 
@@ -119,6 +121,20 @@ fn of_volume(status: &VolumeStatus) -> Vec<Complaint> {
         RoleView::Follower | RoleView::Stopped | RoleView::Deleted => {}
     }
     complaints
+}
+
+/// What the scrub in the background could not have repaired, or not read.
+fn of_scrub(record: &Record) -> Option<Complaint> {
+    let what = match (&record.failed, record.not_repaired) {
+        (Some(why), _) => format!("it could not be scrubbed in the background to its end: {why}"),
+        (None, 0) => return None,
+        (None, lost) => format!(
+            "a scrub in the background found {} damaged blocks, and {lost} of them nobody repaired",
+            record.damaged
+        ),
+    };
+    let advice = "see the node's log for the blocks, and `sbkctl volume scrub NAME --repair`";
+    Some(complaint(record.volume, what, advice))
 }
 
 fn of_reads(handle: &VolumeHandle) -> Option<Complaint> {

@@ -76,6 +76,25 @@ fn gather(node: &Node) -> Registry {
         registry.register(name, help, family.clone());
         family
     });
+    let scrubs = [
+        (
+            "scrubbed_time_seconds",
+            "When the replica was last read whole in the background, since 1970",
+        ),
+        ("scrub_damaged_blocks", "Blocks that did not match their checksums then"),
+        ("scrub_not_repaired_blocks", "Of these, blocks that were not repaired"),
+    ]
+    .map(|(name, help)| {
+        let family = Gauges::default();
+        registry.register(name, help, family.clone());
+        family
+    });
+    let ledger = node.scrubs.borrow().clone();
+    for record in ledger.0.values() {
+        let volume = vec![("volume", record.volume.to_string())];
+        let values = [record.ended, record.damaged, record.not_repaired];
+        scrubs.iter().zip(values).for_each(|(family, value)| set(family, &volume, value));
+    }
     for handle in node.volumes.all() {
         let status = handle.status.borrow().clone();
         let volume = vec![("volume", handle.volume.to_string())];

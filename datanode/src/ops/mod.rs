@@ -56,6 +56,7 @@ async fn map() -> Json<Value> {
 }
 
 async fn status(State(node): State<Node>) -> Json<Value> {
+    let scrubs = node.scrubs.borrow().clone();
     let volumes: Vec<_> = node
         .volumes
         .all()
@@ -68,7 +69,7 @@ async fn status(State(node): State<Node>) -> Json<Value> {
                 "volume": status.volume, "replica": status.replica, "run": status.run, "mode": mode,
                 "reason": reason, "role": view.map(|v| v.role), "epoch": view.map(|v| v.epoch),
                 "serving": view.is_some_and(|v| v.serving), "wal_full": status.wal_full,
-                "links": status.links,
+                "links": status.links, "scrubs": scrubs.0.get(&status.replica),
             })
         })
         .collect();

@@ -67,10 +67,16 @@ fn flip(node: &DatanodeEntry, at: u64) {
 impl Scene {
     /// Three replicas in sync, a volume that is written, and all of it in the extents.
     async fn set() -> Self {
+        Self::set_with(&[]).await
+    }
+
+    /// The same, with more options of the datanodes.
+    async fn set_with(datanode_args: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("dir");
         let mut options = Options::new(dir.path().to_owned()).expect("options");
         options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
         options.limit = LIMIT;
+        options.datanode_args = datanode_args.iter().map(|arg| (*arg).to_owned()).collect();
         options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
         options.volumes = vec![VolumeSpec { name: "v".into(), size: 192 * MIB }];
         let cluster = DevCluster::start(options).await.expect("the cluster starts");
@@ -277,5 +283,53 @@ async fn a_scrub_tells_what_rotted_on_a_follower_and_has_it_repaired() {
     let (code, told) = scene.scrub(&[]).await;
     assert_eq!((code, damaged(&told)), (Some(0), Vec::new()), "{told}");
     scene.whole().await;
+    scene.cluster.stop().await.expect("stops");
+}
+
+/// The scrub of its replica that a node's page tells of.
+async fn own_scrub(node: &DatanodeEntry) -> Result<Value, String> {
+    let page: Value = get_json(&node.http, "/status").await.map_err(|e| e.to_string())?;
+    let scrub = page["volumes"][0]["scrubs"].clone();
+    if scrub.is_object() { Ok(scrub) } else { Err(format!("no scrub: {page}")) }
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn what_rots_on_any_node_is_found_and_repaired_without_anybody_asking() {
+    let scene = Scene::set_with(&["--scrub-every", "1s", "--scrub-rate", "0"]).await;
+    let (follower, primary) = (scene.follower(), scene.primary.clone());
+    // On the disk of one that nobody reads from, and in a block of the primary that nobody reads.
+    flip(&follower, READ);
+    flip(&primary, MERGED);
+    for node in [&follower, &primary] {
+        until("the node finds it", LIMIT, async || {
+            let scrub = own_scrub(node).await;
+            let found = scrub.as_ref().is_ok_and(|scrub| scrub["found"].as_u64() >= Some(1));
+            Ok(if found { Look::Done(()) } else { Look::NotYet(format!("{scrub:?}")) })
+        })
+        .await
+        .expect("comes about");
+    }
+    // What the primary logged again is read from the log from then on, is moved to the extents by the next checkpoint,
+    // and is not found again.
+    scene.write(0x50, 100).await;
+    scene.checkpointed().await;
+    for node in [&follower, &primary] {
+        let before = own_scrub(node).await.expect("tells")["passes"].as_u64();
+        until("it is right again", LIMIT, async || {
+            let scrub = own_scrub(node).await;
+            let clean = scrub.as_ref().is_ok_and(|scrub| {
+                scrub["passes"].as_u64() > before.map(|passes| passes + 1)
+                    && scrub["damaged"] == 0
+                    && scrub["not_repaired"] == 0
+            });
+            Ok(if clean { Look::Done(()) } else { Look::NotYet(format!("{scrub:?}")) })
+        })
+        .await
+        .expect("comes about");
+    }
+    assert_eq!(byte(&extents(&follower), READ), content(READ / MIB, 0xa0));
+    assert_eq!(byte(&extents(&primary), MERGED), content(MERGED / MIB, 0xa0));
+    let (code, told) = scene.scrub(&[]).await;
+    assert_eq!((code, damaged(&told)), (Some(0), Vec::new()), "{told}");
     scene.cluster.stop().await.expect("stops");
 }
