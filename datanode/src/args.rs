@@ -18,6 +18,9 @@ const RECOVERY_RATE: u64 = 64 << 20;
 /// With less, many at a time would each come on so slowly that they pass for stalled.
 const MIN_RECOVERY_RATE: u64 = 8 << 20;
 
+/// For how long WAL is kept for others at most, if nothing else is said.
+const WAL_RETAIN_TIME: Duration = Duration::from_secs(24 * 3600);
+
 /// How long it is from one look at a replica to the next one, if nothing else is said.
 const SCRUB_EVERY: Duration = Duration::from_secs(7 * 24 * 3600);
 /// What a second of that reads.
@@ -87,6 +90,10 @@ pub struct Args {
     /// (256MiB, 1GiB, or plain bytes) [default: 256MiB]
     #[arg(long, env = "SBK_WAL_RETAIN", value_name = "BYTES", value_parser = parse_bytes)]
     pub wal_retain: Option<u64>,
+    /// For how long at most it is kept (7d, 12h, 30m, 90s); 0: for as long as there is room for it
+    /// [default: 1d]
+    #[arg(long, env = "SBK_WAL_RETAIN_TIME", value_name = "TIME", value_parser = parse_time)]
+    pub wal_retain_time: Option<Duration>,
     /// Bytes a second that rebuilds of other nodes' replicas read here while clients are answered; without
     /// clients they go as fast as they can; 8MiB or more, 0: they do not give way [default: 64MiB]
     #[arg(long, env = "SBK_RECOVERY_RATE", value_name = "BYTES", value_parser = parse_bytes)]
@@ -132,6 +139,7 @@ struct FileArgs {
     advertise: Option<String>,
     zone: Option<String>,
     wal_retain: Option<Amount>,
+    wal_retain_time: Option<String>,
     recovery_rate: Option<Amount>,
     scrub_every: Option<String>,
     scrub_rate: Option<Amount>,
@@ -172,6 +180,8 @@ pub struct Settings {
     pub zone: String,
     /// Bytes of WAL that each replica keeps beyond what it needs itself.
     pub wal_retain: u64,
+    /// For how long at most it is kept; zero: for as long as there is room for it.
+    pub wal_retain_time: Duration,
     /// Bytes a second that rebuilds read while clients are answered; 0: they do not give way.
     pub recovery_rate: u64,
     /// When replicas are scrubbed in the background.
@@ -257,8 +267,13 @@ impl Args {
             return Err(SettingsError::Value { option: "--scrub-rate", problem });
         }
         let wrong = |option| move |problem| SettingsError::Value { option, problem };
-        let every = file.scrub_every.map(|text| parse_time(&text)).transpose();
-        let every = self.scrub_every.or(every.map_err(wrong("--scrub-every"))?);
+        let time = |given: Option<Duration>, in_file: Option<String>, option| match (given, in_file)
+        {
+            (None, Some(text)) => parse_time(&text).map(Some).map_err(wrong(option)),
+            (given, _) => Ok(given),
+        };
+        let every = time(self.scrub_every, file.scrub_every, "--scrub-every")?;
+        let retain_time = time(self.wal_retain_time, file.wal_retain_time, "--wal-retain-time")?;
         let window = file.scrub_window.map(|text| text.parse()).transpose();
         let window = self.scrub_window.or(window.map_err(wrong("--scrub-window"))?);
         let scrub = Schedule { every: every.unwrap_or(SCRUB_EVERY), rate, window };
@@ -286,6 +301,7 @@ impl Args {
             advertise: self.advertise.or(file.advertise),
             zone: self.zone.or(file.zone).unwrap_or_default(),
             wal_retain: bytes(self.wal_retain, file.wal_retain, "wal_retain")?.unwrap_or(256 << 20),
+            wal_retain_time: retain_time.unwrap_or(WAL_RETAIN_TIME),
             recovery_rate,
             scrub,
             capacity: bytes(self.capacity, file.capacity, "capacity")?,
@@ -354,12 +370,14 @@ mod tests {
         assert_eq!((settings.io_timeout, settings.recovery_rate), (IO_TIMEOUT, RECOVERY_RATE));
         std::fs::write(&path, format!("{text}io_timeout = 7\n")).expect("written");
         assert_eq!(settings.scrub, Schedule { every: SCRUB_EVERY, rate: SCRUB_RATE, window: None });
-        let scrub = "scrub_every = \"1d\"\nscrub_rate = \"2MiB\"\nscrub_window = \"22-6\"\n";
+        assert_eq!(settings.wal_retain_time, WAL_RETAIN_TIME);
+        let scrub = "wal_retain_time = \"2h\"\nscrub_every = \"1d\"\nscrub_rate = \"2MiB\"\nscrub_window = \"22-6\"\n";
         std::fs::write(&path, format!("{text}{scrub}")).expect("written");
         let read = parse(&["--config", config, "--scrub-every", "0"]).settings();
         let window = Some("22-6".parse().expect("hours"));
         let wanted = Schedule { every: Duration::ZERO, rate: 2 << 20, window };
-        assert_eq!(read.expect("is complete").scrub, wanted);
+        let read = read.expect("is complete");
+        assert_eq!((read.scrub, read.wal_retain_time), (wanted, Duration::from_secs(7200)));
         std::fs::write(&path, format!("{text}scrub_window = \"x\"\n")).expect("written");
         let wrong = parse(&["--config", config]).settings().expect_err("is wrong").to_string();
         assert!(wrong.contains("--scrub-window") && wrong.contains("'x'"), "{wrong}");

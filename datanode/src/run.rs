@@ -107,6 +107,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
     let listeners = Listeners::bind(&settings).await?;
     let options = StoreOptions {
         tail_memory: Some(TailMemory::new(TAIL_MEMORY)),
+        wal_retain_ms: settings.wal_retain_time.as_millis() as u64,
         ..StoreOptions::retaining(settings.wal_retain)
     };
     let path = settings.data_dir.clone();

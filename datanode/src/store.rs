@@ -21,6 +21,7 @@ use sbk_wal::Storage;
 
 use crate::node::Storage as NodeStorage;
 use crate::transport::{EntriesLost, ReadEntries, WireEntry};
+use crate::volume::clock;
 use crate::volume::disk::{
     CommittedReadPlan, Disk, DiskError, OpenDisk, ReadPlan, RegionDigest, SettledReadPlan,
     VerifyPlan, Work,
@@ -308,6 +309,7 @@ impl Disk for KeptStore {
     }
 
     fn take_checkpoint(&mut self, urgent: bool) -> Option<StoreCheckpoint> {
+        self.store.pass_time(clock::now());
         let budget = self.store.checkpoint_budget(urgent)?;
         self.store.plan_checkpoint(budget).map(StoreCheckpoint)
     }

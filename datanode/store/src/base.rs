@@ -12,6 +12,7 @@ use sbk_engine::replication::message::Incomplete;
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use sbk_wal::crc32c;
 
+use super::ages::Ages;
 use super::core::Store;
 use super::error::StoreError;
 use super::image::{REGIONS_PER_SECTOR, encode_sector};
@@ -82,6 +83,7 @@ impl Store {
         self.resident = 0;
         self.resident_entries = 0;
         self.written = Some(Written::default());
+        self.ages = Ages::default();
         self.pins.clear();
         self.lost_pins.clear();
         self.durable = mark.base;

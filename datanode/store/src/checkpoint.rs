@@ -149,7 +149,7 @@ impl Store {
         }
         let advance = if budget > 0 { self.plan_advance(budget) } else { None };
         let housekeeping = self.log.housekeeping();
-        if advance.is_none() && housekeeping.is_none() {
+        if advance.is_none() && housekeeping.is_none() && !self.outlived() {
             return None;
         }
         self.checkpointing = true;
@@ -160,7 +160,9 @@ impl Store {
     pub fn wants_housekeeping(&self) -> bool {
         self.failed.is_none()
             && !self.blank
-            && (self.log.wants_housekeeping() || self.entries.outgrew_share(self.durable))
+            && (self.log.wants_housekeeping()
+                || self.outlived()
+                || self.entries.outgrew_share(self.durable))
     }
 
     fn plan_advance(&mut self, budget: u64) -> Option<Advance> {
@@ -234,6 +236,10 @@ impl Store {
             result.map_err(|e| self.fail(e))?;
             self.advance_to(advance.upto, advance.state, advance.regions)?;
         }
+        if self.release_segments() {
+            // Also without one of its slots the superblock must not go back to where they are needed.
+            self.superblock_file.sync().map_err(|e| self.fail(e.into()))?;
+        }
         Ok((self.checkpoint, self.retained()))
     }
 
@@ -273,10 +279,6 @@ impl Store {
             self.regions[at] = self.regions[at].max(lsn);
         }
         self.entries.trim(self.durable, self.checkpoint);
-        if self.release_segments() {
-            // Also without one of its slots the superblock must not go back to where they are needed.
-            self.superblock_file.sync().map_err(|e| self.fail(e.into()))?;
-        }
         Ok(())
     }
 }

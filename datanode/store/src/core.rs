@@ -12,6 +12,7 @@ use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::types::{BLOCK_SIZE, Lsn, REGION_BLOCKS};
 use sbk_wal::{Log, Slots};
 
+use super::ages::Ages;
 use super::base::Written;
 use super::entries::{Entries, Entry};
 use super::error::StoreError;
@@ -58,6 +59,7 @@ pub struct Store {
     pub(super) checkpoint: Lsn,
     /// Entries up to here can't be read back, though their segments are there.
     pub(super) given_up: Lsn,
+    pub(super) ages: Ages,
     pub(super) pins: BTreeMap<RecoveryId, Lsn>,
     pub(super) lost_pins: BTreeSet<RecoveryId>,
     pub(super) rewriting: Arc<Rewriting>,
@@ -388,7 +390,7 @@ impl Store {
             let Some(&(last, oldest)) = spent.first() else { return released };
             // What stays is at least what is to be retained: a replica that was away for less than
             // that catches up.
-            if total - oldest < self.options.wal_retain_bytes {
+            if total - oldest < self.options.wal_retain_bytes && last > self.ages.old().0 {
                 return released;
             }
             let pinned = self.pins.values().any(|from| from.0 <= last);

@@ -10,6 +10,7 @@
 //! back; once it is committed as well, a checkpoint moves it to the extents, and its segment can
 //! go. Extents hold nothing that is not committed. `docs/on-disk-format.md` has every file.
 
+mod ages;
 mod allocation;
 mod base;
 mod batch;

@@ -9,6 +9,7 @@ use sbk_engine::replication::log::{EpochTable, LogState};
 use sbk_engine::types::{Epoch, Incarnation, LossGeneration, Lsn, ReplicaRef, TailId};
 use sbk_wal::{Expect, Get, Log, LogOptions, Place, Put, ReadRecord, Slots, Storage};
 
+use super::ages::Ages;
 use super::codec;
 use super::core::Store;
 use super::entries::{Entries, Entry};
@@ -68,6 +69,8 @@ pub struct StoreOptions {
     pub batch_bytes: u64,
     /// Checkpointed WAL that is kept for replicas that were away for a while.
     pub wal_retain_bytes: u64,
+    /// For how long at most it is kept, in milliseconds; 0: for as long as there is room for it.
+    pub wal_retain_ms: u64,
     /// How much more than that a pin can hold before it is lost.
     pub wal_pin_bytes: u64,
     /// WAL bytes not yet in the extents at which [`Store::wal_pressure`] says full.
@@ -88,6 +91,7 @@ impl Default for StoreOptions {
             wal_segment_bytes: 64 << 20,
             batch_bytes: 8 << 20,
             wal_retain_bytes: 256 << 20,
+            wal_retain_ms: 0,
             wal_pin_bytes: 1 << 30,
             wal_max_bytes: 512 << 20,
             wal_max_entries: 256 << 10,
@@ -319,6 +323,7 @@ impl Store {
             checkpoint,
             given_up: Lsn(0),
             superblock: files.superblock,
+            ages: Ages::default(),
             pins: BTreeMap::new(),
             lost_pins: BTreeSet::new(),
             rewriting: Arc::new(Rewriting::default()),

@@ -85,6 +85,10 @@ fn the_datanodes_example_is_read_and_its_defaults_are_the_defaults() {
     let (settings, whole) = (datanode(&text), datanode(&whole));
     assert_eq!((settings.listen.port(), settings.nbd.port()), (7301, 10809));
     assert_eq!(whole.wal_retain, settings.wal_retain, "the default that is shown");
+    assert_eq!(
+        (whole.wal_retain_time, whole.scrub.every),
+        (settings.wal_retain_time, settings.scrub.every)
+    );
     assert_eq!((settings.capacity, whole.capacity), (None, Some(900 << 30)));
     assert_eq!((settings.zone.as_str(), whole.zone.as_str()), ("", "rack1"));
     // Both examples are about the same three machines.

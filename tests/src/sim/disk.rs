@@ -119,6 +119,7 @@ impl Keeping {
             wal_segment_bytes: self.segment,
             batch_bytes: 32 << 10,
             wal_retain_bytes: self.retain,
+            wal_retain_ms: 0,
             wal_pin_bytes: 24 << 10,
             wal_max_bytes: 1 << 20,
             wal_max_entries: 400,

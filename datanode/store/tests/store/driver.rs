@@ -26,6 +26,7 @@ pub(crate) fn options() -> StoreOptions {
         wal_segment_bytes: 32 << 10,
         batch_bytes: 24 << 10,
         wal_retain_bytes: 48 << 10,
+        wal_retain_ms: 0,
         wal_pin_bytes: 32 << 10,
         wal_max_bytes: 256 << 10,
         wal_max_entries: 400,

@@ -6,7 +6,7 @@ use bytes::Bytes;
 use sbk_engine::replication::io::Kept;
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind};
 use sbk_engine::replication::message::RecoveryId;
-use sbk_engine::types::{BootId, Epoch, Incarnation, Lba, LossGeneration, Lsn, TailId};
+use sbk_engine::types::{BootId, Epoch, Incarnation, Lba, LossGeneration, Lsn, Millis, TailId};
 use sbk_store::entry::entry_crc;
 use sbk_store::{CreateSpec, LogReadError, Store, StoreOptions};
 use sbk_wal::{Memory, Storage};
@@ -309,4 +309,48 @@ fn a_new_store_waits_for_room_on_a_full_disk() {
     assert!(sbk_store::is_out_of_space(&error), "{error}");
     disk.make_room();
     driver::open(&storage, 0).expect("there is room again");
+}
+
+#[test]
+fn what_was_in_the_extents_for_long_is_not_kept_for_others() {
+    let storage: Arc<dyn Storage> = Arc::new(Memory::new(1));
+    driver::create(&storage, 0).expect("a replica");
+    let kept = StoreOptions { wal_retain_bytes: 1 << 30, wal_retain_ms: 1000, ..options() };
+    let open = |options: &StoreOptions| {
+        let tail = TailId { boot: BootId(Uuid::from_u128(1)), count: 0 };
+        let incarnation = Incarnation { process: 1, open: 1 };
+        Store::open(&storage, identity(0), incarnation, tail, options.clone()).expect("a store").0
+    };
+    let mut store = open(&kept);
+    append(&mut store, 60);
+    assert_eq!((store.retained(), store.checkpoint()), (Lsn(1), Lsn(60)));
+    // File work that was due anyway.
+    while let Some(plan) = store.plan_checkpoint(0) {
+        store.checkpoint_done(plan.run()).expect("done");
+    }
+    store.pass_time(Millis(5000));
+    store.pin(session(1), Lsn(30));
+    store.pass_time(Millis(5999));
+    assert!(store.plan_checkpoint(0).is_none(), "it is not old yet");
+    store.pass_time(Millis(6000));
+    let mut retained = Lsn(1);
+    while let Some(plan) = store.plan_checkpoint(0) {
+        retained = store.checkpoint_done(plan.run()).expect("let go").1;
+    }
+    assert!(Lsn(1) < retained && retained <= Lsn(30), "{retained}: the rest is pinned");
+    read(&store, Lsn(30)).expect("it is pinned");
+    store.unpin(session(1));
+    while let Some(plan) = store.plan_checkpoint(0) {
+        retained = store.checkpoint_done(plan.run()).expect("let go").1;
+    }
+    assert!(retained > Lsn(30), "{retained}");
+    assert_eq!(store.retained(), retained);
+    read(&store, retained).expect("the newest segment is in use");
+    // What is written now is kept anew, and an opening needs nothing that went.
+    append(&mut store, 10);
+    store.pass_time(Millis(6500));
+    assert_eq!(store.retained(), retained);
+    drop(store);
+    let store = open(&kept);
+    assert_eq!((store.end(), store.retained()), (Lsn(70), retained));
 }
