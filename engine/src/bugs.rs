@@ -244,6 +244,18 @@ bugs! {
     /// A superblock that an opening reads counts as durable. [The promise in it was in the page cache
     /// only and is taken back by a loss of power.]
     TrustSlot,
+    /// On a block device a page is mapped before what was written to it is durable. [A loss of power shows what another
+    /// volume had there.]
+    MapBeforeData,
+    /// On a block device the rest of a page that is written to for the first time is left as it was. [It shows what
+    /// another volume had there.]
+    FreshPageAsFound,
+    /// On a block device a chunk that was let go is used again before it is durable that it was. [After a crash one file's
+    /// data stands in another.]
+    ReuseBeforeDurable,
+    /// A sync of a block device that fails is told to the one file that was synced. [The data of another file was lost with
+    /// it, and its next sync succeeds.]
+    FailedSyncOfOne,
     /// A checkpoint moves what is durable but not committed. [It is cut, but stays in the extents.]
     CheckpointUncommitted,
     /// A checkpoint writes region LSNs after the blocks. [A crash in between leaves blocks newer than

@@ -45,7 +45,9 @@ pub trait RawFile: Debug + Send + Sync {
     fn reserve(&self, len: u64) -> io::Result<()>;
     /// Reads at `offset` into `buf`; returns the bytes read, 0 at the end of the file.
     fn read_at(&self, buf: &mut [u8], offset: u64) -> io::Result<usize>;
-    /// Writes the buffers, one after the other, at `offset`; returns the bytes written.
+    /// Writes the buffers, one after the other, at `offset`; returns the bytes written. What is written over
+    /// bytes that were written and synced before survives the end of the process at once; what is not, on some
+    /// backends, only once it is synced.
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize>;
     /// Makes `offset..offset + len` read as zeros and gives its space back where it can.
     fn punch(&self, offset: u64, len: u64) -> io::Result<()>;
