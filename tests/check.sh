@@ -31,6 +31,7 @@ if [ "${1:-}" != quick ]; then
         --threads "$(nproc)"
     # And the store, crashed at every I/O of other work.
     SEEDS=$start..$((start + 20)) step cargo test -p sbk-store --release --locked --test store crash
+    SEEDS=$start..$((start + 20)) step cargo test -p sbk-device --release --locked --test device crash
 
     # Every NBD client through every command; file systems under fsx through failovers, FAILOVERS of
     # them. Then a filesystem and a database through the loss of primaries and masters. It mounts, so it needs

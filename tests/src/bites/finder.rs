@@ -2,12 +2,12 @@
 
 use std::ops::Range;
 
-use super::{FAMILIES, Finding, Place, ROUNDS, store};
+use super::{FAMILIES, Finding, Place, ROUNDS, device, store};
 use crate::explore::{Search, WORLDS, world};
 use crate::sim::{Violation, family, run};
 
-/// The finders of `store` and how many seeds of each are tried.
-const STORE: &[&str] = &["store-kill", "store-power"];
+/// The finders of `store` and `device`, and how many seeds of each are tried.
+const STORE: &[&str] = &["store-kill", "store-power", "device-power", "device-faults"];
 const STORE_SEEDS: u64 = 12;
 /// The finder that explores small worlds, and how many states of one it goes through.
 const EXPLORE: &str = "explore";
@@ -102,7 +102,9 @@ pub fn look(
             let after = format!("{:.1} s", violation.time as f64 / 1000.0);
             found(&Finding { at: seed.to_string(), after, violation });
         }));
-        if let Some(result) = store::run(&step.family, seed) {
+        if let Some(result) =
+            store::run(&step.family, seed).or_else(|| device::run(&step.family, seed))
+        {
             if let Err((operation, text)) = result {
                 let (checker, file) = ("store".to_owned(), "model.rs".to_owned());
                 let violation = Violation { checker, file, time: 0, text };

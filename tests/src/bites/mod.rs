@@ -5,6 +5,8 @@
 //! found in a table of `docs/testing.md`, so that a short run can try each bug at its place alone.
 
 #[cfg(feature = "bugs")]
+mod device;
+#[cfg(feature = "bugs")]
 mod finder;
 #[cfg(feature = "bugs")]
 mod store;

@@ -4,6 +4,8 @@
 
 #![allow(dead_code, reason = "the store's own tests use the rest")]
 
+#[path = "../../../datanode/store/tests/store/backend.rs"]
+mod backend;
 #[path = "../../../datanode/store/tests/store/content.rs"]
 mod content;
 #[path = "../../../datanode/store/tests/store/driver.rs"]
@@ -15,6 +17,7 @@ mod model;
 #[path = "../../../datanode/store/tests/store/stops.rs"]
 mod stops;
 
+use self::backend::Backend;
 use self::stops::{Crash, Found};
 
 /// Steps of a workload.
@@ -28,6 +31,6 @@ pub(super) fn run(finder: &str, seed: u64) -> Option<Result<(), (u64, String)>> 
         "store-kill" => Crash::Kill,
         _ => return None,
     };
-    let found = stops::every_io(crash, seed..seed + 1, 0, STEPS);
+    let found = stops::every_io(Backend::Files, crash, seed..seed + 1, 0, STEPS);
     Some(found.map(drop).map_err(|Found { at, what, .. }| (at, what)))
 }

@@ -12,6 +12,7 @@ use sbk_store::{DataDir, Store};
 use sbk_wal::{Memory, Storage, crc32c, is_zero};
 use uuid::Uuid;
 
+use super::backend::{Backend, Disk};
 use super::content::{BLOCK, bytes_of};
 use super::{driver, no_fork_meanwhile};
 
@@ -199,6 +200,17 @@ fn the_document_describes_the_bytes() {
     let (slot, record) = newer_slot(&content);
     assert_eq!(&slot[..8], b"SBKNODE\0");
     check("node", record, &[]);
+
+    let disk = Disk::new(Backend::Device, 1);
+    drop(disk.storage().expect("a device"));
+    let content = disk.content("device").expect("it");
+    let header = &content[..4096];
+    assert_eq!(header, &content[content.len() - 4096..]);
+    check("device header", header, &[(12, crc_of(&[&header[..12], &header[16..88]]))]);
+    let journal = 4096 + 2 * u32_at(header, 64) as usize;
+    let record = &content[journal..journal + 4096];
+    let crc = crc_of(&[&header[16..32], &record[..8], &record[12..49]]);
+    check("device record", record, &[(8, crc)]);
     assert!(layouts.is_empty(), "nobody compares {layouts:?}");
 }
 

@@ -6,6 +6,7 @@
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+mod backend;
 mod committed;
 mod content;
 mod digest;

@@ -2,10 +2,8 @@
 //! `tests/src/bites`, which looks for known bugs so.
 
 use std::ops::Range;
-use std::sync::Arc;
 
-use sbk_wal::{Memory, Storage};
-
+use super::backend::{Backend, Disk};
 use super::content::Random;
 use super::driver::{self, Driver};
 use super::events::Event;
@@ -20,28 +18,27 @@ pub(crate) enum Crash {
     Kill,
 }
 
-fn storage(disk: &Memory) -> Arc<dyn Storage> {
-    Arc::new(disk.clone())
-}
-
 /// Makes a replica and works on it. Returns whether nothing failed.
-fn work(disk: &Memory, seed: u64, steps: u64, model: &mut Model) -> bool {
-    if driver::create(&storage(disk), 0).is_err() {
+fn work(disk: &Disk, seed: u64, steps: u64, model: &mut Model) -> bool {
+    let Ok(storage) = disk.storage() else { return false };
+    if driver::create(&storage, 0).is_err() {
         return false;
     }
+    drop(storage);
     model.hear(Event::Created { n: 0 });
     go_on(disk, seed, 0, steps, model)
 }
 
 /// Opens the replica and works on it.
-fn go_on(disk: &Memory, seed: u64, run: u64, steps: u64, model: &mut Model) -> bool {
-    let Ok(open) = driver::open(&storage(disk), 0) else { return false };
+fn go_on(disk: &Disk, seed: u64, run: u64, steps: u64, model: &mut Model) -> bool {
+    let Ok(storage) = disk.storage() else { return false };
+    let Ok(open) = driver::open(&storage, 0) else { return false };
     let mut hear = |event: Event| model.hear(event);
     let mut driver = Driver::new(seed, run, open, false, &mut hear);
     driver.run(steps).and_then(|()| driver.close()).is_ok()
 }
 
-fn stop(disk: &Memory, crash: Crash) {
+fn stop(disk: &Disk, crash: Crash) {
     match crash {
         Crash::PowerLoss => disk.power_loss(),
         Crash::Kill => disk.process_killed(),
@@ -49,33 +46,34 @@ fn stop(disk: &Memory, crash: Crash) {
 }
 
 /// Checks what is left, also after crashes while it is being opened, and that work goes on.
-fn check(disk: &Memory, seed: u64, at: u64, crash: Crash, mut model: Model) -> Result<(), String> {
+fn check(disk: &Disk, seed: u64, at: u64, crash: Crash, mut model: Model) -> Result<(), String> {
     if !model.created {
-        driver::create(&storage(disk), 0).map_err(|e| format!("not made: {e}"))?;
+        driver::create(&disk.storage()?, 0).map_err(|e| format!("not made: {e}"))?;
     }
     let mut random = Random(seed ^ at << 20);
     let again = disk.fork();
     let mut model_again = model.clone();
     again.crash_after(random.below(12));
     // Whether the opening got to its end or not, the next one finds the same.
-    drop(driver::open(&storage(&again), 0));
+    drop(again.storage().map(|storage| driver::open(&storage, 0)));
     stop(&again, crash);
     model_again
-        .check(&storage(&again))
+        .check(&again.storage()?)
         .map_err(|e| format!("after a crash of the opening: {e}"))?;
-    model.check(&storage(disk))?;
+    model.check(&disk.storage()?)?;
     disk.power_loss();
-    model.check(&storage(disk)).map_err(|e| format!("after the opening: {e}"))?;
+    model.check(&disk.storage()?).map_err(|e| format!("after the opening: {e}"))?;
     if !go_on(disk, seed, at + 1, 12, &mut model) {
         return Err("work does not go on".to_owned());
     }
     disk.power_loss();
-    model.check(&storage(disk)).map(drop).map_err(|e| format!("after more work: {e}"))
+    model.check(&disk.storage()?).map(drop).map_err(|e| format!("after more work: {e}"))
 }
 
 /// Stops at every operation of a workload, from `first` on, for each seed. Returns how many there
 /// were, or what was found to be wrong.
 pub(crate) fn every_io(
+    backend: Backend,
     crash: Crash,
     seeds: Range<u64>,
     first: u64,
@@ -84,7 +82,7 @@ pub(crate) fn every_io(
     let mut all = 0;
     for seed in seeds {
         for at in first.. {
-            let disk = Memory::new(seed << 32 | at);
+            let disk = Disk::new(backend, seed << 32 | at);
             disk.crash_after(at);
             let mut model = Model::new(seed, 0);
             let found = |what: String| Found { seed, at, what };

@@ -1,0 +1,78 @@
+//! What a store is tried on: a simulated disk with files, or with a block device that holds them.
+
+use std::ops::Deref;
+use std::path::Path;
+use std::sync::Arc;
+
+use sbk_device::{Device, FormatOptions};
+use sbk_wal::{Memory, Storage};
+use uuid::Uuid;
+
+/// Where the files are.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub(crate) enum Backend {
+    /// On the simulated disk.
+    Files,
+    /// On a block device, which is the one file of the simulated disk.
+    Device,
+}
+
+/// The simulated disk.
+#[derive(Clone, Debug)]
+pub(crate) struct Disk {
+    pub(crate) memory: Memory,
+    backend: Backend,
+}
+
+/// The name of the block device.
+const DEVICE: &str = "device";
+/// So few that chunks are used again and again.
+const DEVICE_BYTES: u64 = 14 << 20;
+/// So small that snapshots are frequent.
+const JOURNAL_BYTES: u64 = 24 << 10;
+const DIR: &str = "replica";
+
+impl Deref for Disk {
+    type Target = Memory;
+    fn deref(&self) -> &Memory {
+        &self.memory
+    }
+}
+
+impl Disk {
+    /// An empty disk.
+    pub(crate) fn new(backend: Backend, seed: u64) -> Self {
+        let memory = Memory::new(seed);
+        if backend == Backend::Device {
+            let file = memory.create(DEVICE).expect("a device");
+            file.set_len(DEVICE_BYTES).expect("its size");
+            file.sync().and_then(|()| memory.sync_dir("")).expect("it is there");
+        }
+        Self { memory, backend }
+    }
+
+    /// A copy of the disk as it is now.
+    pub(crate) fn fork(&self) -> Self {
+        Self { memory: self.memory.fork(), backend: self.backend }
+    }
+
+    /// The device.
+    pub(crate) fn device(&self) -> Result<Device, String> {
+        let file = self.memory.open(DEVICE).map_err(|e| e.to_string())?;
+        let options = FormatOptions { journal_bytes: Some(JOURNAL_BYTES) };
+        let node = Uuid::from_u128(0xd0);
+        Device::open(file, Path::new(DEVICE), node, options).map_err(|e| e.to_string())
+    }
+
+    /// The replica's files, as a process sees them that starts now.
+    pub(crate) fn storage(&self) -> Result<Arc<dyn Storage>, String> {
+        match self.backend {
+            Backend::Files => Ok(Arc::new(self.memory.clone())),
+            Backend::Device => {
+                let device = self.device()?;
+                device.create_dir(DIR).map_err(|e| format!("{DEVICE}: {e}"))?;
+                Ok(Arc::new(device.directory(DIR).map_err(|e| format!("{DEVICE}: {e}"))?))
+            }
+        }
+    }
+}
