@@ -92,7 +92,7 @@ primaries, datanodes or masters fail.")]
     /// Run a failure against a cluster under a load that verifies itself
     #[command(subcommand)]
     Drill(DrillCommand),
-    /// The healthy, catch-up and rebuild routes on real processes, each told from its trace
+    /// The healthy, catch-up and delta routes on real processes, each told from its trace
     #[command(after_help = "\
 Examples:
   sbkctl demo
@@ -106,8 +106,8 @@ Examples:
   sbkctl calibrate
   sbkctl calibrate -o json
 
-C1 healthy stays healthy, C2 a short gap catches up, C3 a long gap rebuilds: on real processes. C4 only
-a terminal close is success, C5 the order of facts does not change the outcome: on the engine itself.")]
+C1 healthy stays healthy, C2 a short gap catches up, C3 a long gap gets what changed: on real processes. C4
+only a terminal close is success, C5 the order of facts does not change the outcome: on the engine itself.")]
     Calibrate(DrillArgs),
     /// Take a recorded run through the engine again and compare every decision
     #[command(after_help = "\

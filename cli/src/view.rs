@@ -70,7 +70,7 @@ pub struct MemberView {
     pub node: String,
     /// `idle`, `recovering`, `healthy` or `degraded`.
     pub mode: String,
-    /// What was decided about it: `none`, `catch_up`, `rebuild`, ...; `null` if nothing was.
+    /// What was decided about it: `none`, `catch_up`, `delta`, `rebuild`; `null` if nothing was.
     pub decision: Option<String>,
     /// The recovery session that runs.
     pub session: Option<SessionView>,
@@ -91,7 +91,7 @@ pub struct MemberView {
 pub struct SessionView {
     /// Its number.
     pub id: String,
-    /// `catch_up` or `rebuild`.
+    /// `catch_up`, `delta` or `rebuild`.
     pub kind: String,
     /// Fixed when it began.
     pub target_lsn: u64,

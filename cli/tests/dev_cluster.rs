@@ -122,7 +122,7 @@ async fn a_lost_primary_costs_a_pause_and_nothing_else() {
 #[tokio::test]
 async fn each_route_is_taken() {
     let mut bench = bench(Some(SMALL_WAL)).await;
-    for route in [Route::Healthy, Route::CatchUp, Route::Rebuild] {
+    for route in [Route::Healthy, Route::CatchUp, Route::Delta] {
         let mut tries = 1;
         let taken = loop {
             let (before, seconds) = (epoch(&bench).await, Duration::from_secs(1));

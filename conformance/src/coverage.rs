@@ -45,6 +45,7 @@ vocabulary!(EVENTS, event_word, Event {
 vocabulary!(COMMANDS, command_word, Command {
     Probe => "probe",
     StartCatchUp => "start_catch_up",
+    StartDelta => "start_delta",
     StartRebuild => "start_rebuild",
     InvalidateSession => "invalidate_session",
     FenceAtEpoch => "fence_at_epoch",
@@ -73,6 +74,7 @@ vocabulary!(FAILURES, failure_word, FailureKind {
     Invalidated => "invalidated",
     PinLost => "pin_lost",
     Stalled => "stalled",
+    Unsettled => "unsettled",
 });
 
 /// How often each event, command, ignored reason and failure kind occurred.

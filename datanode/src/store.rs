@@ -258,15 +258,21 @@ impl Disk for KeptStore {
     }
 
     fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError> {
-        self.store.wipe(mark, state, kept).map_err(self.failed("wipe the replica"))
+        let doing = if mark.from > Lsn(0) { "begin a delta" } else { "wipe the replica" };
+        self.store.wipe(mark, state, kept).map_err(self.failed(doing))
     }
 
     fn finish_rebuild(&mut self, _session: RecoveryId, kept: &Kept) -> Result<(), DiskError> {
-        self.store.finish_rebuild(kept).map_err(self.failed("finish the rebuild"))
+        self.store.finish_rebuild(kept).map_err(self.failed("finish a delta or rebuild"))
     }
 
     fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), DiskError> {
         self.store.write_base(lba, data).map_err(self.failed("write base blocks"))
+    }
+
+    fn write_base_zeros(&mut self, range: BlockRange) -> Result<(), DiskError> {
+        let failed = self.failed("write base blocks");
+        self.store.write_base_zeros(range.lba.0..range.end()).map_err(failed)
     }
 
     fn write_regions(&mut self, first: u64, lsns: &[Lsn]) -> Result<(), DiskError> {
@@ -306,6 +312,10 @@ impl Disk for KeptStore {
 
     fn committed(&mut self, lsn: Lsn) {
         self.store.set_committed(lsn);
+    }
+
+    fn want_checkpoint(&mut self, upto: Lsn) -> Option<(Lsn, Lsn)> {
+        self.store.want_checkpoint(upto)
     }
 
     fn take_checkpoint(&mut self, urgent: bool) -> Option<StoreCheckpoint> {
@@ -374,8 +384,8 @@ impl Disk for KeptStore {
         self.store.unreadable(lsn, what).map_err(self.failed("read its log"))
     }
 
-    fn allocated_regions(&self) -> Vec<u64> {
-        self.store.allocated_regions()
+    fn base_regions(&self, mark: &Incomplete) -> Vec<u64> {
+        self.store.base_regions(mark)
     }
 
     fn region_table(&self) -> Vec<Lsn> {

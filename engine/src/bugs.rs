@@ -271,6 +271,33 @@ bugs! {
     BaseOverWal,
     /// A rebuild does not wipe the extents. [Blocks of the old image stay where the base has zeros.]
     WipeKeepsExtents,
+    /// A delta takes the extents for the image of the log's end, though a part of it is in the log only.
+    /// [The log goes when the delta begins, and with it what a client was told to have written.]
+    DeltaUncheckpointed,
+    /// A broken delta is taken up from where the last session began, not the first. [What the first was
+    /// to send and did not is on the primary only.]
+    FromOfLast,
+    /// A delta is taken up from an LSN of before a loss. [The same LSN is another entry since, and what
+    /// the lost ones changed stays.]
+    DeltaAcrossLoss,
+    /// A delta is taken up by a primary that knows less to be committed than the receiver was sent.
+    /// [It is left with blocks of entries that it does not know to be committed: a loss took them, and
+    /// it was cut and kept them.]
+    DeltaUnsettled,
+    /// A delta does not send zeros. [What was trimmed while the receiver was away stays there.]
+    DeltaElidesZeros,
+    /// A delta sends the regions that were written after its base, not all since what the receiver
+    /// holds. [What the receiver missed before is on the primary only.]
+    DeltaOfBase,
+    /// What is beyond a volume's end is not in the table of regions that a session hands over. [The
+    /// volume grew again, and its new primary's delta left there what was before it shrank.]
+    RegionsEndWithVolume,
+    /// A delta or rebuild drops the log before the mark is on the disk. [A crash in between: the log
+    /// begins above what the extents hold, or its replica can't be opened.]
+    LogBeforeMark,
+    /// The mark of a base lane goes before what it brought is synced. [A loss of power takes blocks of a
+    /// replica that counts as complete.]
+    MarkGoneEarly,
     /// A rebuild leaves no mark on the disk. [After a crash in its middle the torn image counts as
     /// complete.]
     IncompleteNotMarked,

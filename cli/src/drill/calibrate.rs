@@ -34,7 +34,7 @@ const ON_ENGINE: &str = "engine";
 const ROUTES: [(Route, &str, &str, &str); 3] = [
     (Route::Healthy, "C1", "healthy stays healthy", "no session, the same epoch"),
     (Route::CatchUp, "C2", "a short gap catches up", "catch-up only"),
-    (Route::Rebuild, "C3", "a long gap rebuilds", "rebuild"),
+    (Route::Delta, "C3", "a long gap gets what changed", "delta"),
 ];
 
 fn of_routes(runs: &[Taken], error: Option<&anyhow::Error>) -> Vec<Family> {

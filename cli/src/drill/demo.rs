@@ -1,4 +1,4 @@
-//! `sbkctl demo`: the healthy, catch-up and rebuild routes, each told from its trace.
+//! `sbkctl demo`: the healthy, catch-up and delta routes, each told from its trace.
 
 use anyhow::bail;
 
@@ -11,7 +11,7 @@ use crate::output::Output;
 /// Runs the command.
 pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
     let output = Output::new(global.output);
-    let all = [Route::Healthy, Route::CatchUp, Route::Rebuild];
+    let all = [Route::Healthy, Route::CatchUp, Route::Delta];
     let (runs, result) = take_all(global, &args, &all, |run, taken| {
         output.note(&format!("\nRun {run} of {}, {}", args.runs, taken.expected.words()))?;
         let start = taken.trace.first().map_or(0, |d| d.time_ms);

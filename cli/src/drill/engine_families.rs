@@ -65,7 +65,8 @@ fn probe_succeeded() -> Event {
 
 fn facts((r, s, h): (u64, u64, u64)) -> Event {
     let (r, s, h) = (Some(Lsn(r)), Lsn(s), Lsn(h));
-    Event::RecoveryFacts { epoch: EPOCH, replica: replica(), transport: RUN, r, s, h }
+    let (replica, from) = (replica(), None);
+    Event::RecoveryFacts { epoch: EPOCH, replica, transport: RUN, r, from, s, h }
 }
 
 /// R, S and H of the three routes.

@@ -80,9 +80,9 @@ struct State {
 struct Moved {
     /// `host:port` of the replica's datanode; its UUID if it came and went unseen.
     node: String,
-    /// `catch_up` or `rebuild`.
+    /// `catch_up`, `delta` or `rebuild`.
     route: &'static str,
-    /// Entries of the log that were sent, at least; of a rebuild, those after the image.
+    /// Entries of the log that were sent, at least; of a delta or rebuild, those after the image.
     entries: u64,
 }
 
@@ -308,15 +308,16 @@ async fn state(bench: &Bench, view: &VolumeView) -> anyhow::Result<State> {
 fn moved(decision: &Decision, addrs: &BTreeMap<String, String>) -> Option<anyhow::Result<Moved>> {
     let (route, between) = match decision.what.as_str() {
         "catch-up" => ("catch_up", "is sent the entries"),
+        "delta" => ("delta", "is sent what changed since"),
         "rebuild" => ("rebuild", "is sent the image of"),
         _ => return None,
     };
     let read = || {
         let (replica, rest) = decision.why.split_once(between)?;
-        // FIRST to LAST, or IMAGE, then the log to LAST.
+        // FIRST to LAST, or IMAGE, then the log to LAST, after of what it held the image.
         let numbers: Vec<u64> =
             rest.split([' ', ',']).filter_map(|word| word.parse().ok()).collect();
-        let &[first, last] = numbers.as_slice() else { return None };
+        let &[.., first, last] = numbers.as_slice() else { return None };
         let before = if route == "catch_up" { first.checked_sub(1)? } else { first };
         let replica = replica.trim();
         let node = addrs.get(replica).map_or(replica, String::as_str).to_owned();
@@ -360,6 +361,8 @@ mod tests {
         assert_eq!(caught_up.expect("is read"), is("catch_up", 5));
         let rebuilt = read("rebuild", "r-7 is sent the image of 40, then the log to 90");
         assert_eq!(rebuilt.expect("is one").expect("is read"), is("rebuild", 50));
+        let text = "r-7 is sent what changed since 7 in the image of 40, then the log to 90";
+        assert_eq!(read("delta", text).expect("is one").expect("is read"), is("delta", 50));
         assert!(read("healthy", "r-7").is_none());
         assert!(read("catch-up", "r-7 gets 5 to 9").expect("is one").is_err());
         let gone = read("catch-up", "r-8 is sent the entries 5 to 9").expect("is one");

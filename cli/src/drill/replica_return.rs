@@ -1,4 +1,4 @@
-//! `sbkctl drill replica-return`: a replica goes away and comes back, by catch-up and by rebuild.
+//! `sbkctl drill replica-return`: a replica goes away and comes back, by catch-up and by delta.
 
 use anyhow::bail;
 use serde::Serialize;
@@ -78,7 +78,7 @@ pub(super) async fn take_all(
 /// Runs the command.
 pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
     let output = Output::new(global.output);
-    let all = [Route::CatchUp, Route::Rebuild];
+    let all = [Route::CatchUp, Route::Delta];
     let (runs, result) = take_all(global, &args, &all, |run, taken| {
         eprintln!("run {run} of {}: {} done", args.runs, taken.expected.word());
         Ok(())

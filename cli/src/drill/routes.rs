@@ -1,4 +1,4 @@
-//! The routes by which a replica is, or comes back, in sync: nothing to do, catch-up, rebuild. Each
+//! The routes by which a replica is, or comes back, in sync: nothing to do, catch-up, delta. Each
 //! is taken on real processes and told from the volume's own trace.
 
 use std::collections::BTreeSet;
@@ -26,7 +26,9 @@ pub enum Route {
     Healthy,
     /// The primary's WAL had what was missing.
     CatchUp,
-    /// It did not: the whole image was sent.
+    /// It did not: what had changed in the image was sent.
+    Delta,
+    /// It held no image: all of it was sent. Not taken on purpose.
     Rebuild,
 }
 
@@ -58,7 +60,8 @@ impl Route {
         match self {
             Route::Healthy => "healthy: nothing to bring back",
             Route::CatchUp => "catch-up: a short absence",
-            Route::Rebuild => "rebuild: an absence longer than the log",
+            Route::Delta => "delta: an absence longer than the log",
+            Route::Rebuild => "rebuild: no image",
         }
     }
 
@@ -67,6 +70,7 @@ impl Route {
         match self {
             Route::Healthy => "healthy",
             Route::CatchUp => "catch-up",
+            Route::Delta => "delta",
             Route::Rebuild => "rebuild",
         }
     }
@@ -79,7 +83,11 @@ pub fn observed(trace: &[Decision], replica: &str) -> BTreeSet<Route> {
     for decision in trace.iter().filter(|d| d.what == "recovery") {
         // What was seen stands before, the commands after; only these are decisions.
         let commands = decision.why.split_once("; so: ").map_or("", |(_, commands)| commands);
-        for (name, route) in [("catch-up of", Route::CatchUp), ("rebuild of", Route::Rebuild)] {
+        for (name, route) in [
+            ("catch-up of", Route::CatchUp),
+            ("delta of", Route::Delta),
+            ("rebuild of", Route::Rebuild),
+        ] {
             if commands.contains(&format!("{name} {replica} ")) {
                 routes.insert(route);
             }
@@ -104,7 +112,8 @@ pub async fn take(bench: &mut Bench, route: Route, seconds: Duration) -> anyhow:
     match route {
         Route::Healthy => bench.load_goes_on(&load, seconds).await?,
         Route::CatchUp => absence(bench, &load, &node, seconds, Absence::Short).await?,
-        Route::Rebuild => absence(bench, &load, &node, seconds, Absence::BeyondLog).await?,
+        Route::Delta => absence(bench, &load, &node, seconds, Absence::BeyondLog).await?,
+        Route::Rebuild => bail!("a rebuild is of a replica that holds nothing"),
     }
     let load = load.stop(ANSWER).await?;
     let after = bench.whole().await?;
@@ -186,10 +195,12 @@ fn fault(
     if let Some(error) = &load.first_error {
         return Some(format!("{} requests failed, the first: {error}", load.errors));
     }
-    // A rebuild may be followed by a catch-up; what must not be is a rebuild of who could catch up.
+    // A delta may be followed by a catch-up; what must not be is one of who could catch up, or a rebuild of
+    // who has an image.
     let right = match expected {
         Route::Healthy => observed.iter().eq([&Route::Healthy]) && before.epoch == after.epoch,
         Route::CatchUp => observed.iter().eq([&Route::CatchUp]),
+        Route::Delta => observed.contains(&Route::Delta) && !observed.contains(&Route::Rebuild),
         Route::Rebuild => observed.contains(&Route::Rebuild),
     };
     if !right {
@@ -225,11 +236,13 @@ mod tests {
         let trace = [
             decision("recovery", "r-a holds 4; so: catch-up of r-a from 5 to 9, ask r-c at c:1"),
             decision("recovery", "r-b holds nothing; so: rebuild of r-b up to 9"),
+            decision("recovery", "r-d holds 2; so: delta of r-d from 2 up to 9 in session 1/2"),
             decision("recovery", "a rebuild of r-a up to 9 was seen"),
             decision("degraded", "r-a; so: rebuild of r-a up to 9"),
         ];
         assert!(observed(&trace, "r-a").iter().eq([&Route::CatchUp]));
         assert!(observed(&trace, "r-b").iter().eq([&Route::Rebuild]));
+        assert!(observed(&trace, "r-d").iter().eq([&Route::Delta]));
         assert!(observed(&trace, "r-c").iter().eq([&Route::Healthy]));
     }
 
@@ -247,6 +260,10 @@ mod tests {
             (
                 Command::StartCatchUp { epoch, replica, transport, session, from, target },
                 Route::CatchUp,
+            ),
+            (
+                Command::StartDelta { epoch, replica, transport, session, from, target },
+                Route::Delta,
             ),
             (Command::StartRebuild { epoch, replica, transport, session, target }, Route::Rebuild),
         ] {
@@ -273,11 +290,12 @@ mod tests {
         assert!(judge(Route::Healthy, &[Route::Healthy], 2).is_some(), "the epoch moved");
         assert!(judge(Route::Healthy, &[Route::CatchUp], 1).is_some());
         assert_eq!(judge(Route::CatchUp, &[Route::CatchUp], 3), None);
-        assert!(judge(Route::CatchUp, &[Route::CatchUp, Route::Rebuild], 3).is_some());
+        assert!(judge(Route::CatchUp, &[Route::CatchUp, Route::Delta], 3).is_some());
         assert!(judge(Route::CatchUp, &[Route::Healthy], 3).is_some());
-        assert_eq!(judge(Route::Rebuild, &[Route::CatchUp, Route::Rebuild], 3), None);
-        let error = judge(Route::Rebuild, &[Route::CatchUp], 3).expect("a fault");
-        assert!(error.contains("expected rebuild, the trace tells catch-up"), "{error}");
+        assert_eq!(judge(Route::Delta, &[Route::CatchUp, Route::Delta], 3), None);
+        assert!(judge(Route::Delta, &[Route::Delta, Route::Rebuild], 3).is_some());
+        let error = judge(Route::Delta, &[Route::CatchUp], 3).expect("a fault");
+        assert!(error.contains("expected delta, the trace tells catch-up"), "{error}");
     }
 
     #[test]

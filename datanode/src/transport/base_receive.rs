@@ -1,7 +1,8 @@
-//! The base lane at the replica that is rebuilt: from the wire to its volume task.
+//! The base lane at its receiver: from the wire to its volume task.
 
 use std::sync::Arc;
 
+use sbk_engine::replication::log::BlockRange;
 use sbk_engine::replication::message::{RecoveryId, ToReplica};
 use sbk_proto::v1;
 use tokio::sync::oneshot;
@@ -77,6 +78,10 @@ async fn take(
                     )));
                 }
                 PeerEvent::BaseBlocks { session, lineage, lba, data, answers }
+            }
+            Recover::Zeros { lba, blocks, read_at: _ } => {
+                let range = BlockRange { lba, blocks };
+                PeerEvent::BaseZeros { session, lineage, range, answers }
             }
             Recover::Regions { first, lsns } => {
                 PeerEvent::BaseRegions { session, lineage, first, lsns }

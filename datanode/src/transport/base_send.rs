@@ -1,4 +1,5 @@
-//! The base lane at the primary: the committed image to a replica that is rebuilt.
+//! The base lane at the primary: the committed image to a replica that is rebuilt, or the regions that were
+//! written since the image that it has.
 //!
 //! A block is read as it is committed, beneath entries that are not: those reach the receiver on the
 //! WAL lane only, and a cut leaves it with what was committed. Waiting until they are committed
@@ -11,7 +12,7 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::log::BlockRange;
-use sbk_engine::replication::message::{Lineage, RecoveryId, ToReplica};
+use sbk_engine::replication::message::{Incomplete, Lineage, RecoveryId, ToReplica};
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use sbk_master_client::in_one_line;
 use sbk_wal::is_zero;
@@ -22,7 +23,7 @@ use tokio_stream::StreamExt;
 use tokio_stream::wrappers::ReceiverStream;
 
 use super::channels::Channels;
-use super::convert::{self, Beside, Recover};
+use super::convert::{self, Beside, Recover, ZEROS_BYTES};
 use crate::volume::disk::CommittedReadPlan;
 use crate::volume::events::{LaneId, PeerEvent};
 use crate::volume::{LONGEST, Pace, VolumeStatus};
@@ -46,13 +47,13 @@ pub struct BaseRead {
 /// What the lane sends from. All of it comes from the volume task.
 #[derive(Debug)]
 pub struct BaseSource {
-    /// The session's base: the WAL lane brings what is above it, so no block may be older.
-    pub base: Lsn,
+    /// The session's mark. The WAL lane brings what is above its base, so no block may be older.
+    pub mark: Incomplete,
     /// Reads are asked for here.
     pub reads: mpsc::Sender<BaseRead>,
-    /// The regions that may hold anything but zeros, ascending.
+    /// The regions to send, ascending.
     pub regions: Vec<u64>,
-    /// The region LSN table, from region 0.
+    /// The region LSN table, from region 0, as of the same LSN.
     pub table: Vec<Lsn>,
     /// The volume's size.
     pub blocks: u64,
@@ -218,24 +219,29 @@ impl Sender {
             }
             Recover::ToReplica(_)
             | Recover::Blocks { .. }
+            | Recover::Zeros { .. }
             | Recover::Regions { .. }
             | Recover::End => return Err(FailureKind::Transport),
         };
         self.events.send(event).await.map_err(|_| FailureKind::Invalidated)
     }
 
-    /// Sends the image, the region table and the end, and waits until all of it was taken.
+    /// Sends the regions, their table and the end, and waits until all of it was taken.
     async fn send_all(&self, source: BaseSource) -> Result<(), FailureKind> {
+        let delta = source.mark.from > Lsn(0);
         let mut sent = 0;
-        let mut through = Lsn(0);
+        // The receiver holds what the table tells of once it has come so far.
+        let mut through = source.table.iter().copied().max().unwrap_or(Lsn(0));
         // Regions of zeros send nothing, and the session comes on by what is sent.
         let mut may_wait = LONGEST;
         for region in &source.regions {
             let first = region * REGION_BLOCKS;
-            if first >= source.blocks {
+            // A receiver that was not wiped may have something beyond the volume's end.
+            let end = if delta { first + REGION_BLOCKS } else { source.blocks };
+            if first >= end {
                 break;
             }
-            let blocks = REGION_BLOCKS.min(source.blocks - first) as u32;
+            let blocks = REGION_BLOCKS.min(end - first) as u32;
             let range = BlockRange { lba: Lba(first), blocks };
             let bytes = u64::from(blocks) * BLOCK_SIZE;
             let waits = Instant::now();
@@ -243,11 +249,22 @@ impl Sender {
             may_wait = may_wait.saturating_sub(waits.elapsed());
             let (data, read_at) = self.read(&source, range).await?;
             through = through.max(read_at);
-            for (lba, data) in nonzero_runs(range.lba, &data) {
-                sent += data.len() as u64;
+            for run in runs(range.lba, &data) {
+                let message = match run {
+                    Run::Data(lba, data) => {
+                        sent += data.len() as u64;
+                        let crc = convert::data_crc(&data);
+                        Recover::Blocks { lba, data, read_at, crc }
+                    }
+                    Run::Zeros(lba, blocks) if delta => {
+                        sent += ZEROS_BYTES;
+                        Recover::Zeros { lba, blocks, read_at }
+                    }
+                    // A wiped replica reads as zeros anyway.
+                    Run::Zeros(..) => continue,
+                };
                 may_wait = LONGEST;
-                let crc = convert::data_crc(&data);
-                self.push(Recover::Blocks { lba, data, read_at, crc }).await?;
+                self.push(message).await?;
             }
             self.wait_taken(sent.saturating_sub(WINDOW_BYTES)).await?;
         }
@@ -274,7 +291,7 @@ impl Sender {
         let read = tokio::task::spawn_blocking(move || plan.run());
         match read.await.map_err(|_| FailureKind::Transport)? {
             Ok((data, read_at)) => {
-                let base = source.base;
+                let base = source.mark.base;
                 assert!(read_at >= base, "base blocks as of {read_at}, but the base is {base}");
                 Ok((data, read_at))
             }
@@ -302,24 +319,31 @@ impl Sender {
     }
 }
 
-/// The stretches of `data`, which starts at block `lba`, whose blocks are not all zeros. A wiped
-/// replica reads as zeros anyway.
-fn nonzero_runs(lba: Lba, data: &Bytes) -> Vec<(Lba, Bytes)> {
+/// Blocks that lie side by side, all of them zeros or none.
+#[derive(Clone, Debug, PartialEq, Eq)]
+enum Run {
+    /// From this block on.
+    Data(Lba, Bytes),
+    /// From this block on, so many.
+    Zeros(Lba, u32),
+}
+
+/// The runs of `data`, which starts at block `lba`.
+fn runs(lba: Lba, data: &Bytes) -> Vec<Run> {
     let block = BLOCK_SIZE as usize;
+    let blocks = data.len() / block;
+    let zero = |n: usize| is_zero(&data[n * block..(n + 1) * block]);
     let mut runs = Vec::new();
-    let mut start = None;
-    for (index, chunk) in data.chunks(block).enumerate() {
-        match (start, is_zero(chunk)) {
-            (None, false) => start = Some(index),
-            (Some(first), true) => {
-                runs.push((Lba(lba.0 + first as u64), data.slice(first * block..index * block)));
-                start = None;
-            }
-            (None, true) | (Some(_), false) => {}
-        }
-    }
-    if let Some(first) = start {
-        runs.push((Lba(lba.0 + first as u64), data.slice(first * block..)));
+    let mut at = 0;
+    while at < blocks {
+        let zeros = zero(at);
+        let end = (at..blocks).find(|n| zero(*n) != zeros).unwrap_or(blocks);
+        let first = Lba(lba.0 + at as u64);
+        runs.push(match zeros {
+            true => Run::Zeros(first, (end - at) as u32),
+            false => Run::Data(first, data.slice(at * block..end * block)),
+        });
+        at = end;
     }
     runs
 }
@@ -329,14 +353,22 @@ mod tests {
     use super::*;
 
     #[test]
-    fn zero_blocks_are_not_sent() {
+    fn blocks_are_told_from_zeros() {
         let mut data = vec![0; 6 * BLOCK_SIZE as usize];
         for block in [1, 2, 5] {
             data[block * BLOCK_SIZE as usize + 7] = 1;
         }
-        let runs = nonzero_runs(Lba(100), &Bytes::from(data));
-        let told: Vec<_> = runs.iter().map(|(lba, data)| (lba.0, data.len())).collect();
-        assert_eq!(told, vec![(101, 2 * BLOCK_SIZE as usize), (105, BLOCK_SIZE as usize)]);
-        assert!(nonzero_runs(Lba(0), &Bytes::from(vec![0; 8192])).is_empty());
+        let data = Bytes::from(data);
+        let part = |from: usize, to: usize| {
+            data.slice(from * BLOCK_SIZE as usize..to * BLOCK_SIZE as usize)
+        };
+        let expected = [
+            Run::Zeros(Lba(100), 1),
+            Run::Data(Lba(101), part(1, 3)),
+            Run::Zeros(Lba(103), 2),
+            Run::Data(Lba(105), part(5, 6)),
+        ];
+        assert_eq!(runs(Lba(100), &data), expected);
+        assert_eq!(runs(Lba(0), &Bytes::from(vec![0; 8192])), [Run::Zeros(Lba(0), 2)]);
     }
 }

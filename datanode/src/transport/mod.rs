@@ -22,6 +22,6 @@ pub use channels::{
     CONNECTION_WINDOW, Channels, FRAME_BYTES, MAX_MESSAGE_BYTES, STREAM_WINDOW, is_refusal,
     own_channel,
 };
-pub use convert::{Beside, Recover, WireBlock, WireEntry};
+pub use convert::{Beside, Recover, WireBlock, WireEntry, ZEROS_BYTES};
 pub use feed::{EntriesLost, Feed, FeedItem, ReadEntries};
 pub use server::ReplicationService;

@@ -120,14 +120,16 @@ pub trait Disk: Send + Sized + 'static {
     fn record_durable(&mut self) -> Result<(), DiskError>;
     /// Ends the log at `end`: the rest is overwritten and synced, then the superblock written.
     fn cut(&mut self, end: Lsn, kept: &Kept) -> Result<(), DiskError>;
-    /// Writes the superblock with its mark, then drops WAL and extents; the log starts anew at
-    /// `mark.base + 1` with `state`.
+    /// Writes the superblock with its mark, then drops the WAL, and without `mark.from` the extents; the
+    /// log starts anew at `mark.base + 1` with `state`.
     fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError>;
     /// Syncs what the base lane wrote, then writes the superblock, which has no mark any more.
     fn finish_rebuild(&mut self, session: RecoveryId, kept: &Kept) -> Result<(), DiskError>;
     /// Base blocks; those that a checkpoint has written since the wipe are left alone. An entry that
     /// is only logged may still be cut, and then the base's block is what is left.
     fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), DiskError>;
+    /// Base blocks that are zeros, in a delta; as [`Disk::write_base`].
+    fn write_base_zeros(&mut self, range: BlockRange) -> Result<(), DiskError>;
     /// The sender's region LSNs from region `first` on.
     fn write_regions(&mut self, first: u64, lsns: &[Lsn]) -> Result<(), DiskError>;
 
@@ -147,6 +149,9 @@ pub trait Disk: Send + Sized + 'static {
 
     /// Extents may take everything up to `lsn`.
     fn committed(&mut self, lsn: Lsn);
+    /// Has the checkpoint go on to `upto`, whether it is due or not. If it is there, returns
+    /// `(checkpoint, S)`.
+    fn want_checkpoint(&mut self, upto: Lsn) -> Option<(Lsn, Lsn)>;
     /// The next step of the checkpoint, if one is due and none is out. `urgent`: the WAL is needed.
     fn take_checkpoint(&mut self, urgent: bool) -> Option<Self::Checkpoint>;
     /// Takes a step's outcome back. Returns `(checkpoint, S)`.
@@ -183,10 +188,11 @@ pub trait Disk: Send + Sized + 'static {
     /// An entry of the log can't be read back. Fails the store unless the entry is in the image;
     /// then the log counts as recycled so far. Returns `(checkpoint, S)`.
     fn unreadable(&mut self, lsn: Lsn, what: &str) -> Result<(Lsn, Lsn), DiskError>;
-    /// The regions whose committed blocks may be anything but zeros, ascending.
-    fn allocated_regions(&self) -> Vec<u64>;
-    /// Last committed LSN of each region, from region 0; 0 where nothing was written. A receiver
-    /// takes the highest of them for committed.
+    /// The regions that a base lane with this mark sends, ascending: those that may be anything but
+    /// zeros, or those that were written since `mark.from`.
+    fn base_regions(&self, mark: &Incomplete) -> Vec<u64>;
+    /// Last committed LSN of each region, from region 0; 0 where nothing was written. Regions beyond the
+    /// volume's end are in it. A receiver takes the highest of them for committed.
     fn region_table(&self) -> Vec<Lsn>;
     /// Digests of `regions` regions of the committed image from `first` on; 0 means to the end.
     fn verify(&self, first: u64, regions: u64) -> VerifyPlan;

@@ -6,6 +6,7 @@ use bytes::Bytes;
 use sbk_engine::authority::Limits;
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Fate, ProposalId};
+use sbk_engine::replication::log::BlockRange;
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
 use sbk_engine::types::{Config, Epoch, Incarnation, Lba, Lsn, ReplicaId, Wish};
 use sbk_proto::v1;
@@ -66,6 +67,8 @@ pub enum PeerEvent {
         data: Bytes,
         answers: Arc<Answers>,
     },
+    /// Receiver: base blocks of a session that are zeros.
+    BaseZeros { session: RecoveryId, lineage: Lineage, range: BlockRange, answers: Arc<Answers> },
     /// Receiver: region LSNs of a session.
     BaseRegions { session: RecoveryId, lineage: Lineage, first: u64, lsns: Vec<Lsn> },
     /// Receiver: the sender has sent all.

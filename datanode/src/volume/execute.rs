@@ -63,6 +63,12 @@ impl<D: Disk> Running<D> {
             }
             Output::Append { headers, payload } => self.append(headers, payload)?,
             Output::Committed(lsn) => self.disk.committed(lsn),
+            Output::Checkpoint { upto } => {
+                if let Some((checkpoint, retained)) = self.disk.want_checkpoint(upto) {
+                    let generation = self.replica.generation();
+                    self.inbox.push_back(Input::Checkpointed { generation, checkpoint, retained });
+                }
+            }
             Output::Pin { session, from } => self.disk.pin(session, from),
             Output::Unpin { session } => self.disk.unpin(session),
             Output::Read { stream, tag, range, merge: _ } => {
@@ -397,9 +403,9 @@ impl<D: Disk> Running<D> {
         };
         let blocks = self.replica.view(clock::now()).committed_blocks;
         lane.start(BaseSource {
-            base: mark.base,
+            mark,
             reads: self.base_reads.clone(),
-            regions: self.disk.allocated_regions(),
+            regions: self.disk.base_regions(&mark),
             table: self.disk.region_table(),
             blocks,
             pace: Arc::clone(&self.context.pace),

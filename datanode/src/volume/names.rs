@@ -64,6 +64,7 @@ pub(super) fn output(output: &Output) -> &'static str {
         Output::Append { .. } => "append",
         Output::FindData { .. } => "find_data",
         Output::Committed(_) => "committed",
+        Output::Checkpoint { .. } => "checkpoint",
         Output::Pin { .. } => "pin",
         Output::Unpin { .. } => "unpin",
         Output::Read { .. } => "read",

@@ -9,7 +9,7 @@ use tokio::task::block_in_place;
 use super::disk::{Disk, DiskError};
 use super::events::{AnswerPath, PeerEvent};
 use super::task::Running;
-use crate::transport::{Beside, EntriesLost, Recover, WireEntry};
+use crate::transport::{Beside, EntriesLost, Recover, WireEntry, ZEROS_BYTES};
 
 /// Feed messages that wait for room in the WAL: all of a primary's window.
 const MAX_STALLED: usize = 1024;
@@ -89,6 +89,14 @@ impl<D: Disk> Running<D> {
                 if self.receiving == Some(session) {
                     block_in_place(|| self.disk.write_base(lba, &data))?;
                     self.taken_bytes += data.len() as u64;
+                    answers.push(answer_to(lineage), Recover::Taken(self.taken_bytes));
+                }
+                Ok(())
+            }
+            PeerEvent::BaseZeros { session, lineage, range, answers } => {
+                if self.receiving == Some(session) {
+                    block_in_place(|| self.disk.write_base_zeros(range))?;
+                    self.taken_bytes += ZEROS_BYTES;
                     answers.push(answer_to(lineage), Recover::Taken(self.taken_bytes));
                 }
                 Ok(())

@@ -1,4 +1,4 @@
-//! Receiving the base lane of a rebuild: the wipe, the blocks, the end.
+//! Receiving the base lane of a delta or a rebuild: its beginning, the blocks, the end.
 
 use std::collections::BTreeMap;
 use std::ops::Range;
@@ -20,8 +20,8 @@ use super::open::state_record;
 
 const WORDS: usize = REGION_BLOCKS.div_ceil(64) as usize;
 
-/// One bit for each block that a checkpoint moved from the WAL to the extents since the wipe: what
-/// the base lane still brings for it is older. 32 bytes for each region touched.
+/// One bit for each block that a checkpoint moved from the WAL to the extents since the session
+/// began: what the base lane still brings for it is older. 32 bytes for each region touched.
 ///
 /// An entry that is only logged does not count: it hides the base's block from reads by itself, and
 /// as long as it is not committed it may still be cut.
@@ -50,14 +50,20 @@ impl Written {
 }
 
 impl Store {
-    /// Writes the superblock with `kept`, which holds `mark`, then drops WAL and extents. The log
-    /// starts anew at `mark.base + 1` with `state` as of the base. Blocks.
+    /// Writes the superblock with `kept`, which holds `mark`, then drops the WAL and, for a rebuild, the
+    /// extents. The log starts anew at `mark.base + 1` with `state` as of the base. Blocks.
     ///
-    /// A crash anywhere after the first superblock leaves a replica that counts for nothing and is
-    /// wiped again: nothing of a broken session is taken up.
+    /// A delta keeps extents and checksums, which hold the image of `mark.from`, or did when the first
+    /// of a chain of broken sessions began: what those wrote since is in regions that the next one
+    /// sends. A crash anywhere after the first superblock leaves a replica that counts for nothing, and
+    /// that the same mark's `from` is true of.
+    ///
+    /// The table of regions goes in any case. The sender's, which comes before the end, says of each
+    /// region at least what this one would; and without it nothing depends on what was torn of it.
     ///
     /// # Panics
-    /// If a batch or a checkpoint is out, or `kept` has not the mark.
+    /// If a batch or a checkpoint is out, `kept` has not the mark, or a delta begins above what the
+    /// extents hold.
     pub fn wipe(
         &mut self,
         mark: &Incomplete,
@@ -67,14 +73,28 @@ impl Store {
         self.check()?;
         assert!(!self.batching && !self.checkpointing, "a wipe waits for what is out");
         assert_eq!(kept.incomplete.as_ref(), Some(mark), "the mark is written first");
+        let held = self.blank || self.written.is_some() || self.checkpoint >= mark.from;
+        assert!(
+            held || on(Bug::DeltaUncheckpointed),
+            "a delta from {}, but the extents hold {}",
+            mark.from,
+            self.checkpoint
+        );
         // [A verification read the image that a rebuild was writing, and told of differences.]
         std::mem::take(&mut self.rewriting).leave();
         self.superblock.cut = None;
-        self.persist(kept)?;
-        self.log.reset(mark.base.0 + 1).map_err(|e| self.fail(e.into()))?;
-        if !on(Bug::WipeKeepsExtents) {
-            self.image.wipe().map_err(|e| self.fail(e))?;
+        if on(Bug::LogBeforeMark) {
+            self.log.reset(mark.base.0 + 1).map_err(|e| self.fail(e.into()))?;
         }
+        self.persist(kept)?;
+        if !on(Bug::LogBeforeMark) {
+            self.log.reset(mark.base.0 + 1).map_err(|e| self.fail(e.into()))?;
+        }
+        let dropped = match mark.from {
+            Lsn(0) if !on(Bug::WipeKeepsExtents) => self.image.wipe(),
+            _ => self.image.drop_regions(),
+        };
+        dropped.map_err(|e| self.fail(e))?;
         self.state = state.clone();
         self.blocks = state.blocks;
         self.regions = Vec::new();
@@ -84,6 +104,7 @@ impl Store {
         self.resident_entries = 0;
         self.written = Some(Written::default());
         self.ages = Ages::default();
+        self.wanted = Lsn(0);
         self.pins.clear();
         self.lost_pins.clear();
         self.durable = mark.base;
@@ -110,10 +131,10 @@ impl Store {
     /// extents are left alone. Not durable before [`Store::finish_rebuild`].
     ///
     /// # Panics
-    /// If no rebuild is under way.
+    /// If no delta or rebuild is under way.
     pub fn write_base(&mut self, lba: Lba, data: &Bytes) -> Result<(), StoreError> {
         self.check()?;
-        let written = self.written.as_ref().expect("base blocks come in a rebuild");
+        let written = self.written.as_ref().expect("base blocks come in a session");
         assert!((data.len() as u64).is_multiple_of(BLOCK_SIZE), "whole blocks");
         let blocks: Vec<&[u8]> = data.chunks_exact(BLOCK_SIZE as usize).collect();
         let mut result = Ok(());
@@ -132,19 +153,25 @@ impl Store {
         result.map_err(|e| self.fail(e))
     }
 
-    /// Base blocks that are zeros. The wipe left zeros everywhere, so only the lane's earlier
-    /// blocks would have to go; none is sent twice.
+    /// Base blocks that are zeros, where a delta may have left something else. As
+    /// [`Store::write_base`].
     ///
     /// # Panics
-    /// If no rebuild is under way.
+    /// If no delta or rebuild is under way.
     pub fn write_base_zeros(&mut self, range: Range<u64>) -> Result<(), StoreError> {
         self.check()?;
-        let written = self.written.as_ref().expect("base blocks come in a rebuild");
+        let written = self.written.as_ref().expect("base blocks come in a session");
+        let wanted = |block: &u64| !written.has(*block) || on(Bug::BaseOverWal);
         let mut result = Ok(());
-        for block in range {
-            if result.is_ok() && (!written.has(block) || on(Bug::BaseOverWal)) {
-                result = self.image.zero(block..block + 1);
+        let mut at = range.start;
+        while at < range.end && result.is_ok() {
+            if !wanted(&at) {
+                at += 1;
+                continue;
             }
+            let end = (at..range.end).find(|block| !wanted(block)).unwrap_or(range.end);
+            result = self.image.zero(at..end);
+            at = end;
         }
         result.map_err(|e| self.fail(e))
     }
@@ -164,12 +191,15 @@ impl Store {
     /// with `kept`, which has no mark any more. Blocks.
     ///
     /// # Panics
-    /// If no rebuild is under way, a checkpoint is out, or `kept` still has a mark.
+    /// If no delta or rebuild is under way, a checkpoint is out, or `kept` still has a mark.
     pub fn finish_rebuild(&mut self, kept: &Kept) -> Result<(), StoreError> {
         self.check()?;
-        assert!(self.written.is_some(), "a rebuild is under way");
-        assert!(!self.checkpointing, "the end of a rebuild waits for what is out");
+        assert!(self.written.is_some(), "a delta or rebuild is under way");
+        assert!(!self.checkpointing, "its end waits for what is out");
         assert!(kept.incomplete.is_none(), "the mark goes last");
+        if on(Bug::MarkGoneEarly) {
+            self.persist(kept)?;
+        }
         let sectors = (self.regions.len() as u64).div_ceil(REGIONS_PER_SECTOR);
         let sectors: Vec<_> =
             (0..sectors).map(|number| (number, encode_sector(number, &self.regions))).collect();

@@ -8,7 +8,7 @@ use bytes::Bytes;
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::Kept;
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind, EpochTable, LogState};
-use sbk_engine::replication::message::RecoveryId;
+use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{BLOCK_SIZE, Lsn, REGION_BLOCKS};
 use sbk_wal::{Log, Slots};
 
@@ -65,8 +65,10 @@ pub struct Store {
     pub(super) rewriting: Arc<Rewriting>,
     /// Held by digests that must not be overtaken by a checkpoint.
     pub(super) verifying: Arc<()>,
-    /// While base blocks come: what checkpoints moved to the extents since the wipe.
+    /// While base blocks come: what checkpoints moved to the extents since the session began.
     pub(super) written: Option<Written>,
+    /// The extents are to hold everything up to here as soon as they can.
+    pub(super) wanted: Lsn,
     /// WAL bytes and entries that are not in the extents.
     pub(super) resident: u64,
     pub(super) resident_entries: u64,
@@ -205,12 +207,27 @@ impl Store {
         spans.map(|(range, span)| self.piece(range, Some(span))).collect()
     }
 
-    /// The last committed LSN of each region, from region 0; 0 where none wrote.
+    /// The last committed LSN of each region, from region 0; 0 where none wrote. Regions beyond the
+    /// volume's end are in it: a replica that was away when the volume shrank has blocks there, and
+    /// needs to be told that they are zeros when it grows again.
     pub fn regions(&self) -> Vec<Lsn> {
-        self.regions_at(self.committed())
+        let (mut table, blocks) = self.all_regions_at(self.committed());
+        let regions = blocks.div_ceil(REGION_BLOCKS) as usize;
+        if table.len() < regions || on(Bug::RegionsEndWithVolume) {
+            table.resize(regions, Lsn(0));
+        }
+        table
     }
 
+    /// The last LSN up to `upto` of each region that the volume has as of it.
     pub(super) fn regions_at(&self, upto: Lsn) -> Vec<Lsn> {
+        let (mut table, blocks) = self.all_regions_at(upto);
+        table.resize(blocks.div_ceil(REGION_BLOCKS) as usize, Lsn(0));
+        table
+    }
+
+    /// The same of all regions that were ever written, and the volume's size in blocks.
+    fn all_regions_at(&self, upto: Lsn) -> (Vec<Lsn>, u64) {
         let mut table = self.regions.clone();
         let mut blocks = self.state.blocks;
         for entry in self.entries.from(self.checkpoint.next()) {
@@ -231,8 +248,7 @@ impl Store {
                 blocks = new;
             }
         }
-        table.resize(blocks.div_ceil(REGION_BLOCKS) as usize, Lsn(0));
-        table
+        (table, blocks)
     }
 
     /// The last LSN of each region that the extents hold, from region 0; 0 where none wrote.
@@ -240,10 +256,16 @@ impl Store {
         &self.regions
     }
 
-    /// The regions whose committed blocks may be anything but zeros, ascending.
-    pub fn allocated_regions(&self) -> Vec<u64> {
-        let table = self.regions();
-        (0..table.len() as u64).filter(|r| table[*r as usize] > Lsn(0)).collect()
+    /// The regions that a base lane with this mark sends, ascending: for a rebuild those of the volume
+    /// whose committed blocks may be anything but zeros; for a delta those that were written since
+    /// `mark.from`, to zeros or beyond the volume's end as well.
+    pub fn base_regions(&self, mark: &Incomplete) -> Vec<u64> {
+        let table = match mark.from {
+            Lsn(0) => self.regions_at(self.committed()),
+            _ => self.regions(),
+        };
+        let held = if on(Bug::DeltaOfBase) { mark.base } else { mark.from };
+        (0..).zip(table).filter(|(_, lsn)| *lsn > held).map(|(region, _)| region).collect()
     }
 
     /// Writes and syncs the superblock with `kept`. Blocks.
@@ -340,6 +362,14 @@ impl Store {
         self.lost_pins.contains(&session)
     }
 
+    /// Has the checkpoint go on until it has reached `upto`, as far as that is committed, whether its
+    /// steps are worth their syncs or not. If it has, returns the checkpoint and the oldest LSN that the
+    /// WAL retains.
+    pub fn want_checkpoint(&mut self, upto: Lsn) -> Option<(Lsn, Lsn)> {
+        self.wanted = self.wanted.max(upto);
+        (self.checkpoint >= upto).then(|| (self.checkpoint, self.retained()))
+    }
+
     /// How many bytes the next step of the checkpoint may take, if one is worth its syncs now or is
     /// `urgent`; 0 for file work alone. None is while somebody verifies, unless it is urgent.
     ///
@@ -347,7 +377,9 @@ impl Store {
     /// dropped, and a superblock that has no room for them can't be written. [A volume that logged little
     /// went through 240 epochs, and none of its replicas could be opened any more.]
     pub fn checkpoint_budget(&self, urgent: bool) -> Option<u64> {
-        let urgent = urgent || self.epochs_to_keep() > EpochTable::CAPACITY;
+        let urgent = urgent
+            || self.checkpoint < self.wanted.min(self.committed())
+            || self.epochs_to_keep() > EpochTable::CAPACITY;
         if !urgent && self.is_verifying() {
             return None;
         }

@@ -218,6 +218,15 @@ impl Image {
         Ok(())
     }
 
+    /// Drops the region table, durably.
+    pub(super) fn drop_regions(&self) -> Result<(), StoreError> {
+        let drop = || {
+            self.regions.set_len(HEADER)?;
+            self.regions.sync()
+        };
+        drop().map_err(|e| io_error(&*self.storage, REGIONS.name, "empty", e))
+    }
+
     /// The region table: the last LSN that wrote each region, as of the checkpoint.
     pub(super) fn read_regions(&self) -> Result<Vec<Lsn>, StoreError> {
         let error = |e| io_error(&*self.storage, REGIONS.name, "read", e);

@@ -256,8 +256,9 @@ impl Store {
         Ok((store, opened))
     }
 
-    /// Opens a replica whose rebuild was not finished. It holds nothing that counts; only a wipe
-    /// brings it on.
+    /// Opens a replica whose delta or rebuild was not finished. It holds nothing that counts; only
+    /// another one brings it on. What its extents hold of the image that the mark tells of is there,
+    /// and whatever broken sessions wrote to them; the next one overwrites all of that.
     fn open_blank(
         storage: &Arc<dyn Storage>,
         files: Files,
@@ -291,7 +292,7 @@ impl Store {
         store.blank = true;
         tracing::info!(
             volume = %identity.volume, replica = %identity.replica,
-            "opened a store whose rebuild was not finished"
+            "opened a store whose delta or rebuild was not finished"
         );
         Ok((store, opened))
     }
@@ -329,6 +330,7 @@ impl Store {
             rewriting: Arc::new(Rewriting::default()),
             verifying: Arc::new(()),
             written: None,
+            wanted: Lsn(0),
             resident: 0,
             resident_entries: 0,
             batching: false,

@@ -26,7 +26,7 @@ const BLOCK: usize = BLOCK_SIZE as usize;
 /// What is on the disk.
 #[derive(Debug)]
 pub(crate) struct Platter {
-    kept: Kept,
+    pub(crate) kept: Kept,
     log: BTreeMap<Lsn, WireEntry>,
     pub(crate) durable: Lsn,
     committed: Lsn,
@@ -367,8 +367,10 @@ impl Disk for MemDisk {
         let mut disk = self.disk();
         disk.kept = kept.clone();
         disk.log.clear();
-        disk.image.clear();
-        disk.rotten.clear();
+        if mark.from == Lsn(0) {
+            disk.image.clear();
+            disk.rotten.clear();
+        }
         disk.regions.clear();
         disk.moved.clear();
         disk.state = state.clone();
@@ -388,6 +390,16 @@ impl Disk for MemDisk {
             if !disk.moved.contains(&lba) {
                 let block = data.slice(index * BLOCK..(index + 1) * BLOCK);
                 disk.image.insert(lba, block);
+            }
+        }
+        Ok(())
+    }
+
+    fn write_base_zeros(&mut self, range: BlockRange) -> Result<(), DiskError> {
+        let mut disk = self.disk();
+        for lba in range.lba.0..range.end() {
+            if !disk.moved.contains(&lba) {
+                disk.image.remove(&lba);
             }
         }
         Ok(())
@@ -448,6 +460,12 @@ impl Disk for MemDisk {
 
     fn committed(&mut self, lsn: Lsn) {
         self.committed = lsn;
+    }
+
+    fn want_checkpoint(&mut self, upto: Lsn) -> Option<(Lsn, Lsn)> {
+        // It is always due.
+        let disk = self.disk();
+        (disk.checkpoint >= upto).then_some((disk.checkpoint, disk.retained))
     }
 
     fn take_checkpoint(&mut self, _urgent: bool) -> Option<Checkpoint> {
@@ -552,8 +570,18 @@ impl Disk for MemDisk {
         Err(DiskError { doing: "read its log", source: what.to_owned().into() })
     }
 
-    fn allocated_regions(&self) -> Vec<u64> {
+    fn base_regions(&self, mark: &Incomplete) -> Vec<u64> {
         let disk = self.disk();
+        if mark.from > Lsn(0) {
+            let newer = |(_, lsn): &(&u64, &Lsn)| **lsn > mark.from;
+            let mut regions: BTreeSet<u64> =
+                disk.regions.iter().filter(newer).map(|(region, _)| *region).collect();
+            let logged = disk.log.values().filter(|entry| entry.header.lsn > disk.checkpoint);
+            for range in logged.filter_map(|entry| entry.header.kind.range()) {
+                regions.extend((range.lba.0..range.end()).map(|lba| lba / REGION_BLOCKS));
+            }
+            return regions.into_iter().collect();
+        }
         let logged = disk.log.values().chain(&self.pending);
         let written = logged.filter(|e| matches!(e.header.kind, EntryKind::Write { .. }));
         let mut regions: BTreeSet<u64> = disk.image.keys().map(|lba| lba / REGION_BLOCKS).collect();

@@ -34,10 +34,11 @@ pub(super) fn admit(state: &VolumeState, event: &Event) -> Result<(), IgnoredRea
             let known = in_tenure(state, *epoch, *replica)?;
             unless(known.identity.endpoint != *endpoint, StaleEndpoint)
         }
-        Event::RecoveryFacts { epoch, replica, transport, r, s, h } => {
+        Event::RecoveryFacts { epoch, replica, transport, r, from, s, h } => {
             let known = in_tenure(state, *epoch, *replica)?;
             not_older(known, *transport)?;
-            facts(known, *transport, Facts { r: *r, s: *s, h: *h })
+            unless(r.is_some() && from.is_some(), Malformed)?;
+            facts(known, *transport, Facts { r: *r, from: *from, s: *s, h: *h })
         }
         Event::DurableAck { epoch, replica, lsn } => {
             let known = in_tenure(state, *epoch, *replica)?;
@@ -46,9 +47,10 @@ pub(super) fn admit(state: &VolumeState, event: &Event) -> Result<(), IgnoredRea
                 | Work::Fencing { .. }
                 | Work::Healthy => {}
                 // It names no run, so while nothing is under way it could be an older run's, and
-                // the next decision rests on R. In a rebuild the image is torn until the close,
-                // and an end of the log says nothing of what the replica holds.
-                Work::Undecided | Work::Session(Session { job: Job::Rebuild, .. }) => {
+                // the next decision rests on R. Beside a base lane the image is torn until the
+                // close, and an end of the log says nothing of what the replica holds.
+                Work::Undecided
+                | Work::Session(Session { job: Job::Delta { .. } | Job::Rebuild, .. }) => {
                     return Err(NotExpected);
                 }
             }

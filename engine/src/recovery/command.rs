@@ -21,6 +21,16 @@ pub enum Command {
         from: Lsn,
         target: Lsn,
     },
+    /// Send the regions that were written since `from`, of which the replica holds the image, or did
+    /// before a session like this one broke; then WAL up to the fixed `target` at least.
+    StartDelta {
+        epoch: Epoch,
+        replica: ReplicaId,
+        transport: TransportEpoch,
+        session: RecoveryId,
+        from: Lsn,
+        target: Lsn,
+    },
     /// Wipe the replica and send the whole image, then WAL up to the fixed `target` at least.
     StartRebuild {
         epoch: Epoch,

@@ -17,6 +17,13 @@ pub enum Kind {
         /// The last one that the session must reach.
         target: Lsn,
     },
+    /// The replica holds the image of `from`: the regions that were written since, then the WAL.
+    Delta {
+        /// What it holds; at least 1.
+        from: Lsn,
+        /// What the session must reach.
+        target: Lsn,
+    },
     /// The whole image.
     Rebuild {
         /// What the session must reach.
@@ -25,13 +32,22 @@ pub enum Kind {
 }
 
 /// What R, S and H decide: `r` is the replica's durable LSN, `None` if it holds no consistent
-/// image; `s` the oldest LSN that the primary's WAL retains, `h + 1` if it retains none; `h` the
-/// primary's head. First match wins.
-pub fn decide(r: Option<Lsn>, s: Lsn, h: Lsn) -> Kind {
+/// image; `from` the LSN of which it held the image when the first of a chain of broken deltas
+/// began, if that is why; `s` the oldest LSN that the primary's WAL retains, `h + 1` if it retains
+/// none; `h` the primary's head. First match wins.
+pub fn decide(r: Option<Lsn>, from: Option<Lsn>, s: Lsn, h: Lsn) -> Kind {
     match r {
-        None => Kind::Rebuild { target: h },
         Some(r) if r >= h => Kind::None,
         Some(r) if s <= r.next() => Kind::CatchUp { from: r.next(), target: h },
-        Some(_) => Kind::Rebuild { target: h },
+        Some(_) | None => by_base(r, from, h),
+    }
+}
+
+/// What a base lane has to send: the regions written since the image that the replica holds, or all
+/// if it holds none, or one that this log knows nothing of.
+pub(super) fn by_base(r: Option<Lsn>, from: Option<Lsn>, h: Lsn) -> Kind {
+    match r.or(from) {
+        Some(from) if from > Lsn(0) && from <= h => Kind::Delta { from, target: h },
+        Some(_) | None => Kind::Rebuild { target: h },
     }
 }

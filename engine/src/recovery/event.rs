@@ -26,6 +26,10 @@ pub enum FailureKind {
     PinLost,
     /// The receiver answered, but the session did not come on.
     Stalled,
+    /// What the receiver was sent before may be newer than what this primary knows to be committed,
+    /// and nothing more is committed without it: a delta would leave it with blocks that it does not
+    /// know to be committed.
+    Unsettled,
 }
 
 /// Numbers the runs of a replica that the primary got to know: raised whenever a probe answers
@@ -70,8 +74,12 @@ pub enum Event {
         replica: ReplicaId,
         transport: TransportEpoch,
         /// The replica's durable end; `None` if it holds no consistent image (INCOMPLETE, or its
-        /// log can't be matched): only a rebuild helps.
+        /// log can't be matched): only a base lane helps.
         r: Option<Lsn>,
+        /// Without R: of which LSN it held the image when the first of a chain of broken deltas
+        /// began. `None`: it was none, or another loss has made that LSN mean nothing.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        from: Option<Lsn>,
         /// The oldest LSN that the primary's WAL retains; `h + 1` if it retains none.
         s: Lsn,
         /// The primary's head.

@@ -1,8 +1,8 @@
 //! What must hold after every step, in release builds too.
 
 use super::VolumeState;
-use super::replica::{Job, Published, Reach, ReplicaState, Work};
-use crate::types::ReplicaId;
+use super::replica::{Escalation, Job, Published, Reach, ReplicaState, Work};
+use crate::types::{Lsn, ReplicaId};
 
 /// Panics if the state contradicts itself.
 pub(super) fn assert_invariants(state: &VolumeState) {
@@ -37,7 +37,14 @@ fn assert_replica(state: &VolumeState, id: ReplicaId, replica: &ReplicaState) {
             assert!(from <= session.target, "R3: a catch-up of {id} has nothing to send");
             assert!(
                 replica.recovery.escalated.is_none(),
-                "R4: a rebuild of {id} is decided, but a catch-up runs"
+                "R4: a base lane to {id} is decided, but a catch-up runs"
+            );
+        }
+        if let Job::Delta { from } = session.job {
+            assert!(Lsn(0) < from && from <= session.target, "R3: a delta of {id} from {from}");
+            assert!(
+                replica.recovery.escalated != Some(Escalation::Unsettled),
+                "R4: a rebuild of {id} is decided, but a delta runs"
             );
         }
     }

@@ -16,12 +16,14 @@ pub struct Params {
     pub probe_backoff_max_ms: u64,
     /// A session whose receiver took no part for so long failed to start.
     pub start_timeout_ms: u64,
+    /// The same for a delta, whose receiver first takes its own log to its extents.
+    pub delta_start_timeout_ms: u64,
     /// A fence without an acknowledgement is repeated after this.
     pub fence_retry_ms: u64,
     /// The start or the end of a session that the executor did not confirm is commanded again
     /// after this.
     pub command_retry_ms: u64,
-    /// Catch-ups in a row that may fail before the replica is rebuilt.
+    /// Catch-ups in a row that may fail before the replica gets a base lane.
     pub catch_up_budget: u32,
 }
 
@@ -32,6 +34,7 @@ impl Default for Params {
             probe_backoff_ms: 100,
             probe_backoff_max_ms: 1000,
             start_timeout_ms: 5000,
+            delta_start_timeout_ms: 30_000,
             fence_retry_ms: 1000,
             command_retry_ms: 1000,
             catch_up_budget: 5,
@@ -46,6 +49,7 @@ impl Params {
             self.probe_backoff_ms,
             self.probe_backoff_max_ms,
             self.start_timeout_ms,
+            self.delta_start_timeout_ms,
             self.fence_retry_ms,
             self.command_retry_ms,
         ];

@@ -110,6 +110,7 @@ impl At<'_> {
             None => Work::Undecided,
             Some(Kind::None) => Work::Fencing { asked: None },
             Some(Kind::CatchUp { from, target }) => session(Job::CatchUp { from }, target),
+            Some(Kind::Delta { from, target }) => session(Job::Delta { from }, target),
             Some(Kind::Rebuild { target }) => session(Job::Rebuild, target),
         };
     }
@@ -136,6 +137,14 @@ impl At<'_> {
                     let (target, session_id) = (session.target, session.id);
                     match session.job {
                         Job::CatchUp { from } => Command::StartCatchUp {
+                            epoch,
+                            replica: id,
+                            transport,
+                            session: session_id,
+                            from,
+                            target,
+                        },
+                        Job::Delta { from } => Command::StartDelta {
                             epoch,
                             replica: id,
                             transport,

@@ -60,8 +60,10 @@ struct Run {
     /// Every session commanded, with its command.
     started: BTreeMap<RecoveryId, Command>,
     order: Vec<(ReplicaId, RecoveryId)>,
-    /// Replicas whose catch-up found the WAL recycled; only a rebuild may start with them.
+    /// Replicas whose catch-up found the WAL recycled; only a base lane may be opened to them.
     stuck: BTreeSet<ReplicaId>,
+    /// Those to which a delta can't be sent; only a rebuild may start with them.
+    unsettled: BTreeSet<ReplicaId>,
     fenced: BTreeSet<ReplicaId>,
 }
 
@@ -77,6 +79,7 @@ impl Run {
             started: BTreeMap::new(),
             order: Vec::new(),
             stuck: BTreeSet::new(),
+            unsettled: BTreeSet::new(),
             fenced: BTreeSet::new(),
         };
         run.assign(true, &[1, 2]);
@@ -114,9 +117,11 @@ impl Run {
             2 => Event::ProbeFailed { epoch, replica, endpoint },
             3..=5 => Event::ProbeSucceeded { epoch, replica, endpoint, transport },
             6..=8 => {
-                let r = (draft.a < 11).then_some(lsn);
+                let r = (draft.a < 10).then_some(lsn);
                 let h = Lsn(u64::from(draft.b) + 2);
-                Event::RecoveryFacts { epoch, replica, transport, r, s: Lsn(3).min(h.next()), h }
+                let from = (r.is_none() && !draft.b.is_multiple_of(3)).then_some(Lsn(2));
+                let s = Lsn(3).min(h.next());
+                Event::RecoveryFacts { epoch, replica, transport, r, from, s, h }
             }
             9 => Event::DurableAck { epoch, replica, lsn },
             10 if draft.a < 3 => Event::SessionDeferred { epoch, replica, session },
@@ -125,13 +130,14 @@ impl Run {
             12 => Event::SessionProgress { epoch, replica, session, achieved: lsn },
             13 => Event::SessionClosedCompleted { epoch, replica, session, achieved: lsn },
             14 => {
-                let kind = match draft.b % 7 {
+                let kind = match draft.b % 8 {
                     0 => FailureKind::WalRecycled,
                     1 => FailureKind::Transport,
                     2 => FailureKind::StoreIo,
                     3 => FailureKind::StartTimeout,
                     4 => FailureKind::Invalidated,
                     5 => FailureKind::Stalled,
+                    6 => FailureKind::Unsettled,
                     _ => FailureKind::PinLost,
                 };
                 Event::SessionClosedFailed { epoch, replica, session, kind }
@@ -186,22 +192,31 @@ impl Run {
             Event::Assignment { epoch, since, replicas, .. } => {
                 if since.0 != self.since {
                     self.stuck.clear();
+                    self.unsettled.clear();
                     self.fenced.clear();
                 }
                 (self.epoch, self.since) = (epoch.0, since.0);
                 self.members = replicas.keys().copied().collect();
                 self.stuck.retain(|replica| self.members.contains(replica));
+                self.unsettled.retain(|replica| self.members.contains(replica));
             }
             Event::Removal { replica, .. } => {
                 self.members.remove(replica);
                 self.stuck.remove(replica);
+                self.unsettled.remove(replica);
             }
             Event::SessionClosedFailed { replica, session, kind, .. } => {
                 let running = before.view(*replica).and_then(|view| view.session);
                 let catch_up = matches!(self.started[session], Command::StartCatchUp { .. });
                 let gone = matches!(kind, FailureKind::WalRecycled | FailureKind::PinLost);
-                if running.is_some_and(|running| running.id == *session) && catch_up && gone {
-                    self.stuck.insert(*replica);
+                if running.is_some_and(|running| running.id == *session) {
+                    if catch_up && gone {
+                        self.stuck.insert(*replica);
+                    }
+                    let delta = matches!(self.started[session], Command::StartDelta { .. });
+                    if delta && *kind == FailureKind::Unsettled {
+                        self.unsettled.insert(*replica);
+                    }
                 }
             }
             Event::SessionClosedCompleted { replica, session, achieved, .. } => {
@@ -209,9 +224,9 @@ impl Run {
                 let running = view.session.expect("admitted");
                 assert_eq!(running.id, *session);
                 let full = *achieved >= running.target_lsn;
-                let rebuilt = matches!(self.started[session], Command::StartRebuild { .. });
-                if full && rebuilt {
+                if full && !matches!(self.started[session], Command::StartCatchUp { .. }) {
                     self.stuck.remove(replica);
+                    self.unsettled.remove(replica);
                 }
             }
             Event::FenceCompleted { replica, .. } => {
@@ -236,6 +251,7 @@ impl Run {
         let (epoch, replica) = match command {
             Command::Probe { epoch, replica, .. }
             | Command::StartCatchUp { epoch, replica, .. }
+            | Command::StartDelta { epoch, replica, .. }
             | Command::StartRebuild { epoch, replica, .. }
             | Command::InvalidateSession { epoch, replica, .. }
             | Command::FenceAtEpoch { epoch, replica, .. }
@@ -246,10 +262,17 @@ impl Run {
         let stops = matches!(command, Command::InvalidateSession { .. });
         assert!(stops || self.members.contains(&replica), "{command:?} to a stranger");
         match command {
-            Command::StartCatchUp { session, .. } | Command::StartRebuild { session, .. } => {
+            Command::StartCatchUp { session, .. }
+            | Command::StartDelta { session, .. }
+            | Command::StartRebuild { session, .. } => {
                 let catch_up = matches!(command, Command::StartCatchUp { .. });
                 assert!(
                     !catch_up || !self.stuck.contains(&replica),
+                    "R4: the base lane did not stick"
+                );
+                let delta = matches!(command, Command::StartDelta { .. });
+                assert!(
+                    !delta || !self.unsettled.contains(&replica),
                     "R4: the rebuild did not stick"
                 );
                 self.check_start(*session, replica, command);
@@ -273,8 +296,9 @@ impl Run {
     fn check_start(&mut self, session: RecoveryId, replica: ReplicaId, command: &Command) {
         let without_epoch = |command: &Command| {
             let mut command = command.clone();
-            if let Command::StartCatchUp { epoch, .. } | Command::StartRebuild { epoch, .. } =
-                &mut command
+            if let Command::StartCatchUp { epoch, .. }
+            | Command::StartDelta { epoch, .. }
+            | Command::StartRebuild { epoch, .. } = &mut command
             {
                 *epoch = Epoch(0);
             }
@@ -327,10 +351,11 @@ impl Run {
                 let (r, s, h) = (Some(Lsn(4)), Lsn(3), Lsn(20));
                 vec![
                     Event::ProbeSucceeded { epoch, replica, endpoint, transport },
-                    Event::RecoveryFacts { epoch, replica, transport, r, s, h },
+                    Event::RecoveryFacts { epoch, replica, transport, r, from: None, s, h },
                 ]
             }
             Command::StartCatchUp { epoch, replica, session, target, .. }
+            | Command::StartDelta { epoch, replica, session, target, .. }
             | Command::StartRebuild { epoch, replica, session, target, .. } => vec![
                 Event::SessionStarted { epoch, replica, session },
                 Event::SessionClosedCompleted { epoch, replica, session, achieved: target },
@@ -364,8 +389,9 @@ proptest! {
 fn the_runs_get_far() {
     use proptest::strategy::ValueTree;
     let mut runner = proptest::test_runner::TestRunner::deterministic();
-    let (mut healthy, mut catch_ups, mut rebuilds, mut stuck) = (0, 0, 0, 0);
-    for _ in 0..300 {
+    let (mut healthy, mut catch_ups, mut deltas, mut rebuilds) = (0, 0, 0, 0);
+    let (mut stuck, mut unsettled) = (0, 0);
+    for _ in 0..900 {
         let drafts = drafts().new_tree(&mut runner).expect("drafts can be drawn").current();
         let mut run = Run::new();
         for draft in drafts {
@@ -373,14 +399,19 @@ fn the_runs_get_far() {
             let modes = [1, 2].map(|n| run.state.view(id(n)).map(|view| view.mode));
             healthy += u32::from(modes.contains(&Some(Mode::Healthy)));
             stuck += u32::from(!run.stuck.is_empty());
+            unsettled += u32::from(!run.unsettled.is_empty());
         }
         for command in run.started.values() {
-            match matches!(command, Command::StartCatchUp { .. }) {
-                true => catch_ups += 1,
-                false => rebuilds += 1,
+            if let Command::StartCatchUp { .. } = command {
+                catch_ups += 1;
+            } else if let Command::StartDelta { .. } = command {
+                deltas += 1;
+            } else {
+                rebuilds += 1;
             }
         }
     }
-    let reached = (healthy, catch_ups, rebuilds, stuck);
-    assert!(healthy > 50 && catch_ups > 50 && rebuilds > 50 && stuck > 10, "{reached:?}");
+    let reached = (healthy, catch_ups, deltas, rebuilds, stuck, unsettled);
+    let often = [healthy, catch_ups, deltas, rebuilds].iter().all(|count| *count > 50);
+    assert!(often && stuck > 10 && unsettled > 10, "{reached:?}");
 }

@@ -23,9 +23,9 @@ pub(super) fn record(state: &mut VolumeState, now: Millis, event: Event) {
             state.admitted(replica).reach = Reach::Reachable { since: now };
         }
         Event::ProbeFailed { replica, .. } => lose(state, replica, "it does not answer", now),
-        Event::RecoveryFacts { replica, transport, r, s, h, .. } => {
+        Event::RecoveryFacts { replica, transport, r, from, s, h, .. } => {
             meet(state, replica, transport);
-            note_facts(state, replica, Facts { r, s, h });
+            note_facts(state, replica, Facts { r, from, s, h });
         }
         Event::DurableAck { replica, lsn, .. } => {
             if let Some(facts) = &mut state.admitted(replica).recovery.facts {
@@ -131,7 +131,7 @@ fn note_facts(state: &mut VolumeState, id: ReplicaId, facts: Facts) {
     match known.work {
         Work::Session(Session { job: Job::CatchUp { .. }, .. }) => state.call_off(id),
         Work::Fencing { .. } | Work::Healthy => known.work = Work::Undecided,
-        Work::Session(Session { job: Job::Rebuild, .. }) | Work::Undecided => {}
+        Work::Session(Session { job: Job::Delta { .. } | Job::Rebuild, .. }) | Work::Undecided => {}
     }
 }
 

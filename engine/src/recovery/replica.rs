@@ -3,7 +3,7 @@
 
 use serde::{Deserialize, Serialize};
 
-use super::decision::{Kind, decide};
+use super::decision::{Kind, by_base, decide};
 use super::{FailureKind, Params, TransportEpoch};
 use crate::bugs::{Bug, on};
 use crate::replication::message::RecoveryId;
@@ -32,20 +32,23 @@ pub(super) enum Reach {
     Unreachable { retry_at: Millis, reason: String },
 }
 
-/// R, S and H as last told.
+/// R (or from where a broken delta is taken up), S and H as last told.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Facts {
     pub(super) r: Option<Lsn>,
+    #[serde(default)]
+    pub(super) from: Option<Lsn>,
     pub(super) s: Lsn,
     pub(super) h: Lsn,
 }
 
-/// What decides between the facts and a rebuild.
+/// What decides between the facts and a base lane.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) struct Recovery {
     pub(super) facts: Option<Facts>,
-    /// A catch-up found the WAL without what it needed. Stays until a rebuild is done, whatever
-    /// later facts say: facts that looked good enough led here, and would again.
+    /// A catch-up found the WAL without what it needed, or a delta found that it can't be. Stays until
+    /// a session is done, whatever later facts say: facts that looked good enough led here, and would
+    /// again.
     pub(super) escalated: Option<Escalation>,
     /// Catch-ups that failed since the last session that completed or fence that was acknowledged.
     pub(super) failed_catch_ups: u32,
@@ -53,12 +56,14 @@ pub(super) struct Recovery {
     pub(super) failures: u32,
 }
 
-/// Why a rebuild is decided although the facts alone would not say so.
+/// Why a base lane, or a whole one, is decided although the facts alone would not say so.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Escalation {
     WalRecycled,
     PinLost,
     CatchUpsFailed,
+    /// A delta is not possible: all is sent.
+    Unsettled,
 }
 
 /// How far the executor came with a session.
@@ -91,6 +96,7 @@ pub(super) struct Session {
 #[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
 pub(super) enum Job {
     CatchUp { from: Lsn },
+    Delta { from: Lsn },
     Rebuild,
 }
 
@@ -129,6 +135,7 @@ impl Session {
     pub(super) fn kind(&self) -> Kind {
         match self.job {
             Job::CatchUp { from } => Kind::CatchUp { from, target: self.target },
+            Job::Delta { from } => Kind::Delta { from, target: self.target },
             Job::Rebuild => Kind::Rebuild { target: self.target },
         }
     }
@@ -142,9 +149,13 @@ impl Session {
 
     /// When its receiver must have taken part at the latest.
     pub(super) fn start_deadline(&self, params: &Params) -> Option<Millis> {
+        let patience = match self.job {
+            Job::Delta { .. } => params.delta_start_timeout_ms,
+            Job::CatchUp { .. } | Job::Rebuild => params.start_timeout_ms,
+        };
         match self.stage {
             Stage::Due | Stage::Commanded { .. } | Stage::Prepared => {
-                Some(self.timed.after(params.start_timeout_ms))
+                Some(self.timed.after(patience))
             }
             Stage::Deferred | Stage::Running { .. } => None,
         }
@@ -197,14 +208,15 @@ impl ReplicaState {
     }
 
     /// The running session ended without its work done. What comes next depends on the kind: a
-    /// transport error by itself never means a rebuild, but catch-ups that keep failing do in the
-    /// end. What the engine or the executor called off says nothing about catch-up and isn't
+    /// transport error by itself never means a base lane, but catch-ups that keep failing do in the
+    /// end. A delta that fails is tried again as one, for whatever broke it would break a rebuild too,
+    /// but where it can't be. What the engine or the executor called off says nothing about catch-up and isn't
     /// counted. Either way the replica is asked again what it holds.
     pub(super) fn fail(&mut self, kind: FailureKind, now: Millis, params: &Params) {
         let Some(session) = self.session() else { return };
         let catch_up = match session.job {
             Job::CatchUp { .. } => true,
-            Job::Rebuild => false,
+            Job::Delta { .. } | Job::Rebuild => false,
         };
         let (reason, escalation, counts) = match kind {
             FailureKind::WalRecycled => {
@@ -218,7 +230,13 @@ impl ReplicaState {
             FailureKind::StartTimeout => ("its recovery session did not start in time", None, true),
             FailureKind::Stalled => ("its recovery session did not come on", None, true),
             FailureKind::Invalidated => ("its recovery session was called off", None, false),
+            FailureKind::Unsettled => {
+                ("it may hold what is not known to be committed", None, false)
+            }
         };
+        if matches!(session.job, Job::Delta { .. }) && kind == FailureKind::Unsettled {
+            self.recovery.escalated = Some(Escalation::Unsettled);
+        }
         if catch_up {
             self.recovery.escalated = self.recovery.escalated.or(escalation);
             self.count_failed_catch_up(u32::from(counts));
@@ -238,15 +256,15 @@ impl ReplicaState {
         self.recovery.failed_catch_ups = 0;
         self.recovery.failures = 0;
         if let Some(facts) = &mut self.recovery.facts {
-            facts.r = Some(achieved);
+            (facts.r, facts.from) = (Some(achieved), None);
             facts.h = facts.h.max(achieved);
         }
         self.work = Work::Fencing { asked: None };
     }
 
-    /// Why a rebuild is decided whatever the facts say.
+    /// Why a base lane is decided whatever the facts say.
     ///
-    /// A replica that is listed as in sync is not rebuilt for failed catch-ups: commits wait for
+    /// A replica that is listed as in sync gets none for failed catch-ups: commits wait for
     /// it, so the WAL holds what it misses, and its copy may be one that can't be spared. Its
     /// catch-ups are retried until it leaves the list.
     pub(super) fn escalation(&self, params: &Params) -> Option<Escalation> {
@@ -264,8 +282,9 @@ impl ReplicaState {
         }
         let facts = self.recovery.facts?;
         match self.escalation(params) {
-            Some(_) => Some(Kind::Rebuild { target: facts.h }),
-            None => Some(decide(facts.r, facts.s, facts.h)),
+            Some(Escalation::Unsettled) => Some(Kind::Rebuild { target: facts.h }),
+            Some(_) => Some(by_base(facts.r, facts.from, facts.h)),
+            None => Some(decide(facts.r, facts.from, facts.s, facts.h)),
         }
     }
 

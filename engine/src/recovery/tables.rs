@@ -42,8 +42,18 @@ fn lost(epoch: Epoch, replica: ReplicaId, at: &str) -> Event {
 }
 
 fn told(epoch: Epoch, replica: ReplicaId, transport: u64, r: Option<u64>) -> Event {
-    let transport = TransportEpoch(transport);
-    Event::RecoveryFacts { epoch, replica, transport, r: r.map(Lsn), s: Lsn(1), h: Lsn(8) }
+    torn(epoch, replica, transport, r, None)
+}
+
+fn torn(
+    epoch: Epoch,
+    replica: ReplicaId,
+    transport: u64,
+    r: Option<u64>,
+    from: Option<u64>,
+) -> Event {
+    let (transport, r, from) = (TransportEpoch(transport), r.map(Lsn), from.map(Lsn));
+    Event::RecoveryFacts { epoch, replica, transport, r, from, s: Lsn(1), h: Lsn(8) }
 }
 
 fn fenced(epoch: Epoch, replica: ReplicaId, transport: u64, fenced: u64) -> Event {
@@ -66,6 +76,7 @@ fn states() -> Vec<(&'static str, Vec<Event>)> {
     let meet = || met(e, r, HERE, 2);
     let catch_up = || vec![meet(), told(e, r, 2, Some(4))];
     let rebuild = || vec![meet(), told(e, r, 2, None)];
+    let delta = || vec![meet(), torn(e, r, 2, None, Some(4))];
     let started = || Event::SessionStarted { epoch: e, replica: r, session: session(1) };
     let prepared = || Event::SessionPrepared { epoch: e, replica: r, session: session(1) };
     let deferred = || Event::SessionDeferred { epoch: e, replica: r, session: session(1) };
@@ -84,6 +95,8 @@ fn states() -> Vec<(&'static str, Vec<Event>)> {
         ("rebuild commanded", rebuild()),
         ("rebuild put off", with(rebuild(), vec![deferred()])),
         ("rebuild started", with(rebuild(), vec![started()])),
+        ("delta commanded", delta()),
+        ("delta started", with(delta(), vec![started()])),
         ("to acknowledge", vec![meet(), told(e, r, 2, Some(8))]),
         ("healthy", vec![meet(), told(e, r, 2, Some(8)), fenced(e, r, 2, 5)]),
         ("called off", with(catch_up(), vec![started(), lost(e, r, HERE)])),
@@ -95,81 +108,83 @@ fn states() -> Vec<(&'static str, Vec<Event>)> {
 /// stale epoch, `K` unknown epoch.
 const TABLE: &[(&str, &str, About)] = &[
     // asked, unreachable, met | catch-up: commanded, prepared, started, at 6 | rebuild: commanded,
-    // put off, started | to acknowledge, healthy, called off
-    ("endpoint, the same", "DDD DDDD DDD DDD", |epoch, replica| Event::Endpoint {
+    // put off, started | delta: commanded, started | to acknowledge, healthy, called off
+    ("endpoint, the same", "DDD DDDD DDD DD DDD", |epoch, replica| Event::Endpoint {
         epoch,
         replica,
         endpoint: HERE.to_owned(),
     }),
-    ("endpoint, another", "+++ ++++ +++ +++", |epoch, replica| Event::Endpoint {
+    ("endpoint, another", "+++ ++++ +++ ++ +++", |epoch, replica| Event::Endpoint {
         epoch,
         replica,
         endpoint: "elsewhere:1".to_owned(),
     }),
-    ("removal", "+++ ++++ +++ +++", |epoch, replica| Event::Removal { epoch, replica }),
-    ("met in the same run", "++D DDDD DDD DD+", |e, r| met(e, r, HERE, 2)),
-    ("met in an older run", "++T TTTT TTT TTT", |e, r| met(e, r, HERE, 1)),
-    ("met in a newer run", "+++ ++++ +++ +++", |e, r| met(e, r, HERE, 3)),
-    ("met elsewhere", "PPP PPPP PPP PPP", |e, r| met(e, r, "elsewhere:1", 2)),
-    ("lost", "+++ ++++ +++ +++", |e, r| lost(e, r, HERE)),
-    ("lost elsewhere", "PPP PPPP PPP PPP", |e, r| lost(e, r, "elsewhere:1")),
-    ("facts, R 4", "+++ DDDD +++ ++N", |e, r| told(e, r, 2, Some(4))),
-    ("facts, R 8", "+++ ++++ +++ DDN", |e, r| told(e, r, 2, Some(8))),
-    ("facts, no R", "+++ ++++ DDD ++N", |e, r| told(e, r, 2, None)),
-    ("facts of an older run", "++T TTTT TTT TTT", |e, r| told(e, r, 1, Some(4))),
-    ("facts of a newer run", "+++ ++++ +++ +++", |e, r| told(e, r, 3, Some(4))),
-    ("durable to 4", "NNN DDDD NNN DDN", |epoch, replica| Event::DurableAck {
+    ("removal", "+++ ++++ +++ ++ +++", |epoch, replica| Event::Removal { epoch, replica }),
+    ("met in the same run", "++D DDDD DDD DD DD+", |e, r| met(e, r, HERE, 2)),
+    ("met in an older run", "++T TTTT TTT TT TTT", |e, r| met(e, r, HERE, 1)),
+    ("met in a newer run", "+++ ++++ +++ ++ +++", |e, r| met(e, r, HERE, 3)),
+    ("met elsewhere", "PPP PPPP PPP PP PPP", |e, r| met(e, r, "elsewhere:1", 2)),
+    ("lost", "+++ ++++ +++ ++ +++", |e, r| lost(e, r, HERE)),
+    ("lost elsewhere", "PPP PPPP PPP PP PPP", |e, r| lost(e, r, "elsewhere:1")),
+    ("facts, R 4", "+++ DDDD +++ ++ ++N", |e, r| told(e, r, 2, Some(4))),
+    ("facts, R 8", "+++ ++++ +++ ++ DDN", |e, r| told(e, r, 2, Some(8))),
+    ("facts, no R", "+++ ++++ DDD ++ ++N", |e, r| told(e, r, 2, None)),
+    ("facts, from 4", "+++ ++++ +++ DD ++N", |e, r| torn(e, r, 2, None, Some(4))),
+    ("facts, R 4 and from 4", "MMM MMMM MMM MM MMM", |e, r| torn(e, r, 2, Some(4), Some(4))),
+    ("facts of an older run", "++T TTTT TTT TT TTT", |e, r| told(e, r, 1, Some(4))),
+    ("facts of a newer run", "+++ ++++ +++ ++ +++", |e, r| told(e, r, 3, Some(4))),
+    ("durable to 4", "NNN DDDD NNN NN DDN", |epoch, replica| Event::DurableAck {
         epoch,
         replica,
         lsn: Lsn(4),
     }),
-    ("durable to 9", "NNN ++++ NNN ++N", |epoch, replica| Event::DurableAck {
+    ("durable to 9", "NNN ++++ NNN NN ++N", |epoch, replica| Event::DurableAck {
         epoch,
         replica,
         lsn: Lsn(9),
     }),
-    ("deferred", "UUU +DDD +DD UUO", |epoch, replica| Event::SessionDeferred {
+    ("deferred", "UUU +DDD +DD +D UUO", |epoch, replica| Event::SessionDeferred {
         epoch,
         replica,
         session: session(1),
     }),
-    ("prepared", "UUU +DDD ++D UUO", |epoch, replica| Event::SessionPrepared {
+    ("prepared", "UUU +DDD ++D +D UUO", |epoch, replica| Event::SessionPrepared {
         epoch,
         replica,
         session: session(1),
     }),
-    ("started", "UUU ++DD ++D UUO", |epoch, replica| Event::SessionStarted {
+    ("started", "UUU ++DD ++D +D UUO", |epoch, replica| Event::SessionStarted {
         epoch,
         replica,
         session: session(1),
     }),
-    ("progress to 6", "UUU +++D +++ UUO", |e, r| progress(e, r, 1, 6)),
-    ("progress to 7", "UUU ++++ +++ UUO", |e, r| progress(e, r, 1, 7)),
-    ("progress of the next", "UUU UUUU UUU UUU", |e, r| progress(e, r, 2, 7)),
-    ("completed", "UUU ++++ +++ UUO", |epoch, replica| {
+    ("progress to 6", "UUU +++D +++ ++ UUO", |e, r| progress(e, r, 1, 6)),
+    ("progress to 7", "UUU ++++ +++ ++ UUO", |e, r| progress(e, r, 1, 7)),
+    ("progress of the next", "UUU UUUU UUU UU UUU", |e, r| progress(e, r, 2, 7)),
+    ("completed", "UUU ++++ +++ ++ UUO", |epoch, replica| {
         let (session, achieved) = (session(1), Lsn(8));
         Event::SessionClosedCompleted { epoch, replica, session, achieved }
     }),
-    ("failed", "UUU ++++ +++ UU+", |epoch, replica| {
+    ("failed", "UUU ++++ +++ ++ UU+", |epoch, replica| {
         let (session, kind) = (session(1), FailureKind::Transport);
         Event::SessionClosedFailed { epoch, replica, session, kind }
     }),
-    ("failed, the next", "UUU UUUU UUU UUU", |epoch, replica| {
+    ("failed, the next", "UUU UUUU UUU UU UUU", |epoch, replica| {
         let (session, kind) = (session(2), FailureKind::Transport);
         Event::SessionClosedFailed { epoch, replica, session, kind }
     }),
-    ("invalidated", "UUU ++++ +++ UU+", |epoch, replica| Event::SessionInvalidated {
+    ("invalidated", "UUU ++++ +++ ++ UU+", |epoch, replica| Event::SessionInvalidated {
         epoch,
         replica,
         session: session(1),
     }),
-    ("acknowledged", "NNN NNNN NNN +DN", |e, r| fenced(e, r, 2, 5)),
-    ("acknowledged, older run", "NNT TTTT TTT TTT", |e, r| fenced(e, r, 1, 5)),
-    ("acknowledged, newer run", "NNN NNNN NNN NNN", |e, r| fenced(e, r, 3, 5)),
-    ("acknowledged epoch 2", "NNS SSSS SSS SSS", |e, r| fenced(e, r, 2, 2)),
-    ("acknowledged epoch 6", "NNK KKKK KKK KKK", |e, r| fenced(e, r, 2, 6)),
-    ("not acknowledged", "NNN NNNN NNN +DN", |e, r| unfenced(e, r, 2, 5)),
-    ("not acknowledged, older", "NNT TTTT TTT TTT", |e, r| unfenced(e, r, 1, 5)),
+    ("acknowledged", "NNN NNNN NNN NN +DN", |e, r| fenced(e, r, 2, 5)),
+    ("acknowledged, older run", "NNT TTTT TTT TT TTT", |e, r| fenced(e, r, 1, 5)),
+    ("acknowledged, newer run", "NNN NNNN NNN NN NNN", |e, r| fenced(e, r, 3, 5)),
+    ("acknowledged epoch 2", "NNS SSSS SSS SS SSS", |e, r| fenced(e, r, 2, 2)),
+    ("acknowledged epoch 6", "NNK KKKK KKK KK KKK", |e, r| fenced(e, r, 2, 6)),
+    ("not acknowledged", "NNN NNNN NNN NN +DN", |e, r| unfenced(e, r, 2, 5)),
+    ("not acknowledged, older", "NNT TTTT TTT TT TTT", |e, r| unfenced(e, r, 1, 5)),
 ];
 
 fn letter(verdict: Verdict) -> char {
@@ -210,7 +225,7 @@ fn every_event_is_admitted_or_refused_as_the_table_says() {
         }
         for (what, row, about) in TABLE {
             let row: Vec<char> = row.chars().filter(|c| *c != ' ').collect();
-            assert_eq!(row.len(), 13, "{what}: one letter for each state");
+            assert_eq!(row.len(), 15, "{what}: one letter for each state");
             // What was observed in any epoch of the tenure counts, and nothing else does.
             for (epoch, expected) in
                 [(1, 'S'), (2, 'S'), (3, row[n]), (4, row[n]), (5, row[n]), (6, 'K'), (7, 'K')]
@@ -224,7 +239,7 @@ fn every_event_is_admitted_or_refused_as_the_table_says() {
             }
         }
     }
-    assert_eq!(cases, 13 * 33 * 14, "states, events, epochs and replicas");
+    assert_eq!(cases, 15 * 35 * 14, "states, events, epochs and replicas");
 }
 
 #[test]
@@ -258,9 +273,9 @@ fn an_assignment_is_admitted_or_refused_as_the_contract_says() {
     assert_eq!(cases, 8 * 8 * 2 * 4 * 3);
 }
 
-/// Whether a failure of a catch-up by itself means that only a rebuild helps, and whether it counts
+/// Whether a failure of a catch-up by itself means that only a base lane helps, and whether it counts
 /// towards the number that does.
-const FAILURES: [(FailureKind, bool, bool); 7] = [
+const FAILURES: [(FailureKind, bool, bool); 8] = [
     (FailureKind::WalRecycled, true, true),
     (FailureKind::PinLost, true, true),
     (FailureKind::Transport, false, true),
@@ -268,16 +283,22 @@ const FAILURES: [(FailureKind, bool, bool); 7] = [
     (FailureKind::StartTimeout, false, true),
     (FailureKind::Stalled, false, true),
     (FailureKind::Invalidated, false, false),
+    (FailureKind::Unsettled, false, false),
 ];
 
 /// By what is missing and what is there, as sets.
-fn by_facts(r: Option<u64>, s: u64, h: u64) -> &'static str {
-    let Some(r) = r else { return "rebuild" };
+fn by_facts(r: Option<u64>, from: Option<u64>, s: u64, h: u64) -> &'static str {
+    let Some(r) = r else { return by_image(from) };
     let mut missing = (1..=h).filter(|lsn| *lsn > r).peekable();
     if missing.peek().is_none() {
         return "none";
     }
-    if missing.all(|lsn| lsn >= s) { "catch-up" } else { "rebuild" }
+    if missing.all(|lsn| lsn >= s) { "catch-up" } else { by_image(Some(r)) }
+}
+
+/// By the image that the receiver has, if any.
+fn by_image(of: Option<u64>) -> &'static str {
+    if of.is_some_and(|lsn| lsn > 0) { "delta" } else { "rebuild" }
 }
 
 fn name(kind: Option<Kind>) -> &'static str {
@@ -285,6 +306,7 @@ fn name(kind: Option<Kind>) -> &'static str {
         None => "nothing",
         Some(Kind::None) => "none",
         Some(Kind::CatchUp { .. }) => "catch-up",
+        Some(Kind::Delta { .. }) => "delta",
         Some(Kind::Rebuild { .. }) => "rebuild",
     }
 }
@@ -295,11 +317,14 @@ fn what_follows_a_failed_session_is_as_the_table_says() {
     let budget = params.catch_up_budget;
     let catch_up = (Job::CatchUp { from: Lsn(1) }, None);
     let before = [None, Some(Escalation::WalRecycled), Some(Escalation::PinLost)];
-    let jobs = std::iter::once(catch_up).chain(before.map(|escalated| (Job::Rebuild, escalated)));
+    let rebuilds = before.into_iter().chain([Some(Escalation::Unsettled)]);
+    let jobs = std::iter::once(catch_up)
+        .chain(before.map(|escalated| (Job::Delta { from: Lsn(1) }, escalated)))
+        .chain(rebuilds.map(|escalated| (Job::Rebuild, escalated)));
     let mut cases = 0;
     for (job, escalated) in jobs {
-        let of_catch_up = job != Job::Rebuild;
-        for (kind, only_rebuild, counts) in FAILURES {
+        let of_catch_up = matches!(job, Job::CatchUp { .. });
+        for (kind, only_base, counts) in FAILURES {
             for failed in 0..=budget + 1 {
                 for in_sync in [false, true] {
                     let mut replica = ReplicaState::new(HERE.to_owned(), in_sync);
@@ -313,21 +338,29 @@ fn what_follows_a_failed_session_is_as_the_table_says() {
                     assert_eq!(name(replica.decision(&params)), "nothing", "without new facts");
                     let failures = failed + u32::from(of_catch_up && counts);
                     let sure = escalated.is_some()
-                        || of_catch_up && only_rebuild
+                        || of_catch_up && only_base
                         || failures >= budget && !in_sync;
-                    for s in 0..=4 {
-                        for r in std::iter::once(None).chain((0..=3).map(Some)) {
-                            let (h, held) = (Lsn(3), r.map(Lsn));
-                            replica.recovery.facts = Some(Facts { r: held, s: Lsn(s), h });
-                            let expected = if sure { "rebuild" } else { by_facts(r, s, 3) };
-                            let got = name(replica.decision(&params));
-                            assert_eq!(got, expected, "{job:?} {kind:?} {failed} {r:?} {s}");
-                            cases += 1;
-                        }
+                    let delta = matches!(job, Job::Delta { .. });
+                    let whole = escalated == Some(Escalation::Unsettled)
+                        || delta && kind == FailureKind::Unsettled;
+                    let held = [(None, None), (None, Some(2))];
+                    let held = held.into_iter().chain((0..=3).map(|r| (Some(r), None)));
+                    for (s, (r, from)) in (0..=4).flat_map(|s| held.clone().map(move |h| (s, h))) {
+                        let facts =
+                            Facts { r: r.map(Lsn), from: from.map(Lsn), s: Lsn(s), h: Lsn(3) };
+                        replica.recovery.facts = Some(facts);
+                        let expected = match (whole, sure) {
+                            (true, _) => "rebuild",
+                            (false, true) => by_image(r.or(from)),
+                            (false, false) => by_facts(r, from, s, 3),
+                        };
+                        let got = name(replica.decision(&params));
+                        assert_eq!(got, expected, "{job:?} {kind:?} {failed} {r:?} {from:?} {s}");
+                        cases += 1;
                     }
                 }
             }
         }
     }
-    assert_eq!(cases, 4 * 7 * 7 * 2 * 25);
+    assert_eq!(cases, 8 * 8 * 7 * 2 * 30);
 }

@@ -32,7 +32,7 @@ pub struct ReplicaView {
 pub struct SessionView {
     /// Its id.
     pub id: RecoveryId,
-    /// Catch-up or rebuild.
+    /// Catch-up, delta or rebuild.
     pub kind: Kind,
     /// What it must reach.
     pub target_lsn: Lsn,
@@ -94,13 +94,20 @@ pub(super) fn view(
 fn describe(session: &Session, replica: &ReplicaState, params: &Params) -> String {
     let what = match session.job {
         Job::CatchUp { from } => format!("catch-up from {from} to {}", session.target),
+        Job::Delta { from } => {
+            let why = why_base(replica, params);
+            format!("delta from {from} up to {}, because {why}", session.target)
+        }
         Job::Rebuild => {
-            let why = why_rebuild(replica, params);
+            let why = why_base(replica, params);
             format!("rebuild up to {}, because {why}", session.target)
         }
     };
     let stage = match session.stage {
         Stage::Due | Stage::Commanded { .. } => "about to start".to_owned(),
+        Stage::Deferred if matches!(session.job, Job::Delta { .. }) => {
+            "waits until it has left the in-sync set, and what it may hold is committed".to_owned()
+        }
         Stage::Deferred => "waits until it has left the in-sync set".to_owned(),
         Stage::Prepared => "prepared".to_owned(),
         Stage::Running { achieved: None } => "started".to_owned(),
@@ -109,7 +116,7 @@ fn describe(session: &Session, replica: &ReplicaState, params: &Params) -> Strin
     format!("{what}: {stage}")
 }
 
-fn why_rebuild(replica: &ReplicaState, params: &Params) -> String {
+fn why_base(replica: &ReplicaState, params: &Params) -> String {
     match (replica.escalation(params), replica.recovery.facts) {
         (Some(Escalation::WalRecycled), _) => {
             "a catch-up found the WAL without what it misses".to_owned()
@@ -118,9 +125,13 @@ fn why_rebuild(replica: &ReplicaState, params: &Params) -> String {
         (Some(Escalation::CatchUpsFailed), _) => {
             format!("{} catch-ups failed", replica.recovery.failed_catch_ups)
         }
-        (None, Some(facts)) => match facts.r {
-            Some(r) => format!("it holds up to {r} and the WAL begins at {}", facts.s),
-            None => "it holds no consistent image".to_owned(),
+        (Some(Escalation::Unsettled), _) => {
+            "what it was sent before may be newer than what is known to be committed".to_owned()
+        }
+        (None, Some(facts)) => match (facts.r, facts.from) {
+            (Some(r), _) => format!("it holds up to {r} and the WAL begins at {}", facts.s),
+            (None, Some(from)) => format!("a delta from {from} broke"),
+            (None, None) => "it holds no consistent image".to_owned(),
         },
         (None, None) => "it is not known what it holds".to_owned(),
     }

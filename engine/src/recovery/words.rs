@@ -14,6 +14,9 @@ impl fmt::Display for FailureKind {
             FailureKind::Invalidated => "it was called off",
             FailureKind::PinLost => "it lost its hold on the WAL to the bound on what is retained",
             FailureKind::Stalled => "the receiver answered, but did not come on",
+            FailureKind::Unsettled => {
+                "the receiver may hold newer blocks than are known to be committed here"
+            }
         })
     }
 }
@@ -52,10 +55,16 @@ impl fmt::Display for Event {
             Event::ProbeFailed { replica, endpoint, .. } => {
                 write!(f, "{replica} does not answer at {endpoint}")
             }
-            Event::RecoveryFacts { replica, r, s, h, .. } => {
-                match r {
-                    Some(r) => write!(f, "{replica} holds everything up to {r}")?,
-                    None => write!(f, "{replica} holds no consistent image")?,
+            Event::RecoveryFacts { replica, r, from, s, h, .. } => {
+                match (r, from) {
+                    (Some(r), _) => write!(f, "{replica} holds everything up to {r}")?,
+                    (None, Some(from)) => {
+                        write!(
+                            f,
+                            "{replica} held everything up to {from}, and a delta broke since"
+                        )?;
+                    }
+                    (None, None) => write!(f, "{replica} holds no consistent image")?,
                 }
                 if s > h {
                     write!(f, "; this WAL holds nothing, the log ends at {h}")
@@ -106,6 +115,9 @@ impl fmt::Display for Command {
             }
             Command::StartCatchUp { replica, session, from, target, .. } => {
                 write!(f, "catch-up of {replica} from {from} to {target} in session {session}")
+            }
+            Command::StartDelta { replica, session, from, target, .. } => {
+                write!(f, "delta of {replica} from {from} up to {target} in session {session}")
             }
             Command::StartRebuild { replica, session, target, .. } => {
                 write!(f, "rebuild of {replica} up to {target} in session {session}")

@@ -53,7 +53,7 @@ impl Primary {
             self.reconcile_told(core);
         }
         self.note_joiners(core);
-        self.begin_rebuilds(core);
+        self.begin_bases(core);
         self.commit(core, recorded);
         self.note_served(core);
         self.note_crowded(core);

@@ -41,6 +41,18 @@ pub(super) struct Follower {
     gone: Option<ReplicaRef>,
     /// A question for what is held, to be answered once all of it is synced.
     owed: Option<(Lineage, u64)>,
+    /// An order to begin a delta, to be followed once the extents hold what it starts from.
+    #[serde(default)]
+    ordered: Option<Box<Order>>,
+}
+
+/// An order to begin a base lane.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+pub(super) struct Order {
+    pub(super) lineage: Lineage,
+    pub(super) mark: Incomplete,
+    pub(super) table: EpochTable,
+    pub(super) state: LogState,
 }
 
 impl Follower {
@@ -66,6 +78,7 @@ impl Follower {
             begun: None,
             gone: config.handed_over_by,
             owed: None,
+            ordered: None,
         }
     }
 
@@ -82,6 +95,7 @@ impl Follower {
         self.question = request;
         self.reconciled = None;
         self.closing = None;
+        self.ordered = None;
         self.owed = Some((lineage, request));
         self.tell_facts(core);
         Verdict::Applied
@@ -192,6 +206,7 @@ impl Follower {
             return Verdict::Ignored(IgnoredReason::Malformed);
         }
         self.question = request;
+        self.ordered = None;
         if lineage.epoch > self.epoch {
             // The primary's tenure went on since it was told what is here: another tenure would
             // have asked for a promise first, and it is the promise that ends the old one's.
@@ -314,16 +329,9 @@ impl Follower {
         core.out.push(Output::ToPrimary { lineage, message });
     }
 
-    /// Becomes INCOMPLETE and starts an empty log above the base.
-    pub(super) fn begin_rebuild(
-        &mut self,
-        core: &mut Core,
-        lineage: Lineage,
-        request: u64,
-        mark: Incomplete,
-        table: &EpochTable,
-        state: &LogState,
-    ) -> Verdict {
+    /// An order to begin a base lane.
+    pub(super) fn begin_rebuild(&mut self, core: &mut Core, request: u64, order: Order) -> Verdict {
+        let Order { lineage, mark, .. } = order;
         // The session may be over, and its replica in sync since: what was under way for long must
         // not wipe it. A copy has the number of a question that was answered; one that was asked
         // again has a newer number, but names a session that is not the one under way.
@@ -342,41 +350,62 @@ impl Follower {
             // not: an INCOMPLETE one is absent, and the primary wipes none that is needed.)
             return Verdict::Ignored(IgnoredReason::ListedInSync);
         }
+        if mark.from > Lsn(0)
+            && let Err(reason) = self.may_keep(core, mark)
+        {
+            return Verdict::Ignored(reason);
+        }
         self.question = request;
-        self.begun = Some(mark.session);
         if lineage.epoch > self.epoch {
             core.fence(lineage.epoch);
             self.epoch = lineage.epoch;
             self.first = None;
         }
-        let empty = LogState::new(state.blocks);
-        let state = if on(Bug::StateNotHandedOver) { &empty } else { state };
+        self.ordered = Some(Box::new(order));
+        self.begin_ordered(core);
+        Verdict::Applied
+    }
+
+    /// Whether the order to begin a delta fits the image that is here.
+    fn may_keep(&self, core: &Core, mark: Incomplete) -> Result<(), IgnoredReason> {
+        match core.kept.incomplete {
+            // What broken sessions wrote lies in regions that are newer than where the first began, and
+            // is not newer than the base of the next.
+            Some(torn) if torn == mark => Ok(()),
+            Some(torn) => {
+                let first = mark.from <= torn.from || on(Bug::FromOfLast);
+                let fits = first && torn.from > Lsn(0) && mark.base >= torn.base;
+                if fits { Ok(()) } else { Err(IgnoredReason::Malformed) }
+            }
+            None if self.reconciled.is_none() => Err(IgnoredReason::NotReconciled),
+            None if mark.from <= core.log.durable && core.log.committed <= mark.base => Ok(()),
+            None => Err(IgnoredReason::Malformed),
+        }
+    }
+
+    /// Follows an order to begin a base lane, if that can be done now.
+    ///
+    /// A delta starts from the image of `mark.from`, so the extents must hold all of that: what is in
+    /// the log only goes with it. The primary knows it to be committed, and both logs are the same that
+    /// far.
+    pub(super) fn begin_ordered(&mut self, core: &mut Core) {
+        let Some(order) = &self.ordered else { return };
+        let Order { lineage, mark, .. } = **order;
+        if core.kept.incomplete.is_none() && mark.from > Lsn(0) {
+            core.commit_to(mark.from);
+            if core.log.checkpoint < mark.from && !on(Bug::DeltaUncheckpointed) {
+                core.out.push(Output::Checkpoint { upto: mark.from });
+                return;
+            }
+        }
+        let Some(order) = self.ordered.take() else { return };
+        self.begun = Some(mark.session);
         if core.kept.incomplete != Some(mark) || self.reconciled.is_none() {
-            core.trace(
-                "rebuild-started",
-                format!("wiped; base {}, target {}", mark.base, mark.target),
-            );
-            core.kept.incomplete = Some(mark);
-            core.kept.table = EpochTable::default();
-            let kept = core.kept.clone();
-            core.recorded = None;
-            core.kept.table = table.up_to(mark.base);
-            core.log.end = mark.base;
-            core.log.durable = mark.base;
-            core.log.written = mark.base;
-            core.log.committed = mark.base;
-            core.log.checkpoint = mark.base;
-            core.log.retained = mark.base.next();
-            core.log.generation += 1;
-            core.log.uncommitted.clear();
-            core.log.state = state.clone();
-            core.log.committed_state = state.clone();
-            core.out.push(Output::Wipe { mark, state: state.clone(), kept });
+            become_incomplete(core, *order);
         }
         self.reconciled = Some(self.epoch);
         self.closing = None;
         self.reply(core, lineage, ToPrimary::RebuildStarted { session: mark.session });
-        Verdict::Applied
     }
 
     /// The primary has sent all of the session.
@@ -406,14 +435,19 @@ impl Follower {
         if core.log.durable < through || !whole {
             return;
         }
-        if let (Some(_), Some(first)) = (core.kept.incomplete, self.first) {
+        if let (Some(mark), Some(first)) = (core.kept.incomplete, self.first) {
             core.note_epoch(self.epoch, first);
             core.kept.incomplete = None;
             core.kept.doubtful = false;
             core.kept.loss_generation = core.kept.loss_generation.max(self.loss_generation);
             let kept = core.kept_for_disk();
             core.recorded = kept.table.last().map(|(epoch, _)| epoch);
-            core.trace("rebuilt", format!("complete up to {}", core.log.durable));
+            let whole = format!("complete up to {}", core.log.durable);
+            if mark.from > Lsn(0) {
+                core.trace("delta-taken", whole);
+            } else {
+                core.trace("rebuilt", whole);
+            }
             core.out.push(Output::FinishRebuild { session, kept });
         }
         if core.recorded != Some(self.epoch) {
@@ -450,4 +484,39 @@ impl Follower {
         let lineage = core.lineage(question.epoch, question.from);
         core.out.push(Output::ToPrimary { lineage, message });
     }
+}
+
+/// Becomes INCOMPLETE and starts an empty log above the base: with the extents as they are for a delta,
+/// without anything for a rebuild.
+fn become_incomplete(core: &mut Core, order: Order) {
+    let Order { mark, table, state, .. } = order;
+    let held = core.kept.incomplete.map_or(core.log.checkpoint, |torn| torn.from);
+    assert!(
+        held >= mark.from || on(Bug::DeltaUncheckpointed) || on(Bug::FromOfLast),
+        "R8: a delta from {}, but the extents hold {held}",
+        mark.from
+    );
+    let (base, target) = (mark.base, mark.target);
+    let lsns = format!("base {base}, target {target}");
+    match mark.from {
+        Lsn(0) => core.trace("rebuild-started", format!("wiped; {lsns}")),
+        from => core.trace("delta-started", format!("keeps the image of {from}; {lsns}")),
+    }
+    let state = if on(Bug::StateNotHandedOver) { LogState::new(state.blocks) } else { state };
+    core.kept.incomplete = Some(mark);
+    core.kept.table = EpochTable::default();
+    let kept = core.kept.clone();
+    core.recorded = None;
+    core.kept.table = table.up_to(base);
+    core.log.end = base;
+    core.log.durable = base;
+    core.log.written = base;
+    core.log.committed = base;
+    core.log.checkpoint = base;
+    core.log.retained = base.next();
+    core.log.generation += 1;
+    core.log.uncommitted.clear();
+    core.log.state = state.clone();
+    core.log.committed_state = state.clone();
+    core.out.push(Output::Wipe { mark, state, kept });
 }

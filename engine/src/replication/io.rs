@@ -559,7 +559,8 @@ pub enum Output {
         kept: Kept,
     },
     /// Blocking: write and sync the superblock with `kept` (which holds the INCOMPLETE mark), then
-    /// drop WAL and extents; the log starts anew at `base + 1` with `state` as of `base`.
+    /// drop the WAL, and the extents unless the mark's `from` says that they hold the image of
+    /// that LSN; the log starts anew at `base + 1` with `state` as of `base`.
     Wipe {
         /// The mark.
         mark: Incomplete,
@@ -585,6 +586,13 @@ pub enum Output {
     },
     /// Extents may take everything up to here.
     Committed(Lsn),
+    /// Extents are to take everything up to `upto`, which is committed, as soon as they can;
+    /// [`Input::Checkpointed`] follows, also if they have it. [A step of the checkpoint had ended while
+    /// the log was being cut, and was told of the log before that.]
+    Checkpoint {
+        /// How far.
+        upto: Lsn,
+    },
     /// Keep the WAL from this LSN on for the session.
     Pin {
         /// The session.
@@ -651,8 +659,9 @@ pub enum Output {
         /// What.
         message: ToPrimary,
     },
-    /// Send the committed image to the receiver that answered [`ToPrimary::RebuildStarted`]: each
-    /// block read as committed, with the committed LSN at its read. Uncommitted entries reach the
+    /// Send the committed image to the receiver that answered [`ToPrimary::RebuildStarted`]: all that
+    /// is not zeros, or with the mark's `from` every block, zeros as well, of the regions that were
+    /// written since; each block read as committed, with the committed LSN at its read. Uncommitted entries reach the
     /// receiver on the WAL lane only, so that a cut leaves it with what was committed.
     StartBase {
         /// The session.

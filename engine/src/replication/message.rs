@@ -44,8 +44,8 @@ impl std::fmt::Display for RecoveryId {
 pub struct Incomplete {
     /// The session.
     pub session: RecoveryId,
-    /// What the replica held durably at the start of the first of a chain of broken sessions; 0
-    /// for a rebuild.
+    /// Of which LSN the replica held the whole image at the start of the first of a chain of broken
+    /// sessions: in a region that was not written since it still does. 0 for a rebuild.
     pub from: Lsn,
     /// The primary's committed LSN at the session's start: base blocks are at least this new, the
     /// WAL lane starts one above.
@@ -103,7 +103,8 @@ pub enum ToReplica {
     /// The one ordered feed: entries (possibly none) and frontiers. Carried by `Feed`; the entries'
     /// payloads travel beside it.
     Append(Append),
-    /// Become INCOMPLETE, drop what you hold, then take base blocks. Carried by `Recover`. A
+    /// Become INCOMPLETE, drop what you hold (but for a delta the image of `mark.from`, which your
+    /// extents are to hold first), then take base blocks. Carried by `Recover`. A
     /// question like the others: a copy that comes late must not wipe what was built since.
     BeginRebuild {
         /// Counted with those of `Fence` and `Cut`; a repetition has a number of its own.
@@ -116,7 +117,7 @@ pub enum ToReplica {
         state: LogState,
     },
     /// All is sent: hold everything up to `target` and end the session. Carried by `Feed` for a
-    /// catch-up, by `Recover` for a rebuild.
+    /// catch-up, by `Recover` beside a base lane.
     Close {
         /// The session.
         session: RecoveryId,

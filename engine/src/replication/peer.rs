@@ -23,7 +23,7 @@ pub(super) enum Link {
     Cutting { request: u64, sent: Millis, end: Lsn },
     /// Its log is a prefix of this one.
     Reconciled,
-    /// It holds no consistent image: only a rebuild helps.
+    /// It holds no consistent image: only a base lane helps.
     Unusable,
 }
 
@@ -34,7 +34,10 @@ pub(super) struct Session {
     /// Set by the engine at the start, never changed.
     pub(super) target: Lsn,
     pub(super) stage: Stage,
-    /// Rebuild: the receiver's log begins above it.
+    /// Delta: what the receiver held. 0: a rebuild, or a catch-up.
+    #[serde(default)]
+    pub(super) from: Lsn,
+    /// With a base lane: the receiver's log begins above it.
     pub(super) base: Lsn,
     /// When it last came on: the receiver held more, took more of the base, or a stage was over.
     pub(super) moved: Millis,
@@ -45,7 +48,8 @@ pub(super) struct Session {
 
 impl Session {
     pub(super) fn new(id: RecoveryId, target: Lsn, stage: Stage, now: Millis) -> Self {
-        Self { id, target, stage, base: Lsn(0), moved: now, held: Lsn(0), bytes: 0 }
+        let (from, base, held) = (Lsn(0), Lsn(0), Lsn(0));
+        Self { id, target, stage, from, base, moved: now, held, bytes: 0 }
     }
 
     pub(super) fn enter(&mut self, stage: Stage, now: Millis) {
@@ -59,13 +63,14 @@ impl Session {
 pub(super) enum Stage {
     /// Catch-up: entries are on their way.
     Feeding { started: bool },
-    /// Rebuild: waits until the replica is out of every configuration that may be in force.
+    /// With a base lane: waits until the replica is out of every configuration that may be in force,
+    /// and this primary knows as committed what the replica's extents may hold.
     Leaving,
-    /// Rebuild: asked the receiver to start.
+    /// With a base lane: asked the receiver to start.
     Beginning { mark: Incomplete, sent: Millis },
-    /// Rebuild: base blocks and WAL entries are on their way.
+    /// With a base lane: base blocks and WAL entries are on their way.
     Copying { mark: Incomplete },
-    /// Rebuild: every base block was taken.
+    /// With a base lane: every base block was taken.
     Copied { through: Lsn },
     /// Told the receiver that all was sent.
     Closing { through: Lsn, sent: Millis },
@@ -109,8 +114,11 @@ pub(super) struct Peer {
     pub(super) wrote: Lsn,
     /// Its tail, once it told what it holds.
     pub(super) tail: Option<TailId>,
-    /// What it durably holds of a rebuild's WAL lane: moves the window, counts for nothing.
+    /// What it durably holds of the WAL lane beside a base lane: moves the window, counts for nothing.
     pub(super) progress: Lsn,
+    /// Its extents hold nothing newer. It is committed, but perhaps not known to be so here.
+    #[serde(default)]
+    pub(super) image: Lsn,
     /// The newest epoch in its table. Its acknowledgements commit nothing in a newer one.
     pub(super) recorded: Option<Epoch>,
     /// Its promise in the epoch in force holds until then.
@@ -160,6 +168,7 @@ impl Peer {
             wrote: Lsn(0),
             tail: None,
             progress: Lsn(0),
+            image: Lsn(0),
             recorded: None,
             leased_until: Millis(0),
             leased_before: Millis(0),

@@ -306,8 +306,11 @@ impl Primary {
             Command::StartCatchUp { replica, session, from, target, .. } => {
                 return self.start_catch_up(core, replica, session, from, target);
             }
+            Command::StartDelta { replica, session, from, target, .. } => {
+                return self.start_base(core, replica, session, from, target);
+            }
             Command::StartRebuild { replica, session, target, .. } => {
-                return self.start_rebuild(core, replica, session, target);
+                return self.start_base(core, replica, session, Lsn(0), target);
             }
             Command::InvalidateSession { epoch, replica, session } => {
                 self.end_session(core, replica, Some(session));
@@ -575,10 +578,20 @@ impl Primary {
         let parted = common.is_none_or(|common| common < facts.committed);
         // Without a common epoch only what the replica knows to be committed is known to agree.
         let common = common.unwrap_or(facts.committed.min(end));
+        peer.image = facts.committed;
         if facts.incomplete.is_some() || (parted && older_loss) {
             peer.link = Link::Unusable;
             (peer.acked, peer.wrote) = (None, Lsn(0));
-            self.tell_facts(core, replica, None);
+            // Of which log an LSN of before a loss was is not known.
+            let torn = facts.incomplete.filter(|_| !older_loss || on(Bug::DeltaAcrossLoss));
+            let from = torn.map(|mark| if on(Bug::FromOfLast) { mark.base } else { mark.from });
+            if let Some(mark) = torn {
+                // Whoever wrote to its extents knew as committed what they got: this primary, or an earlier
+                // one, whose committed entries are all in the log that this one began with.
+                let mine = mark.session.epoch >= self.config.since;
+                peer.image = if mine { Lsn(0) } else { self.inherited };
+            }
+            self.tell_facts(core, replica, None, from.filter(|from| *from > Lsn(0)));
         } else if common < facts.committed {
             // Two logs that both count as committed disagree. Nothing may be thrown away for it.
             let what = format!(
@@ -617,17 +630,24 @@ impl Primary {
         }
         peer.link = Link::Reconciled;
         (peer.acked, peer.wrote) = (Some(durable), durable);
-        self.tell_facts(core, replica, Some(durable));
+        self.tell_facts(core, replica, Some(durable), None);
         Verdict::Applied
     }
 
-    fn tell_facts(&mut self, core: &mut Core, replica: ReplicaId, r: Option<Lsn>) {
+    fn tell_facts(
+        &mut self,
+        core: &mut Core,
+        replica: ReplicaId,
+        r: Option<Lsn>,
+        from: Option<Lsn>,
+    ) {
         let Some(peer) = self.peers.get(&replica) else { return };
         let event = Event::RecoveryFacts {
             epoch: self.config.epoch,
             replica,
             transport: peer.transport,
             r,
+            from,
             s: core.log.retained,
             h: core.log.end,
         };

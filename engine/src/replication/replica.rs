@@ -4,7 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::Params;
 use super::core::Core;
-use super::follower::Follower;
+use super::follower::{Follower, Order};
 use super::io::{Input, Opened, Output, Reader, Stood, StreamEnd};
 use super::mend::{MendCounts, in_words};
 use super::message::{Lineage, ToPrimary, ToReplica};
@@ -198,6 +198,9 @@ impl Replica {
                 }
                 self.core.log.checkpoint = self.core.log.checkpoint.max(checkpoint);
                 self.core.log.retained = self.core.log.retained.max(retained);
+                if let Role::Follower(follower) = &mut self.role {
+                    follower.begin_ordered(&mut self.core);
+                }
                 Verdict::Applied
             }
             Input::Answered { proposal, config } => {
@@ -464,7 +467,7 @@ impl Replica {
             }
             ToReplica::Append(append) => follower.append(core, lineage, &append),
             ToReplica::BeginRebuild { request, mark, table, state } => {
-                follower.begin_rebuild(core, lineage, request, mark, &table, &state)
+                follower.begin_rebuild(core, request, Order { lineage, mark, table, state })
             }
             ToReplica::Close { session, through, committed } => {
                 follower.close(core, session, through, committed)

@@ -1,4 +1,5 @@
-//! How the primary executes recovery sessions: catch-up over the feed, rebuild with a base lane.
+//! How the primary executes recovery sessions: catch-up over the feed, delta and rebuild with a base
+//! lane.
 //!
 //! The recovery engine decides that there is a session and fixes its target; nothing here widens
 //! it, and nothing but the receiver's close ends it well.
@@ -104,11 +105,13 @@ impl Primary {
         Some(Event::SessionPrepared { epoch, replica, session: id })
     }
 
-    pub(super) fn start_rebuild(
+    /// A delta, or with `from` 0 a rebuild.
+    pub(super) fn start_base(
         &mut self,
         core: &mut Core,
         replica: ReplicaId,
         id: RecoveryId,
+        from: Lsn,
         target: Lsn,
     ) -> Option<Event> {
         let epoch = self.config.epoch;
@@ -120,15 +123,51 @@ impl Primary {
             let kind = FailureKind::Transport;
             return Some(Event::SessionClosedFailed { epoch, replica, session: id, kind });
         }
-        peer.session = Some(Session::new(id, target, Stage::Leaving, core.now));
+        let session = Session::new(id, target, Stage::Leaving, core.now);
+        peer.session = Some(Session { from, ..session });
         // The end of this step begins it, if its copy can be spared.
-        let waits = self.peers.get(&replica).is_some_and(|peer| !self.may_wipe(core, peer));
+        let waits = self.peers.get(&replica).is_some_and(|peer| !self.may_begin(core, peer));
         waits.then_some(Event::SessionDeferred { epoch, replica, session: id })
     }
 
-    /// Starts those rebuilds whose replica can be spared: one whose copy a failover might need is
-    /// never wiped.
-    pub(super) fn begin_rebuilds(&mut self, core: &mut Core) {
+    /// Whether a base lane may be opened to a replica for which one is decided.
+    fn may_begin(&self, core: &Core, peer: &Peer) -> bool {
+        self.may_wipe(core, peer) && !self.is_unsettled(core, peer)
+    }
+
+    /// Whether a delta would bring blocks that are older than those which the receiver has already, or
+    /// leave it with some that neither side knows to be committed. [A new primary knew less to be
+    /// committed than the one before it, whose session had broken. Its delta ended, a loss took
+    /// entries that were in the receiver's extents, and the receiver was cut.]
+    fn is_unsettled(&self, core: &Core, peer: &Peer) -> bool {
+        let delta = peer.session.is_some_and(|session| session.from > Lsn(0));
+        delta && core.log.committed < peer.image && !on(Bug::DeltaUnsettled)
+    }
+
+    /// Deltas that would wait for a commit that waits for them: what is sent is everything then.
+    fn give_up_unsettled(&mut self, core: &mut Core) {
+        let patience = 2 * core.params.suspect_ms;
+        let lacking = self.lacking_since.is_some_and(|at| core.now.since(at) >= patience);
+        if !lacking && self.large_enough() {
+            return;
+        }
+        let leaving = |peer: &&Peer| peer.session.is_some_and(|s| s.stage == Stage::Leaving);
+        let stuck: Vec<_> = self
+            .peers
+            .values()
+            .filter(leaving)
+            .filter(|peer| self.may_wipe(core, peer) && self.is_unsettled(core, peer))
+            .filter_map(|peer| Some((peer.id, peer.session?.id)))
+            .collect();
+        for (replica, session) in stuck {
+            self.session_failed(core, replica, session, FailureKind::Unsettled);
+        }
+    }
+
+    /// Starts those base lanes whose replica can be spared: one whose copy a failover might need is
+    /// never written over.
+    pub(super) fn begin_bases(&mut self, core: &mut Core) {
+        self.give_up_unsettled(core);
         let mut begin = Vec::new();
         let (table, mut state) = (&core.kept.table, &core.log.committed_state);
         if on(Bug::BaseStateOfEnd) {
@@ -139,15 +178,16 @@ impl Primary {
             .peers
             .values()
             .filter(due)
-            .filter(|peer| self.may_wipe(core, peer))
+            .filter(|peer| self.may_begin(core, peer))
             .map(|peer| peer.id)
             .collect();
         for id in spared {
             let Some(peer) = self.peers.get_mut(&id) else { continue };
             let Some(session) = &mut peer.session else { continue };
             let base = core.log.committed;
-            let mark =
-                Incomplete { session: session.id, from: Lsn(0), base, target: session.target };
+            // Where a base lane was decided because catch-ups failed it may hold more than is committed.
+            let from = session.from.min(base);
+            let mark = Incomplete { session: session.id, from, base, target: session.target };
             session.enter(Stage::Beginning { mark, sent: core.now }, core.now);
             session.base = base;
             peer.base = Some(Box::new(Base { table: table.clone(), state: state.clone() }));
@@ -159,11 +199,15 @@ impl Primary {
         }
         for (replica, mark) in begin {
             core.out.push(Output::Pin { session: mark.session, from: mark.base.next() });
-            let (base, target) = (mark.base, mark.target);
-            core.trace(
-                "rebuild",
-                format!("{replica} is sent the image of {base}, then the log to {target}"),
-            );
+            let Incomplete { from, base, target, .. } = mark;
+            let then = format!("of {base}, then the log to {target}");
+            if from > Lsn(0) {
+                let how =
+                    format!("{replica} is sent what changed since {from} in the image {then}");
+                core.trace("delta", how);
+            } else {
+                core.trace("rebuild", format!("{replica} is sent the image {then}"));
+            }
             self.send_begin(core, replica, mark);
             let (epoch, session) = (self.config.epoch, mark.session);
             self.recover(core, Event::SessionPrepared { epoch, replica, session });
@@ -217,6 +261,7 @@ impl Primary {
             return Verdict::Ignored(IgnoredReason::LateCopy);
         }
         session.enter(Stage::Copied { through }, core.now);
+        let bytes = session.bytes;
         if on(Bug::DropPinEarly) {
             core.out.push(Output::Unpin { session: id });
         }
@@ -224,7 +269,8 @@ impl Primary {
         if let Some(feed) = self.peers.get_mut(&replica).and_then(|peer| peer.feed.as_mut()) {
             feed.stamped = None;
         }
-        core.trace("base-sent", format!("{replica}: every base block was taken, newest {through}"));
+        let how = format!("{replica}: every base block was taken, {bytes} bytes, newest {through}");
+        core.trace("base-sent", how);
         Verdict::Applied
     }
 

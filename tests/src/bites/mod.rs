@@ -66,6 +66,7 @@ pub const FAMILIES: &[&str] = &[
     "sizes",
     "flips",
     "rotten",
+    "deltas",
     "attachments",
     "written",
     "blackouts",

@@ -106,7 +106,9 @@ fn oldest(of: &str, field: &str) -> i64 {
         (_, "stamp" | "promised") => params.lease_ms,
         (_, "heard" | "given_up") => params.suspect_ms,
         (_, "moved") => params.stall_ms,
-        (_, "timed") => params.recovery.start_timeout_ms,
+        (_, "timed") => {
+            params.recovery.start_timeout_ms.max(params.recovery.delta_start_timeout_ms)
+        }
         _ => return LONGEST,
     };
     ms as i64

@@ -5,7 +5,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{EntryHeader, EntryKind, LogState};
-use sbk_engine::replication::message::RecoveryId;
+use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{BootId, Incarnation, Lsn, ReplicaId, ReplicaRef, TailId};
 use serde::Serialize;
 use uuid::Uuid;
@@ -28,7 +28,9 @@ pub(crate) struct Disk {
     /// The committed image as of the checkpoint, and the log's state with it.
     pub(crate) image: BTreeMap<u64, u64>,
     state: LogState,
-    /// Blocks that a checkpoint moved from the log to the image since the wipe.
+    /// The last entry that touched each block of the image: a block is a region here.
+    wrote: BTreeMap<u64, Lsn>,
+    /// Blocks that a checkpoint moved from the log to the image since a base lane began.
     touched: BTreeSet<u64>,
     pub(crate) opens: u64,
     /// Checkpointed entries go from the log at once, unless a session holds them.
@@ -48,6 +50,7 @@ impl Disk {
             retained: Lsn(1),
             image: BTreeMap::new(),
             state: LogState::new(blocks),
+            wrote: BTreeMap::new(),
             touched: BTreeSet::new(),
             opens: 0,
             short,
@@ -116,9 +119,13 @@ impl Disk {
         self.committed = self.committed.min(end);
     }
 
-    pub(crate) fn wipe(&mut self, base: Lsn, state: LogState) {
+    pub(crate) fn wipe(&mut self, mark: &Incomplete, state: LogState) {
+        let base = mark.base;
         self.log.clear();
-        self.image.clear();
+        if mark.from == Lsn(0) {
+            self.image.clear();
+        }
+        self.wrote.clear();
         self.touched.clear();
         self.state = state;
         self.end = base;
@@ -153,12 +160,27 @@ impl Disk {
         }
     }
 
+    /// The last committed entry that touched each block.
+    pub(crate) fn wrote(&self) -> BTreeMap<u64, Lsn> {
+        let mut wrote = self.wrote.clone();
+        for (header, _) in self.entries(self.checkpoint.next(), self.committed) {
+            for block in header.kind.range().iter().flat_map(|range| range.lba.0..range.end()) {
+                wrote.insert(block, header.lsn);
+            }
+        }
+        wrote
+    }
+
     /// Base blocks go below what the log has brought since.
-    pub(crate) fn take_base(&mut self, image: &BTreeMap<u64, u64>) {
+    pub(crate) fn take_base(&mut self, image: &BTreeMap<u64, u64>, wrote: &BTreeMap<u64, Lsn>) {
         for (block, value) in image {
             if !self.touched.contains(block) {
                 self.image.insert(*block, *value);
             }
+        }
+        for (block, lsn) in wrote {
+            let mine = self.wrote.entry(*block).or_insert(*lsn);
+            *mine = (*mine).max(*lsn);
         }
     }
 
@@ -172,6 +194,7 @@ impl Disk {
                 for block in range.lba.0..range.end() {
                     self.image.insert(block, if write { value } else { 0 });
                     self.touched.insert(block);
+                    self.wrote.insert(block, header.lsn);
                 }
             }
             self.state.apply(&header);

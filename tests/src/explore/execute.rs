@@ -92,8 +92,8 @@ impl World {
             Message::ToPrimary(message, values) => {
                 node.input(now, Input::FromReplica { lineage, message }, &values)
             }
-            Message::Base { mark, image, read_at } => {
-                node.take_base(now, lineage, mark, &image, read_at)
+            Message::Base { mark, image, wrote, read_at } => {
+                node.take_base(now, lineage, mark, (&image, &wrote), read_at)
             }
             Message::BaseTaken { session, through } => {
                 node.input(now, Input::BaseSent { session, through }, &[])

@@ -37,6 +37,7 @@ pub(crate) fn params() -> Params {
             probe_backoff_ms: STEP,
             probe_backoff_max_ms: STEP,
             start_timeout_ms: 4 * STEP,
+            delta_start_timeout_ms: 4 * STEP,
             fence_retry_ms: 2 * STEP,
             command_retry_ms: 2 * STEP,
             ..recovery::Params::default()
@@ -258,14 +259,14 @@ impl Node {
         now: Millis,
         lineage: Lineage,
         mark: Incomplete,
-        image: &BTreeMap<u64, u64>,
+        (image, wrote): (&BTreeMap<u64, u64>, &BTreeMap<u64, Lsn>),
         read_at: Lsn,
     ) -> Vec<Effect> {
         let current = self.disk.opens == lineage.to.incarnation.process;
         if !current || self.disk.kept.incomplete != Some(mark) {
             return Vec::new();
         }
-        self.disk.take_base(image);
+        self.disk.take_base(image, wrote);
         let lineage = Lineage { from: lineage.to, to: lineage.from, ..lineage };
         let message = Message::BaseTaken { session: mark.session, through: read_at };
         vec![Effect::send(now, lineage, message)]
@@ -289,7 +290,7 @@ impl Node {
             Output::Wipe { mark, state, kept } => {
                 effects.push(Effect::Dropped(None));
                 self.keep(kept);
-                self.disk.wipe(mark.base, state);
+                self.disk.wipe(&mark, state);
             }
             Output::Append { headers, payload } => {
                 for header in headers {
@@ -302,6 +303,8 @@ impl Node {
                 self.disk.commit(lsn);
                 effects.push(Effect::Committed(entries));
             }
+            // What is committed is in the image at once.
+            Output::Checkpoint { .. } => {}
             Output::Pin { session, from } => self.disk.pin(session, from),
             Output::Unpin { session } => self.disk.unpin(session),
             Output::FindData { .. } => panic!("nobody wishes for another size"),
@@ -322,9 +325,13 @@ impl Node {
                 effects.extend(self.send_entries(now, lineage, append, last));
             }
             Output::StartBase { mark, lineage, .. } => {
-                let read_at = self.disk.committed;
-                let image = (0..BLOCKS).map(|b| (b, self.disk.as_of(b, read_at))).collect();
-                let message = Message::Base { mark, image, read_at };
+                let (read_at, wrote) = (self.disk.committed, self.disk.wrote());
+                let sent = |b: &u64| {
+                    mark.from == Lsn(0) || wrote.get(b).is_some_and(|lsn| *lsn > mark.from)
+                };
+                let image =
+                    (0..BLOCKS).filter(sent).map(|b| (b, self.disk.as_of(b, read_at))).collect();
+                let message = Message::Base { mark, image, wrote, read_at };
                 effects.push(Effect::send(now, lineage, message));
             }
             Output::SendFetched { lineage, request, prev, last } => {

@@ -1,5 +1,6 @@
 //! The state of a world: replicas, what is between them, masters, clients, what was true.
 
+use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use sbk_engine::replication::io::{Proposal, ProposalId};
@@ -33,10 +34,12 @@ pub(crate) fn ids() -> [ReplicaId; NODES] {
 pub(crate) enum Message {
     ToReplica(ToReplica, Vec<u64>),
     ToPrimary(ToPrimary, Vec<u64>),
-    /// The base lane's image, as committed at `read_at`.
+    /// The base lane's image, or what changed in it, as committed at `read_at`.
     Base {
         mark: Incomplete,
-        image: std::collections::BTreeMap<u64, u64>,
+        image: BTreeMap<u64, u64>,
+        /// The last entry of each block.
+        wrote: BTreeMap<u64, Lsn>,
         read_at: Lsn,
     },
     BaseTaken {

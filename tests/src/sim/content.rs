@@ -10,6 +10,8 @@ use super::sizes::BEYOND;
 pub(crate) const BLOCKS: u64 = 5;
 /// Where they are: in two regions, and at their edges.
 const ADDRESSES: [u64; BLOCKS as usize] = [0, 1, 255, 256, 259];
+/// How many of them are in the first one.
+pub(crate) const FIRST_REGION: u64 = 3;
 /// The size that the volume is created with.
 pub(crate) const VOLUME_BLOCKS: u64 = 260;
 

@@ -95,6 +95,15 @@ impl World {
             }
             Output::Append { headers, payload } => self.append(index, headers, payload)?,
             Output::Committed(lsn) => self.committed(index, lsn),
+            Output::Checkpoint { upto } => {
+                // If there is more to do, the next look at what work is due finds it.
+                let node = &mut self.nodes[index];
+                let generation = node.replica.as_ref().map_or(0, Replica::generation);
+                if let Some((checkpoint, retained)) = node.disk.store().want_checkpoint(upto) {
+                    let told = Input::Checkpointed { generation, checkpoint, retained };
+                    node.inbox.push_back((told, Vec::new()));
+                }
+            }
             Output::Pin { session, from } => self.nodes[index].disk.store().pin(session, from),
             Output::Unpin { session } => self.nodes[index].disk.store().unpin(session),
             Output::Read { stream, tag, range, merge } => {
@@ -221,13 +230,18 @@ impl World {
                     self.check_state(index, mark.base, &state);
                 }
                 self.quiesce(index)?;
-                self.summary.rebuilds += 1;
+                if mark.from > Lsn(0) {
+                    self.summary.deltas += 1;
+                    self.mark_delta(index, &mark, state.blocks);
+                } else {
+                    self.summary.rebuilds += 1;
+                }
                 let image = self.image_log(&mark);
                 let node = &mut self.nodes[index];
                 node.disk.shadow.wiping();
                 node.disk.store().wipe(&mark, &state, &kept)?;
                 node.disk.shadow.was_wiped(mark.base, kept, image);
-                node.receive(mark.session);
+                node.receive(&mark);
                 self.name_the_torn(index);
             }
             other => panic!("{other:?} does not block"),
@@ -244,6 +258,8 @@ impl World {
         let entries = disk.shadow.entries(disk.shadow.committed.next(), lsn);
         disk.shadow.committed = disk.shadow.committed.max(lsn);
         disk.store().set_committed(lsn);
+        let node = &mut self.nodes[index];
+        node.reach = node.reach.max(lsn);
         if !self.outdated(index) {
             self.truth.note(&entries);
             self.truth.note_everywhere(lsn);

@@ -55,6 +55,8 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     ("swarm", 401634),
     // Damaged replicas that are replaced: no other family damages more than blocks.
     ("flips", 3),
+    // A delta beside blocks that rotted: in no other family does a region stay as it was.
+    ("deltas", 21),
     // A forgotten replica kept another one from being made at its node, whose removal was then waited for.
     ("swarm", 728467),
     // A list was full of replacements that were lost before they joined.
@@ -111,6 +113,40 @@ fn rotten(seed: u64) -> Faults {
         busy: [8, 15, 25][(seed / 3 % 3) as usize],
         durability,
         replicas: [3, 3, 2, 4, 5][(seed / 4 % 5) as usize],
+        min_in_sync: least(seed),
+        ..Faults::none()
+    }
+}
+
+/// Replicas that fall behind the WAL and get what changed, from one primary after another.
+fn deltas(seed: u64) -> Faults {
+    let durability = MODES[(seed / 2 % 4) as usize];
+    let safe = durability == Durability::SyncAll;
+    let disaster = seed % 9 == 7;
+    // What makes damaged blocks whole in the end is a write, which a loss may take.
+    let rot = safe && !disaster && seed % 4 == 1;
+    Faults {
+        cold: true,
+        short_wal: true,
+        rot,
+        rotten: rot,
+        resize: durability != Durability::BestEffort && !disaster && !rot && seed % 3 != 1,
+        loss: seed % 4,
+        repeat: seed % 5 * 2,
+        slow: seed % 3 * 5,
+        crash: seed % 3 != 1,
+        power: !rot && seed.is_multiple_of(5),
+        partition: seed % 3 == 1,
+        blink: seed % 6 == 2,
+        coup: !rot && seed % 7 == 4,
+        whim: seed % 4 == 3,
+        leader: seed % 8 == 6,
+        disk: seed % 11 == 8,
+        slow_link: seed % 10 == 9,
+        disaster,
+        busy: [12, 25, 40][(seed / 3 % 3) as usize],
+        durability,
+        replicas: [3, 3, 2, 4][(seed / 5 % 4) as usize],
         min_in_sync: least(seed),
         ..Faults::none()
     }
@@ -512,6 +548,7 @@ pub const FAMILIES: &[Family] = &[
     },
     Family { name: "handovers", faults: Faults::handovers },
     Family { name: "rotten", faults: rotten },
+    Family { name: "deltas", faults: deltas },
     Family {
         name: "sizes",
         faults: |seed| Faults {

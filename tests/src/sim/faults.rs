@@ -66,8 +66,10 @@ pub struct Faults {
     pub(crate) hang: bool,
     /// Processes end and are back before anybody notices.
     pub(crate) blink: bool,
-    /// The WAL holds so little that replicas that were away have to be rebuilt.
+    /// The WAL holds so little that replicas that were away need a base lane.
     pub(crate) short_wal: bool,
+    /// Clients use the second region now and then only: it stays as it is while replicas are away.
+    pub(crate) cold: bool,
     /// Replicas' clocks run at different speeds.
     pub(crate) drift: bool,
     /// Replicas' clocks jump, by less than the leases allow for.
@@ -134,6 +136,7 @@ impl Faults {
             hang: false,
             blink: false,
             short_wal: false,
+            cold: false,
             drift: false,
             jump: false,
             exclusive: false,

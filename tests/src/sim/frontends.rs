@@ -291,7 +291,9 @@ impl World {
         self.next_value += 1;
         let value = self.next_value;
         let client = &mut self.clients[number];
-        if let Some(fact) = client.begin(&mut self.rng, &mut self.history, BLOCKS, value) {
+        let cold = self.faults.cold && self.rng.chance(95);
+        let blocks = if cold { content::FIRST_REGION } else { BLOCKS };
+        if let Some(fact) = client.begin(&mut self.rng, &mut self.history, blocks, value) {
             self.feed(number, fact);
         }
     }

@@ -1,9 +1,11 @@
-//! Base lanes: the committed image on its way to a replica that is rebuilt. A lane is one stream:
+//! Base lanes: the committed image, or what changed in it, on its way to a replica. A lane is one stream:
 //! it keeps its order, and one that loses anything is broken for good.
 
-use std::collections::VecDeque;
+use std::collections::{BTreeSet, VecDeque};
+use std::ops::Range;
 
 use bytes::Bytes;
+use sbk_engine::bugs::{Bug, on};
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::Input;
 use sbk_engine::replication::log::BlockRange;
@@ -21,7 +23,7 @@ use super::world::World;
 #[derive(Debug)]
 pub(crate) struct Sending {
     lineage: Lineage,
-    base: Lsn,
+    mark: Incomplete,
     /// Regions yet to be read.
     regions: VecDeque<u64>,
     /// The read under way.
@@ -43,15 +45,24 @@ pub(crate) struct Receiving {
 /// What travels on a lane.
 #[derive(Clone, Debug)]
 pub(crate) enum Piece {
-    Blocks { first: u64, data: Bytes },
+    Blocks { first: u64, data: Bytes, read_at: Lsn },
+    Zeros { range: Range<u64>, read_at: Lsn },
     Regions(Vec<Lsn>),
     End { through: Lsn },
 }
 
 impl Node {
     /// Takes base blocks of this session from here on.
-    pub(crate) fn receive(&mut self, session: RecoveryId) {
-        self.receiving = Some(Receiving { session });
+    pub(crate) fn receive(&mut self, mark: &Incomplete) {
+        if mark.from > Lsn(0) {
+            let Self { id, reach, .. } = self;
+            assert!(
+                mark.base >= *reach,
+                "R9: {id} is sent {mark:?}, and may hold blocks of {reach}"
+            );
+        }
+        self.reach = mark.base;
+        self.receiving = Some(Receiving { session: mark.session });
     }
 }
 
@@ -62,17 +73,22 @@ impl World {
         let view = node.replica.as_ref().map(|replica| replica.view(clock));
         let blocks = view.map_or(0, |view| view.committed_blocks);
         let store = node.disk.store();
+        let table = store.regions();
         let sending = Sending {
             lineage,
-            base: mark.base,
-            regions: store.allocated_regions().into(),
+            mark,
+            regions: store.base_regions(&mark).into(),
             reading: None,
-            table: store.regions(),
+            through: table.iter().copied().max().unwrap_or(Lsn(0)),
+            table,
             blocks,
-            through: Lsn(0),
             arrives: self.now,
         };
+        let regions: BTreeSet<u64> = sending.regions.iter().copied().collect();
         self.nodes[index].sending.insert(mark.session, sending);
+        if mark.from > Lsn(0) && self.has_rot_beside(index, &regions) {
+            self.mark(Mark::DeltaPastRot);
+        }
         self.next_base(index, mark.session, 1);
     }
 
@@ -115,28 +131,36 @@ impl World {
             };
             let node = &mut self.nodes[index];
             let Some(lane) = node.sending.get_mut(&session) else { return };
-            assert!(read_at >= lane.base, "base blocks as of {read_at}, the base is {}", lane.base);
+            let mark = lane.mark;
+            assert!(read_at >= mark.base, "base blocks as of {read_at}, of {mark:?}");
             let same_age = node.disk.shadow.kept.loss_generation == self.truth.loss_generation;
             assert!(
                 read_at <= self.truth.newest() || !same_age,
                 "I5: base blocks as of {read_at}, which nobody committed"
             );
             lane.through = lane.through.max(read_at);
-            for (first, data) in nonzero_runs(region * REGION_BLOCKS, &data) {
-                self.push(index, session, Piece::Blocks { first, data });
+            let zeros = mark.from > Lsn(0);
+            for piece in pieces(region * REGION_BLOCKS, &data, read_at, zeros) {
+                if matches!(piece, Piece::Zeros { .. }) {
+                    self.mark(Mark::DeltaZeros);
+                }
+                self.push(index, session, piece);
             }
             return self.next_base(index, session, delay);
         }
         if let Some(region) = lane.regions.pop_front() {
             let first = region * REGION_BLOCKS;
-            let blocks = REGION_BLOCKS.min(lane.blocks - first) as u32;
+            // A receiver that was not wiped may have something beyond the end.
+            let delta = lane.mark.from > Lsn(0);
+            let blocks = if delta { REGION_BLOCKS } else { REGION_BLOCKS.min(lane.blocks - first) };
+            let blocks = blocks as u32;
             let range = BlockRange { lba: Lba(first), blocks };
             let store = node.disk.store.as_ref().expect("a replica that runs has its store open");
             lane.reading = Some((region, store.plan_read_committed(range)));
             return self.next_base(index, session, delay);
         }
         let (table, through) = (lane.table.clone(), lane.through);
-        if through > lane.base {
+        if through > lane.mark.base {
             self.mark(Mark::RebuildOvertaken);
         }
         self.push(index, session, Piece::Regions(table));
@@ -190,7 +214,14 @@ impl World {
             return;
         }
         let taken = match piece {
-            Piece::Blocks { first, data } => node.disk.store().write_base(Lba(*first), data),
+            Piece::Blocks { first, data, read_at } => {
+                node.reach = node.reach.max(*read_at);
+                node.disk.store().write_base(Lba(*first), data)
+            }
+            Piece::Zeros { range, read_at } => {
+                node.reach = node.reach.max(*read_at);
+                node.disk.store().write_base_zeros(range.clone())
+            }
             Piece::Regions(table) => {
                 node.disk.store().set_regions(0, table);
                 Ok(())
@@ -208,21 +239,25 @@ impl World {
     }
 }
 
-/// The stretches of `data`, which starts at block `first`, whose blocks are not all zeros.
-fn nonzero_runs(first: u64, data: &Bytes) -> Vec<(u64, Bytes)> {
+/// The stretches of `data`, which starts at block `first`, that are zeros or not. Those that are go only
+/// to a receiver that was not wiped.
+fn pieces(first: u64, data: &Bytes, read_at: Lsn, zeros: bool) -> Vec<Piece> {
+    let zeros = zeros && !on(Bug::DeltaElidesZeros);
     let block = BLOCK_SIZE as usize;
     let blocks = data.len() / block;
     let zero = |n: usize| is_zero(&data[n * block..(n + 1) * block]);
-    let mut runs = Vec::new();
+    let mut pieces = Vec::new();
     let mut at = 0;
     while at < blocks {
-        if zero(at) {
-            at += 1;
-            continue;
+        let end = (at..blocks).find(|n| zero(*n) != zero(at)).unwrap_or(blocks);
+        if !zero(at) {
+            let data = data.slice(at * block..end * block);
+            pieces.push(Piece::Blocks { first: first + at as u64, data, read_at });
+        } else if zeros {
+            let range = first + at as u64..first + end as u64;
+            pieces.push(Piece::Zeros { range, read_at });
         }
-        let end = (at..blocks).find(|n| zero(*n)).unwrap_or(blocks);
-        runs.push((first + at as u64, data.slice(at * block..end * block)));
         at = end;
     }
-    runs
+    pieces
 }

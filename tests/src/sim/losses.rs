@@ -85,17 +85,22 @@ impl World {
 
     /// The log whose image a rebuild brings: its primary's, up to the base.
     pub(crate) fn image_log(&self, mark: &Incomplete) -> BTreeMap<Lsn, Entry> {
-        let sends = |node: &&Node| {
-            let view = node.replica.as_ref().map(|replica| replica.view(node.clock(self.now)));
-            view.is_some_and(|v| v.role == RoleView::Primary && v.epoch >= mark.session.epoch)
-        };
-        let entries = match self.nodes.iter().find(sends) {
-            Some(primary) => primary.disk.shadow.entries(Lsn(1), mark.base),
+        let entries = match self.sender(mark) {
+            Some(primary) => self.nodes[primary].disk.shadow.entries(Lsn(1), mark.base),
             None => {
                 self.truth.entries().take_while(|(l, _)| *l <= mark.base).map(|e| *e.1).collect()
             }
         };
         entries.into_iter().map(|entry| (entry.0.lsn, entry)).collect()
+    }
+
+    /// The node that sends a base, if it is still the primary.
+    pub(super) fn sender(&self, mark: &Incomplete) -> Option<usize> {
+        let sends = |node: &Node| {
+            let view = node.replica.as_ref().map(|replica| replica.view(node.clock(self.now)));
+            view.is_some_and(|v| v.role == RoleView::Primary && v.epoch >= mark.session.epoch)
+        };
+        self.nodes.iter().position(sends)
     }
 
     /// A `best_effort` primary acknowledges: its own disk must have it, and it must be the one.

@@ -60,6 +60,22 @@ counted! {
         RebuildOvertaken = "rebuild overtaken by writes",
         /// A replica was opened in the middle of a rebuild.
         RebuildInterrupted = "rebuild interrupted",
+        /// A replica that had fallen behind the WAL got what changed.
+        Delta = "delta completed",
+        /// A replica was opened in the middle of a delta.
+        DeltaInterrupted = "delta interrupted",
+        /// A delta that had broken was taken up by another session.
+        DeltaTakenUp = "broken delta taken up",
+        /// One was by another primary.
+        DeltaTakenOver = "broken delta taken up by another primary",
+        /// One was that a receiver could not take for what its primary knew to be committed.
+        DeltaGivenUp = "delta given up for a rebuild",
+        /// The volume had got another size while a replica was away that was sent a delta.
+        DeltaResized = "delta across a resize",
+        /// The sender had rotten blocks in regions that a delta left alone.
+        DeltaPastRot = "delta past a rotten block",
+        /// A delta brought zeros.
+        DeltaZeros = "zeros sent in a delta",
         /// A base lane broke.
         LaneBroke = "base lane broken",
         /// A session lost its pin.

@@ -138,6 +138,10 @@ pub(crate) struct Node {
     pub(crate) sending: BTreeMap<RecoveryId, Sending>,
     /// The base lane that this replica is rebuilt from.
     pub(crate) receiving: Option<Receiving>,
+    /// The newest LSN whose blocks its replica's extents may hold.
+    pub(crate) reach: Lsn,
+    /// The node that sent the last delta which began here.
+    pub(crate) sent_by: Option<usize>,
 }
 
 /// The id that stands for "no replica" at a node.
@@ -198,6 +202,8 @@ impl Node {
             recorded: (Lsn(0), 0),
             sending: BTreeMap::new(),
             receiving: None,
+            reach: Lsn(0),
+            sent_by: None,
         }
     }
 
@@ -217,6 +223,7 @@ impl Node {
     pub(crate) fn hold(&mut self, replica: ReplicaId, rng: &mut Rng) {
         self.disk.begin(replica, rng);
         self.id = replica;
+        self.reach = Lsn(0);
         self.damaged = false;
     }
 
@@ -225,6 +232,7 @@ impl Node {
         let nobody = nobody(self.node.0.as_u128());
         self.disk.remove(nobody, rng);
         self.id = nobody;
+        self.reach = Lsn(0);
         self.damaged = false;
     }
 
@@ -369,6 +377,7 @@ impl World {
         });
         let node = &mut self.nodes[index];
         node.disk.accept(&opened);
+        node.reach = node.reach.max(opened.committed);
         node.recorded = (opened.durable, self.now);
         let (clock, now) = (node.clock(self.now), self.now);
         node.replica = Some(Replica::open(clock, opened, self.faults.engine()));

@@ -2,7 +2,7 @@
 
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Opened, Output, StreamEnd};
-use sbk_engine::replication::message::ToPrimary;
+use sbk_engine::replication::message::{Incomplete, ToPrimary};
 use sbk_engine::replication::trace::TraceEvent;
 use sbk_engine::replication::view::RoleView;
 use sbk_engine::replication::{IgnoredReason, Verdict};
@@ -44,8 +44,13 @@ impl World {
             "tail-lost" => Mark::TailRefused,
             "leave-waits" => Mark::LeaveSynced,
             "unanswered" => Mark::ProposalUnknown,
+            "session-failed" if event.why.ends_with(&FailureKind::Unsettled.to_string()) => {
+                self.mark(Mark::SessionFailed);
+                Mark::DeltaGivenUp
+            }
             "session-failed" => Mark::SessionFailed,
             "rebuilt" => Mark::Rebuilt,
+            "delta-taken" => Mark::Delta,
             "trusted" => Mark::DoubtEnded,
             "recovery" if event.why.contains("catch-up of") => Mark::CatchUp,
             _ => return,
@@ -97,6 +102,22 @@ impl World {
         self.mark(mark);
     }
 
+    /// A delta begins at a node whose disk is as it was before.
+    pub(crate) fn mark_delta(&mut self, index: usize, mark: &Incomplete, blocks: u64) {
+        let sender = self.sender(mark);
+        let node = &mut self.nodes[index];
+        let before = std::mem::replace(&mut node.sent_by, sender);
+        let resized = node.disk.store().blocks() != blocks;
+        if node.disk.shadow.kept.incomplete.is_some_and(|torn| torn.from > Lsn(0)) {
+            self.mark(Mark::DeltaTakenUp);
+            if before.is_some() && sender.is_some() && before != sender {
+                self.mark(Mark::DeltaTakenOver);
+            }
+        } else if resized {
+            self.mark(Mark::DeltaResized);
+        }
+    }
+
     /// A frontend's stream has ended.
     pub(crate) fn mark_end(&mut self, reason: &StreamEnd) {
         let mark = match reason {
@@ -116,8 +137,11 @@ impl World {
 
     /// A store was opened; the shadow is still what it was before.
     pub(crate) fn mark_opened(&mut self, index: usize, opened: &Opened) {
-        if opened.kept.incomplete.is_some() {
-            return self.mark(Mark::RebuildInterrupted);
+        if let Some(mark) = opened.kept.incomplete {
+            return self.mark(match mark.from {
+                Lsn(0) => Mark::RebuildInterrupted,
+                _ => Mark::DeltaInterrupted,
+            });
         }
         let shadow = &self.nodes[index].disk.shadow;
         if opened.kept.doubtful {

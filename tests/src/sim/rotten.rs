@@ -12,7 +12,7 @@ use bytes::Bytes;
 use sbk_engine::replication::io::{Input, Reader, StreamId};
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind, RequestTag};
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary};
-use sbk_engine::types::{Durability, Lba, Lsn, ReplicaId};
+use sbk_engine::types::{Durability, Lba, Lsn, REGION_BLOCKS, ReplicaId};
 use sbk_store::entry::entry_crc;
 use sbk_store::{LogEntry, ReadError, RottenBlock, SettledReadPlan};
 
@@ -112,6 +112,18 @@ impl World {
         }
         let plan = node.disk.store().plan_read_settled(BlockRange { lba, blocks: 1 });
         plan.run().is_ok_and(|told| told.is_some_and(|told| told.rotten.is_empty()))
+    }
+
+    /// Whether a node has a block rotten that clients use, outside of these regions.
+    pub(super) fn has_rot_beside(&mut self, index: usize, regions: &BTreeSet<u64>) -> bool {
+        let store = self.nodes[index].disk.store();
+        let mut beside =
+            (0..BLOCKS).map(address).filter(|lba| !regions.contains(&(lba / REGION_BLOCKS)));
+        self.faults.rot
+            && beside.any(|lba| {
+                let plan = store.plan_read_settled(BlockRange { lba: Lba(lba), blocks: 1 });
+                plan.run().is_ok_and(|told| told.is_some_and(|told| !told.rotten.is_empty()))
+            })
     }
 
     /// A voter gets nothing from the primary for a while, which goes on with the others.

@@ -18,6 +18,8 @@ pub struct Summary {
     pub cuts: u64,
     /// Replicas that were wiped for a rebuild.
     pub rebuilds: u64,
+    /// Replicas whose log was dropped for a delta.
+    pub deltas: u64,
     /// Processes that died.
     pub crashes: u64,
     /// Of these, how many because their machine lost power.
@@ -51,6 +53,7 @@ impl Default for Summary {
             epochs: 0,
             cuts: 0,
             rebuilds: 0,
+            deltas: 0,
             crashes: 0,
             power_losses: 0,
             store_failures: 0,
@@ -75,6 +78,7 @@ impl Summary {
         self.epochs += other.epochs;
         self.cuts += other.cuts;
         self.rebuilds += other.rebuilds;
+        self.deltas += other.deltas;
         self.crashes += other.crashes;
         self.power_losses += other.power_losses;
         self.store_failures += other.store_failures;

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sbk_engine::replication::log::{LogState, SessionLog};
 use sbk_engine::replication::message::{Lineage, ToPrimary, ToReplica};
-use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, MAX_REQUEST_BYTES, SessionId};
+use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, MAX_REQUEST_BYTES, REGION_BLOCKS, SessionId};
 use sbk_proto::v1;
 use sbk_proto::v1::recover_message::Body as RecoverBody;
 
@@ -16,6 +16,9 @@ use super::{
     Decoded, bad, id, incomplete_in, incomplete_out, lineage_in, lineage_out, need, recovery_in,
     recovery_out, session_id, table_in, table_out,
 };
+
+/// What a message of zeros counts for in a lane's window, and as a sign that its session comes on.
+pub const ZEROS_BYTES: u64 = 16;
 
 /// A message of the base lane, in either direction.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -35,6 +38,15 @@ pub enum Recover {
         /// CRC-32C of `data`.
         crc: u32,
     },
+    /// Consecutive blocks of the committed image that are zeros, at most a region's.
+    Zeros {
+        /// First block.
+        lba: Lba,
+        /// How many.
+        blocks: u32,
+        /// As for `Blocks`.
+        read_at: Lsn,
+    },
     /// The sender's region LSNs from `first` on; 0 for a region that nothing wrote.
     Regions {
         /// First region.
@@ -44,7 +56,8 @@ pub enum Recover {
     },
     /// All was sent.
     End,
-    /// Bytes of base blocks that the receiver has taken since the session's start.
+    /// Bytes of base blocks that the receiver has taken since the session's start, and [`ZEROS_BYTES`] for
+    /// each message of zeros.
     Taken(u64),
 }
 
@@ -136,6 +149,9 @@ pub fn recover_out(lineage: Lineage, message: &Recover) -> v1::RecoverMessage {
             read_at: read_at.0,
             crc: *crc,
         }),
+        Recover::Zeros { lba, blocks, read_at } => {
+            RecoverBody::Zeros(v1::BaseZeros { lba: lba.0, blocks: *blocks, read_at: read_at.0 })
+        }
         Recover::Regions { first, lsns } => RecoverBody::Regions(v1::RegionTable {
             first_region: *first,
             lsns: lsns.iter().map(|lsn| lsn.0).collect(),
@@ -175,6 +191,13 @@ pub fn recover_in(message: v1::RecoverMessage) -> Decoded<(Lineage, Recover)> {
                 read_at: lsn(blocks.read_at)?,
                 crc: blocks.crc,
             }
+        }
+        RecoverBody::Zeros(zeros) => {
+            if zeros.blocks == 0 || u64::from(zeros.blocks) > REGION_BLOCKS {
+                return bad(format!("{} base blocks of zeros", zeros.blocks));
+            }
+            let (lba, read_at) = (Lba(size(zeros.lba)?), lsn(zeros.read_at)?);
+            Recover::Zeros { lba, blocks: zeros.blocks, read_at }
         }
         RecoverBody::Regions(table) => {
             regions(table.first_region, table.lsns.len())?;

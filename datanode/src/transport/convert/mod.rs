@@ -24,7 +24,7 @@ use uuid::Uuid;
 
 use numbers::{counter, size};
 
-pub use base::{Recover, recover_in, recover_out};
+pub use base::{Recover, ZEROS_BYTES, recover_in, recover_out};
 pub use blocks::{Beside, WireBlock, scrub_in, scrub_out};
 pub use entry::{WireEntry, entry_in, entry_out};
 pub use messages::{to_primary_in, to_primary_out, to_replica_in, to_replica_out};
@@ -265,6 +265,7 @@ fn failure_out(kind: FailureKind) -> u32 {
         FailureKind::Invalidated => 5,
         FailureKind::PinLost => 6,
         FailureKind::Stalled => 7,
+        FailureKind::Unsettled => 8,
     }
 }
 
@@ -273,6 +274,7 @@ fn failure_in(kind: u32) -> Decoded<FailureKind> {
         1 => Ok(FailureKind::WalRecycled),
         2 => Ok(FailureKind::Transport),
         3 => Ok(FailureKind::StoreIo),
+        8 => Ok(FailureKind::Unsettled),
         4 => Ok(FailureKind::StartTimeout),
         5 => Ok(FailureKind::Invalidated),
         6 => Ok(FailureKind::PinLost),
