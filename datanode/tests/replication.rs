@@ -11,7 +11,9 @@ use sbk_datanode::volume::events::{AnswerPath, LaneId, PeerEvent};
 use sbk_engine::recording::file;
 use sbk_engine::replication::io::Output;
 use sbk_engine::replication::log::{EntryHeader, EntryKind};
-use sbk_engine::replication::message::{Append, Lineage, ToPrimary, ToReplica};
+use sbk_engine::replication::message::{
+    Append, Incomplete, Lineage, RecoveryId, ToPrimary, ToReplica,
+};
 use sbk_engine::types::{Epoch, Incarnation, Lsn, ReplicaRef};
 use support::{Cluster, PATIENCE, replica};
 
@@ -81,8 +83,15 @@ fn a_follower_that_dies_leaves_and_catches_up() {
     assert_images_equal(&cluster, &[1, 2, 3]);
 }
 
+/// What it holds is written over from here on: a rebuild of it broke, with its process.
+fn tear(cluster: &Cluster, n: u128) {
+    let session = RecoveryId { epoch: Epoch(1), number: 1 };
+    let mark = Incomplete { session, from: Lsn(0), base: Lsn(1), target: Lsn(1) };
+    cluster.stores[&replica(n)].disk().kept.incomplete = Some(mark);
+}
+
 #[test]
-fn a_follower_that_missed_too_much_is_rebuilt() {
+fn a_follower_that_missed_too_much_gets_what_changed() {
     let cluster = Cluster::start(3, 2);
     let mut client = cluster.client();
     for block in 0..300 {
@@ -102,7 +111,7 @@ fn a_follower_that_missed_too_much_is_rebuilt() {
     assert_images_equal(&cluster, &[1, 2, 3]);
     let nodes = cluster.nodes.lock().unwrap();
     let trace = nodes[&replica(3)].handle.trace.after(0);
-    assert!(trace.iter().any(|entry| entry.event.what == "rebuilt"), "{trace:?}");
+    assert!(trace.iter().any(|entry| entry.event.what == "delta-taken"), "{trace:?}");
 }
 
 /// A rebuild takes its time, and the set changes for reasons of others meanwhile: what was copied is
@@ -115,6 +124,7 @@ fn a_rebuild_goes_on_through_a_new_epoch() {
         client.write(block, block as u8 | 1);
     }
     cluster.kill(replica(3));
+    tear(&cluster, 3);
     client.write(1, 2);
     cluster.wait_in_sync(2);
     cluster.stores.values().for_each(|store| store.disk().retain = 1);
@@ -150,6 +160,7 @@ fn a_rebuild_begins_once_however_long_the_wipe_takes() {
     let mut client = cluster.client();
     client.write(0, 1);
     cluster.kill(replica(3));
+    tear(&cluster, 3);
     client.write(1, 2);
     cluster.wait_in_sync(2);
     cluster.stores.values().for_each(|store| store.disk().retain = 1);
@@ -359,10 +370,10 @@ fn a_follower_whose_log_stays_full_goes_on_listening() {
 
 /// 1. Replica 3 is away for long; the set is {1, 2} and may not become smaller.
 /// 2. Replica 2 dies for good; a write is logged at 1 and can't commit.
-/// 3. Replica 3 comes back and has to be rebuilt. Nothing commits before it has joined: its base
+/// 3. Replica 3 comes back and needs a base lane. Nothing commits before it has joined: its base
 ///    blocks must not wait for a commit.
 #[test]
-fn a_rebuild_ends_although_nothing_can_commit_before_it_did() {
+fn a_delta_ends_although_nothing_can_commit_before_it_did() {
     let cluster = Cluster::start(3, 2);
     let mut client = cluster.client();
     for block in 0..300 {
@@ -397,5 +408,5 @@ fn a_rebuild_ends_although_nothing_can_commit_before_it_did() {
     assert_images_equal(&cluster, &[1, 3]);
     let nodes = cluster.nodes.lock().unwrap();
     let trace = nodes[&replica(3)].handle.trace.after(0);
-    assert!(trace.iter().any(|entry| entry.event.what == "rebuilt"), "{trace:?}");
+    assert!(trace.iter().any(|entry| entry.event.what == "delta-taken"), "{trace:?}");
 }

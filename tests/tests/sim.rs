@@ -57,6 +57,11 @@ fn bits_that_flip_at_rest_cost_one_copy_at_most() {
 }
 
 #[test]
+fn replicas_that_fall_behind_get_what_changed() {
+    sweep("deltas", 0..120);
+}
+
+#[test]
 fn blocks_that_rot_are_read_from_another_replica() {
     sweep("rotten", 0..120);
 }

@@ -7,6 +7,7 @@ mod bench;
 mod best_effort;
 mod candidates;
 mod crowded;
+mod deltas;
 mod doubts;
 mod epochs;
 mod follower;

@@ -128,7 +128,8 @@ fn an_acknowledgement_in_an_older_epoch_is_noticed_if_it_counts() {
 /// What becomes of a replica that returns.
 #[derive(Clone, Copy, Debug, PartialEq)]
 enum Fate {
-    Rebuilt,
+    /// A base lane: what it held when a delta broke, or 0.
+    Based(u64),
     CutTo(u64),
     /// Two logs that both count as committed differ, and no loss explains it.
     Untouched,
@@ -165,8 +166,10 @@ fn what_becomes_of_a_returning_replica_follows_from_its_mark_its_loss_and_its_lo
                             .then(|| (1..=both).take_while(same).last().unwrap_or(0));
                         let lost = loss == 0 && agreed.is_none_or(|agreed| agreed < known);
                         let kept = agreed.unwrap_or(known.min(LAST));
+                        // An LSN of before the loss may be another entry's since.
+                        let from = incomplete.map_or(0, |mark| mark.from.0 * loss);
                         let expected = if incomplete.is_some() || lost {
-                            Fate::Rebuilt
+                            Fate::Based(from)
                         } else if kept < known {
                             Fate::Untouched
                         } else {
@@ -185,7 +188,9 @@ fn what_becomes_of_a_returning_replica_follows_from_its_mark_its_loss_and_its_lo
                         let outputs = bench.meet(2, EPOCH, &probed, told);
                         let found =
                             sent(&outputs, 2).into_iter().find_map(|message| match message {
-                                ToReplica::BeginRebuild { .. } => Some(Fate::Rebuilt),
+                                ToReplica::BeginRebuild { mark, .. } => {
+                                    Some(Fate::Based(mark.from.0))
+                                }
                                 ToReplica::Cut { end, .. } => Some(Fate::CutTo(end.0)),
                                 _ => None,
                             });
@@ -196,7 +201,7 @@ fn what_becomes_of_a_returning_replica_follows_from_its_mark_its_loss_and_its_lo
                         assert_eq!(found, expected, "{case}");
                         cases += 1;
                         fates[match found {
-                            Fate::Rebuilt => 0,
+                            Fate::Based(_) => 0,
                             Fate::CutTo(_) => 1,
                             Fate::Untouched => 2,
                         }] += 1;
@@ -207,4 +212,12 @@ fn what_becomes_of_a_returning_replica_follows_from_its_mark_its_loss_and_its_lo
     }
     assert_eq!(cases, 3 * 2 * (66 + 66 + 56));
     assert!(fates.iter().all(|count| *count > 20), "{fates:?}");
+}
+
+/// A rule that is taken out is noticed.
+#[cfg(feature = "bugs")]
+#[test]
+fn the_table_of_returns_bites() {
+    let returns = what_becomes_of_a_returning_replica_follows_from_its_mark_its_loss_and_its_log;
+    crate::bench::bites(sbk_engine::bugs::Bug::DeltaAcrossLoss, returns);
 }

@@ -5,6 +5,7 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind};
+use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{Epoch, Lba, Lsn};
 use sbk_store::Store;
 use sbk_store::entry::entry_crc;
@@ -86,7 +87,9 @@ fn uncommitted_entries_are_in_no_region_table() {
     write(&mut store, 10, &[2]);
     write(&mut store, 290, &[2]);
     assert_eq!(store.regions(), [Lsn(1), Lsn(0)]);
-    assert_eq!(store.allocated_regions(), [0]);
+    let session = RecoveryId { epoch: Epoch(1), number: 1 };
+    let mark = Incomplete { session, from: Lsn(0), base: Lsn(1), target: Lsn(1) };
+    assert_eq!(store.base_regions(&mark), [0]);
 }
 
 /// A checkpoint writes newer blocks while the read is under way: the LSN that comes with them says

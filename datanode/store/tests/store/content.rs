@@ -1,8 +1,10 @@
 //! The entries that the tests log: functions of a seed, the epoch, the LSN and the log before it.
 
+use std::collections::BTreeSet;
+
 use bytes::{Bytes, BytesMut};
 use sbk_engine::replication::log::{EntryHeader, EntryKind, LogState, Origin, RequestTag};
-use sbk_engine::types::{AttachGeneration, Epoch, Lba, Lsn, SessionId};
+use sbk_engine::types::{AttachGeneration, Epoch, Lba, Lsn, REGION_BLOCKS, SessionId};
 use sbk_store::entry::entry_crc;
 use uuid::Uuid;
 
@@ -61,6 +63,12 @@ pub(crate) fn bytes_of(tags: &[Tag]) -> Bytes {
         }
     }
     out.freeze()
+}
+
+/// What whole blocks hold, of which none is torn.
+pub(crate) fn tags_of(data: &[u8]) -> Vec<Tag> {
+    let tag = |block: &[u8]| Tag::from_le_bytes(block[..8].try_into().expect("eight bytes"));
+    data.chunks_exact(BLOCK).map(tag).collect()
 }
 
 /// An entry, its payload as tags.
@@ -148,6 +156,23 @@ pub(crate) fn base_image(seed: u64, base: u64) -> Vec<Tag> {
             if block >= BLOCKS || block % 7 < 3 { 0 } else { tag }
         })
         .collect()
+}
+
+/// The image that a delta makes of `held`, as of LSN `base`, and the regions that it brings: some, and
+/// those where there is anything beyond the volume's end as of it.
+pub(crate) fn delta_image(seed: u64, base: u64, held: &[Tag]) -> (Vec<Tag>, BTreeSet<u64>) {
+    let (mut image, new) = (held.to_vec(), base_image(seed, base));
+    let mut regions = BTreeSet::new();
+    for region in 0..MAX_BLOCKS.div_ceil(REGION_BLOCKS) {
+        let end = MAX_BLOCKS.min((region + 1) * REGION_BLOCKS);
+        let blocks = (region * REGION_BLOCKS) as usize..end as usize;
+        let beyond = blocks.clone().any(|block| block as u64 >= BLOCKS && held[block] != 0);
+        if beyond || mixed(&[seed, base, region, 9]).one_in(2) {
+            image[blocks.clone()].copy_from_slice(&new[blocks]);
+            regions.insert(region);
+        }
+    }
+    (image, regions)
 }
 
 /// Applies an entry to an image; `blocks` is the volume's size before it.

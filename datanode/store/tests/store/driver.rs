@@ -4,8 +4,9 @@ use std::collections::VecDeque;
 use std::sync::Arc;
 use std::thread::JoinHandle;
 
+use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::Opened;
-use sbk_engine::replication::log::{EpochTable, LogState};
+use sbk_engine::replication::log::{BlockRange, EpochTable, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
 use sbk_engine::types::{
     BootId, Epoch, Incarnation, Lba, LossGeneration, Lsn, REGION_BLOCKS, ReplicaId, TailId,
@@ -17,7 +18,9 @@ use sbk_store::{
 use sbk_wal::Storage;
 use uuid::Uuid;
 
-use super::content::{BLOCKS, MAX_BLOCKS, Random, Tag, base_image, bytes_of, make};
+use super::content::{
+    BLOCKS, MAX_BLOCKS, Random, Tag, base_image, bytes_of, delta_image, make, tags_of,
+};
 use super::events::Event;
 
 /// Small, so that everything happens often.
@@ -84,18 +87,27 @@ enum Kind {
     Cuts,
     /// A rebuild over an image that is there, to its end.
     Rebuild,
+    /// A delta over it.
+    Delta,
 }
 
 impl Kind {
     fn of(seed: u64) -> Self {
-        [Self::Mixed, Self::Cuts, Self::Rebuild][(seed % 3) as usize]
+        match seed % 6 {
+            0 | 3 => Self::Mixed,
+            1 | 4 => Self::Cuts,
+            2 => Self::Rebuild,
+            _ => Self::Delta,
+        }
     }
 }
 
-/// A rebuild under way.
+/// A delta or a rebuild under way.
 struct Rebuild {
     mark: Incomplete,
     image: Vec<Tag>,
+    /// The sender's region LSNs.
+    regions: Vec<Lsn>,
     /// Base blocks yet to come.
     chunks: Vec<u64>,
 }
@@ -164,8 +176,12 @@ impl<'a> Driver<'a> {
 
     /// Does `steps` steps.
     pub(crate) fn run(&mut self, steps: u64) -> Result<(), StoreError> {
-        if self.store.kept().incomplete.is_some() {
-            self.wipe()?;
+        if let Some(torn) = self.store.kept().incomplete {
+            if torn.from > Lsn(0) && !self.random.one_in(4) {
+                self.delta_again(torn.from)?;
+            } else {
+                self.wipe()?;
+            }
         } else {
             self.promise()?;
             // Rebuilds are rare otherwise.
@@ -177,13 +193,16 @@ impl<'a> Driver<'a> {
             if self.kind == Kind::Rebuild && step == steps / 3 && self.rebuild.is_none() {
                 self.wipe()?;
             }
+            if self.kind == Kind::Delta && step == steps / 2 && self.rebuild.is_none() {
+                self.delta()?;
+            }
             self.step()?;
         }
         Ok(())
     }
 
     fn step(&mut self) -> Result<(), StoreError> {
-        let hurry = self.kind == Kind::Rebuild;
+        let hurry = matches!(self.kind, Kind::Rebuild | Kind::Delta);
         if self.rebuild.is_some() && (hurry || self.random.one_in(3)) {
             return self.rebuild_step();
         }
@@ -315,44 +334,97 @@ impl<'a> Driver<'a> {
 
     pub(crate) fn wipe(&mut self) -> Result<(), StoreError> {
         self.settle()?;
-        self.sessions += 1;
         // After a loss the primary's log may be shorter than what was here.
         let above = if self.random.one_in(3) { 0 } else { self.store.end().0 };
         let base = above + 1 + self.random.below(5);
         let epoch = self.epoch + 1;
+        self.tell(Event::WipeBegins { base, epoch });
+        let image = base_image(self.seed, base);
+        let written = |region: &[Tag]| region.iter().any(|tag| *tag != 0);
+        let lsn = |region| if written(region) { Lsn(base) } else { Lsn(0) };
+        let regions = image.chunks(REGION_BLOCKS as usize).map(lsn).collect();
+        self.begin(Lsn(0), base, image, regions)
+    }
+
+    /// Takes a delta over what is here.
+    fn delta(&mut self) -> Result<(), StoreError> {
+        self.settle()?;
+        let from = self.store.durable();
+        if from == Lsn(0) {
+            return self.wipe();
+        }
+        self.tell(Event::Committed { lsn: from.0 });
+        self.store.set_committed(from);
+        self.states.retain(|(lsn, _)| *lsn >= from.0);
+        while self.store.want_checkpoint(from).is_none() && !on(Bug::DeltaUncheckpointed) {
+            self.checkpoint(true)?;
+        }
+        let base = self.store.end().0 + 1 + self.random.below(5);
+        let all = BlockRange { lba: Lba(0), blocks: MAX_BLOCKS as u32 };
+        let (held, _) = self.store.plan_read_committed(all).run().expect("the image can be read");
+        let (image, changed) = delta_image(self.seed, base, &tags_of(&held));
+        let mut regions = self.store.regions();
+        regions.resize(MAX_BLOCKS.div_ceil(REGION_BLOCKS) as usize, Lsn(0));
+        changed.into_iter().for_each(|region| regions[region as usize] = Lsn(base));
+        let epoch = self.epoch + 1;
+        self.tell(Event::DeltaBegins { base, epoch, from: from.0 });
+        self.begin(from, base, image, regions)
+    }
+
+    /// Takes up a delta that broke: everything was written since it began.
+    fn delta_again(&mut self, from: Lsn) -> Result<(), StoreError> {
+        let base = self.store.end().0.max(from.0) + 1 + self.random.below(5);
+        let epoch = self.epoch + 1;
+        self.tell(Event::WipeBegins { base, epoch });
+        let regions = vec![Lsn(base); MAX_BLOCKS.div_ceil(REGION_BLOCKS) as usize];
+        self.begin(from, base, base_image(self.seed, base), regions)
+    }
+
+    fn begin(
+        &mut self,
+        from: Lsn,
+        base: u64,
+        image: Vec<Tag>,
+        regions: Vec<Lsn>,
+    ) -> Result<(), StoreError> {
+        self.sessions += 1;
+        let epoch = self.epoch + 1;
         let session = RecoveryId { epoch: Epoch(epoch), number: self.sessions };
         let target = Lsn(base + self.random.below(4));
-        let mark = Incomplete { session, from: Lsn(0), base: Lsn(base), target };
+        let mark = Incomplete { session, from, base: Lsn(base), target };
         let mut kept = self.store.kept().clone();
         kept.fenced = Epoch(epoch);
         kept.incomplete = Some(mark);
         kept.table = EpochTable::from_pairs(vec![(Epoch(epoch), Lsn(base + 1))]).expect("one");
         let state = LogState::new(BLOCKS);
-        self.tell(Event::WipeBegins { base, epoch });
         self.store.wipe(&mark, &state, &kept)?;
         self.tell(Event::Wiped { base, epoch });
         self.epoch = epoch;
         self.states = VecDeque::from([(base, state)]);
-        let mut chunks: Vec<u64> = (0..BLOCKS.div_ceil(CHUNK)).collect();
+        let sent = if from > Lsn(0) { MAX_BLOCKS } else { BLOCKS };
+        let mut chunks: Vec<u64> = (0..sent.div_ceil(CHUNK)).collect();
         for at in 1..chunks.len() {
             chunks.swap(at, self.random.below(at as u64 + 1) as usize);
         }
-        self.rebuild = Some(Rebuild { mark, image: base_image(self.seed, base), chunks });
+        self.rebuild = Some(Rebuild { mark, image, regions, chunks });
         Ok(())
     }
 
     /// The next base blocks; once all are there, and the WAL lane reached its target, the end.
     fn rebuild_step(&mut self) -> Result<(), StoreError> {
         let rebuild = self.rebuild.as_mut().expect("one is under way");
-        let base = rebuild.mark.base;
         if let Some(chunk) = rebuild.chunks.pop() {
             let first = chunk * CHUNK;
-            let end = (first + CHUNK).min(BLOCKS);
+            let end = (first + CHUNK).min(MAX_BLOCKS);
             for block in first..end {
                 let tag = rebuild.image[block as usize];
-                // Zeros are not sent.
-                if tag != 0 {
+                let lsn = rebuild.regions[(block / REGION_BLOCKS) as usize];
+                if tag != 0 && lsn > rebuild.mark.from {
                     self.store.write_base(Lba(block), &bytes_of(&[tag]))?;
+                }
+                // A rebuild sends no zeros.
+                if tag == 0 && lsn > rebuild.mark.from && rebuild.mark.from > Lsn(0) {
+                    self.store.write_base_zeros(block..block + 1)?;
                 }
             }
             return Ok(());
@@ -363,13 +435,7 @@ impl<'a> Driver<'a> {
         }
         self.settle()?;
         let rebuild = self.rebuild.take().expect("it is still under way");
-        let regions = rebuild
-            .image
-            .chunks(REGION_BLOCKS as usize)
-            .map(|region| if region.iter().any(|tag| *tag != 0) { base } else { Lsn(0) });
-        let regions: Vec<Lsn> = regions.collect();
-        assert_eq!(regions.len() as u64, MAX_BLOCKS.div_ceil(REGION_BLOCKS));
-        self.store.set_regions(0, &regions);
+        self.store.set_regions(0, &rebuild.regions);
         let mut kept = self.store.kept().clone();
         kept.incomplete = None;
         self.tell(Event::FinishBegins);

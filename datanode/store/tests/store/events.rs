@@ -39,6 +39,9 @@ pub(crate) enum Event {
     Cut { end: u64, epoch: u64 },
     /// The replica is about to be wiped for a rebuild whose base is as of here, promising `epoch`.
     WipeBegins { base: u64, epoch: u64 },
+    /// Its log is about to be dropped for a delta whose base is as of here, promising `epoch`; its extents
+    /// hold the image of `from`.
+    DeltaBegins { base: u64, epoch: u64, from: u64 },
     /// It was, and says that it is incomplete.
     Wiped { base: u64, epoch: u64 },
     /// The rebuild is about to be finished.

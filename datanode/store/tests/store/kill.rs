@@ -57,7 +57,7 @@ fn phase(event: &Event) -> Option<(&'static str, bool)> {
         Event::Persisted { .. } => ("persist", false),
         Event::CutBegins { .. } => ("cut", true),
         Event::Cut { .. } => ("cut", false),
-        Event::WipeBegins { .. } => ("wipe", true),
+        Event::WipeBegins { .. } | Event::DeltaBegins { .. } => ("wipe", true),
         Event::Wiped { .. } => ("wipe", false),
         Event::FinishBegins => ("finish", true),
         Event::Finished => ("finish", false),

@@ -9,7 +9,9 @@ use sbk_engine::types::{Epoch, Lba, LossGeneration, Lsn, REGION_BLOCKS};
 use sbk_store::Store;
 use sbk_wal::{Storage, crc32c};
 
-use super::content::{BLOCK, BLOCKS, MAX_BLOCKS, Made, Tag, apply, base_image, bytes_of, make};
+use super::content::{
+    BLOCK, BLOCKS, MAX_BLOCKS, Made, Tag, apply, base_image, bytes_of, delta_image, make,
+};
 use super::driver;
 use super::events::Event;
 
@@ -41,6 +43,7 @@ enum Doing {
     Promise { epoch: u64 },
     Cut { end: u64, epoch: u64 },
     Wipe { base: u64, epoch: u64 },
+    Delta { base: u64, epoch: u64, from: u64 },
     Finish,
 }
 
@@ -129,6 +132,9 @@ impl Model {
             Event::PersistBegins { epoch } => self.doing = Some(Doing::Promise { epoch }),
             Event::CutBegins { end, epoch } => self.doing = Some(Doing::Cut { end, epoch }),
             Event::WipeBegins { base, epoch } => self.doing = Some(Doing::Wipe { base, epoch }),
+            Event::DeltaBegins { base, epoch, from } => {
+                self.doing = Some(Doing::Delta { base, epoch, from });
+            }
             Event::FinishBegins => self.doing = Some(Doing::Finish),
             Event::Persisted { .. } | Event::Cut { .. } | Event::Wiped { .. } | Event::Finished => {
                 let doing = self.doing.take().expect("it said that it begins");
@@ -162,8 +168,15 @@ impl Model {
                 self.committed = self.committed.min(end);
                 self.fenced = epoch;
             }
-            Doing::Wipe { base, epoch } => {
-                let image = base_image(self.seed, base);
+            Doing::Wipe { .. } | Doing::Delta { .. } => {
+                let (base, epoch, image) = match doing {
+                    Doing::Delta { base, epoch, from } => {
+                        let held = self.at(from).image;
+                        (base, epoch, delta_image(self.seed, base, &held).0)
+                    }
+                    Doing::Wipe { base, epoch } => (base, epoch, base_image(self.seed, base)),
+                    Doing::Promise { .. } | Doing::Cut { .. } | Doing::Finish => unreachable!(),
+                };
                 self.floor = Volume { lsn: base, image, state: LogState::new(BLOCKS) };
                 self.entries.clear();
                 self.tip = LogState::new(BLOCKS);
@@ -192,7 +205,7 @@ impl Model {
                 }
                 return;
             }
-            Doing::Wipe { epoch, .. } => {
+            Doing::Wipe { epoch, .. } | Doing::Delta { epoch, .. } => {
                 opened.kept.incomplete.is_some_and(|mark| mark.session.epoch.0 == epoch)
             }
             Doing::Finish => opened.kept.incomplete.is_none(),
