@@ -302,7 +302,7 @@ with open(path, "w") as file:
 if faults:
     print(f"{drill}: FAILED: {document['fault']}")
     sys.exit(1)
-ways = {"catch_up": "catch-up:", "rebuild": "rebuild: the image, then"}
+ways = {"catch_up": "catch-up:", "delta": "delta: what changed in the image, then", "rebuild": "rebuild: the image, then"}
 moved = [f"{m['node'].split(':')[0]} by {ways[m['route']]} {m['entries']} entries" for m in load["moved"]]
 parts = [
     f"stall {stall} ms (before {quiet} ms, while it came back {back} ms)" if drill != "down-up" else done[-1],
