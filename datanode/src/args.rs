@@ -5,6 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
+use sbk_store::DirId;
 use serde::Deserialize;
 
 use crate::frontend::nbd::TlsFiles;
@@ -50,9 +51,14 @@ pub enum LogFormat {
                   before the environment, the environment before the file."
 )]
 pub struct Args {
-    /// Where the node's identity and its replicas are kept.
-    #[arg(long, env = "SBK_DATA_DIR", value_name = "DIR")]
-    pub data_dir: Option<PathBuf>,
+    /// Where the node's identity and its replicas are kept. Once for each disk (or DIR,... in the
+    /// environment): a replica is on one of them, and one that fails takes no more than its own with it
+    #[arg(long, env = "SBK_DATA_DIR", value_name = "DIR", value_delimiter = ',')]
+    pub data_dir: Option<Vec<PathBuf>>,
+    /// A data directory that is lost for good, by its id as errors and `sbkctl node show` name it: its
+    /// replicas are lost, and an empty directory may take its place. It may stay given
+    #[arg(long, env = "SBK_LOST_DIR", value_name = "ID", value_delimiter = ',')]
+    pub lost_dir: Option<Vec<DirId>>,
     /// Where it is kept whether entries that were written and not synced may be gone: a directory in
     /// memory that outlives the process [default: /run/sbk]
     #[arg(long, env = "SBK_RUNTIME_DIR", value_name = "DIR")]
@@ -108,7 +114,7 @@ pub struct Args {
     /// The hours of the day (UTC) in which it reads, as in 22-6 [default: all]
     #[arg(long, env = "SBK_SCRUB_WINDOW", value_name = "FROM-TO")]
     pub scrub_window: Option<Window>,
-    /// Bytes that replicas may take [default: the size of the data directory's file system]
+    /// Bytes that replicas may take in each data directory [default: the size of its file system]
     #[arg(long, env = "SBK_CAPACITY", value_name = "BYTES", value_parser = parse_bytes)]
     pub capacity: Option<u64>,
     /// Seconds after which a client's request that no primary has answered fails; 0: never, it waits
@@ -127,7 +133,8 @@ pub struct Args {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileArgs {
-    data_dir: Option<PathBuf>,
+    data_dir: Option<Dirs>,
+    lost_dir: Option<Vec<String>>,
     runtime_dir: Option<PathBuf>,
     masters: Option<Vec<String>>,
     listen: Option<SocketAddr>,
@@ -157,11 +164,21 @@ enum Amount {
     Text(String),
 }
 
+/// One directory or several.
+#[derive(Clone, Debug, Deserialize)]
+#[serde(untagged)]
+enum Dirs {
+    One(PathBuf),
+    Several(Vec<PathBuf>),
+}
+
 /// Everything decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where the node's identity and its replicas are kept.
-    pub data_dir: PathBuf,
+    /// Where the node's identity and its replicas are kept; at least one.
+    pub data_dirs: Vec<PathBuf>,
+    /// Directories that are given up.
+    pub lost_dirs: Vec<DirId>,
     /// Where the replicas' tails are kept.
     pub runtime_dir: PathBuf,
     /// The masters, `host:port` each.
@@ -186,7 +203,7 @@ pub struct Settings {
     pub recovery_rate: u64,
     /// When replicas are scrubbed in the background.
     pub scrub: Schedule,
-    /// Bytes that replicas may take; `None`: what the file system has.
+    /// Bytes that replicas may take in each directory; `None`: what its file system has.
     pub capacity: Option<u64>,
     /// How long a client's request is held; zero: for ever.
     pub io_timeout: Duration,
@@ -236,8 +253,22 @@ impl Args {
     pub fn settings(self) -> Result<Settings, SettingsError> {
         let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let missing = |option, variable| SettingsError::Missing { option, variable };
-        let data_dir = self.data_dir.or(file.data_dir);
+        let in_file = file.data_dir.map(|dirs| match dirs {
+            Dirs::One(dir) => vec![dir],
+            Dirs::Several(dirs) => dirs,
+        });
+        let data_dirs = self.data_dir.or(in_file).unwrap_or_default();
+        let in_file = file.lost_dir.unwrap_or_default();
+        let in_file = in_file.iter().map(|id| {
+            let problem = format!("'{id}' is no id of a directory");
+            id.parse().map_err(|_| SettingsError::Value { option: "lost_dir", problem })
+        });
+        let in_file = in_file.collect::<Result<Vec<DirId>, _>>()?;
+        let lost_dirs = self.lost_dir.unwrap_or(in_file);
         let masters = self.masters.or(file.masters).unwrap_or_default();
+        if data_dirs.is_empty() {
+            return Err(missing("--data-dir", "SBK_DATA_DIR"));
+        }
         if masters.is_empty() {
             return Err(missing("--masters", "SBK_MASTERS"));
         }
@@ -288,7 +319,8 @@ impl Args {
             (None, _) => return Err(missing("--nbd-tls-cert", "SBK_NBD_TLS_CERT")),
         };
         Ok(Settings {
-            data_dir: data_dir.ok_or_else(|| missing("--data-dir", "SBK_DATA_DIR"))?,
+            data_dirs,
+            lost_dirs,
             runtime_dir: self
                 .runtime_dir
                 .or(file.runtime_dir)
@@ -364,7 +396,14 @@ mod tests {
         std::fs::write(&path, text).expect("written");
         let config = path.to_str().expect("UTF-8");
         let settings = parse(&["--config", config, "--zone", "y"]).settings().expect("is complete");
-        assert_eq!(settings.data_dir, PathBuf::from("/a"));
+        assert_eq!(settings.data_dirs, [PathBuf::from("/a")]);
+        let two = ["--config", config, "--data-dir", "/b", "--data-dir", "/c"];
+        let two = parse(&two).settings().expect("is complete").data_dirs;
+        assert_eq!(two, [PathBuf::from("/b"), PathBuf::from("/c")]);
+        let several = text.replace("\"/a\"", "[\"/a\", \"/d\"]");
+        std::fs::write(&path, several).expect("written");
+        let two = parse(&["--config", config]).settings().expect("is complete").data_dirs;
+        assert_eq!(two, [PathBuf::from("/a"), PathBuf::from("/d")]);
         assert_eq!((settings.zone.as_str(), settings.wal_retain), ("y", 1 << 20));
         assert_eq!(settings.masters, ["m:1"]);
         assert_eq!((settings.io_timeout, settings.recovery_rate), (IO_TIMEOUT, RECOVERY_RATE));

@@ -2,6 +2,7 @@
 
 mod args;
 pub mod catalogue;
+pub mod disks;
 pub mod frontend;
 pub mod link;
 pub mod node;

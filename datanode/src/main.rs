@@ -11,9 +11,23 @@ use tokio::signal::unix::{SignalKind, signal};
 // What ships holds no switch for a known bug, whichever features were asked for elsewhere.
 const _: () = assert!(!sbk_engine::bugs::PRESENT, "built with the feature `bugs`");
 
-#[tokio::main]
-async fn main() -> ExitCode {
-    match run(Args::parse()).await {
+/// Threads that may block, beside those that each disk has of its own: a volume's task that writes its
+/// superblock takes one, and on a disk that hangs it keeps it.
+const THREADS: usize = 16 << 10;
+
+fn main() -> ExitCode {
+    let mut builder = tokio::runtime::Builder::new_multi_thread();
+    let runtime = builder.enable_all().max_blocking_threads(THREADS).build();
+    let ended = match runtime {
+        Ok(runtime) => {
+            let ended = runtime.block_on(run(Args::parse()));
+            // Nobody waits for a call that a disk does not answer.
+            runtime.shutdown_background();
+            ended
+        }
+        Err(error) => Err(error.into()),
+    };
+    match ended {
         Ok(()) => ExitCode::SUCCESS,
         Err(error) => {
             // What an operator did needs no backtrace, whatever the environment says.

@@ -2,6 +2,7 @@
 
 use std::future::Future;
 use std::net::SocketAddr;
+use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -10,7 +11,7 @@ use sbk_engine::replication::Params;
 use sbk_listen::{Limits, Listener};
 use sbk_proto::v1::block_service_server::BlockServiceServer;
 use sbk_proto::v1::replication_server::ReplicationServer;
-use sbk_store::{DataDir, StoreOptions, TailMemory};
+use sbk_store::{DataDirs, StoreOptions, TailMemory};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
@@ -85,10 +86,7 @@ const STREAMS: u32 = 4096;
 /// What the headers of one request may take, as HTTP/2 counts it.
 const HEADER_BYTES: u32 = 16 << 10;
 
-/// Where recordings are kept in the data directory.
-const RECORDINGS: &str = "recordings";
-
-/// Where it is kept in the data directory when replicas were scrubbed.
+/// Where it is kept, in the first data directory that can be used, when replicas were scrubbed.
 const SCRUBS: &str = "scrubs.json";
 
 /// Memory for payloads of recent entries of all replicas together. Up to 32 replicas have as much as each
@@ -110,10 +108,16 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
         wal_retain_ms: settings.wal_retain_time.as_millis() as u64,
         ..StoreOptions::retaining(settings.wal_retain)
     };
-    let path = settings.data_dir.clone();
-    let opened = tokio::task::block_in_place(|| DataDir::open(&path));
-    let dir = opened.with_context(|| format!("open the data directory {}", path.display()))?;
-    let replicas = Replicas::new(dir, &settings.runtime_dir, options);
+    let paths = &settings.data_dirs;
+    let lost = settings.lost_dirs.iter().copied().collect();
+    let opened = tokio::task::block_in_place(|| DataDirs::open(paths, &lost));
+    let dirs = opened.with_context(|| {
+        let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
+        format!("open the data directory {}", paths.join(" and "))
+    })?;
+    let replicas = tokio::task::block_in_place(|| {
+        Replicas::new(dirs, settings.capacity, &settings.runtime_dir, options)
+    });
     serve(replicas, settings, listeners, shutdown).await
 }
 
@@ -128,18 +132,17 @@ pub async fn serve<S: Storage>(
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
     let advertise = settings.advertise.as_deref();
+    let usable = storage.disks().iter().find(|disk| disk.fault().is_none());
     let config = NodeConfig {
         addr: reached_at(&listeners.grpc, advertise)?,
         http_addr: reached_at(&listeners.http, advertise)?,
         nbd_addr: reached_at(&listeners.nbd, advertise)?,
         masters: settings.masters,
         zone: settings.zone,
-        capacity: settings.capacity,
         params: Params::default(),
-        recordings: Some(settings.data_dir.join(RECORDINGS)),
         recovery_rate: settings.recovery_rate,
         scrub: settings.scrub,
-        scrubs: settings.data_dir.join(SCRUBS),
+        scrubs: usable.map_or_else(PathBuf::new, |disk| disk.path().join(SCRUBS)),
     };
     let nbd_tls = settings.nbd_tls.as_ref();
     let authenticates = nbd_tls.is_some_and(|files| files.client_ca.is_some());
@@ -170,8 +173,13 @@ pub async fn serve<S: Storage>(
     let stop = servers_stop.clone();
     let mut grpc = tokio::spawn(serve_grpc(node.clone(), frontends, listeners.grpc, stop));
     let mut pages = tokio::spawn(serve_http(node.clone(), listeners.http, servers_stop.clone()));
+    let mut outdated = node.outdated.clone();
     let ended = tokio::select! {
         () = shutdown => Ok(()),
+        why = outdated.wait_for(Option::is_some) => {
+            let why = why.ok().and_then(|why| why.clone());
+            Err(anyhow::anyhow!(why.unwrap_or_default()))
+        }
         ended = &mut grpc => ended.map_err(anyhow::Error::from).and_then(|r| r).context("gRPC ended"),
         ended = &mut pages => ended.map_err(anyhow::Error::from).and_then(|r| r).context("HTTP ended"),
     };

@@ -13,12 +13,13 @@ use sbk_engine::types::{
     BootId, Incarnation, Lba, LossGeneration, Lsn, NodeId, ReplicaId, VolumeId,
 };
 use sbk_store::{
-    BatchResult, CheckpointDone, CheckpointPlan, CreateSpec, DataDir, Identity, LogEntry,
-    LogReadError, LogReadPlan, Pressure, Store, StoreError, StoreOptions, SyncResult, Tails,
-    WalBatch, WalSync,
+    BatchResult, CheckpointDone, CheckpointPlan, CreateSpec, DataDir, DataDirs, Identity, LogEntry,
+    LogReadError, LogReadPlan, Member, Pressure, Store, StoreError, StoreOptions, SyncResult,
+    Tails, WalBatch, WalSync,
 };
 use sbk_wal::Storage;
 
+use crate::disks::{self, DataDisk, Watched};
 use crate::node::Storage as NodeStorage;
 use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 use crate::volume::clock;
@@ -30,7 +31,7 @@ use crate::volume::disk::{
 /// A replica's files, to be opened by its volume task, again after each failure.
 #[derive(Debug)]
 pub struct ReplicaFiles {
-    dir: Option<Arc<DataDir>>,
+    home: Option<Arc<Watched>>,
     storage: Arc<dyn Storage>,
     identity: Identity,
     process: u64,
@@ -48,74 +49,125 @@ impl ReplicaFiles {
         tails: Arc<Tails>,
         options: StoreOptions,
     ) -> Self {
-        Self { dir: None, storage, identity, process, tails, options, opens: AtomicU64::new(0) }
+        Self { home: None, storage, identity, process, tails, options, opens: AtomicU64::new(0) }
     }
 
-    /// The same, of a replica in `dir`, whose free space it can tell.
-    fn on(self, dir: &Arc<DataDir>) -> Self {
-        Self { dir: Some(Arc::clone(dir)), ..self }
+    /// The same, of a replica on a disk whose free space can be told.
+    fn on(self, home: &Arc<Watched>) -> Self {
+        Self { home: Some(Arc::clone(home)), ..self }
     }
 }
 
-/// A node's replicas in its data directory.
+/// A node's replicas in its data directories.
 #[derive(Debug)]
 pub struct Replicas {
-    dir: Arc<DataDir>,
+    member: Arc<Member>,
+    watched: Vec<Arc<Watched>>,
+    disks: Vec<Arc<DataDisk>>,
     tails: Arc<Tails>,
     options: StoreOptions,
 }
 
 impl Replicas {
-    /// Those in `dir`, each kept as `options` say; what tells of their tails is in `runtime_dir`.
-    pub fn new(dir: DataDir, runtime_dir: &Path, options: StoreOptions) -> Self {
-        let tails = Arc::new(Tails::new(runtime_dir.join("tails"), dir.boot()));
-        Self { dir: Arc::new(dir), tails, options }
+    /// Those in `dirs`, in each of which replicas may claim `capacity` bytes (`None`: what the file system
+    /// has), each kept as `options` say; what tells of their tails is in `runtime_dir`.
+    pub fn new(
+        dirs: DataDirs,
+        capacity: Option<u64>,
+        runtime_dir: &Path,
+        options: StoreOptions,
+    ) -> Self {
+        let DataDirs { member, dirs, missing } = dirs;
+        let tails = Arc::new(Tails::new(runtime_dir.join("tails"), member.boot));
+        let member = Arc::new(member);
+        let away = dirs.iter().filter(|(_, dir)| dir.is_err()).count();
+        let watched: Vec<_> = dirs
+            .into_iter()
+            .map(|(path, dir)| Watched::start(&member, &path, dir, capacity))
+            .collect();
+        let mut disks: Vec<_> = watched.iter().map(|watched| Arc::clone(&watched.disk)).collect();
+        if missing.len() > away {
+            // More are missing than were given and can't be used.
+            disks.push(disks::not_given(&missing));
+        }
+        let replicas = Self { member, watched, disks, tails, options };
+        replicas.look();
+        replicas
     }
+
+    fn home(&self, disk: usize) -> Result<&Arc<Watched>, DiskError> {
+        self.watched.get(disk).ok_or_else(|| away(disk))
+    }
+
+    fn dir(&self, disk: usize) -> Result<Arc<DataDir>, DiskError> {
+        self.home(disk)?.dir().ok_or_else(|| away(disk))
+    }
+}
+
+fn away(disk: usize) -> DiskError {
+    DiskError { doing: "use its disk", source: format!("disk {disk} is away").into() }
 }
 
 impl NodeStorage for Replicas {
     type Opener = ReplicaFiles;
 
     fn node(&self) -> NodeId {
-        self.dir.node()
+        self.member.node
     }
 
     fn process(&self) -> u64 {
-        self.dir.process()
+        self.member.process
     }
 
     fn boot(&self) -> BootId {
-        self.dir.boot()
+        self.member.boot
     }
 
-    fn replicas(&self) -> Result<Vec<(VolumeId, ReplicaId)>, DiskError> {
-        let found = self.dir.replicas().map_err(disk_error("list the replicas"))?;
+    fn disks(&self) -> &[Arc<DataDisk>] {
+        &self.disks
+    }
+
+    fn look(&self) {
+        self.watched.iter().for_each(|watched| watched.look());
+        disks::share_room(&self.watched);
+    }
+
+    fn replicas(&self, disk: usize) -> Result<Vec<(VolumeId, ReplicaId)>, DiskError> {
+        let found = self.dir(disk)?.replicas().map_err(disk_error("list the replicas"))?;
         Ok(found.into_iter().map(|i| (i.volume, i.replica)).collect())
     }
 
-    fn opener(&self, volume: VolumeId, replica: ReplicaId) -> ReplicaFiles {
+    fn opener(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> ReplicaFiles {
         let identity = Identity { volume, replica };
-        let storage = self.dir.storage(&identity);
-        let (process, tails) = (self.dir.process(), Arc::clone(&self.tails));
-        ReplicaFiles::new(storage, identity, process, tails, self.options.clone()).on(&self.dir)
+        let home = &self.watched[disk];
+        let storage = DataDir::storage(home.disk.path(), &identity);
+        let (process, tails) = (self.member.process, Arc::clone(&self.tails));
+        ReplicaFiles::new(storage, identity, process, tails, self.options.clone()).on(home)
     }
 
-    fn create(&self, volume: VolumeId, replica: ReplicaId, blocks: u64) -> Result<(), DiskError> {
+    fn create(
+        &self,
+        disk: usize,
+        volume: VolumeId,
+        replica: ReplicaId,
+        blocks: u64,
+    ) -> Result<(), DiskError> {
         let identity = Identity { volume, replica };
         // A replica that never reconciled did so under no loss generation.
         let spec = CreateSpec { identity, blocks, loss_generation: LossGeneration(0) };
-        self.dir.create(&spec, &self.options).map_err(disk_error("make a replica"))
+        self.dir(disk)?.create(&spec, &self.options).map_err(disk_error("make a replica"))
     }
 
-    fn remove(&self, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError> {
+    fn remove(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError> {
         let identity = Identity { volume, replica };
-        self.dir.remove(&identity).map_err(disk_error("remove a replica"))?;
+        self.dir(disk)?.remove(&identity).map_err(disk_error("remove a replica"))?;
         self.tails.forget(replica);
         Ok(())
     }
 
-    fn space(&self) -> Result<(u64, u64), DiskError> {
-        self.dir.space().map_err(disk_error("look at the free space"))
+    fn count_past(&self, process: u64) -> Result<(), DiskError> {
+        let raise = |dir: Arc<DataDir>| dir.raise(process).map_err(disk_error("raise its count"));
+        self.watched.iter().filter_map(|watched| watched.dir()).try_for_each(raise)
     }
 }
 
@@ -130,7 +182,7 @@ impl OpenDisk for ReplicaFiles {
     type Disk = KeptStore;
 
     fn free_bytes(&self) -> Option<u64> {
-        self.dir.as_ref()?.free_bytes().ok()
+        self.home.as_ref()?.dir()?.free_bytes().ok()
     }
 
     fn open(&self) -> Result<(KeptStore, Opened), DiskError> {

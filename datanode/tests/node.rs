@@ -71,7 +71,7 @@ impl Running {
     async fn start(dir: MemDir, masters: SocketAddr) -> Self {
         let any = Some("127.0.0.1:0".parse().expect("an address"));
         let args = Args {
-            data_dir: Some("/nowhere".into()),
+            data_dir: Some(vec!["/nowhere".into()]),
             masters: Some(vec![masters.to_string()]),
             listen: any,
             http: any,
@@ -321,7 +321,7 @@ async fn a_primary_goes_to_the_new_address_of_a_replica_in_the_same_epoch() {
 async fn a_port_in_use_is_a_clear_error() {
     let taken = tokio::net::TcpListener::bind("127.0.0.1:0").await.expect("a port");
     let args = Args {
-        data_dir: Some("/nowhere".into()),
+        data_dir: Some(vec!["/nowhere".into()]),
         masters: Some(vec!["127.0.0.1:1".into()]),
         listen: Some(taken.local_addr().expect("bound")),
         ..Args::default()

@@ -129,6 +129,7 @@ pub(crate) fn registration(raw: &v1::RegisterRequest) -> Result<Registration, St
             complete: entry.complete,
             tail: entry.tail,
             doubtful: entry.doubtful,
+            disk: Some(entry.disk),
         };
         replicas.insert(replica.id, registered);
     }
@@ -145,6 +146,7 @@ pub(crate) fn registration(raw: &v1::RegisterRequest) -> Result<Registration, St
         },
         zone: optional(&raw.zone),
         capacity_bytes: raw.capacity_bytes,
+        disks: raw.disk_capacities.clone(),
         replicas,
     })
 }

@@ -158,6 +158,13 @@ impl Member {
         }
     }
 
+    /// How many disks their nodes can't use, as they said last.
+    pub(crate) fn failed_disks(&self) -> u64 {
+        let leading = self.leading();
+        let disks = leading.heartbeats.values().flat_map(|heartbeat| &heartbeat.disks);
+        disks.filter(|disk| !disk.fault.is_empty()).count() as u64
+    }
+
     /// What replicas on a node are asked to stand for.
     pub(crate) fn stands(&self, node: NodeId) -> Vec<Stand> {
         let applied = self.machine.read();

@@ -159,6 +159,7 @@ async fn nodes_that_make_no_sense_are_refused() {
         complete: true,
         tail: 0,
         doubtful: false,
+        disk: 0,
     }];
     refused("a replica of another run", nodes.register(other_run).await, &NO);
 

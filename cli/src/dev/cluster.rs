@@ -46,6 +46,10 @@ pub struct Options {
     pub datanode_args: Vec<String>,
     /// `--capacity` of the datanodes.
     pub capacity: Option<u64>,
+    /// Data directories of each datanode.
+    pub disks: usize,
+    /// `--replace-after` of the masters.
+    pub replace_after: Option<Duration>,
     /// How long it may take until it serves.
     pub limit: Duration,
 }
@@ -66,8 +70,18 @@ impl Options {
             wal_retain: None,
             datanode_args: Vec::new(),
             capacity: None,
+            disks: 1,
+            replace_after: None,
             limit,
         })
+    }
+}
+
+/// A data directory of a datanode of the cluster in `dir`; datanodes and their disks are numbered from 1.
+pub fn data_dir(dir: &Path, datanode: u64, disk: usize) -> PathBuf {
+    match disk {
+        1 => dir.join(format!("datanode-{datanode}")),
+        _ => dir.join(format!("datanode-{datanode}-disk-{disk}")),
     }
 }
 
@@ -194,6 +208,9 @@ impl DevCluster {
         let (id, cluster) = (plan.id.to_string(), self.plan.cluster());
         let args =
             ["--id", &id, "--listen", &plan.listen, "--http", &plan.http, "--cluster", &cluster];
+        let replace_after = self.options.replace_after.map(|after| after.as_secs().to_string());
+        let replace_after = replace_after.iter().flat_map(|after| ["--replace-after", after]);
+        let args: Vec<_> = args.into_iter().chain(replace_after).collect();
         let hosts = self.options.hosts.as_ref();
         let host = hosts.and_then(|hosts| hosts.masters.get(plan.id as usize - 1));
         self.recipe("master", plan.id, host, &args)
@@ -212,6 +229,12 @@ impl DevCluster {
             args.extend(["--capacity", capacity]);
         }
         args.extend(self.options.datanode_args.iter().map(String::as_str));
+        let more: Vec<_> = (2..=self.options.disks)
+            .map(|disk| data_dir(&self.options.dir, plan.number, disk))
+            .map(|dir| dir.into_os_string().into_string())
+            .collect::<Result<_, _>>()
+            .map_err(|_| anyhow::anyhow!("the directory's name is not UTF-8"))?;
+        args.extend(more.iter().flat_map(|dir| ["--data-dir", dir]));
         let hosts = self.options.hosts.as_ref();
         let host = hosts.and_then(|hosts| hosts.datanodes.get(plan.number as usize - 1));
         self.recipe("datanode", plan.number, host, &args)

@@ -65,6 +65,12 @@ impl Volume {
     pub fn published_blocks(&self) -> u64 {
         self.config.as_ref().map_or(self.blocks, |config| config.blocks)
     }
+
+    /// What a replica of it claims, in blocks: also what it is to have.
+    pub fn claimed_blocks(&self) -> u64 {
+        let wished = self.config.as_ref().and_then(|config| config.wished_blocks).unwrap_or(0);
+        wished.max(self.published_blocks())
+    }
 }
 
 impl Catalogue {

@@ -13,10 +13,12 @@ use tokio::task::{JoinHandle, JoinSet};
 use tokio_util::sync::CancellationToken;
 
 use super::Findings;
+use super::homes::remove_everywhere;
 use super::masters::{self, Identity, Open};
 use super::report::Key;
 use super::storage::Storage;
 use crate::catalogue::{self, Catalogue, Volume};
+use crate::disks::DataDisk;
 use crate::volume::events::Control;
 use crate::volume::{Context, Registry, RunState, VolumeHandle, start};
 
@@ -36,12 +38,22 @@ pub(super) enum Notice {
     Removed(VolumeId, ReplicaId, bool),
     /// A pause is over; what is to be done is looked at again.
     Again(VolumeId),
+    /// A replica was made on a disk, or can't be yet.
+    Created(VolumeId, ReplicaId, usize, bool),
+    /// A disk failed, came back, or has other room.
+    Disk(usize),
+    /// What was found on a disk that came back, each with the disk.
+    Found(Vec<(VolumeId, ReplicaId, usize)>),
 }
 
 /// A replica that runs here.
-struct Local {
-    handle: Arc<VolumeHandle>,
-    task: Option<JoinHandle<()>>,
+pub(super) struct Local {
+    pub(super) handle: Arc<VolumeHandle>,
+    pub(super) task: Option<JoinHandle<()>>,
+    /// Its disk's place.
+    pub(super) disk: usize,
+    /// Ends the task.
+    pub(super) stop: CancellationToken,
     /// The newest configuration handed to it.
     told: Option<Config>,
     /// The wish that it was told last.
@@ -75,8 +87,16 @@ pub(super) struct Agent<S: Storage> {
     pub(super) urgent: Arc<Notify>,
     pub(super) findings: watch::Sender<Arc<Findings>>,
     pub(super) stop: CancellationToken,
-    notices: mpsc::Sender<Notice>,
-    locals: BTreeMap<VolumeId, Local>,
+    pub(super) notices: mpsc::Sender<Notice>,
+    pub(super) locals: BTreeMap<VolumeId, Local>,
+    /// Replicas that are on a disk and do not run: another one of their volume does, or is to.
+    pub(super) idle: BTreeMap<(VolumeId, ReplicaId), usize>,
+    /// Tasks of idle replicas that were ended, and may hang in a disk that failed.
+    pub(super) ending: BTreeMap<(VolumeId, ReplicaId), JoinHandle<()>>,
+    /// Volumes of which a replica is being made, each with the disk.
+    pub(super) creating: BTreeMap<VolumeId, usize>,
+    /// Disks that could not be used when they were looked at last.
+    pub(super) away: BTreeSet<usize>,
     /// Volumes that are looked at again after a pause.
     pausing: BTreeSet<VolumeId>,
     /// Volumes of which a replica is being removed. Nothing but that removal's own end takes one out:
@@ -86,7 +106,7 @@ pub(super) struct Agent<S: Storage> {
     removing: BTreeSet<VolumeId>,
     /// Replicas that were ordered to be removed and are, and the masters know it.
     removed: BTreeSet<(VolumeId, ReplicaId)>,
-    work: JoinSet<()>,
+    pub(super) work: JoinSet<()>,
     registering: bool,
 }
 
@@ -118,6 +138,10 @@ impl<S: Storage> Agent<S> {
             stop,
             notices,
             locals: BTreeMap::new(),
+            idle: BTreeMap::new(),
+            ending: BTreeMap::new(),
+            creating: BTreeMap::new(),
+            away: BTreeSet::new(),
             pausing: BTreeSet::new(),
             removing: BTreeSet::new(),
             removed: BTreeSet::new(),
@@ -135,6 +159,9 @@ impl<S: Storage> Agent<S> {
     ) {
         let opening = tokio::time::sleep(OPENING);
         tokio::pin!(opening);
+        for disk in 0..self.storage.disks().len() {
+            self.follow(disk);
+        }
         self.settle();
         loop {
             tokio::select! {
@@ -159,11 +186,13 @@ impl<S: Storage> Agent<S> {
         }
     }
 
-    /// Starts the task of a replica that is in the data directory.
-    pub(super) fn start(&mut self, volume: VolumeId, replica: ReplicaId) {
-        let opener = self.storage.opener(volume, replica);
-        let stop = self.stop.child_token();
-        let (handle, task) = start(Arc::clone(&self.context), opener, volume, replica, stop);
+    /// Starts the task of a replica that is on a disk.
+    pub(super) fn start(&mut self, volume: VolumeId, replica: ReplicaId, number: usize) {
+        self.idle.remove(&(volume, replica));
+        let opener = self.storage.opener(number, volume, replica);
+        let (stop, disk) = (self.stop.child_token(), Arc::clone(&self.storage.disks()[number]));
+        let context = Arc::clone(&self.context);
+        let (handle, task) = start(context, disk, opener, volume, replica, stop.clone());
         self.registry.insert(Arc::clone(&handle));
         let (notices, mut status) = (self.notices.clone(), handle.status.clone());
         // Ends with the volume task, which drops the sender.
@@ -185,6 +214,8 @@ impl<S: Storage> Agent<S> {
         let local = Local {
             handle,
             task: Some(task),
+            disk: number,
+            stop,
             told: None,
             wished: Wish::default(),
             limits: Limits::default(),
@@ -227,13 +258,26 @@ impl<S: Storage> Agent<S> {
                 self.pausing.remove(&volume);
                 self.look_at(volume);
             }
+            Notice::Created(volume, replica, disk, made) => {
+                self.creating.remove(&volume);
+                if made {
+                    self.start(volume, replica, disk);
+                } else {
+                    self.again(volume);
+                }
+            }
+            Notice::Disk(number) => self.disk_changed(number),
+            Notice::Found(found) => {
+                self.found(found);
+                self.settle();
+            }
         }
     }
 
     /// A replica may know a newer configuration than the masters have pushed.
     fn learn(&self, volume: VolumeId) {
         let Some(local) = self.locals.get(&volume) else { return };
-        let status = local.handle.status.borrow().clone();
+        let status = local.handle.current();
         let Some(config) = status.view.as_ref().and_then(|view| view.config.clone()) else {
             return;
         };
@@ -275,7 +319,7 @@ impl<S: Storage> Agent<S> {
     }
 
     /// Brings what is here in line with what the masters say of a volume, one step at a time.
-    fn look_at(&mut self, id: VolumeId) {
+    pub(super) fn look_at(&mut self, id: VolumeId) {
         let catalogue = self.catalogue.borrow().clone();
         let Some(volume) = catalogue.volumes.get(&id) else { return };
         let me = self.identity.node;
@@ -286,8 +330,22 @@ impl<S: Storage> Agent<S> {
             }
             return;
         }
-        if let Some((replica, _)) = volume.retired.iter().find(|(_, node)| **node == me) {
-            return self.remove(id, *replica);
+        let retired = volume.retired.iter().filter(|(_, node)| **node == me).map(|(id, _)| *id);
+        for replica in retired {
+            if !self.may_be_away(id, replica) {
+                return self.remove(id, replica);
+            }
+            let runs = self.locals.get(&id).is_some_and(|l| l.handle.replica == replica);
+            if runs && mine.is_some() {
+                self.set_aside(id);
+            }
+        }
+        if let Some((replica, _)) = mine
+            && !self.locals.contains_key(&id)
+            && !self.ending.contains_key(&(id, *replica))
+            && let Some(disk) = self.idle.get(&(id, *replica)).copied()
+        {
+            self.start(id, *replica, disk);
         }
         if let Some(local) = self.locals.get_mut(&id)
             && let Some(config) = &volume.config
@@ -336,20 +394,31 @@ impl<S: Storage> Agent<S> {
     }
 
     fn create(&mut self, volume: VolumeId, replica: ReplicaId, blocks: u64) {
-        if self.pausing.contains(&volume) || self.removing.contains(&volume) {
+        if self.pausing.contains(&volume)
+            || self.removing.contains(&volume)
+            || self.creating.contains_key(&volume)
+        {
             return;
         }
-        let storage = Arc::clone(&self.storage);
-        match tokio::task::block_in_place(|| storage.create(volume, replica, blocks)) {
-            Ok(()) => {
-                tracing::info!(%volume, %replica, blocks, "created a replica");
-                self.start(volume, replica);
+        // If there is none, it is looked at again when one is back.
+        let Some(number) = self.choose_disk(blocks) else { return };
+        self.creating.insert(volume, number);
+        let disk = Arc::clone(&self.storage.disks()[number]);
+        let (storage, notices) = (Arc::clone(&self.storage), self.notices.clone());
+        self.work.spawn(async move {
+            let create = move || storage.create(number, volume, replica, blocks);
+            let made = disk.threads().spawn_blocking(create).await.expect("making does not panic");
+            let path = disk.path().display();
+            match &made {
+                Ok(()) => tracing::info!(%volume, %replica, blocks, %path, "created a replica"),
+                Err(error) => {
+                    tracing::error!(%volume, %replica, %path, %error, "a replica can't be created");
+                }
             }
-            Err(error) => {
-                tracing::error!(%volume, %replica, %error, "a replica can't be created");
-                self.again(volume);
-            }
-        }
+            // The node may be stopping.
+            let _stopping =
+                notices.send(Notice::Created(volume, replica, number, made.is_ok())).await;
+        });
     }
 
     /// Looks at a volume again after a pause.
@@ -368,7 +437,7 @@ impl<S: Storage> Agent<S> {
     /// Tells the masters of a new replica once it is open.
     fn confirm(&mut self, volume: VolumeId, replica: ReplicaId) {
         let Some(local) = self.locals.get_mut(&volume) else { return };
-        let open = local.handle.status.borrow().open_as();
+        let open = local.handle.current().open_as();
         let Some(open) = open.filter(|_| !local.confirming) else { return };
         local.confirming = true;
         let (client, identity) = (self.client.clone(), self.identity.clone());
@@ -388,9 +457,15 @@ impl<S: Storage> Agent<S> {
     /// Ends and removes the replica of a deleted volume, or one that left its volume's list, and
     /// tells the masters.
     fn remove(&mut self, volume: VolumeId, replica: ReplicaId) {
-        if self.removed.contains(&(volume, replica)) || !self.removing.insert(volume) {
+        if self.removed.contains(&(volume, replica))
+            // It would be back with its disk.
+            || self.may_be_away(volume, replica)
+            || !self.removing.insert(volume)
+        {
             return;
         }
+        let ended = self.ending.remove(&(volume, replica));
+        self.idle.remove(&(volume, replica));
         // Another replica of the volume may be here, one that the masters forgot with its node. It
         // stays as it is; and the one to go, which it kept from being made, is gone for good.
         let ordered = self.locals.get(&volume).is_some_and(|local| local.handle.replica == replica);
@@ -407,10 +482,10 @@ impl<S: Storage> Agent<S> {
                 }
                 registry.remove(volume);
             }
-            let removed =
-                tokio::task::spawn_blocking(move || storage.remove(volume, replica)).await;
-            let removed = removed.expect("removing does not panic");
-            let told = match removed {
+            if let Some(task) = ended {
+                task.await.expect("a volume task does not panic");
+            }
+            let told = match remove_everywhere(&storage, volume, replica).await {
                 Ok(()) => masters::confirm_deleted(client, identity, volume, replica)
                     .await
                     .map_err(|error| error.to_string()),
@@ -426,14 +501,21 @@ impl<S: Storage> Agent<S> {
     }
 
     /// Publishes which replicas are open, and what is not as it should be.
-    fn settle(&mut self) {
-        let statuses: Vec<_> =
-            self.locals.values().map(|local| local.handle.status.borrow().clone()).collect();
+    pub(super) fn settle(&mut self) {
+        let statuses: Vec<_> = self.locals.values().map(|local| local.handle.current()).collect();
         if !self.registering {
             self.registering = statuses.iter().all(|status| status.run != RunState::Opening);
         }
         if self.registering {
-            let open: Open = statuses.iter().filter_map(|status| status.open_as()).collect();
+            let open = self.locals.values().zip(&statuses);
+            let open =
+                open.filter_map(|(local, status)| Some((status.open_as()?, local.disk as u32)));
+            let capacity = |disk: &Arc<DataDisk>| {
+                let state = disk.state();
+                if state.fault.is_none() { state.capacity_bytes } else { 0 }
+            };
+            let disks = self.storage.disks().iter().map(capacity).collect();
+            let open = Open { replicas: open.collect(), disks };
             self.open.send_if_modified(|known| {
                 let changed = known.as_ref() != Some(&open);
                 if changed {
@@ -463,11 +545,20 @@ impl<S: Storage> Agent<S> {
             let here = self.locals.get(id).map(|local| local.handle.replica);
             for (replica, listed) in &volume.replicas {
                 let mine = listed.node == self.identity.node && listed.confirmed;
-                if mine && !volume.deleted && here != Some(*replica) {
-                    findings.missing.insert((*id, *replica));
+                let elsewhere = self.idle.contains_key(&(*id, *replica));
+                if mine && !volume.deleted && here != Some(*replica) && !elsewhere {
+                    match self.away.is_empty() {
+                        true => findings.missing.insert((*id, *replica)),
+                        false => findings.away.insert((*id, *replica)),
+                    };
                 }
             }
         }
+        findings.unknown.extend(self.idle.keys().filter(|(volume, replica)| {
+            !catalogue.volumes.get(volume).is_some_and(|v| {
+                v.replicas.contains_key(replica) || v.retired.contains_key(replica)
+            })
+        }));
         for (id, local) in &self.locals {
             let replica = local.handle.replica;
             let known = catalogue.volumes.get(id).is_some_and(|v| {

@@ -15,6 +15,8 @@ use sbk_proto::v1::propose_isr_request::Change;
 use tokio::sync::{Notify, Semaphore, mpsc, watch};
 
 use super::report;
+use super::storage::Storage;
+use crate::disks::DataDisk;
 use crate::transport::convert::{
     Malformed, config_in, epoch, id_bytes, replica_ref_in, replica_ref_out, volume_id,
 };
@@ -29,6 +31,8 @@ const HEARTBEAT_DEADLINE: Duration = Duration::from_secs(2);
 const PROPOSAL_DEADLINE: Duration = Duration::from_secs(5);
 /// Proposals under way at a time.
 const PROPOSALS: usize = 16;
+/// The refusal of a registration that is older than the one that stands.
+const STALE: &str = "stale-registration";
 /// Pause after a refusal that only time may mend.
 const PAUSE: Duration = Duration::from_secs(1);
 
@@ -42,31 +46,51 @@ pub(super) struct Identity {
     pub(super) http_addr: String,
     pub(super) nbd_addr: String,
     pub(super) zone: String,
-    pub(super) capacity: u64,
 }
 
-/// The replicas that are open.
-pub(super) type Open = Vec<OpenReplica>;
+/// What a node has for its volumes.
+#[derive(Clone, Debug, Default, PartialEq, Eq)]
+pub(super) struct Open {
+    /// The replicas that are open, each with its disk's place in `disks`.
+    pub(super) replicas: Vec<(OpenReplica, u32)>,
+    /// What replicas may claim on each disk, in bytes; 0 on one that can't be used.
+    pub(super) disks: Vec<u64>,
+}
+
+/// What becomes of the node's registration.
+pub(super) struct Standing<S> {
+    /// The masters know this process.
+    pub(super) registered: watch::Sender<bool>,
+    /// Why it has to end.
+    pub(super) outdated: watch::Sender<Option<String>>,
+    pub(super) storage: Arc<S>,
+}
+
+/// `(free, used)` bytes on the disks that can be used.
+pub(super) fn space(disks: &[Arc<DataDisk>]) -> (u64, u64) {
+    let usable = disks.iter().map(|disk| disk.state()).filter(|state| state.fault.is_none());
+    usable.fold((0, 0), |(free, used), state| (free + state.free_bytes, used + state.used_bytes))
+}
 
 /// Registers the node, and again whenever its open replicas change or the leader forgot it.
 /// `registered` tells that the masters know this process.
-pub(super) async fn register(
+pub(super) async fn register<S: Storage>(
     client: MasterClient,
     identity: Identity,
     mut open: watch::Receiver<Option<Open>>,
     forgotten: Arc<Notify>,
-    registered: watch::Sender<bool>,
+    standing: Standing<S>,
 ) {
     let mut revision = 0;
     loop {
-        let Some(replicas) = open.borrow_and_update().clone() else {
+        let Some(has) = open.borrow_and_update().clone() else {
             if open.changed().await.is_err() {
                 return;
             }
             continue;
         };
         revision += 1;
-        let request = registration(&identity, revision, &replicas);
+        let request = registration(&identity, revision, &has);
         loop {
             match client.register(request.clone()).await {
                 Ok(_) => break,
@@ -75,6 +99,9 @@ pub(super) async fn register(
                 }
                 Err(error) => {
                     tracing::error!(%error, "the masters refuse this node");
+                    if error.refusal() == Some(STALE) {
+                        standing.is_behind(&client, &identity).await;
+                    }
                     tokio::time::sleep(PAUSE).await;
                 }
             }
@@ -83,14 +110,44 @@ pub(super) async fn register(
             }
         }
         if !open.has_changed().unwrap_or(false) {
-            tracing::info!(revision, replicas = replicas.len(), "registered with the masters");
-            registered.send_replace(true);
+            let replicas = has.replicas.len();
+            tracing::info!(revision, replicas, "registered with the masters");
+            standing.registered.send_replace(true);
             // Heartbeats that were answered before this one was known say nothing.
             let _stale = forgotten.notified().now_or_never();
             tokio::select! {
                 changed = open.changed() => if changed.is_err() { return },
                 () = forgotten.notified() => {}
             }
+        }
+    }
+}
+
+impl<S: Storage> Standing<S> {
+    /// The masters know a later start of the node. If no process answers for that one, this one's
+    /// directories had been away when it was counted: the next process is to count on from there, for this
+    /// one's number is in the runs of the replicas that it opened. A process that does answer has a copy of
+    /// a directory, and stays.
+    async fn is_behind(&self, client: &MasterClient, identity: &Identity) {
+        let Ok(answer) = client.list_nodes().await else { return };
+        let id = id_bytes(identity.node.0);
+        let Some(known) = answer.nodes.into_iter().find(|node| node.id == id) else { return };
+        let later = known.incarnation;
+        if known.alive || later < identity.process {
+            return;
+        }
+        let storage = Arc::clone(&self.storage);
+        let counted = tokio::task::spawn_blocking(move || storage.count_past(later)).await;
+        match counted.expect("counting does not panic") {
+            Ok(()) => {
+                self.outdated.send_replace(Some(format!(
+                    "the masters know process {later} of this node, whose data directory is not among \
+                     those that are there, and this is process {}: the next one counts on from there. \
+                     Start the datanode again",
+                    identity.process
+                )));
+            }
+            Err(error) => tracing::error!(%error, "the count of starts can't be raised"),
         }
     }
 }
@@ -105,10 +162,13 @@ fn registration(identity: &Identity, revision: u64, open: &Open) -> v1::Register
         http_addr: identity.http_addr.clone(),
         nbd_addr: identity.nbd_addr.clone(),
         zone: identity.zone.clone(),
-        capacity_bytes: identity.capacity,
+        capacity_bytes: open.disks.iter().sum(),
+        disk_capacities: open.disks.clone(),
         replicas: open
+            .replicas
             .iter()
-            .map(|open| v1::RegisteredReplica {
+            .map(|(open, disk)| v1::RegisteredReplica {
+                disk: *disk,
                 replica: Some(replica_ref_out(open.replica)),
                 volume: id_bytes(open.volume.0),
                 complete: open.complete,
@@ -124,15 +184,14 @@ pub(super) async fn heartbeat(
     client: MasterClient,
     identity: Identity,
     volumes: Registry,
-    space: watch::Receiver<(u64, u64)>,
+    disks: Vec<Arc<DataDisk>>,
     urgent: Arc<Notify>,
     forgotten: Arc<Notify>,
 ) {
     let client = client.with_deadline(HEARTBEAT_DEADLINE);
     loop {
-        let (free_bytes, used_bytes) = *space.borrow();
-        let statuses: Vec<_> =
-            volumes.all().iter().map(|handle| handle.status.borrow().clone()).collect();
+        let (free_bytes, used_bytes) = space(&disks);
+        let statuses: Vec<_> = volumes.all().iter().map(|handle| handle.current()).collect();
         let request = v1::HeartbeatRequest {
             node: id_bytes(identity.node.0),
             incarnation: identity.process,
@@ -140,6 +199,7 @@ pub(super) async fn heartbeat(
             used_bytes,
             replicas: statuses.iter().filter_map(|status| report::report(status)).collect(),
             closed: statuses.iter().filter_map(|status| report::closed(status)).collect(),
+            disks: disks.iter().map(|disk| report::disk(disk)).collect(),
         };
         match client.heartbeat(request).await {
             Ok(answer) if answer.register => forgotten.notify_one(),

@@ -1,4 +1,4 @@
-//! A datanode's life beside its volumes: its data directory, and the masters.
+//! A datanode's life beside its volumes: its data directories, and the masters.
 //!
 //! The masters say which replicas belong here; the node creates and removes directories on their
 //! orders only, which name volume and replica. What is here but unknown to them, or known to them
@@ -6,6 +6,7 @@
 //! while no master answers, nothing stops.
 
 mod agent;
+mod homes;
 mod masters;
 mod report;
 mod resign;
@@ -18,7 +19,7 @@ use std::time::Duration;
 
 use sbk_engine::replication::Params;
 use sbk_engine::types::{NodeId, ReplicaId, VolumeId};
-use sbk_master_client::MasterClient;
+use sbk_master_client::{MasterClient, in_one_line};
 use tokio::sync::{Notify, mpsc, watch};
 use tokio::task::JoinHandle;
 use tokio_util::sync::CancellationToken;
@@ -29,17 +30,18 @@ pub use report::mode;
 pub use storage::Storage;
 
 use crate::catalogue::{Catalogue, CatalogueWatch};
+use crate::disks::{DataDisk, Fault};
 use crate::patrol::{Ledger, Patrol, Schedule};
 use crate::transport::Channels;
 use crate::volume::disk::DiskError;
-use crate::volume::{Context, Pace, Recordings, Registry};
+use crate::volume::{Context, Pace, Registry};
 
 /// Proposals that wait for the masters.
 const PROPOSAL_QUEUE: usize = 64;
 /// Pushes that wait for the agent.
 const UPDATE_QUEUE: usize = 4;
-/// How often free space is looked at.
-const SPACE: Duration = Duration::from_secs(5);
+/// How often it is looked at how much room there is, and whether a disk hangs.
+const LOOK: Duration = Duration::from_secs(5);
 
 /// Where a node is reached, and what it says of itself.
 #[derive(Clone, Debug)]
@@ -54,12 +56,8 @@ pub struct NodeConfig {
     pub nbd_addr: String,
     /// The node's zone, empty for none.
     pub zone: String,
-    /// Bytes that replicas may take; `None`: what the file system has.
-    pub capacity: Option<u64>,
     /// Times and limits of replication.
     pub params: Params,
-    /// Where the recordings of replicas go whose store failed or that broke an invariant.
-    pub recordings: Option<PathBuf>,
     /// Bytes a second that rebuilds read while clients are answered; 0: they do not give way.
     pub recovery_rate: u64,
     /// When replicas are scrubbed in the background.
@@ -71,10 +69,12 @@ pub struct NodeConfig {
 /// What is not as the masters have it.
 #[derive(Clone, Debug, Default, PartialEq, Eq, serde::Serialize)]
 pub struct Findings {
-    /// Confirmed replicas that are not in the data directory. They are lost, and never made again
-    /// under the same id.
+    /// Confirmed replicas that are in no data directory, while all are there. They are lost, and never made
+    /// again under the same id.
     pub missing: BTreeSet<(VolumeId, ReplicaId)>,
-    /// Replicas in the data directory that the masters don't know. They are left alone.
+    /// Confirmed replicas that are in none of the directories that can be used; but some can't.
+    pub away: BTreeSet<(VolumeId, ReplicaId)>,
+    /// Replicas in a data directory that the masters don't know. They are left alone.
     pub unknown: BTreeSet<(VolumeId, ReplicaId)>,
 }
 
@@ -82,6 +82,9 @@ impl Findings {
     fn log_new(&self, known: &Findings) {
         for (volume, replica) in self.missing.difference(&known.missing) {
             tracing::error!(%volume, %replica, "a replica that was confirmed is missing on disk");
+        }
+        for (volume, replica) in self.away.difference(&known.away) {
+            tracing::warn!(%volume, %replica, "a replica is on a disk that can't be used, or lost");
         }
         for (volume, replica) in self.unknown.difference(&known.unknown) {
             tracing::warn!(
@@ -97,7 +100,7 @@ impl Findings {
 pub struct Node {
     /// Who it is.
     pub id: NodeId,
-    /// Starts of its process on this data directory.
+    /// Starts of its process.
     pub process: u64,
     /// The replicas here.
     pub volumes: Registry,
@@ -109,8 +112,11 @@ pub struct Node {
     pub findings: watch::Receiver<Arc<Findings>>,
     /// Whether the masters know this process.
     pub registered: watch::Receiver<bool>,
-    /// `(free, used)` bytes.
-    pub space: watch::Receiver<(u64, u64)>,
+    /// Its disks.
+    pub disks: Vec<Arc<DataDisk>>,
+    /// Tells why the process has to end, if the masters will not have it: its successor is counted past
+    /// what they know.
+    pub outdated: watch::Receiver<Option<String>>,
     /// When its replicas were scrubbed in the background, and what was found.
     pub scrubs: watch::Receiver<Arc<Ledger>>,
     masters: MasterClient,
@@ -138,20 +144,39 @@ impl Node {
         resign::hand_over(&self.volumes, &self.masters).await;
     }
 
+    /// `(free, used)` bytes on the disks that can be used.
+    pub fn space(&self) -> (u64, u64) {
+        masters::space(&self.disks)
+    }
+
     /// Opens the replicas in `storage` and begins to talk to the masters. Cancelling `stop` ends
     /// all of it.
     ///
     /// # Errors
-    /// If the data directory can't be read.
+    /// If a data directory can't be read.
     pub async fn start<S: Storage>(
         storage: S,
         config: NodeConfig,
         stop: CancellationToken,
     ) -> Result<(Self, NodeTasks), DiskError> {
         let storage = Arc::new(storage);
-        let (found, space) = tokio::task::block_in_place(|| {
-            Ok::<_, DiskError>((storage.replicas()?, storage.space()?))
-        })?;
+        let disks = storage.disks().to_vec();
+        let working = |disk: &usize| disks[*disk].fault().is_none();
+        let mut found = Vec::new();
+        for disk in (0..disks.len()).filter(working) {
+            let storage = Arc::clone(&storage);
+            let listed = disks[disk].threads().spawn_blocking(move || storage.replicas(disk)).await;
+            match listed.expect("looking at the file system does not panic") {
+                Ok(listed) => {
+                    let here = |(volume, replica)| (volume, replica, disk);
+                    found.extend(listed.into_iter().map(here));
+                }
+                Err(error) if disks.len() == 1 => return Err(error),
+                Err(error) => disks[disk].set(|state| {
+                    state.fault = Some(Fault::now(in_one_line(&error)));
+                }),
+            }
+        }
         let identity = Identity {
             node: storage.node(),
             process: storage.process(),
@@ -160,7 +185,6 @@ impl Node {
             http_addr: config.http_addr,
             nbd_addr: config.nbd_addr,
             zone: config.zone,
-            capacity: config.capacity.unwrap_or(space.0 + space.1),
         };
         let client = MasterClient::new(config.masters);
         let (proposals, orders) = mpsc::channel(PROPOSAL_QUEUE);
@@ -169,7 +193,7 @@ impl Node {
             channels: Arc::clone(&channels),
             proposals,
             params: config.params,
-            recordings: Recordings { node: identity.node, dir: config.recordings },
+            node: identity.node,
             pace: Arc::new(Pace::new(config.recovery_rate)),
         });
         let registry = Registry::default();
@@ -177,7 +201,7 @@ impl Node {
         let (open, opened) = watch::channel(None);
         let (findings, found_wrong) = watch::channel(Arc::<Findings>::default());
         let (registered, is_registered) = watch::channel(false);
-        let (space, space_watch) = watch::channel(space);
+        let (outdated, is_outdated) = watch::channel(None);
         let (urgent, forgotten) = (Arc::<Notify>::default(), Arc::<Notify>::default());
         let (updates, pushed) = mpsc::channel(UPDATE_QUEUE);
         let (mut agent, noticed) = Agent::new(
@@ -192,9 +216,7 @@ impl Node {
             findings,
             stop,
         );
-        for (volume, replica) in found {
-            agent.start(volume, replica);
-        }
+        agent.found(found);
         let (patrol, scrubs) = Patrol::new(
             config.scrub,
             config.scrubs,
@@ -210,7 +232,8 @@ impl Node {
             channels,
             findings: found_wrong,
             registered: is_registered,
-            space: space_watch.clone(),
+            disks: disks.clone(),
+            outdated: is_outdated,
             scrubs,
             masters: client.clone(),
         };
@@ -219,13 +242,13 @@ impl Node {
             identity.clone(),
             opened,
             Arc::clone(&forgotten),
-            registered,
+            masters::Standing { registered, outdated, storage: Arc::clone(&storage) },
         );
         let heartbeat = masters::heartbeat(
             client.clone(),
             identity.clone(),
             registry,
-            space_watch,
+            disks,
             urgent,
             forgotten,
         );
@@ -234,7 +257,7 @@ impl Node {
             tokio::spawn(register),
             tokio::spawn(heartbeat),
             tokio::spawn(masters::propose(client, orders)),
-            tokio::spawn(watch_space(storage, space)),
+            tokio::spawn(look_at_disks(storage)),
             tokio::spawn(patrol.run()),
         ];
         let agent = tokio::spawn(agent.run(noticed, pushed));
@@ -242,17 +265,10 @@ impl Node {
     }
 }
 
-async fn watch_space<S: Storage>(storage: Arc<S>, space: watch::Sender<(u64, u64)>) {
-    let mut every = tokio::time::interval(SPACE);
+async fn look_at_disks<S: Storage>(storage: Arc<S>) {
+    let mut every = tokio::time::interval(LOOK);
     loop {
         every.tick().await;
-        let storage = Arc::clone(&storage);
-        let looked = tokio::task::spawn_blocking(move || storage.space()).await;
-        match looked.expect("looking at the file system does not panic") {
-            Ok(found) => {
-                space.send_replace(found);
-            }
-            Err(error) => tracing::warn!(%error, "the free space is unknown"),
-        }
+        storage.look();
     }
 }

@@ -4,6 +4,7 @@ use sbk_engine::replication::view::{RoleView, View};
 use sbk_engine::types::{Config, Durability};
 use sbk_proto::v1;
 
+use crate::disks::{DataDisk, DiskState, Fault};
 use crate::transport::convert::{id_bytes, replica_ref_out, tail_out};
 use crate::volume::{OpenReplica, RunState, VolumeStatus};
 
@@ -21,6 +22,7 @@ pub fn mode(status: &VolumeStatus) -> (&'static str, String) {
         (RunState::Retired { reason }, _) => {
             return ("degraded", format!("its store failed too often: {reason}"));
         }
+        (RunState::Away { reason }, _) => return ("degraded", reason.clone()),
         (RunState::Ended, _) => return ("idle", "it has stopped".into()),
     };
     match view.role {
@@ -82,12 +84,31 @@ pub(super) fn closed(status: &VolumeStatus) -> Option<v1::ClosedReplica> {
     let (mode, reason) = mode(status);
     let replica = id_bytes(status.replica.0);
     let returns = match status.run {
-        RunState::Opening | RunState::Running | RunState::Failed { .. } | RunState::Full { .. } => {
-            true
-        }
+        RunState::Opening
+        | RunState::Running
+        | RunState::Failed { .. }
+        | RunState::Full { .. }
+        | RunState::Away { .. } => true,
         RunState::Retired { .. } | RunState::Ended => false,
     };
     Some(v1::ClosedReplica { replica, mode: mode.to_owned(), reason, returns })
+}
+
+/// A disk's part of a heartbeat.
+pub(super) fn disk(disk: &DataDisk) -> v1::DiskReport {
+    let DiskState { id, capacity_bytes, free_bytes, used_bytes, fault } = disk.state();
+    let Fault { reason, since_ms } = fault.unwrap_or(Fault { reason: String::new(), since_ms: 0 });
+    let path = disk.path().display().to_string();
+    let id = id.unwrap_or_default();
+    v1::DiskReport {
+        path,
+        id,
+        capacity_bytes,
+        free_bytes,
+        used_bytes,
+        fault: reason,
+        fault_since_ms: since_ms,
+    }
 }
 
 /// What must be told at once when it changes.

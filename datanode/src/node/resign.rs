@@ -55,7 +55,7 @@ async fn masters_decide(masters: &MasterClient) -> bool {
 
 /// Hands over what is primary here, as far as it can be done in a few seconds.
 pub(super) async fn hand_over(volumes: &Registry, masters: &MasterClient) {
-    let primary = |handle: &Arc<VolumeHandle>| Stage::of(&handle.status.borrow()) != Stage::Gone;
+    let primary = |handle: &Arc<VolumeHandle>| Stage::of(&handle.current()) != Stage::Gone;
     if !volumes.all().iter().any(primary) {
         return;
     }
@@ -116,9 +116,10 @@ mod tests {
     use uuid::Uuid;
 
     use super::*;
+    use crate::disks::{DataDisk, DiskState};
     use crate::store::KeptStore;
     use crate::volume::disk::{DiskError, OpenDisk};
-    use crate::volume::{CONTROL_QUEUE, Context, Pace, Recordings, start};
+    use crate::volume::{CONTROL_QUEUE, Context, Pace, start};
 
     /// A disk that answers once the other end is gone.
     struct Hangs(Mutex<mpsc::Receiver<()>>);
@@ -143,13 +144,14 @@ mod tests {
             channels: Arc::default(),
             proposals: tokio::sync::mpsc::channel(1).0,
             params: Params::default(),
-            recordings: Recordings { node: NodeId(Uuid::nil()), dir: None },
+            node: NodeId(Uuid::nil()),
             pace: Arc::new(Pace::new(0)),
         });
         let stop = CancellationToken::new();
         let opener = Hangs(Mutex::new(hangs));
         let ids = (VolumeId(Uuid::nil()), ReplicaId(Uuid::nil()));
-        let (handle, task) = start(context, opener, ids.0, ids.1, stop.clone());
+        let home = DataDisk::new("nowhere".as_ref(), None, DiskState::default());
+        let (handle, task) = start(context, home, opener, ids.0, ids.1, stop.clone());
         for _ in 0..CONTROL_QUEUE {
             handle.control.try_send(Control::Wish(Wish::default())).expect("there is room");
         }

@@ -1,29 +1,43 @@
-//! What a node needs of its data directory.
+//! What a node needs of its data directories.
+
+use std::sync::Arc;
 
 use sbk_engine::types::{BootId, NodeId, ReplicaId, VolumeId};
 
+use crate::disks::DataDisk;
 use crate::volume::disk::{DiskError, OpenDisk};
 
-/// A node's data directory, held by this process alone for as long as this lives.
+/// A node's data directories, held by this process alone for as long as this lives. Each is called by its
+/// disk's place in [`disks`](Storage::disks).
 pub trait Storage: Send + Sync + 'static {
     /// Opens one replica's store.
     type Opener: OpenDisk;
 
     /// Who this node is.
     fn node(&self) -> NodeId;
-    /// Starts of the process on this directory, this one included.
+    /// Starts of the process on these directories, this one included.
     fn process(&self) -> u64;
     /// The machine's boot.
     fn boot(&self) -> BootId;
-    /// The replicas in the directory.
-    fn replicas(&self) -> Result<Vec<(VolumeId, ReplicaId)>, DiskError>;
+    /// The disks, always the same.
+    fn disks(&self) -> &[Arc<DataDisk>];
+    /// Looks how much room there is, and which disks hang. Blocks briefly, on no disk.
+    fn look(&self);
+    /// The replicas in a directory. Blocks.
+    fn replicas(&self, disk: usize) -> Result<Vec<(VolumeId, ReplicaId)>, DiskError>;
     /// What opens a replica that is there.
-    fn opener(&self, volume: VolumeId, replica: ReplicaId) -> Self::Opener;
+    fn opener(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> Self::Opener;
     /// Makes an empty replica of `blocks` blocks. Durable when it returns; again for one that is
     /// there it changes nothing. Blocks.
-    fn create(&self, volume: VolumeId, replica: ReplicaId, blocks: u64) -> Result<(), DiskError>;
+    fn create(
+        &self,
+        disk: usize,
+        volume: VolumeId,
+        replica: ReplicaId,
+        blocks: u64,
+    ) -> Result<(), DiskError>;
     /// Removes a replica that nothing uses. Again for one that is gone it does nothing. Blocks.
-    fn remove(&self, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError>;
-    /// `(free, used)` bytes. Blocks briefly.
-    fn space(&self) -> Result<(u64, u64), DiskError>;
+    fn remove(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError>;
+    /// Has the next process be one above `process` at the least. Blocks.
+    fn count_past(&self, process: u64) -> Result<(), DiskError>;
 }

@@ -29,7 +29,7 @@ fn complaint(about: impl ToString, what: impl Into<String>, advice: &str) -> Com
 pub(super) async fn show(State(node): State<Node>) -> Json<Value> {
     let mut complaints = of_node(&node);
     for handle in node.volumes.all() {
-        let status = handle.status.borrow().clone();
+        let status = handle.current();
         complaints.extend(of_volume(&status));
         complaints.extend(of_reads(&handle));
         complaints.extend(of_blocks(&handle));
@@ -47,6 +47,16 @@ fn of_node(node: &Node) -> Vec<Complaint> {
             "volumes that run go on; check that the masters run (`sbkctl cluster status`) and that \
              --masters names them",
         ));
+    }
+    for disk in &node.disks {
+        if let Some(fault) = disk.fault() {
+            complaints.push(complaint(
+                disk.path().display(),
+                format!("the disk can't be used, and its replicas are away: {}", fault.reason),
+                "see `dmesg`; once the disk is mounted and works it is used again. If it is lost for good, \
+                 start the datanode with --lost-dir and its id",
+            ));
+        }
     }
     let findings = node.findings.borrow().clone();
     for (volume, replica) in &findings.missing {
@@ -86,6 +96,8 @@ fn of_volume(status: &VolumeStatus) -> Vec<Complaint> {
                           replaced: sbkctl volume replace NAME --node NODE";
             return vec![complaint(volume, what, advice)];
         }
+        // The disk is complained of.
+        (RunState::Away { .. }, _) => return Vec::new(),
         (RunState::Running | RunState::Opening | RunState::Ended, _) => return Vec::new(),
     };
     let mut complaints = Vec::new();

@@ -13,6 +13,7 @@ use prometheus_client::registry::Registry;
 
 use sbk_engine::replication::mend::MendCounts;
 
+use crate::disks::DiskState;
 use crate::node::Node;
 use crate::volume::{READ_FAILED, RunState, VolumeStatus};
 
@@ -38,10 +39,22 @@ fn gather(node: &Node) -> Registry {
         gauge.set(i64::try_from(value).unwrap_or(i64::MAX));
         registry.register(name, help, gauge);
     };
-    let (free, used) = *node.space.borrow();
+    let (free, used) = node.space();
     gauge("free_bytes", "Bytes free for replicas", free);
     gauge("used_bytes", "Bytes that replicas use", used);
     gauge("registered", "1 if the masters know this process", (*node.registered.borrow()).into());
+    let disks = DISK_GAUGES.map(|(name, help, _)| {
+        let family = Gauges::default();
+        registry.register(name, help, family.clone());
+        family
+    });
+    for disk in &node.disks {
+        let label = vec![("data_dir", disk.path().display().to_string())];
+        let state = disk.state();
+        for ((_, _, value), family) in DISK_GAUGES.iter().zip(&disks) {
+            set(family, &label, value(&state));
+        }
+    }
     let named = [
         ("events", "Inputs of the engine"),
         ("ignored", "Inputs that changed nothing, by reason"),
@@ -96,7 +109,7 @@ fn gather(node: &Node) -> Registry {
         scrubs.iter().zip(values).for_each(|(family, value)| set(family, &volume, value));
     }
     for handle in node.volumes.all() {
-        let status = handle.status.borrow().clone();
+        let status = handle.current();
         let volume = vec![("volume", handle.volume.to_string())];
         for ((_, _, value), family) in VOLUME_GAUGES.iter().zip(&per_volume) {
             set(family, &volume, value(&status));
@@ -133,6 +146,17 @@ fn set(family: &Gauges, labels: &Labels, value: u64) {
 /// none.
 const ALWAYS: [((&str, &str), u64); 3] =
     [(READ_FAILED, 0), (("ignored", "malformed"), 0), (("ignored", "cut_below_committed"), 0)];
+
+type DiskValue = fn(&DiskState) -> u64;
+
+const DISK_GAUGES: [(&str, &str, DiskValue); 4] = [
+    ("disk_failed", "1 if the data directory can't be used", |s| s.fault.is_some().into()),
+    ("disk_free_bytes", "Bytes free in the data directory", |s| s.free_bytes),
+    ("disk_used_bytes", "Bytes that replicas use in the data directory", |s| s.used_bytes),
+    ("disk_capacity_bytes", "Bytes that replicas may claim in the data directory", |s| {
+        s.capacity_bytes
+    }),
+];
 
 type Value = fn(&VolumeStatus) -> u64;
 

@@ -62,18 +62,27 @@ async fn status(State(node): State<Node>) -> Json<Value> {
         .all()
         .iter()
         .map(|handle| {
-            let status = handle.status.borrow().clone();
+            let status = handle.current();
             let (mode, reason) = mode(&status);
             let view = status.view.as_ref();
             json!({
                 "volume": status.volume, "replica": status.replica, "run": status.run, "mode": mode,
-                "reason": reason, "role": view.map(|v| v.role), "epoch": view.map(|v| v.epoch),
+                "reason": reason, "data_dir": handle.disk.path(), "role": view.map(|v| v.role), "epoch": view.map(|v| v.epoch),
                 "serving": view.is_some_and(|v| v.serving), "wal_full": status.wal_full,
                 "links": status.links, "scrubs": scrubs.0.get(&status.replica),
             })
         })
         .collect();
-    let (free_bytes, used_bytes) = *node.space.borrow();
+    let (free_bytes, used_bytes) = node.space();
+    let disks: Vec<_> = node
+        .disks
+        .iter()
+        .map(|disk| {
+            let mut shown = json!(disk.state());
+            shown["path"] = json!(disk.path());
+            shown
+        })
+        .collect();
     let findings = node.findings.borrow().clone();
     let pairs = |set: &std::collections::BTreeSet<(VolumeId, sbk_engine::types::ReplicaId)>| {
         set.iter()
@@ -84,7 +93,8 @@ async fn status(State(node): State<Node>) -> Json<Value> {
     Json(json!({
         "node": node.id, "process": node.process, "registered": *node.registered.borrow(),
         "masters_heard": heard, "free_bytes": free_bytes, "used_bytes": used_bytes,
-        "volumes": volumes, "missing": pairs(&findings.missing),
+        "disks": disks, "volumes": volumes, "missing": pairs(&findings.missing),
+        "away": pairs(&findings.away),
         "unknown": pairs(&findings.unknown),
     }))
 }
@@ -98,7 +108,7 @@ async fn ready(State(node): State<Node>) -> Response {
         .volumes
         .all()
         .iter()
-        .filter(|handle| handle.status.borrow().run == RunState::Opening)
+        .filter(|handle| handle.current().run == RunState::Opening)
         .count();
     if opening > 0 {
         return unavailable(format!("{opening} replicas are being opened\n"));
@@ -112,7 +122,7 @@ async fn projection(State(node): State<Node>) -> Json<Value> {
         .all()
         .iter()
         .map(|handle| {
-            let status = handle.status.borrow().clone();
+            let status = handle.current();
             let (mode, reason) = mode(&status);
             let view = status.view.as_ref();
             let facts = view.map(|v| json!({"r": v.durable, "s": v.retained, "h": v.end}));
@@ -200,7 +210,7 @@ async fn watchdog(State(node): State<Node>) -> Response {
         .iter()
         .map(|handle| {
             let (last, turns) = handle.counters.turns();
-            let running = handle.status.borrow().run == RunState::Running;
+            let running = handle.current().run == RunState::Running;
             let idle_ms = now.since(last);
             let is_stuck = running && turns > 0 && idle_ms > STUCK_MS;
             stuck |= is_stuck;

@@ -135,7 +135,7 @@ impl Patrol {
     /// Whether the volume's replica here is in sync and can be read.
     fn is_ready(&self, volume: VolumeId) -> bool {
         let Some(handle) = self.registry.get(volume) else { return false };
-        let status = handle.status.borrow();
+        let status = handle.current();
         let view = status.view.as_ref().filter(|_| status.run == RunState::Running);
         view.is_some_and(|view| {
             let listed =

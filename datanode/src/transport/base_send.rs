@@ -16,6 +16,7 @@ use sbk_engine::replication::message::{Incomplete, Lineage, RecoveryId, ToReplic
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use sbk_master_client::in_one_line;
 use sbk_wal::is_zero;
+use tokio::runtime::Handle;
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::AbortHandle;
 use tokio::time::Instant;
@@ -59,6 +60,8 @@ pub struct BaseSource {
     pub blocks: u64,
     /// How fast it may read.
     pub pace: Arc<Pace>,
+    /// Where it reads: its disk's threads.
+    pub threads: Handle,
     /// Whether the volume is served meanwhile: if not, it waits for nobody.
     pub status: watch::Receiver<Arc<VolumeStatus>>,
 }
@@ -288,7 +291,7 @@ impl Sender {
         let asked = source.reads.send(BaseRead { range, plan }).await;
         asked.map_err(|_| FailureKind::Invalidated)?;
         let plan = planned.await.map_err(|_| FailureKind::Invalidated)?;
-        let read = tokio::task::spawn_blocking(move || plan.run());
+        let read = source.threads.spawn_blocking(move || plan.run());
         match read.await.map_err(|_| FailureKind::Transport)? {
             Ok((data, read_at)) => {
                 let base = source.mark.base;

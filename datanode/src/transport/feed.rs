@@ -10,6 +10,7 @@ use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::message::{Append, Lineage, ToReplica};
 use sbk_engine::types::{Lsn, ReplicaId, ReplicaRef};
 use sbk_proto::v1;
+use tokio::runtime::Handle;
 use tokio::sync::mpsc;
 use tokio::task::AbortHandle;
 
@@ -31,7 +32,14 @@ pub enum FeedItem {
     /// A message whose entries are at hand.
     Message { lineage: Lineage, message: ToReplica, entries: Vec<WireEntry> },
     /// Entries that have to be read from the log.
-    Entries { lineage: Lineage, append: Append, last: Lsn, read: Box<dyn ReadEntries> },
+    Entries {
+        lineage: Lineage,
+        append: Append,
+        last: Lsn,
+        read: Box<dyn ReadEntries>,
+        /// Where the log is read: its disk's threads.
+        threads: Handle,
+    },
 }
 
 /// Why entries of the log are not to be had.
@@ -164,6 +172,7 @@ struct Reading {
     append: Append,
     last: Lsn,
     read: Box<dyn ReadEntries>,
+    threads: Handle,
 }
 
 impl Outgoing {
@@ -240,8 +249,8 @@ fn messages(outgoing: Outgoing) -> impl Stream<Item = v1::ReplicationMessage> {
                     let message = convert::to_replica_out(lineage, &message, &entries);
                     return Some((message, outgoing));
                 }
-                FeedItem::Entries { lineage, append, last, read } => {
-                    outgoing.reading = Some(Reading { lineage, append, last, read });
+                FeedItem::Entries { lineage, append, last, read, threads } => {
+                    outgoing.reading = Some(Reading { lineage, append, last, read, threads });
                 }
             }
         }
@@ -252,7 +261,8 @@ fn messages(outgoing: Outgoing) -> impl Stream<Item = v1::ReplicationMessage> {
 async fn read_some(
     mut reading: Reading,
 ) -> Result<(v1::ReplicationMessage, Option<Reading>), EntriesLost> {
-    let joined = tokio::task::spawn_blocking(move || {
+    let threads = reading.threads.clone();
+    let joined = threads.spawn_blocking(move || {
         let entries = reading.read.next(MESSAGE_BYTES, MESSAGE_ENTRIES);
         (reading, entries)
     });

@@ -81,7 +81,7 @@ impl<D: Disk> Running<D> {
     fn keep_recording(&self, cause: &str) -> JoinHandle<()> {
         let (recorder, why) =
             (Arc::clone(&self.shared.recorder), format!("the store failed: {cause}"));
-        tokio::task::spawn_blocking(move || match recorder.save(&why) {
+        self.home.threads().spawn_blocking(move || match recorder.save(&why) {
             Ok(Some(path)) => tracing::info!(path = %path.display(), "what led to it was kept"),
             Ok(None) => {}
             Err(error) => tracing::warn!(%error, "what led to it could not be kept"),

@@ -234,7 +234,8 @@ impl<D: Disk> Running<D> {
         let replica = lineage.to.id;
         match self.disk.read_log(append.prev.next(), last) {
             Ok(read) => {
-                let item = FeedItem::Entries { lineage, append, last, read };
+                let threads = self.home.threads().clone();
+                let item = FeedItem::Entries { lineage, append, last, read, threads };
                 let sent = self.outgoing.feed(addr, &lineage, item);
                 if !sent {
                     self.blocked(replica);
@@ -307,7 +308,7 @@ impl<D: Disk> Running<D> {
         let read = self.disk.read_log(prev.next(), last);
         let (events, incarnation) = (self.shared.peers.clone(), self.me.incarnation);
         let generation = self.replica.generation();
-        tokio::task::spawn_blocking(move || {
+        self.home.threads().spawn_blocking(move || {
             let read = read.and_then(|mut read| read.next(MESSAGE_BYTES, MESSAGE_ENTRIES));
             let entries = read.unwrap_or_else(|lost| {
                 tracing::warn!(%prev, ?lost, "entries for a candidate could not be read");
@@ -336,7 +337,7 @@ impl<D: Disk> Running<D> {
         let plan = |lba| self.disk.read_settled(BlockRange { lba, blocks: 1 });
         let plans: Vec<_> = blocks.into_iter().map(plan).collect();
         let (events, incarnation) = (self.shared.peers.clone(), self.me.incarnation);
-        tokio::task::spawn_blocking(move || {
+        self.home.threads().spawn_blocking(move || {
             let (mut held, mut rotten, mut why) = (Vec::new(), Vec::new(), String::new());
             for plan in plans {
                 match plan.run() {
@@ -379,7 +380,7 @@ impl<D: Disk> Running<D> {
     fn find_data(&self, search: u64, first: Lba, end: u64) {
         let plan = self.disk.find_data(first, end);
         let (events, incarnation) = (self.shared.peers.clone(), self.me.incarnation);
-        tokio::task::spawn_blocking(move || {
+        self.home.threads().spawn_blocking(move || {
             let (found, error) = match plan.run() {
                 Ok(found) => (found, None),
                 Err(error) => (None, Some(error.to_string())),
@@ -409,6 +410,7 @@ impl<D: Disk> Running<D> {
             table: self.disk.region_table(),
             blocks,
             pace: Arc::clone(&self.context.pace),
+            threads: self.home.threads().clone(),
             status: self.shared.status.subscribe(),
         });
     }

@@ -29,7 +29,7 @@ const UNFINISHED: &str = ".unfinished";
 pub struct Recordings {
     /// The node.
     pub node: NodeId,
-    /// The directory, which is made when it is needed; `None` keeps nothing on disk.
+    /// The directory; it is not made, for it is there while its disk is. `None` keeps nothing on disk.
     pub dir: Option<PathBuf>,
 }
 
@@ -140,7 +140,6 @@ fn unix_ms() -> u128 {
 /// Writes a file whole or not at all, and makes room for it. Other volumes' may be written meanwhile: a
 /// node's stores fail together when its disk does.
 fn write(dir: &Path, name: &str, text: &str) -> io::Result<PathBuf> {
-    fs::create_dir_all(dir)?;
     let mut kept: Vec<PathBuf> = fs::read_dir(dir)?
         .filter_map(|entry| Some(entry.ok()?.path()))
         .filter(|path| {
@@ -211,7 +210,7 @@ mod tests {
     #[test]
     fn those_of_several_volumes_are_written_at_a_time() {
         let dir = tempfile::tempdir().expect("a directory");
-        let dir = &dir.path().join("recordings");
+        let dir = dir.path();
         for _ in 0..10 {
             std::thread::scope(|scope| {
                 for n in 0..8 {
@@ -229,12 +228,12 @@ mod tests {
     #[test]
     fn the_oldest_files_make_room() {
         let dir = tempfile::tempdir().expect("a directory");
-        let dir = dir.path().join("recordings");
+        let dir = dir.path();
         for n in 0..MAX_FILES + 3 {
-            let path = write(&dir, &format!("{n:013}{ENDING}"), "text").expect("writes");
+            let path = write(dir, &format!("{n:013}{ENDING}"), "text").expect("writes");
             assert_eq!(fs::read_to_string(path).expect("reads"), "text");
         }
-        let mut left: Vec<_> = fs::read_dir(&dir)
+        let mut left: Vec<_> = fs::read_dir(dir)
             .expect("reads")
             .map(|entry| entry.expect("reads").file_name().into_string().expect("a name"))
             .collect();

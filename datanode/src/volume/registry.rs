@@ -8,7 +8,8 @@ use tokio::sync::{mpsc, watch};
 
 use super::events::{Control, PeerEvent};
 use super::recorder::Recorder;
-use super::status::{Counters, TraceRing, VolumeStatus};
+use super::status::{Counters, RunState, TraceRing, VolumeStatus};
+use crate::disks::{DataDisk, Fault};
 
 /// The way to one volume task. It stays the same when the replica is opened again.
 #[derive(Debug)]
@@ -17,11 +18,13 @@ pub struct VolumeHandle {
     pub volume: VolumeId,
     /// The replica of it that is here.
     pub replica: ReplicaId,
+    /// The disk that it is on.
+    pub disk: Arc<DataDisk>,
     /// Orders of the node.
     pub control: mpsc::Sender<Control>,
     /// Events from other replicas.
     pub peers: mpsc::Sender<PeerEvent>,
-    /// What the task last published.
+    /// What the task last published; see [`current`](VolumeHandle::current).
     pub status: watch::Receiver<Arc<VolumeStatus>>,
     /// Its newest decisions.
     pub trace: Arc<TraceRing>,
@@ -29,6 +32,26 @@ pub struct VolumeHandle {
     pub recorder: Arc<Recorder>,
     /// Its counts.
     pub counters: Arc<Counters>,
+}
+
+impl VolumeHandle {
+    /// How the replica is. What its task published last is none of a disk that failed: the task may hang in
+    /// it, and be the last to know.
+    pub fn current(&self) -> Arc<VolumeStatus> {
+        match self.disk.fault() {
+            None => self.status.borrow().clone(),
+            Some(fault) => {
+                let run = RunState::Away { reason: away(&self.disk, &fault) };
+                let opening = VolumeStatus::opening(self.volume, self.replica);
+                Arc::new(VolumeStatus { run, ..opening })
+            }
+        }
+    }
+}
+
+/// Why a replica is away, in words.
+pub(super) fn away(disk: &DataDisk, fault: &Fault) -> String {
+    format!("the disk of {} can't be used: {}", disk.path().display(), fault.reason)
 }
 
 /// All volume tasks by volume; a node holds at most one replica of a volume.

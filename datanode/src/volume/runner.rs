@@ -11,7 +11,7 @@ use std::time::{Duration, Instant};
 use sbk_engine::authority::Limits;
 use sbk_engine::replication::Params;
 use sbk_engine::replication::io::{Proposal, StreamId};
-use sbk_engine::types::{Config, Millis, ReplicaId, VolumeId, Wish};
+use sbk_engine::types::{Config, Millis, NodeId, ReplicaId, VolumeId, Wish};
 use sbk_store::{Failures, Reopening};
 use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::JoinHandle;
@@ -21,10 +21,11 @@ use super::disk::OpenDisk;
 use super::events::{Control, PeerEvent};
 use super::pace::Pace;
 use super::recorder::{Recorder, Recordings};
-use super::registry::VolumeHandle;
+use super::registry::{VolumeHandle, away};
 use super::status::{Counters, RunState, TraceRing, VolumeStatus};
 use super::task::{Exit, Failure, Running};
 use super::{CONTROL_QUEUE, PEER_QUEUE, clock};
+use crate::disks::DataDisk;
 use crate::link::{Link, OpenLink};
 use crate::transport::Channels;
 
@@ -52,8 +53,8 @@ pub struct Context {
     pub proposals: mpsc::Sender<ProposalOrder>,
     /// Times and limits.
     pub params: Params,
-    /// Where recordings go.
-    pub recordings: Recordings,
+    /// The node.
+    pub node: NodeId,
     /// How fast rebuilds go.
     pub pace: Arc<Pace>,
 }
@@ -159,6 +160,7 @@ impl Shared {
 /// Starts the task of one replica. It ends when `stop` is cancelled or the volume is deleted.
 pub fn start<O: OpenDisk>(
     context: Arc<Context>,
+    disk: Arc<DataDisk>,
     opener: O,
     volume: VolumeId,
     replica: ReplicaId,
@@ -168,10 +170,13 @@ pub fn start<O: OpenDisk>(
     let (control, control_in) = mpsc::channel(CONTROL_QUEUE);
     let (status, watched) = watch::channel(Arc::new(VolumeStatus::opening(volume, replica)));
     let (trace, counters) = (Arc::<TraceRing>::default(), Arc::<Counters>::default());
-    let recorder = Arc::new(Recorder::new(context.recordings.clone()));
+    let recordings =
+        Recordings { node: context.node, dir: disk.recordings().map(ToOwned::to_owned) };
+    let recorder = Arc::new(Recorder::new(recordings));
     let handle = Arc::new(VolumeHandle {
         volume,
         replica,
+        disk: Arc::clone(&disk),
         control: control.clone(),
         peers: peers.clone(),
         status: watched,
@@ -195,12 +200,13 @@ pub fn start<O: OpenDisk>(
         streams,
     });
     let inlets = Inlets { peers: peers_in, control: control_in };
-    let runner = Runner { context, opener: Arc::new(opener), shared, stop };
+    let runner = Runner { context, disk, opener: Arc::new(opener), shared, stop };
     (handle, tokio::spawn(recorder.watch(runner.run(inlets))))
 }
 
 struct Runner<O> {
     context: Arc<Context>,
+    disk: Arc<DataDisk>,
     opener: Arc<O>,
     shared: Arc<Shared>,
     stop: CancellationToken,
@@ -211,18 +217,29 @@ impl<O: OpenDisk> Runner<O> {
         let mut failures = Failures::default();
         let mut lanes = 0;
         loop {
+            if let Some(fault) = self.disk.fault() {
+                // Whatever it failed for is over with the disk that comes back.
+                failures = Failures::default();
+                self.shared.publish(RunState::Away { reason: away(&self.disk, &fault) });
+                if !self.wait(&mut inlets, self.disk.works()).await {
+                    self.shared.publish(RunState::Ended);
+                    return;
+                }
+            }
             self.shared.publish(RunState::Opening);
             let opener = Arc::clone(&self.opener);
-            let opened = tokio::task::spawn_blocking(move || opener.open()).await;
+            let opened = self.disk.threads().spawn_blocking(move || opener.open()).await;
             let opened = opened.expect("opening a store does not panic");
             let started = clock::now();
             let reopening = match opened {
                 Err(error) => self.failed(&mut failures, Failure::of(&error), started),
                 Ok((disk, opened)) => {
                     let (context, shared) = (Arc::clone(&self.context), Arc::clone(&self.shared));
+                    let home = Arc::clone(&self.disk);
                     let config =
                         shared.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
-                    let mut running = Running::new(context, shared, inlets, disk, opened, lanes);
+                    let mut running =
+                        Running::new(context, shared, inlets, disk, home, opened, lanes);
                     let exit = running.run(&self.stop, config).await;
                     // Before what the store has under way ends, for it may never: whoever knows that the
                     // replica is closed has another one take over. [A checkpoint failed while a sync of the WAL
@@ -301,7 +318,7 @@ impl<O: OpenDisk> Runner<O> {
         let mut lowest = u64::MAX;
         loop {
             let opener = Arc::clone(&self.opener);
-            let free = tokio::task::spawn_blocking(move || opener.free_bytes()).await;
+            let free = self.disk.threads().spawn_blocking(move || opener.free_bytes()).await;
             let free = free.expect("looking at the file system does not panic");
             // What can't be told is found out by trying, when the pause is over.
             let Some(free) = free else { return std::future::pending().await };
@@ -316,11 +333,14 @@ impl<O: OpenDisk> Runner<O> {
     /// Waits until the next opening is due. Returns false if there will be none.
     async fn wait<T>(&self, inlets: &mut Inlets, due: impl Future<Output = T>) -> bool {
         tokio::pin!(due);
+        // One that is away is waited for; one that fails meanwhile is looked at anew.
+        let is_away = self.disk.fault().is_some();
         loop {
             tokio::select! {
                 biased;
                 () = self.stop.cancelled() => return false,
                 _ = &mut due => return true,
+                _ = self.disk.failed(), if !is_away => return true,
                 deleted = inlets.refuse(&self.shared) => if deleted { return false },
             }
         }

@@ -42,6 +42,11 @@ pub enum RunState {
         /// The last failure.
         reason: String,
     },
+    /// Its disk can't be used. The store will be opened again when the disk is back.
+    Away {
+        /// Why.
+        reason: String,
+    },
     /// The task has ended: the node stops, or the volume is deleted.
     Ended,
 }

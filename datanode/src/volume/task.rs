@@ -19,7 +19,7 @@ use sbk_engine::replication::{Replica, Verdict};
 use sbk_engine::types::{Config, Lsn, Millis, ReplicaRef, VolumeId, Wish};
 use sbk_master_client::in_one_line;
 use sbk_store::is_out_of_space;
-use tokio::sync::{mpsc, oneshot};
+use tokio::sync::{mpsc, oneshot, watch};
 use tokio::task::{JoinHandle, JoinSet};
 use tokio::time::Sleep;
 use tokio_util::sync::CancellationToken;
@@ -33,6 +33,7 @@ use super::names;
 use super::runner::{Context, Inlets, Shared};
 use super::scrub::Scrubs;
 use super::status::{READ_FAILED, RunState, VolumeStatus};
+use crate::disks::{DataDisk, DiskState, Fault};
 use crate::link::{Link, LinkEvent, OpenLink};
 use crate::transport::{BaseRead, WireBlock, WireEntry};
 
@@ -97,6 +98,9 @@ pub(super) struct Running<D: Disk> {
     pub(super) me: ReplicaRef,
     pub(super) replica: Replica,
     pub(super) disk: D,
+    /// The disk below.
+    pub(super) home: Arc<DataDisk>,
+    home_state: watch::Receiver<DiskState>,
     pub(super) context: Arc<Context>,
     pub(super) shared: Arc<Shared>,
     pub(super) inlets: Inlets,
@@ -138,6 +142,8 @@ pub(super) struct Running<D: Disk> {
 /// What a turn of the loop found.
 enum Found<D: Disk> {
     Shutdown,
+    /// The disk can't be used.
+    Failed(Fault),
     Batch((u64, Outcome<D::Batch>)),
     Synced((u64, Outcome<D::Sync>)),
     Checkpoint((u64, Outcome<D::Checkpoint>)),
@@ -155,6 +161,7 @@ impl<D: Disk> Running<D> {
         shared: Arc<Shared>,
         inlets: Inlets,
         disk: D,
+        home: Arc<DataDisk>,
         opened: Opened,
         lanes: u64,
     ) -> Self {
@@ -169,6 +176,8 @@ impl<D: Disk> Running<D> {
             me,
             replica,
             disk,
+            home_state: home.watch(),
+            home,
             context,
             shared,
             inlets,
@@ -238,6 +247,9 @@ impl<D: Disk> Running<D> {
             }
             match self.next(stop).await {
                 Found::Shutdown => return Ok(Exit::Shutdown),
+                Found::Failed(fault) => {
+                    return Err(DiskError { doing: "use its disk", source: fault.reason.into() });
+                }
                 Found::Batch((generation, outcome)) => self.batch_done(generation, outcome)?,
                 Found::Synced((generation, outcome)) => self.synced(generation, outcome)?,
                 Found::Checkpoint((generation, outcome)) => {
@@ -275,13 +287,27 @@ impl<D: Disk> Running<D> {
         self.shared.counters.add(&mut self.counted);
         let room = !self.disk.wal_full();
         let take_clients = room && self.clients.has_room();
-        let Self { batch, sync, checkpoint, reads, inlets, clients, base_reads_in, timer, .. } =
-            self;
+        let Self {
+            batch,
+            sync,
+            checkpoint,
+            reads,
+            inlets,
+            clients,
+            base_reads_in,
+            timer,
+            home_state,
+            ..
+        } = self;
         let mut events = Vec::new();
         let mut taken = Vec::new();
         tokio::select! {
             biased;
             () = stop.cancelled() => Found::Shutdown,
+            state = home_state.wait_for(|state| state.fault.is_some()) => {
+                let state = state.expect("the disk is in this task");
+                Found::Failed(state.fault.clone().expect("was waited for"))
+            }
             done = joined(batch) => Found::Batch(done),
             done = joined(sync) => Found::Synced(done),
             done = joined(checkpoint) => Found::Checkpoint(done),
@@ -333,20 +359,22 @@ impl<D: Disk> Running<D> {
             && let Some(batch) = self.disk.take_batch(sync)
         {
             let generation = self.replica.generation();
-            self.batch = Some(tokio::task::spawn_blocking(move || (generation, batch.run())));
+            self.batch =
+                Some(self.home.threads().spawn_blocking(move || (generation, batch.run())));
         }
         if self.sync.is_none()
             && let Some(sync) = self.disk.take_sync()
         {
             let generation = self.replica.generation();
-            self.sync = Some(tokio::task::spawn_blocking(move || (generation, sync.run())));
+            self.sync = Some(self.home.threads().spawn_blocking(move || (generation, sync.run())));
         }
         if self.checkpoint.is_none() {
             let urgent = self.disk.wal_full();
             let step = self.disk.take_checkpoint(urgent);
             let generation = self.replica.generation();
+            let threads = self.home.threads();
             let run =
-                |step: D::Checkpoint| tokio::task::spawn_blocking(move || (generation, step.run()));
+                |step: D::Checkpoint| threads.spawn_blocking(move || (generation, step.run()));
             self.checkpoint = step.map(run);
         }
         // A few reads a job: handing each one over would cost more than reading it.
@@ -354,7 +382,8 @@ impl<D: Disk> Running<D> {
         while !self.wanted_reads.is_empty() {
             let rest = self.wanted_reads.split_off(a_job.min(self.wanted_reads.len()));
             let job = std::mem::replace(&mut self.wanted_reads, rest);
-            self.reads.spawn_blocking(move || job.into_iter().map(do_read).collect());
+            let read = move || job.into_iter().map(do_read).collect();
+            self.reads.spawn_blocking_on(read, self.home.threads());
         }
     }
 
@@ -488,7 +517,8 @@ impl<D: Disk> Running<D> {
             Control::Open { open, link } => self.open_link(open, link),
             Control::Verify { first, regions, reader } => {
                 let plan = self.disk.verify(first, regions);
-                tokio::spawn(super::verify::run(plan, reader));
+                let threads = self.home.threads().clone();
+                tokio::spawn(super::verify::run(plan, reader, threads));
             }
             Control::Scrub { blocks, waiter } => self.scrub(blocks, waiter),
         }

@@ -4,7 +4,7 @@ use std::time::Duration;
 
 use sbk_master_client::in_one_line;
 use sbk_proto::v1;
-use tokio::task::spawn_blocking;
+use tokio::runtime::Handle;
 use tokio::time::timeout;
 
 use super::disk::{DiskError, RegionDigest, VerifyPlan};
@@ -14,10 +14,10 @@ use super::events::VerifyReader;
 const PATIENCE: Duration = Duration::from_secs(30);
 
 /// Reads digests, as fast as they are taken, until the end or until nobody takes them.
-pub(super) async fn run(mut plan: VerifyPlan, reader: VerifyReader) {
+pub(super) async fn run(mut plan: VerifyPlan, reader: VerifyReader, threads: Handle) {
     loop {
         // A thread that may block, for no longer than a region takes.
-        let read = spawn_blocking(move || {
+        let read = threads.spawn_blocking(move || {
             let region = plan();
             (plan, region)
         });
@@ -67,7 +67,7 @@ mod tests {
         let start = || {
             let (out, digests) = mpsc::channel(2);
             let place = Arc::clone(&places).try_acquire_owned().expect("is free");
-            (tokio::spawn(run(endless(), VerifyReader { out, place })), digests)
+            (tokio::spawn(run(endless(), VerifyReader { out, place }, Handle::current())), digests)
         };
         let (running, mut digests) = start();
         assert!(digests.recv().await.is_some());

@@ -1,235 +1,193 @@
-//! A datanode's data directory: who it is, and the replicas that it holds.
+//! One of a datanode's data directories, and the replicas that it holds.
 //!
 //! ```text
-//! <dir>/lock                                flocked for the life of the process
-//! <dir>/node                                the node's UUID and how often it was started
+//! <dir>/lock                                flocked while the directory is in use
+//! <dir>/node                                the node, its directories, and how often it was started
+//! <dir>/probe                               written now and then, to see whether the disk still takes it
+//! <dir>/recordings/...                      what replicas did before they failed
 //! <dir>/replicas/<volume>.<replica>/...     one directory for each replica
 //! ```
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileExt, MetadataExt};
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use sbk_engine::types::{BootId, NodeId};
-use sbk_wal::{Files, Get, Put, SlotError, Slots, Storage};
-use uuid::Uuid;
+use sbk_wal::{Files, Slots, Storage};
 
 use super::core::Store;
 use super::error::StoreError;
+use super::identity::{DirId, NEW_NODE, NODE, NodeError, NodeRecord, failed};
 use super::open::{CreateSpec, StoreOptions};
+use super::reopen::is_out_of_space;
 use super::superblock::Identity;
 
 const LOCK: &str = "lock";
-const NODE: &str = "node";
-/// The identity while it is being made.
-const NEW_NODE: &str = "node.new";
-const NODE_MAGIC: [u8; 8] = *b"SBKNODE\0";
-const VERSION: u32 = 1;
-const SLOT: usize = 4096;
+const PROBE: &str = "probe";
+const RECORDINGS: &str = "recordings";
 const REPLICAS: &str = "replicas";
+/// What stands in the way of nobody: what a first start that was cut short leaves, what is written now and then
+/// (also where a disk has just been unmounted), and what a file system makes itself.
+const OURS: [&str; 8] =
+    [LOCK, REPLICAS, RECORDINGS, PROBE, NEW_NODE, "scrubs.json", "scrubs.new", "lost+found"];
 /// What a replica's directory ends with while it is being removed.
 const GONE: &str = ".gone";
 
-/// Why a data directory can't be used.
-#[derive(Debug, thiserror::Error)]
-pub enum NodeError {
-    /// The operating system said no.
-    #[error("cannot {doing} {path}: {source}")]
-    Io {
-        /// What was tried.
-        doing: &'static str,
-        /// On what.
-        path: PathBuf,
-        /// The failure.
-        source: io::Error,
-    },
-    /// Another process has it.
-    #[error(
-        "{path} is in use by another sbk-datanode; stop that one, or give this one another \
-         --data-dir"
-    )]
-    InUse {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// It holds replicas but no identity.
-    #[error(
-        "{path} holds replicas but the file `node` with the node's identity is missing; put it \
-         back, or move `replicas` away to start as a new node"
-    )]
-    NoIdentity {
-        /// The directory.
-        path: PathBuf,
-    },
-    /// It holds something else.
-    #[error(
-        "{path} is not a datanode's directory: it has no file `node` but holds '{found}'; give \
-         --data-dir a new or empty directory"
-    )]
-    Foreign {
-        /// The directory.
-        path: PathBuf,
-        /// Something that is in it.
-        found: String,
-    },
-    /// The identity can't be read or written.
-    #[error(transparent)]
-    Identity(SlotError),
-    /// The identity is damaged, or another kind of file has its name.
-    #[error(
-        "{0}. Without it nobody knows whose replicas these are, and an older copy of it has forgotten \
-         starts of the process: keep the directory aside, and start with an empty one as a new node"
-    )]
-    LostIdentity(#[source] SlotError),
-    /// The identity's record makes no sense.
-    #[error(
-        "{path} is damaged: its record can't be read although its checksum is right. Was it written \
-         by a newer version?"
-    )]
-    Damaged {
-        /// The file.
-        path: PathBuf,
+/// A directory before it is in use.
+#[derive(Debug)]
+pub(super) enum Found {
+    /// It is of a node, and locked.
+    Ours(Box<Ours>),
+    /// There is none of that name, or nothing is in it: nothing was changed.
+    Nothing {
+        /// There is a directory.
+        there: bool,
     },
 }
 
-impl From<SlotError> for NodeError {
-    fn from(error: SlotError) -> Self {
-        match error {
-            SlotError::Damaged { .. } | SlotError::OtherKind { .. } => Self::LostIdentity(error),
-            SlotError::Io { .. } | SlotError::Newer { .. } | SlotError::TooLarge { .. } => {
-                Self::Identity(error)
-            }
+/// A directory of a node, locked.
+#[derive(Debug)]
+pub(super) struct Ours {
+    path: PathBuf,
+    lock: File,
+    slots: Slots,
+    pub(super) record: NodeRecord,
+}
+
+impl Found {
+    /// Looks what is at `path`.
+    pub(super) fn at(path: &Path) -> Result<Self, NodeError> {
+        if !path.try_exists().map_err(failed("look at", path))? {
+            return Ok(Self::Nothing { there: false });
         }
+        refuse_foreign(path)?;
+        let node = path.join(NODE);
+        if !node.try_exists().map_err(failed("look at", &node))? {
+            refuse_replicas(path)?;
+            return Ok(Self::Nothing { there: true });
+        }
+        let lock = lock(path)?;
+        let (slots, record) = match NodeRecord::read(Arc::new(Files::new(path)), path)? {
+            Some(found) => found,
+            None => return Err(NodeError::NoIdentity { path: path.to_owned() }),
+        };
+        Ok(Self::Ours(Box::new(Ours { path: path.to_owned(), lock, slots, record })))
     }
 }
 
-fn failed<'a>(doing: &'static str, path: &'a Path) -> impl FnOnce(io::Error) -> NodeError + 'a {
-    move |source| NodeError::Io { doing, path: path.to_owned(), source }
+impl Ours {
+    /// Takes the directory into use, with what its record is to say, durably.
+    pub(super) fn enter(mut self, record: NodeRecord) -> Result<DataDir, NodeError> {
+        record.write(&mut self.slots)?;
+        DataDir::new(self.path, self.lock, record.dir)
+    }
 }
 
 /// A locked data directory.
 #[derive(Debug)]
 pub struct DataDir {
     path: PathBuf,
-    node: NodeId,
-    process: u64,
-    boot: BootId,
+    id: DirId,
     /// Holds the lock.
-    _lock: File,
+    lock: File,
 }
 
 impl DataDir {
-    /// Takes the directory, which is made if it is not there, for the life of the value. The
-    /// identity is made at the first start; the process's incarnation is counted up, durably.
-    ///
-    /// # Errors
-    /// Another process has it, its identity is missing or damaged, or the disk says no.
-    pub fn open(path: &Path) -> Result<Self, NodeError> {
+    /// Makes a directory where there is nothing, with the record.
+    pub(super) fn make(path: &Path, record: &NodeRecord) -> Result<Self, NodeError> {
         make_dirs(path)?;
-        Self::refuse_foreign(path)?;
-        let lock = Self::lock(path)?;
-        let replicas = path.join(REPLICAS);
-        fs::create_dir_all(&replicas).map_err(failed("make", &replicas))?;
-        let (node, process) = Self::identity(Arc::new(Files::new(path)), path)?;
-        let boot = boot_id()?;
-        let dir = Self { path: path.to_owned(), node, process, boot, _lock: lock };
-        sync_dir(path)?;
+        let lock = lock(path)?;
+        // Somebody else may have been here first.
+        refuse_foreign(path)?;
+        refuse_replicas(path)?;
+        let storage: Arc<dyn Storage> = Arc::new(Files::new(path));
+        if NodeRecord::read(Arc::clone(&storage), path)?.is_some() {
+            return Err(NodeError::InUse { path: path.to_owned() });
+        }
+        record.create(&storage, path)?;
+        Self::new(path.to_owned(), lock, record.dir)
+    }
+
+    fn new(path: PathBuf, lock: File, id: DirId) -> Result<Self, NodeError> {
+        // From here on nothing is made in it but below these: if its disk is not mounted any more, they are
+        // not there.
+        for name in [REPLICAS, RECORDINGS] {
+            let below = path.join(name);
+            match fs::create_dir(&below) {
+                Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+                // A node whose disk is full does without.
+                Err(error) if name == RECORDINGS && is_out_of_space(&error) => {
+                    tracing::warn!(path = %below.display(), %error, "no recordings are kept");
+                }
+                other => other.map_err(failed("make", &below))?,
+            }
+        }
+        sync_dir(&path)?;
+        let dir = Self { path, id, lock };
         dir.finish_removals()?;
         Ok(dir)
     }
 
-    /// A directory without an identity is taken only if nothing of somebody else's is in it.
-    fn refuse_foreign(path: &Path) -> Result<(), NodeError> {
-        let node = path.join(NODE);
-        if node.try_exists().map_err(failed("look at", &node))? {
-            return Ok(());
-        }
-        for entry in fs::read_dir(path).map_err(failed("list", path))? {
-            let name = entry.map_err(failed("list", path))?.file_name();
-            // What a first start that was cut short leaves, and what a file system makes itself.
-            let ours = [LOCK, REPLICAS, NEW_NODE, "lost+found"].iter().any(|own| name == *own);
-            if !ours {
-                let found = name.to_string_lossy().into_owned();
-                return Err(NodeError::Foreign { path: path.to_owned(), found });
-            }
-        }
-        Ok(())
+    /// Where the recordings of a directory are.
+    pub fn recordings(path: &Path) -> PathBuf {
+        path.join(RECORDINGS)
     }
 
-    fn lock(path: &Path) -> Result<File, NodeError> {
-        let lock_path = path.join(LOCK);
-        let lock = OpenOptions::new()
-            .create(true)
-            .truncate(false)
-            .write(true)
-            .open(&lock_path)
-            .map_err(failed("open", &lock_path))?;
-        match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
-            Ok(()) => Ok(lock),
-            Err(rustix::io::Errno::WOULDBLOCK) => Err(NodeError::InUse { path: path.to_owned() }),
-            Err(e) => Err(failed("lock", &lock_path)(e.into())),
-        }
+    /// Its own id.
+    pub fn id(&self) -> DirId {
+        self.id
     }
 
-    /// The identity in `storage`, which is at `path`, and the number of this process: one that no process
-    /// had before, durable in both slots. [It was in one only, and that one could rot before the other was
-    /// written back: two processes had one number, and what the first had promised counted for the second.]
-    fn identity(storage: Arc<dyn Storage>, path: &Path) -> Result<(NodeId, u64), NodeError> {
-        let record = |node: NodeId, process: u64| {
-            let mut record = Put::default();
-            record.bytes(node.0.as_bytes()).u64(process);
-            record.0
+    /// Raises the count of starts in its record, durably; one that is as high or higher stays. Blocks.
+    ///
+    /// # Errors
+    /// If the record can't be read or written.
+    pub fn raise(&self, process: u64) -> Result<(), NodeError> {
+        let found = NodeRecord::read(Arc::new(Files::new(&self.path)), &self.path)?;
+        let (mut slots, record) =
+            found.ok_or_else(|| NodeError::NoIdentity { path: self.path.clone() })?;
+        let process = process.max(record.process);
+        NodeRecord { process, ..record }.write(&mut slots)
+    }
+
+    /// Whether the disk below still takes what is written, and the directory is still the one that was
+    /// opened. A full disk is a disk that works. Blocks, for ever if the disk does not answer.
+    ///
+    /// # Errors
+    /// What the disk said, or that something else is there now.
+    pub fn check(&self) -> Result<(), NodeError> {
+        let lock = self.path.join(LOCK);
+        let same = |found: &fs::Metadata, held: &fs::Metadata| {
+            (found.dev(), found.ino()) == (held.dev(), held.ino())
         };
-        let made = match storage.open(NODE) {
-            Err(e) if e.kind() == io::ErrorKind::NotFound => false,
-            // What a failure is, the opening below tells.
-            Ok(_) | Err(_) => true,
-        };
-        if made {
-            let (mut slots, found) = Slots::open(storage, NODE, NODE_MAGIC, VERSION, SLOT)?;
-            let mut get = Get(&found);
-            let (Some(id), Some(starts)) = (get.array(), get.u64()) else {
-                return Err(NodeError::Damaged { path: path.join(NODE) });
-            };
-            let node = NodeId(Uuid::from_bytes(id));
-            slots.write(&record(node, starts + 1))?;
-            slots.sync()?;
-            return Ok((node, starts + 1));
-        }
-        let held = storage.list(REPLICAS).map_err(failed("list", &path.join(REPLICAS)))?;
-        if !held.is_empty() {
-            return Err(NodeError::NoIdentity { path: path.to_owned() });
-        }
-        // Made under another name, so that a crash leaves a whole identity or none.
-        let new = NEW_NODE;
-        match storage.remove(new) {
+        let held = self.lock.metadata().map_err(failed("look at", &lock))?;
+        match fs::metadata(&lock) {
+            Ok(found) if same(&found, &held) => {}
             Err(e) if e.kind() != io::ErrorKind::NotFound => {
-                return Err(failed("remove", &path.join(new))(e));
+                return Err(failed("look at", &lock)(e));
             }
-            Ok(()) | Err(_) => {}
+            Ok(_) | Err(_) => return Err(NodeError::Replaced { path: self.path.clone() }),
         }
-        let node = NodeId(Uuid::new_v4());
-        Slots::create(Arc::clone(&storage), new, NODE_MAGIC, VERSION, SLOT, &record(node, 1))?;
-        storage.rename(new, NODE).map_err(failed("rename", &path.join(new)))?;
-        Ok((node, 1))
+        let path = self.path.join(PROBE);
+        let write = || {
+            let file = OpenOptions::new().create(true).truncate(false).write(true).open(&path)?;
+            file.write_all_at(&[0; 4096], 0)?;
+            file.sync_data()
+        };
+        match write() {
+            Err(error) if !is_out_of_space(&error) => Err(failed("write", &path)(error)),
+            Ok(()) | Err(_) => Ok(()),
+        }
     }
 
-    /// The node.
-    pub fn node(&self) -> NodeId {
-        self.node
-    }
-
-    /// How often a process was started on the directory, this one included.
-    pub fn process(&self) -> u64 {
-        self.process
-    }
-
-    /// The machine's boot.
-    pub fn boot(&self) -> BootId {
-        self.boot
+    /// The file system that it is on: directories on one have their space together. Blocks briefly.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn file_system(&self) -> Result<u64, NodeError> {
+        Ok(fs::metadata(&self.path).map_err(failed("look at", &self.path))?.dev())
     }
 
     /// The directory.
@@ -278,12 +236,12 @@ impl DataDir {
     }
 
     fn replica_path(&self, identity: &Identity) -> PathBuf {
-        self.path.join(REPLICAS).join(format!("{}.{}", identity.volume, identity.replica))
+        replica_path(&self.path, identity)
     }
 
-    /// A replica's files.
-    pub fn storage(&self, identity: &Identity) -> Arc<dyn Storage> {
-        Arc::new(Files::new(self.replica_path(identity)))
+    /// The files of a replica in the directory `path`.
+    pub fn storage(path: &Path, identity: &Identity) -> Arc<dyn Storage> {
+        Arc::new(Files::new(replica_path(path, identity)))
     }
 
     /// Makes a replica, durably; see [`Store::create`]. Blocks.
@@ -293,10 +251,14 @@ impl DataDir {
             let path = path.to_owned();
             move |source| StoreError::Io { doing, path, source }
         };
-        fs::create_dir_all(&path).map_err(io("make", &path))?;
+        // Not those above: if they are gone, so is the disk.
+        match fs::create_dir(&path) {
+            Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
+            other => other.map_err(io("make", &path))?,
+        }
         let parent = self.path.join(REPLICAS);
         File::open(&parent).and_then(|d| d.sync_all()).map_err(io("sync", &parent))?;
-        Store::create(&self.storage(&spec.identity), spec, options)
+        Store::create(&Self::storage(&self.path, &spec.identity), spec, options)
     }
 
     /// Removes a replica that the masters gave up. Gone at once for everybody who looks; a crash
@@ -331,6 +293,10 @@ impl DataDir {
         }
         sync_dir(&dir)
     }
+}
+
+fn replica_path(dir: &Path, identity: &Identity) -> PathBuf {
+    dir.join(REPLICAS).join(format!("{}.{}", identity.volume, identity.replica))
 }
 
 /// Bytes that the files below `dir` take on the disk; holes take none. What is removed meanwhile
@@ -396,58 +362,55 @@ fn sync_dir(path: &Path) -> Result<(), NodeError> {
     File::open(path).and_then(|d| d.sync_all()).map_err(failed("sync", path))
 }
 
-fn boot_id() -> Result<BootId, NodeError> {
-    let path = Path::new("/proc/sys/kernel/random/boot_id");
-    let text = fs::read_to_string(path).map_err(failed("read", path))?;
-    let id = Uuid::parse_str(text.trim())
-        .map_err(|e| failed("understand", path)(io::Error::new(io::ErrorKind::InvalidData, e)))?;
-    Ok(BootId(id))
+/// A directory without a record is taken only if nothing of somebody else's is in it.
+fn refuse_foreign(path: &Path) -> Result<(), NodeError> {
+    let node = path.join(NODE);
+    if node.try_exists().map_err(failed("look at", &node))? {
+        return Ok(());
+    }
+    for entry in fs::read_dir(path).map_err(failed("list", path))? {
+        let name = entry.map_err(failed("list", path))?.file_name();
+        if !OURS.iter().any(|own| name == *own) {
+            let found = name.to_string_lossy().into_owned();
+            return Err(NodeError::Foreign { path: path.to_owned(), found });
+        }
+    }
+    Ok(())
+}
+
+/// Replicas without a record are nobody's.
+fn refuse_replicas(path: &Path) -> Result<(), NodeError> {
+    let replicas = path.join(REPLICAS);
+    match fs::read_dir(&replicas) {
+        Err(e) if e.kind() == io::ErrorKind::NotFound => Ok(()),
+        Err(e) => Err(failed("list", &replicas)(e)),
+        Ok(mut held) => match held.next() {
+            None => Ok(()),
+            Some(_) => Err(NodeError::NoIdentity { path: path.to_owned() }),
+        },
+    }
+}
+
+fn lock(path: &Path) -> Result<File, NodeError> {
+    let lock_path = path.join(LOCK);
+    let lock = OpenOptions::new()
+        .create(true)
+        .truncate(false)
+        .write(true)
+        .open(&lock_path)
+        .map_err(failed("open", &lock_path))?;
+    match flock(&lock, FlockOperation::NonBlockingLockExclusive) {
+        Ok(()) => Ok(lock),
+        Err(rustix::io::Errno::WOULDBLOCK) => Err(NodeError::InUse { path: path.to_owned() }),
+        Err(e) => Err(failed("lock", &lock_path)(e.into())),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use sbk_wal::Memory;
+    use uuid::Uuid;
 
     use super::*;
-
-    #[test]
-    fn a_directory_keeps_its_identity_and_counts_its_starts() {
-        let dir = tempfile::tempdir().expect("a directory");
-        let path = dir.path().join("data");
-        let first = DataDir::open(&path).expect("open");
-        let (node, process) = (first.node(), first.process());
-        assert_eq!(process, 1);
-        let second = DataDir::open(&path).expect_err("it is locked");
-        assert!(matches!(second, NodeError::InUse { .. }), "{second}");
-        drop(first);
-        let again = DataDir::open(&path).expect("open");
-        assert_eq!((again.node(), again.process()), (node, 2));
-        assert!(again.space().expect("space").0 > 0);
-    }
-
-    /// One slot rots, and power is lost right behind the start: what is in the other must be as new.
-    #[test]
-    fn no_two_processes_get_one_number_if_a_slot_rots() {
-        for starts in 1..5 {
-            let disk = Memory::new(starts);
-            disk.create_dir(REPLICAS).expect("mkdir");
-            let start = |disk: &Memory| {
-                let found = DataDir::identity(Arc::new(disk.clone()), Path::new("data"));
-                disk.sync_dir("").expect("synced");
-                found.expect("an identity")
-            };
-            let mut before = start(&disk);
-            for _ in 1..starts {
-                before = start(&disk);
-            }
-            for slot in 0..2 {
-                let copy = disk.fork();
-                copy.lose_unsynced();
-                assert!(copy.flip(NODE, (slot * SLOT as u64 + 40) * 8), "there is such a bit");
-                assert_eq!(start(&copy), (before.0, starts + 1), "without slot {slot}");
-            }
-        }
-    }
 
     #[test]
     fn the_names_of_all_directories_that_are_made_are_synced() {
@@ -501,23 +464,30 @@ mod tests {
     }
 
     #[test]
-    fn a_directory_of_something_else_is_not_adopted() {
-        let dir = tempfile::tempdir().expect("a directory");
-        fs::write(dir.path().join("member.json"), "{}").expect("written");
-        let error = DataDir::open(dir.path()).expect_err("it is foreign");
-        assert!(matches!(error, NodeError::Foreign { .. }), "{error}");
-        assert!(error.to_string().contains("member.json"), "{error}");
-        assert!(!dir.path().join("lock").exists(), "nothing was changed");
-    }
-
-    #[test]
-    fn replicas_without_an_identity_are_not_adopted() {
-        let dir = tempfile::tempdir().expect("a directory");
-        drop(DataDir::open(dir.path()).expect("open"));
-        fs::create_dir(dir.path().join("replicas/x")).expect("mkdir");
-        fs::remove_file(dir.path().join("node")).expect("remove");
-        let error = DataDir::open(dir.path()).expect_err("no identity");
-        assert!(matches!(error, NodeError::NoIdentity { .. }), "{error}");
+    fn a_directory_that_is_another_one_now_is_found_out() {
+        let root = tempfile::tempdir().expect("a directory");
+        let path = root.path().join("data");
+        let data = DataDir::open(&path).expect("open");
+        data.check().expect("works");
+        let aside = root.path().join("aside");
+        fs::rename(&path, &aside).expect("renamed");
+        let gone = data.check().expect_err("is not there");
+        assert!(matches!(gone, NodeError::Replaced { .. }), "{gone}");
+        // As a mount point shows when the disk is not mounted: nothing is made in it.
+        fs::create_dir(&path).expect("mkdir");
+        let other = data.check().expect_err("is another one");
+        assert!(matches!(other, NodeError::Replaced { .. }), "{other}");
+        let identity = Identity {
+            volume: sbk_engine::types::VolumeId(Uuid::new_v4()),
+            replica: sbk_engine::types::ReplicaId(Uuid::new_v4()),
+        };
+        let loss_generation = sbk_engine::types::LossGeneration(0);
+        let spec = CreateSpec { identity, blocks: 16, loss_generation };
+        data.create(&spec, &StoreOptions::default()).expect_err("there is no place for it");
+        assert_eq!(fs::read_dir(&path).expect("lists").count(), 0);
+        fs::remove_dir(&path).expect("rmdir");
+        fs::rename(&aside, &path).expect("renamed");
+        data.check().expect("works again");
     }
 
     #[test]

@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex, RwLock};
 
+use sbk_datanode::disks::{DataDisk, DiskState};
 use sbk_datanode::node::Storage;
 use sbk_datanode::volume::disk::DiskError;
 use sbk_engine::types::{BootId, NodeId, ReplicaId, VolumeId};
@@ -13,9 +14,22 @@ use super::mem_disk::MemStore;
 
 type Stores = BTreeMap<(VolumeId, ReplicaId), MemStore>;
 
+/// The one disk.
+#[derive(Clone)]
+struct Disks(Vec<Arc<DataDisk>>);
+
+impl Default for Disks {
+    fn default() -> Self {
+        let (capacity_bytes, free_bytes) = (1 << 40, 1 << 40);
+        let state = DiskState { capacity_bytes, free_bytes, ..DiskState::default() };
+        Self(vec![DataDisk::new("memory".as_ref(), None, state)])
+    }
+}
+
 #[derive(Clone, Default)]
 pub(crate) struct MemDir {
     process: u64,
+    disks: Disks,
     pub(crate) stores: Arc<Mutex<Stores>>,
     /// Removals that were begun.
     pub(crate) removals: watch::Sender<usize>,
@@ -48,15 +62,27 @@ impl Storage for MemDir {
         BootId(Uuid::from_u128(1))
     }
 
-    fn replicas(&self) -> Result<Vec<(VolumeId, ReplicaId)>, DiskError> {
+    fn disks(&self) -> &[Arc<DataDisk>] {
+        &self.disks.0
+    }
+
+    fn look(&self) {}
+
+    fn replicas(&self, _disk: usize) -> Result<Vec<(VolumeId, ReplicaId)>, DiskError> {
         Ok(self.stores.lock().unwrap().keys().copied().collect())
     }
 
-    fn opener(&self, volume: VolumeId, replica: ReplicaId) -> MemStore {
+    fn opener(&self, _disk: usize, volume: VolumeId, replica: ReplicaId) -> MemStore {
         self.stores.lock().unwrap()[&(volume, replica)].clone()
     }
 
-    fn create(&self, volume: VolumeId, replica: ReplicaId, blocks: u64) -> Result<(), DiskError> {
+    fn create(
+        &self,
+        _disk: usize,
+        volume: VolumeId,
+        replica: ReplicaId,
+        blocks: u64,
+    ) -> Result<(), DiskError> {
         let mut stores = self.stores.lock().unwrap();
         stores.entry((volume, replica)).or_insert_with(|| {
             let store = MemStore::create(volume, replica, blocks);
@@ -68,14 +94,14 @@ impl Storage for MemDir {
         Ok(())
     }
 
-    fn remove(&self, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError> {
+    fn remove(&self, _disk: usize, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError> {
         self.removals.send_modify(|begun| *begun += 1);
         let _may = self.may_remove.read().unwrap();
         self.stores.lock().unwrap().remove(&(volume, replica));
         Ok(())
     }
 
-    fn space(&self) -> Result<(u64, u64), DiskError> {
-        Ok((1 << 40, 0))
+    fn count_past(&self, _process: u64) -> Result<(), DiskError> {
+        Ok(())
     }
 }

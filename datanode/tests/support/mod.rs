@@ -18,13 +18,13 @@ use std::time::Duration;
 
 use bytes::Bytes;
 use sbk_datanode::catalogue::{self, Catalogue};
+use sbk_datanode::disks::{DataDisk, DiskState};
 use sbk_datanode::frontend::Frontends;
 use sbk_datanode::link::{IoOp, IoRequest, Link, LinkEvent, LinkOutcome, OpenLink};
 use sbk_datanode::transport::{Channels, ReplicationService};
 use sbk_datanode::volume::events::Control;
 use sbk_datanode::volume::{
-    Context, Pace, ProposalOrder, Recordings, Registry, VolumeHandle, VolumeStatus, open_link,
-    start,
+    Context, Pace, ProposalOrder, Registry, VolumeHandle, VolumeStatus, open_link, start,
 };
 use sbk_engine::forward;
 use sbk_engine::replication::Params;
@@ -71,14 +71,16 @@ impl Node {
             channels: Arc::clone(&channels),
             proposals,
             params: patient(),
-            recordings: Recordings { node: NodeId(store.replica.0), dir: store.recordings.clone() },
+            node: NodeId(store.replica.0),
             pace: Arc::new(Pace::new(0)),
         });
         let (volume, id) = (store.volume, store.replica);
         let stop = CancellationToken::new();
         let handle = {
             let _entered = runtime.enter();
-            start(context, store.clone(), volume, id, stop).0
+            let recordings = store.recordings.clone();
+            let disk = DataDisk::new("memory".as_ref(), recordings, DiskState::default());
+            start(context, disk, store.clone(), volume, id, stop).0
         };
         registry.insert(Arc::clone(&handle));
         let (_, nobody) = tokio::sync::watch::channel(Arc::default());

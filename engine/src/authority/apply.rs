@@ -14,6 +14,8 @@ use super::state::{
 };
 use crate::types::{Epoch, LossGeneration, NodeId, ReplicaId, ReplicaRef, VolumeId};
 
+/// Most disks of a node.
+const MAX_DISKS: usize = 256;
 /// Longest address or zone in a registration, in bytes: a DNS name and a port fit.
 const MAX_TEXT: usize = 261;
 
@@ -264,6 +266,7 @@ impl State {
                     complete: true,
                     tail,
                     doubtful: false,
+                    disk: None,
                 };
                 registration.replicas.insert(replica.id, entry);
             }
@@ -431,6 +434,9 @@ fn check_registration(r: &Registration) -> Result<(), Refusal> {
     }
     if r.replicas.len() > MAX_REGISTERED_REPLICAS {
         return bad("it lists too many replicas");
+    }
+    if r.disks.len() > MAX_DISKS || r.disks.iter().any(|disk| *disk > r.capacity_bytes) {
+        return bad("it lists too many disks, or one with more than all together");
     }
     if r.replicas.values().any(|x| x.incarnation.process != r.process || x.incarnation.open == 0) {
         return bad("a replica's incarnation is not one of this process");

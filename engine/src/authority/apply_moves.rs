@@ -115,7 +115,8 @@ impl State {
         };
         // Fewer than the volume wants are listed only while its node makes one anew.
         let wanted = live.spec.replicas as usize;
-        let least = if listed.fate == Fate::GoesFirst { wanted - 1 } else { wanted };
+        let first = listed.fate == Fate::GoesFirst || self.may_be_away(listed.node, replica);
+        let least = if first { wanted - 1 } else { wanted };
         if live.replicas.len() <= least {
             let (left, min_in_sync) = (live.replicas.len() as u32 - 1, live.spec.min_in_sync);
             return Err(Refusal::BelowMinInSync { volume, left, min_in_sync });
@@ -247,22 +248,24 @@ impl State {
     /// Whether the node can't take a fresh replica of the volume: it holds one, or has one still to
     /// remove, or found one that the volume does not list. That one is nobody's to remove, and no
     /// node has two. [The node kept it and never made the new one, which was waited for for ever.]
+    /// But one that is to be removed and may be on a disk that can't be used keeps no other disk of its node
+    /// from holding the next: it is removed when its disk is back, before anything else is done with it.
     pub(super) fn is_taken(&self, volume: &Volume, node: NodeId) -> bool {
         let found = |r: &Registration| r.replicas.values().any(|r| r.volume == volume.id);
         let found = self.nodes.get(&node).is_some_and(found) && !on(Bug::PlaceBesideUnlisted);
-        volume.holds(node) || found
+        let listed = volume.replicas.values().any(|r| r.node == node);
+        listed || self.is_to_remove(volume, node) || found
+    }
+
+    /// Whether the node has a replica of the volume to remove, on a disk that can be used.
+    pub(super) fn is_to_remove(&self, volume: &Volume, node: NodeId) -> bool {
+        let retired = volume.retired.iter().filter(|(_, on)| **on == node);
+        retired.into_iter().any(|(id, _)| !self.may_be_away(node, *id))
     }
 
     /// How many replicas that volumes list are on the node.
     pub fn replicas_on(&self, node: NodeId) -> u32 {
         let listed = self.volumes.values().flat_map(|v| v.replicas.values());
         listed.filter(|replica| replica.node == node).count() as u32
-    }
-}
-
-impl Volume {
-    /// Whether the node holds a replica of the volume, or has one still to remove.
-    pub fn holds(&self, node: NodeId) -> bool {
-        self.replicas.values().any(|r| r.node == node) || self.retired.values().any(|n| *n == node)
     }
 }

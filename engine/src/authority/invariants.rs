@@ -164,6 +164,11 @@ impl State {
                 "A5: volume {}: replica {replica} is placed where its node has another",
                 new.id
             );
+            assert!(
+                !self.is_to_remove(new, placed.node) || old.replicas.contains_key(replica),
+                "A5: volume {}: a node is to hold a replica while another of it is to be removed",
+                new.id
+            );
         }
     }
 
@@ -187,11 +192,6 @@ impl State {
         assert!(
             nodes.iter().all(known) && volume.retired.values().all(known),
             "A5: volume {id}: unknown node"
-        );
-        let free = |n: &NodeId| !nodes.contains(n);
-        assert!(
-            volume.retired.values().all(free),
-            "A5: volume {id}: a node is to hold a replica while another of it is to be removed"
         );
         if let Some(assignment) = &volume.assignment {
             assert_assignment(volume, assignment);

@@ -252,8 +252,8 @@ impl Look<'_> {
     }
 
     /// Those that can go now: as many others as the volume wants are in sync, on nodes that are
-    /// heard; one that is listed and dead is no copy that anybody could count on. One that goes first, or
-    /// is in the way, needs no more than that `min_in_sync` others have what is acknowledged, if its place is
+    /// heard; one that is listed and dead is no copy that anybody could count on. One that goes first, is in
+    /// the way, or is on a disk that can't be used, needs no more than that `min_in_sync` others have what is acknowledged, if its place is
     /// on its own node.
     fn leaves(&self, going: &BTreeMap<ReplicaId, Why>, stuck: bool) -> BTreeSet<ReplicaId> {
         let spec = &self.volume.spec;
@@ -280,7 +280,7 @@ impl Look<'_> {
             let others = without.iter().filter(|id| self.is_copy(**id)).count();
             let way = self.in_the_way(*id) && listed > spec.replicas as usize;
             let first = stuck
-                && (self.volume.replicas[id].fate == Fate::GoesFirst || way)
+                && (self.volume.replicas[id].fate == Fate::GoesFirst || way || self.is_away(*id))
                 && listed >= spec.replicas as usize
                 && others >= least
                 && copies(without.len()) >= least;
@@ -310,7 +310,14 @@ impl Look<'_> {
     fn removable(&self, id: ReplicaId) -> bool {
         let listed = self.volume.replicas.len();
         let wanted = self.volume.spec.replicas as usize;
-        listed > wanted || self.volume.replicas[&id].fate == Fate::GoesFirst && listed == wanted
+        let first = self.volume.replicas[&id].fate == Fate::GoesFirst || self.is_away(id);
+        listed > wanted || first && listed == wanted
+    }
+
+    /// Whether its node may hold it on a disk that can't be used: another disk there may hold the one that
+    /// takes its place.
+    fn is_away(&self, id: ReplicaId) -> bool {
+        self.state.may_be_away(self.volume.replicas[&id].node, id)
     }
 
     fn wish(&self, going: &BTreeMap<ReplicaId, Why>, leaves: &BTreeSet<ReplicaId>) -> Wish {

@@ -75,11 +75,46 @@ fn is_volume_name(name: &str) -> bool {
         && name.parse::<VolumeId>().is_err()
 }
 
-/// Bytes of a node that a new volume may claim.
+/// Bytes of a node that a new replica may claim. It is on one disk: what is left on the one that has most.
 pub(super) fn free_bytes(state: &State, node: &Registration, overcommit_percent: u32) -> u64 {
-    let claimable = u128::from(node.capacity_bytes) * u128::from(overcommit_percent) / 100;
-    let claimable = u64::try_from(claimable).unwrap_or(u64::MAX);
-    claimable.saturating_sub(state.committed_bytes(node.node))
+    room(state, node, overcommit_percent).into_iter().max().unwrap_or(0)
+}
+
+/// Bytes by which the claim of a replica on the node may grow.
+pub(super) fn growth_bytes(
+    state: &State,
+    node: &Registration,
+    replica: ReplicaId,
+    overcommit_percent: u32,
+) -> u64 {
+    let room = room(state, node, overcommit_percent);
+    let disk = node.replicas.get(&replica).and_then(|replica| replica.disk);
+    let on_it = disk.and_then(|disk| room.get(disk as usize)).copied();
+    on_it.unwrap_or_else(|| room.into_iter().max().unwrap_or(0))
+}
+
+/// Bytes that may be claimed of each of a node's disks. What is on a disk that nobody knows yet counts on
+/// each of them; what may be on one that can't be used, on none.
+fn room(state: &State, node: &Registration, overcommit_percent: u32) -> Vec<u64> {
+    let disks = if node.disks.is_empty() { vec![node.capacity_bytes] } else { node.disks.clone() };
+    let mut claims = vec![0u64; disks.len()];
+    let confirmed = |id: &ReplicaId| {
+        let listed = state.volumes().values().find_map(|v| v.replicas.get(id));
+        listed.is_none_or(|replica| replica.confirmed.is_some())
+    };
+    for (replica, bytes) in state.claims(node.node) {
+        let disk = node.replicas.get(&replica).and_then(|replica| replica.disk);
+        match disk.and_then(|disk| claims.get_mut(disk as usize)) {
+            Some(claimed) => *claimed = claimed.saturating_add(bytes),
+            None if state.may_be_away(node.node, replica) && confirmed(&replica) => {}
+            None => claims.iter_mut().for_each(|c| *c = c.saturating_add(bytes)),
+        }
+    }
+    let left = |(capacity, claimed): (u64, u64)| {
+        let claimable = u128::from(capacity) * u128::from(overcommit_percent) / 100;
+        u64::try_from(claimable).unwrap_or(u64::MAX).saturating_sub(claimed)
+    };
+    disks.into_iter().zip(claims).map(left).collect()
 }
 
 /// Chooses nodes for a new volume: different nodes, then zones that have fewest of its replicas,

@@ -8,7 +8,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::command::{Accepted, Response};
-use super::placement::free_bytes;
+use super::placement::growth_bytes;
 use super::refusal::Refusal;
 use super::state::{MAX_VOLUME_BYTES, State, Volume};
 use crate::types::{BLOCK_SIZE, Lba, VolumeId};
@@ -81,10 +81,11 @@ impl State {
             return Err(Refusal::Shrinks { size_bytes, published: live.bytes() });
         }
         let growth = size_bytes.saturating_sub(live.bytes());
-        for replica in live.replicas.values() {
+        for (id, replica) in &live.replicas {
             let node = replica.node;
             let registered = self.nodes.get(&node).ok_or(Refusal::UnknownNode { node })?;
-            if !takes_back && free_bytes(self, registered, overcommit_percent) < growth {
+            let room = growth_bytes(self, registered, *id, overcommit_percent);
+            if !takes_back && room < growth {
                 return Err(Refusal::NoRoom { node, size_bytes: growth });
             }
         }

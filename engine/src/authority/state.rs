@@ -80,6 +80,9 @@ pub struct RegisteredReplica {
     /// ([`Kept::doubtful`](crate::replication::io::Kept::doubtful)).
     #[serde(default)]
     pub doubtful: bool,
+    /// Its disk's place among the registration's; `None` until the node has said so.
+    #[serde(default)]
+    pub disk: Option<u32>,
 }
 
 /// What a datanode says of itself, and the only thing that makes its replicas promotable.
@@ -98,8 +101,11 @@ pub struct Registration {
     pub addrs: Addrs,
     /// Its failure domain; all nodes without one count as one zone.
     pub zone: Option<String>,
-    /// Bytes that replicas may use there.
+    /// Bytes that replicas may use there, on all disks together that can be used.
     pub capacity_bytes: u64,
+    /// The same of each disk, 0 of one that can't be used; empty: there is one.
+    #[serde(default)]
+    pub disks: Vec<u64>,
     /// The replicas that are open. A replica that was listed once and is missing here is lost
     /// until a later registration lists it again: it is not promotable.
     pub replicas: BTreeMap<ReplicaId, RegisteredReplica>,
@@ -411,18 +417,28 @@ impl State {
 
     /// Bytes of a node's capacity that volumes claim, deleted ones not yet removed included.
     pub fn committed_bytes(&self, node: NodeId) -> u64 {
-        let live = self.volumes.values().map(|v| {
-            let listed = v.replicas.values().filter(|r| r.node == node).count();
-            let retired = v.retired.values().filter(|on| **on == node).count();
-            (listed + retired, v.claimed_bytes())
+        self.claims(node).fold(0, |sum: u64, (_, bytes)| sum.saturating_add(bytes))
+    }
+
+    /// What each replica claims of the node's capacity, in bytes.
+    pub(super) fn claims(&self, node: NodeId) -> impl Iterator<Item = (ReplicaId, u64)> + '_ {
+        let live = self.volumes.values().flat_map(move |v| {
+            let listed = v.replicas.iter().filter(move |(_, r)| r.node == node).map(|(id, _)| id);
+            let retired = v.retired.iter().filter(move |(_, on)| **on == node).map(|(id, _)| id);
+            listed.chain(retired).map(|id| (*id, v.claimed_bytes()))
         });
-        let dead = self
-            .tombstones
-            .values()
-            .map(|t| (t.remaining.values().filter(|n| **n == node).count(), t.spec.bytes()));
-        live.chain(dead).fold(0, |sum: u64, (count, bytes)| {
-            sum.saturating_add(bytes.saturating_mul(count as u64))
-        })
+        let dead = self.tombstones.values().flat_map(move |t| {
+            let left = t.remaining.iter().filter(move |(_, on)| **on == node);
+            left.map(|(id, _)| (*id, t.spec.bytes()))
+        });
+        live.chain(dead)
+    }
+
+    /// Whether a replica of the node may be on a disk that it can't use: it has such a disk, and does not
+    /// have the replica open.
+    pub(super) fn may_be_away(&self, node: NodeId, replica: ReplicaId) -> bool {
+        let registered = self.nodes.get(&node);
+        registered.is_some_and(|n| n.disks.contains(&0) && !n.replicas.contains_key(&replica))
     }
 
     /// How many volumes have their primary on a node.

@@ -38,6 +38,7 @@ pub(super) fn registration(n: u128, process: u64, revision: u64, holds: bool) ->
         complete: true,
         tail: 0,
         doubtful: false,
+        disk: None,
     };
     Registration {
         node: node(n),
@@ -47,6 +48,7 @@ pub(super) fn registration(n: u128, process: u64, revision: u64, holds: bool) ->
         addrs: Addrs { grpc: format!("127.0.0.{n}:7301"), http: None, nbd: None },
         zone: None,
         capacity_bytes: 100 << 30,
+        disks: Vec::new(),
         replicas: if holds { BTreeMap::from([(replica(n), entry)]) } else { BTreeMap::new() },
     }
 }

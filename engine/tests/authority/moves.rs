@@ -107,6 +107,7 @@ impl Cluster {
             addrs: Addrs { grpc: format!("10.0.0.{n}:1"), http: None, nbd: None },
             zone: None,
             capacity_bytes: 1 << 30,
+            disks: Vec::new(),
             replicas,
         }));
     }
@@ -512,6 +513,7 @@ fn a_removed_node_is_forgotten_once_nothing_lists_it_and_what_returns_is_nobodys
         complete: true,
         tail: 0,
         doubtful: false,
+        disk: None,
     };
     cluster.register(2, BTreeMap::from([(replica(2), entry)]));
     let told = cluster.state.catalogue_since(0);
@@ -653,3 +655,6 @@ fn replacements_are_lost(drained: bool) {
 fn replacements_that_were_lost_before_they_joined_leave_room_for_others() {
     [false, true].into_iter().for_each(replacements_are_lost);
 }
+
+#[path = "moves_disks.rs"]
+mod disks;

@@ -180,6 +180,7 @@ impl Run {
                         complete,
                         tail: 0,
                         doubtful: false,
+                        disk: None,
                     },
                 )
             });
@@ -191,6 +192,7 @@ impl Run {
             addrs: Addrs { grpc: format!("10.0.{}.{n}:1", a % 2), http: None, nbd: None },
             zone: None,
             capacity_bytes: 1 << 20,
+            disks: Vec::new(),
             replicas: replicas.collect(),
         };
         self.apply(&Command::RegisterNode(registration));

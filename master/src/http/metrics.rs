@@ -45,6 +45,8 @@ fn gather(member: &Member) -> Registry {
         let (serving, alive) = (status.volumes_serving, status.nodes_alive);
         gauge("volumes_serving", "Volumes whose primary serves", serving.into());
         gauge("nodes_alive", "Datanodes that are heard", alive.into());
+        let failed = member.failed_disks();
+        gauge("disks_failed", "Data directories that their datanodes can't use", failed);
     }
     registry
 }

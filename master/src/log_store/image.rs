@@ -10,6 +10,7 @@ use crate::raft::{Entry, MemberId};
 /// One record: one operation on the log. In JSON, so that an operator can read a segment with
 /// `strings`.
 #[derive(Debug, Serialize, Deserialize)]
+#[expect(clippy::large_enum_variant, reason = "all but a few records are entries")]
 pub(crate) enum Record {
     /// One entry, right behind the last one.
     Append(Entry),

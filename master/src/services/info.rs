@@ -39,7 +39,17 @@ impl Source<'_> {
         let heartbeat = self.leading.heartbeats.get(&node);
         let closed =
             heartbeat.and_then(|h| h.closed.iter().find(|c| c.replica == replica.0.as_bytes()[..]));
-        closed.map(|c| (c.mode.clone(), c.reason.clone())).unwrap_or_default()
+        let known = closed.map(|c| (c.mode.clone(), c.reason.clone()));
+        let away = || {
+            let mut disks = heartbeat.iter().flat_map(|h| &h.disks);
+            let disk = disks.find(|disk| !disk.fault.is_empty())?;
+            let why = format!(
+                "its node does not have it open, and can't use the disk of {}: {}",
+                disk.path, disk.fault
+            );
+            Some(("degraded".to_owned(), why))
+        };
+        known.or_else(away).unwrap_or_default()
     }
 
     pub(super) fn volume(&self, volume: &Volume) -> v1::VolumeInfo {
@@ -185,6 +195,7 @@ impl Source<'_> {
             last_heartbeat_ms: self.detector().silent_ms(self.now, id).unwrap_or(u64::MAX),
             replicas: on_node.collect(),
             duty: convert::duty(self.state.duty(id)).into(),
+            disks: heartbeat.map(|h| h.disks.clone()).unwrap_or_default(),
         }
     }
 }

@@ -99,7 +99,19 @@ impl NodeService for NodeApi {
         let reports = request.replicas.iter().map(report).collect::<Result<Vec<_>, _>>()?;
         let returning = request.closed.iter().filter(|closed| closed.returns);
         let returning = returning.map(|closed| convert::replica_id(&closed.replica));
-        let returning = returning.collect::<Result<_, _>>()?;
+        let mut returning = returning.collect::<Result<BTreeSet<_>, _>>()?;
+        if request.disks.iter().any(|disk| !disk.fault.is_empty()) {
+            // What it does not name may be on that disk, and come back with it.
+            let open: BTreeSet<_> = reports.iter().map(|report| report.replica.id).collect();
+            let closed = request.closed.iter().map(|closed| convert::replica_id(&closed.replica));
+            let closed = closed.collect::<Result<BTreeSet<_>, _>>()?;
+            returning.extend(self.member.read(|state| {
+                let listed = state.volumes().values().flat_map(|volume| &volume.replicas);
+                let here = listed.filter(|(_, replica)| replica.node == node).map(|(id, _)| *id);
+                let unnamed = here.filter(|id| !open.contains(id) && !closed.contains(id));
+                unnamed.collect::<Vec<_>>()
+            }));
+        }
         self.member.leading().heartbeats.insert(node, request);
         self.member.observe(DetectorEvent::Heartbeat { node, process, reports, returning });
         let stands = self.member.stands(node).iter().map(convert::stand).collect();

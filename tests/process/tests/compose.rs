@@ -146,7 +146,7 @@ fn the_services_are_called_as_they_can_be() {
             "sbk-datanode" => {
                 let settings = sbk_datanode::Args::parse_from(&command).settings();
                 let settings = settings.expect("is whole");
-                assert_eq!(settings.data_dir, Path::new(&data_dir));
+                assert_eq!(settings.data_dirs, [Path::new(&data_dir)]);
                 assert_eq!(settings.advertise.as_ref(), Some(&service.name));
                 assert_eq!(settings.masters, masters.values().cloned().collect::<Vec<_>>());
                 assert_eq!(asked(service), (settings.http.port(), "readyz".to_owned()));

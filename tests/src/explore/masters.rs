@@ -34,6 +34,7 @@ fn registration(replica: ReplicaId, process: u64, revision: u64) -> Registration
         addrs: Addrs { grpc: format!("n{}:1", replica.0.as_u128()), http: None, nbd: None },
         zone: None,
         capacity_bytes: 1 << 30,
+        disks: Vec::new(),
         replicas: BTreeMap::new(),
     }
 }
@@ -91,8 +92,14 @@ impl Masters {
         self.registrations += 1;
         let mut new = registration(replica.id, replica.incarnation.process, self.registrations);
         let incarnation = replica.incarnation;
-        let entry =
-            RegisteredReplica { volume: VOLUME, incarnation, complete, tail: 0, doubtful: false };
+        let entry = RegisteredReplica {
+            volume: VOLUME,
+            incarnation,
+            complete,
+            tail: 0,
+            doubtful: false,
+            disk: None,
+        };
         new.replicas.insert(replica.id, entry);
         self.apply(&Command::RegisterNode(new));
     }

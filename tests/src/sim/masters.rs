@@ -88,7 +88,10 @@ fn registration(volume: VolumeId, told: &Told) -> Registration {
     let open = told.open.map(|open| {
         let Open { replica, complete, doubtful } = open;
         let (incarnation, tail) = (replica.incarnation, told.tail.count);
-        (replica.id, RegisteredReplica { volume, incarnation, complete, tail, doubtful })
+        (
+            replica.id,
+            RegisteredReplica { volume, incarnation, complete, tail, doubtful, disk: None },
+        )
     });
     Registration {
         node: told.node,
@@ -98,6 +101,7 @@ fn registration(volume: VolumeId, told: &Told) -> Registration {
         addrs: Addrs { grpc: format!("node-{}:7301", told.node), http: None, nbd: None },
         zone: None,
         capacity_bytes: 1 << 30,
+        disks: Vec::new(),
         replicas: open.into_iter().collect(),
     }
 }

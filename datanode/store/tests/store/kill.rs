@@ -120,7 +120,7 @@ fn work(dir: &Path, seed: u64, run: u64, first: u64, tell: &mut dyn FnMut(Event)
             tell(Event::Created { n });
         }
         tell(Event::OpenBegins);
-        let open = driver::open(&data.storage(&identity), n).expect("a store");
+        let open = driver::open(&DataDir::storage(data.path(), &identity), n).expect("a store");
         let mut driver = Driver::new(seed_of(seed, n), run * 8 + part, open, true, tell);
         driver.run(20 + random.below(60)).expect("the disk is sound");
         driver.close().expect("closed in order");
@@ -257,7 +257,7 @@ impl Known {
             data.create(&spec, &driver::options()).map_err(|e| format!("not made: {e}"))?;
             self.model.created = true;
         }
-        let (_, opened) = self.model.check(&data.storage(&identity))?;
+        let (_, opened) = self.model.check(&DataDir::storage(data.path(), &identity))?;
         match twin.transpose().map_err(|what| format!("a copy of it: {what}"))? {
             Some(twin) if twin != opened => {
                 Err(format!("a copy of it opens as {twin:?}, it itself as {opened:?}"))
