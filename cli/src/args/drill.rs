@@ -74,6 +74,19 @@ block read back and checked, replicas compared. Told is how many of these blocks
 many it got from another replica; what the load wrote anew before is neither. Exit code 1 if anything was
 read wrong, a request failed, or a block was not repaired.")]
     BitRot(DrillArgs),
+    /// Have the disk of a volume's primary fail for good, on a node with another disk that serves on
+    #[command(after_help = "\
+Examples:
+  sbkctl drill disk-fail
+  sbkctl drill disk-fail --runs 3 -o json
+
+Each run, on a cluster of its own with two disks on each of three nodes: load on two volumes whose primaries
+are on one node, on one disk each; the disk of one is gone (EIO); the load goes on until its replicas are made
+anew on the other disk; every block read back and checked, replicas compared. Told are the longest answers of
+both volumes before and after, when the node said that its disk failed, and when all was in sync again. Exit
+code 1 if an acknowledged write was lost, a request failed, replicas differ, or the node did not stay. It
+needs root: the disks are loop devices.")]
+    DiskFail(DrillArgs),
     /// Many volumes with many clients, and the datanode with the most primaries is killed
     #[command(after_help = "\
 Examples:

@@ -8,10 +8,12 @@ pub mod bit_rot;
 pub mod calibrate;
 pub mod chaos;
 pub mod demo;
+pub mod disk_fail;
 mod engine_families;
 pub mod failover;
 pub mod footprint;
 pub mod load;
+pub mod loop_disk;
 pub mod many;
 mod network;
 pub mod parts;
@@ -30,6 +32,7 @@ pub async fn run(global: &Global, command: DrillCommand) -> anyhow::Result<()> {
         DrillCommand::RollingRestart(args) => planned::rolling_restart(global, args).await,
         DrillCommand::ReplicaReturn(args) => replica_return::run(global, args).await,
         DrillCommand::BitRot(args) => bit_rot::run(global, args).await,
+        DrillCommand::DiskFail(args) => disk_fail::run(global, args).await,
         DrillCommand::Many(args) => many::run(global, args).await,
         DrillCommand::Load(args) => load::run(global, args).await,
         DrillCommand::Chaos(args) => chaos::run(global, args).await,

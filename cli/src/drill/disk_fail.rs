@@ -1,0 +1,286 @@
+//! `sbkctl drill disk-fail`: the disk of a volume's primary fails, under load; its node stays.
+
+use std::collections::BTreeMap;
+use std::time::{Duration, Instant};
+
+use anyhow::{Context as _, bail};
+use sbk_proto::v1::{MovePrimaryRequest, VolumeInfo};
+use serde::Serialize;
+use tempfile::TempDir;
+use tokio::task::block_in_place;
+
+use super::bench::{ANSWER, Bench, Verified, WHOLE};
+use super::loop_disk::LoopDisk;
+use super::target::Target;
+use crate::args::{DrillArgs, Global};
+use crate::commands::volume::{create_request, wait_for, wait_until_serving};
+use crate::dev::cluster::{DevCluster, Options, data_dir};
+use crate::output::{Output, table};
+use crate::view::{NodeView, VolumeView, id_text};
+use crate::wait::{self, Look};
+use crate::workload::load::LoadStats;
+use crate::workload::nbd::NbdClient;
+
+const DATANODES: u64 = 3;
+const DISKS: usize = 2;
+const DISK: u64 = 3 << 30;
+/// The other volume's size.
+const OTHER: u64 = 256 << 20;
+/// After so long the masters replace what was on the disk.
+const REPLACE: Duration = Duration::from_secs(10);
+
+/// One time.
+#[derive(Clone, Debug, Serialize)]
+pub struct Run {
+    /// Its number, from 1.
+    pub run: u32,
+    /// The node whose disk failed: the primary's.
+    pub node: String,
+    /// The data directory on it.
+    pub data_dir: String,
+    /// What the node said of it.
+    pub told: String,
+    /// When it said so, in milliseconds after the failure.
+    pub told_ms: u64,
+    /// When all replicas were in sync again, one of them anew, in milliseconds after the failure.
+    pub replaced_ms: u64,
+    /// What the load on the volume did before the failure.
+    pub before: LoadStats,
+    /// What it did from the failure until all replicas were in sync again.
+    pub load: LoadStats,
+    /// The same of a volume whose primary was on the node's other disk, with its client at that node.
+    pub other_before: LoadStats,
+    /// And from the failure on.
+    pub other: LoadStats,
+    /// Whether the volume's data is right.
+    pub verified: Verified,
+    /// Whether the other's is.
+    pub other_verified: Verified,
+    /// What is wrong, if anything is.
+    pub fault: Option<String>,
+}
+
+/// All of them.
+#[derive(Clone, Debug, Serialize)]
+pub struct Report {
+    /// Whether nothing was lost, no request failed, and the replicas were replaced.
+    pub ok: bool,
+    /// Each of them.
+    pub runs: Vec<Run>,
+}
+
+impl Report {
+    fn words(&self) -> String {
+        let ms = |ms: u64| format!("{ms} ms");
+        let rows = self.runs.iter().map(|r| {
+            vec![
+                r.run.to_string(),
+                r.node.get(..8).unwrap_or(&r.node).to_owned(),
+                ms(r.before.longest_request_ms),
+                ms(r.load.longest_request_ms),
+                ms(r.other_before.longest_request_ms),
+                ms(r.other.longest_request_ms),
+                ms(r.told_ms),
+                ms(r.replaced_ms),
+                (r.before.writes + r.load.writes).to_string(),
+                r.fault.clone().unwrap_or_else(|| "right".into()),
+            ]
+        });
+        let columns = [
+            "run",
+            "node",
+            "longest",
+            "stall",
+            "other",
+            "other after",
+            "told",
+            "replaced",
+            "writes",
+            "data",
+        ];
+        table(&columns, rows)
+    }
+}
+
+/// Runs the command.
+pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
+    if global.dir.is_some() {
+        bail!("this drill makes disks fail, so it makes a cluster of its own: leave --dir away");
+    }
+    let output = Output::new(global.output);
+    let (mut runs, mut result) = (Vec::new(), Ok(()));
+    for number in 1..=args.runs {
+        match once(number, &args).await {
+            Ok(run) => {
+                let (of, stall) = (args.runs, run.load.longest_request_ms);
+                eprintln!("run {number} of {of}: a stall of {stall} ms");
+                let faulty = run.fault.is_some();
+                runs.push(run);
+                if faulty {
+                    break;
+                }
+            }
+            Err(e) => {
+                result = Err(e.context(format!("run {number}")));
+                break;
+            }
+        }
+    }
+    let ok = result.is_ok() && runs.iter().all(|run| run.fault.is_none());
+    let report = Report { ok, runs };
+    output.show(&report, Report::words)?;
+    result?;
+    if !report.ok {
+        bail!("the drill failed; its report says where");
+    }
+    output.note("The disk's replicas were replaced; no request failed, all replicas are equal.")
+}
+
+/// The cluster's disks. Dropped after the cluster, which uses them.
+struct Disks {
+    // Before the directory that they are in.
+    disks: BTreeMap<(u64, usize), LoopDisk>,
+    _dir: TempDir,
+}
+
+impl Disks {
+    /// Mounts them, and has the data directories of a cluster in `cluster` lead to them.
+    fn mount(cluster: &TempDir) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("sbk-disks-").tempdir();
+        let dir = dir.context("creating a temporary directory")?;
+        let mut disks = BTreeMap::new();
+        for datanode in 1..=DATANODES {
+            for disk in 1..=DISKS {
+                let mounted = LoopDisk::mount(dir.path(), &format!("{datanode}-{disk}"), DISK)?;
+                let link = data_dir(cluster.path(), datanode, disk);
+                std::os::unix::fs::symlink(mounted.path(), link).context("linking a disk")?;
+                disks.insert((datanode, disk), mounted);
+            }
+        }
+        Ok(Self { disks, _dir: dir })
+    }
+}
+
+async fn once(number: u32, args: &DrillArgs) -> anyhow::Result<Run> {
+    let dir = tempfile::Builder::new().prefix("sbk-drill-").tempdir();
+    let dir = dir.context("creating a temporary directory")?;
+    let disks = block_in_place(|| Disks::mount(&dir))?;
+    let mut options = Options::new(dir.path().to_owned())?;
+    (options.disks, options.replace_after) = (DISKS, Some(REPLACE));
+    options.wal_retain = Some(64 << 20);
+    let cluster = Box::new(DevCluster::start(options).await?);
+    let mut bench = Bench::open(Target::Own { cluster, dir, network: None }, args.depth).await?;
+    let outcome = fail_one(&mut bench, &disks, number, args).await;
+    let faulty = outcome.as_ref().map_or(true, |run| run.fault.is_some());
+    bench.close(args.keep || faulty).await?;
+    outcome
+}
+
+async fn fail_one(
+    bench: &mut Bench,
+    disks: &Disks,
+    number: u32,
+    args: &DrillArgs,
+) -> anyhow::Result<Run> {
+    let masters = bench.masters.clone();
+    let created = masters.create_volume(create_request("other", OTHER, 3)).await?;
+    let other = wait_until_serving(&masters, &created, WHOLE).await?;
+    let mut beside = Bench::on(masters.clone(), &other.name, args.depth).await?;
+    let view = bench.whole().await?;
+    let node = view.primary.context("the volume has no primary")?;
+    let file = bench.target.file()?;
+    let at = file.datanodes.iter().position(|entry| entry.id == node);
+    let at = at.context("the primary's node is not of this cluster")?;
+    let entry = file.datanodes[at].clone();
+    let (volume, replica) = (id_text(&bench.info().await?.id), bench.replica_on(&node).await?);
+    let name = format!("replicas/{volume}.{replica}");
+    let mut on_node = (1..=DISKS).filter_map(|disk| disks.disks.get(&(at as u64 + 1, disk)));
+    let disk = on_node.find(|disk| disk.path().join(&name).exists());
+    let disk = disk.context("the primary's replica is on none of its node's disks")?;
+    have_primary(bench, &other, &node).await?;
+
+    let client = bench.connect(&node).await?;
+    let client_beside = NbdClient::connect(&entry.nbd, &other.name).await?;
+    let incarnation = node_view(bench, &node).await?.incarnation;
+    let (load, load_beside) =
+        (bench.start_load(&client, None).await?, beside.start_load(&client_beside, None).await?);
+    bench.load_goes_on(&load, args.seconds).await?;
+    let before = load.stop(ANSWER).await?;
+    let other_before = load_beside.stop(ANSWER).await?;
+
+    let (load, load_beside) =
+        (bench.start_load(&client, None).await?, beside.start_load(&client_beside, None).await?);
+    block_in_place(|| disk.fail())?;
+    let failed = Instant::now();
+    let since = |failed: Instant| u64::try_from(failed.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let told = wait::until("the node to say that its disk failed", WHOLE, async || {
+        let view = node_view(bench, &node).await?;
+        let fault = view.disks.into_iter().find(|disk| !disk.fault.is_empty());
+        Ok(fault.map_or_else(|| Look::NotYet("it says nothing".into()), Look::Done))
+    });
+    let told = told.await?;
+    let told_ms = since(failed);
+    let anew = |info: &VolumeInfo| {
+        let stays = |member: &sbk_proto::v1::MemberInfo| id_text(&member.replica) != replica;
+        VolumeView::of(info).is_whole() && info.members.iter().all(stays)
+    };
+    wait_for(&masters, &volume, "the replica to be replaced", WHOLE, anew).await?;
+    let replaced_ms = since(failed);
+    bench.load_goes_on(&load, args.seconds).await?;
+    let load = load.stop(ANSWER).await?;
+    let other_load = load_beside.stop(ANSWER).await?;
+    let verified = bench.verify(&client).await?;
+    let other_verified = beside.verify(&client_beside).await?;
+    client.disconnect().await;
+    client_beside.disconnect().await;
+    let after = node_view(bench, &node).await?;
+    let failures = [&before, &load, &other_before, &other_load].into_iter().find_map(|load| {
+        let error = load.first_error.as_ref()?;
+        Some(format!("{} requests failed, the first: {error}", load.errors))
+    });
+    let restarted = || {
+        (after.incarnation != incarnation || !after.alive)
+            .then(|| "the node did not stay".to_owned())
+    };
+    let fault =
+        failures.or_else(|| verified.fault()).or_else(|| other_verified.fault()).or_else(restarted);
+    Ok(Run {
+        run: number,
+        node,
+        data_dir: told.path,
+        told: told.fault,
+        told_ms,
+        replaced_ms,
+        before,
+        load,
+        other_before,
+        other: other_load,
+        verified,
+        other_verified,
+        fault,
+    })
+}
+
+async fn node_view(bench: &Bench, node: &str) -> anyhow::Result<NodeView> {
+    let nodes = bench.masters.list_nodes().await?.nodes;
+    let view = nodes.iter().map(NodeView::of).find(|view| view.id == node);
+    view.with_context(|| format!("the masters don't know node {node}"))
+}
+
+/// Has a volume's primary be on a node.
+async fn have_primary(bench: &Bench, volume: &VolumeInfo, node: &str) -> anyhow::Result<()> {
+    let name = id_text(&volume.id);
+    let masters = &bench.masters;
+    wait::until(format!("the other volume's primary on {node}"), WHOLE, async || {
+        let info = masters.get_volume(&name).await?;
+        let member = info.members.iter().find(|member| id_text(&member.node) == node);
+        let member = member.with_context(|| format!("no replica is on {node}"))?;
+        if member.primary && VolumeView::of(&info).is_whole() {
+            return Ok(Look::Done(()));
+        }
+        let (name_or_id, replica) = (name.clone(), member.replica.clone());
+        let asked = masters.move_primary(MovePrimaryRequest { name_or_id, replica }).await;
+        Ok(Look::NotYet(format!("{:?}", asked.map(|info| info.wished_primary))))
+    })
+    .await
+}
