@@ -123,7 +123,7 @@ def main():
             print("| how | bytes changed | bytes moved | moved / changed | back after |")
             print("| --- | --- | --- | --- | --- |")
             cluster.away("catch-up", [5, 105, 205, 305, 405], MIB, 1)
-            cluster.away("catch-up, a block in each of 8 regions", range(9, 512, 64), 4096, 700)
+            cluster.away("a block in each of 8 regions", range(9, 512, 64), 4096, 700)
             # The same few again and again: more than the log holds.
             cluster.away("delta, 6 regions", [17, 117, 217, 317, 417, 500], MIB, 6)
             cluster.away("delta, 47 regions", range(3, 512, 11), MIB, 1)
