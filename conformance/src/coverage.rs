@@ -75,6 +75,7 @@ vocabulary!(FAILURES, failure_word, FailureKind {
     PinLost => "pin_lost",
     Stalled => "stalled",
     Unsettled => "unsettled",
+    NoSpace => "no_space",
 });
 
 /// How often each event, command, ignored reason and failure kind occurred.

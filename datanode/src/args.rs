@@ -10,6 +10,7 @@ use serde::Deserialize;
 
 use crate::frontend::nbd::TlsFiles;
 use crate::patrol::{Schedule, Window, parse_time};
+use crate::space::Watermark;
 
 /// How long a client's request is held if nothing else is said.
 const IO_TIMEOUT: Duration = Duration::from_secs(120);
@@ -117,6 +118,10 @@ pub struct Args {
     /// Bytes that replicas may take in each data directory [default: the size of its file system]
     #[arg(long, env = "SBK_CAPACITY", value_name = "BYTES", value_parser = parse_bytes)]
     pub capacity: Option<u64>,
+    /// Free space below which writes that need new space wait, as 5% of the disk or in bytes; 0: none is held
+    /// back [default: 5%, and 256MiB or more where that is no more than 10%]
+    #[arg(long, env = "SBK_GROWTH_WATERMARK", value_name = "SPACE", value_parser = Watermark::parse)]
+    pub growth_watermark: Option<Watermark>,
     /// Seconds after which a client's request that no primary has answered fails; 0: never, it waits
     /// for as long as it takes [default: 120]
     #[arg(long, env = "SBK_IO_TIMEOUT", value_name = "SECONDS")]
@@ -152,6 +157,7 @@ struct FileArgs {
     scrub_rate: Option<Amount>,
     scrub_window: Option<String>,
     capacity: Option<Amount>,
+    growth_watermark: Option<Amount>,
     io_timeout: Option<u32>,
     log_format: Option<LogFormat>,
 }
@@ -205,6 +211,8 @@ pub struct Settings {
     pub scrub: Schedule,
     /// Bytes that replicas may take in each directory; `None`: what its file system has.
     pub capacity: Option<u64>,
+    /// Free space below which writes that need new space wait.
+    pub growth_watermark: Watermark,
     /// How long a client's request is held; zero: for ever.
     pub io_timeout: Duration,
     /// How logs are written.
@@ -337,6 +345,14 @@ impl Args {
             recovery_rate,
             scrub,
             capacity: bytes(self.capacity, file.capacity, "capacity")?,
+            growth_watermark: match (self.growth_watermark, file.growth_watermark) {
+                (Some(watermark), _) => watermark,
+                (None, Some(Amount::Bytes(bytes))) => Watermark::Bytes(bytes),
+                (None, Some(Amount::Text(text))) => Watermark::parse(&text).map_err(|problem| {
+                    SettingsError::Value { option: "growth_watermark", problem }
+                })?,
+                (None, None) => Watermark::default(),
+            },
             io_timeout: self
                 .io_timeout
                 .or(file.io_timeout)
@@ -364,7 +380,7 @@ fn is_host_port(addr: &str) -> bool {
 }
 
 /// Bytes from `1048576`, `1MiB`, `512KiB`, `2GiB` or `1TiB`.
-fn parse_bytes(text: &str) -> Result<u64, String> {
+pub(crate) fn parse_bytes(text: &str) -> Result<u64, String> {
     let digits = text.find(|c: char| !c.is_ascii_digit()).unwrap_or(text.len());
     let (number, unit) = text.split_at(digits);
     let shift = match unit.trim() {

@@ -9,9 +9,11 @@ pub mod node;
 pub mod ops;
 pub mod patrol;
 mod run;
+mod space;
 pub mod store;
 pub mod transport;
 pub mod volume;
 
 pub use args::{Args, LogFormat, Settings, SettingsError};
 pub use run::{Listeners, run, serve};
+pub use space::Watermark;

@@ -116,7 +116,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
         format!("open the data directory {}", paths.join(" and "))
     })?;
     let replicas = tokio::task::block_in_place(|| {
-        Replicas::new(dirs, settings.capacity, &settings.runtime_dir, options)
+        let limits = (settings.capacity, settings.growth_watermark);
+        Replicas::new(dirs, limits, &settings.runtime_dir, options)
     });
     serve(replicas, settings, listeners, shutdown).await
 }

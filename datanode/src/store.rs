@@ -9,6 +9,7 @@ use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{BlockRange, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
+use sbk_engine::replication::room::Space;
 use sbk_engine::types::{
     BootId, Incarnation, Lba, LossGeneration, Lsn, NodeId, ReplicaId, VolumeId,
 };
@@ -18,9 +19,11 @@ use sbk_store::{
     Tails, WalBatch, WalSync,
 };
 use sbk_wal::Storage;
+use tokio::sync::watch;
 
 use crate::disks::{self, DataDisk, Watched};
 use crate::node::Storage as NodeStorage;
+use crate::space::{Pending, Watermark};
 use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 use crate::volume::clock;
 use crate::volume::disk::{
@@ -69,11 +72,11 @@ pub struct Replicas {
 }
 
 impl Replicas {
-    /// Those in `dirs`, in each of which replicas may claim `capacity` bytes (`None`: what the file system
-    /// has), each kept as `options` say; what tells of their tails is in `runtime_dir`.
+    /// Those in `dirs`, in each of which replicas may claim and take `capacity` bytes (`None`: what the file
+    /// system has) and are short of room below the watermark, each kept as `options` say; what tells of their tails is in `runtime_dir`.
     pub fn new(
         dirs: DataDirs,
-        capacity: Option<u64>,
+        limits: (Option<u64>, Watermark),
         runtime_dir: &Path,
         options: StoreOptions,
     ) -> Self {
@@ -83,7 +86,7 @@ impl Replicas {
         let away = dirs.iter().filter(|(_, dir)| dir.is_err()).count();
         let watched: Vec<_> = dirs
             .into_iter()
-            .map(|(path, dir)| Watched::start(&member, &path, dir, capacity))
+            .map(|(path, dir)| Watched::start(&member, &path, dir, limits))
             .collect();
         let mut disks: Vec<_> = watched.iter().map(|watched| Arc::clone(&watched.disk)).collect();
         if missing.len() > away {
@@ -182,7 +185,14 @@ impl OpenDisk for ReplicaFiles {
     type Disk = KeptStore;
 
     fn free_bytes(&self) -> Option<u64> {
-        self.home.as_ref()?.dir()?.free_bytes().ok()
+        Some(self.home.as_ref()?.dir()?.space().ok()?.free)
+    }
+
+    fn space(&self) -> watch::Receiver<Space> {
+        match &self.home {
+            Some(home) => home.space.watch(),
+            None => watch::Sender::default().subscribe(),
+        }
     }
 
     fn open(&self) -> Result<(KeptStore, Opened), DiskError> {
@@ -205,7 +215,11 @@ impl OpenDisk for ReplicaFiles {
             // With written acknowledgements this says it all.
             opened.tail = self.tails.renew(replica);
         }
-        Ok((KeptStore { store, tails: Arc::clone(&self.tails), replica }, opened))
+        let mut pending = self.home.as_ref().map(|home| home.space.pending());
+        if let Some(pending) = &mut pending {
+            pending.set(store.resident_bytes());
+        }
+        Ok((KeptStore { store, tails: Arc::clone(&self.tails), replica, pending }, opened))
     }
 }
 
@@ -215,6 +229,8 @@ pub struct KeptStore {
     store: Store,
     tails: Arc<Tails>,
     replica: ReplicaId,
+    /// What it has logged, for the room on its disk.
+    pending: Option<Pending>,
 }
 
 /// Writes or syncs the WAL. If that fails the replica has another tail before anybody hears of it: the
@@ -279,6 +295,12 @@ fn lost(error: LogReadError) -> EntriesLost {
 }
 
 impl KeptStore {
+    fn note_pending(&mut self) {
+        if let Some(pending) = &mut self.pending {
+            pending.set(self.store.resident_bytes());
+        }
+    }
+
     /// What the store can't do any more. The tail is another one before anybody hears of it: a sync may
     /// be what failed, within a cut or when the store is closed, and the process may end next. [A
     /// process that stopped in order failed to sync its log, told nobody, and the next one took the
@@ -306,12 +328,16 @@ impl Disk for KeptStore {
     }
 
     fn cut(&mut self, end: Lsn, kept: &Kept) -> Result<(), DiskError> {
-        self.store.cut(end, kept).map_err(self.failed("cut the log"))
+        self.store.cut(end, kept).map_err(self.failed("cut the log"))?;
+        self.note_pending();
+        Ok(())
     }
 
     fn wipe(&mut self, mark: &Incomplete, state: &LogState, kept: &Kept) -> Result<(), DiskError> {
         let doing = if mark.from > Lsn(0) { "begin a delta" } else { "wipe the replica" };
-        self.store.wipe(mark, state, kept).map_err(self.failed(doing))
+        self.store.wipe(mark, state, kept).map_err(self.failed(doing))?;
+        self.note_pending();
+        Ok(())
     }
 
     fn finish_rebuild(&mut self, _session: RecoveryId, kept: &Kept) -> Result<(), DiskError> {
@@ -337,6 +363,7 @@ impl Disk for KeptStore {
         for WireEntry { header, crc, payload } in entries {
             self.store.append(header, crc, payload).map_err(self.failed(doing))?;
         }
+        self.note_pending();
         Ok(())
     }
 
@@ -377,7 +404,9 @@ impl Disk for KeptStore {
     }
 
     fn checkpoint_done(&mut self, outcome: CheckpointDone) -> Result<(Lsn, Lsn), DiskError> {
-        self.store.checkpoint_done(outcome).map_err(self.failed("write a checkpoint"))
+        let done = self.store.checkpoint_done(outcome).map_err(self.failed("write a checkpoint"));
+        self.note_pending();
+        done
     }
 
     fn wal_full(&self) -> bool {

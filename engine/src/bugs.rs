@@ -392,6 +392,18 @@ bugs! {
     /// What a handover waives is waived in a later tenure too. [The primary of then serves again, and
     /// another that is promoted does not wait for what was promised to it.]
     WaiverOutlives,
+    /// Writes that take new space are logged while a disk of those that must store them is short of room. [It
+    /// fills up, and its store stops.]
+    GrowthOnShortDisk,
+    /// A new primary takes the room of members that have told nothing yet for ample. [What it logs until then
+    /// fills a disk that its predecessor had spared.]
+    RoomUnasked,
+    /// A late word of a member's room is believed. [The clients' writes fill a disk that has said since that it
+    /// is short of room.]
+    LateWordOfRoom,
+    /// A partial write that was merged while there was room is logged without another look. [It takes new space
+    /// on a disk that has run short of it.]
+    MergeTakesRoom,
 }
 
 /// Whether the bug is put back, in this thread.

@@ -126,6 +126,11 @@ fn resizes_lose_nothing_and_publish_what_is_committed() {
 }
 
 #[test]
+fn disks_that_run_short_of_room_lose_nothing_and_take_no_growth() {
+    sweep("space", 0..120);
+}
+
+#[test]
 fn replicas_that_move_lose_no_acknowledged_write() {
     sweep("moves", 0..60);
     sweep("replacements", 0..60);

@@ -18,6 +18,7 @@ use sbk_master_client::in_one_line;
 use sbk_store::{DataDir, Member, NodeError};
 
 use super::{DataDisk, DiskState, Fault};
+use crate::space::{DiskSpace, Found, Watermark};
 use crate::volume::clock;
 
 /// How often a disk that works is tried.
@@ -45,6 +46,8 @@ pub struct Watched {
     busy_since: AtomicU64,
     /// Bytes that replicas may claim there, if that is limited.
     capacity: Option<u64>,
+    /// Whether it is short of room.
+    pub(crate) space: Arc<DiskSpace>,
     /// As last measured.
     room: Mutex<Option<Room>>,
     measuring: AtomicBool,
@@ -58,7 +61,7 @@ impl Watched {
         member: &Arc<Member>,
         path: &Path,
         opened: Result<DataDir, NodeError>,
-        capacity: Option<u64>,
+        (capacity, watermark): (Option<u64>, Watermark),
     ) -> Arc<Self> {
         let (dir, fault) = match opened {
             Ok(dir) => (Some(Arc::new(dir)), None),
@@ -75,6 +78,7 @@ impl Watched {
             dir: Mutex::default(),
             busy_since: AtomicU64::new(0),
             capacity,
+            space: DiskSpace::new(capacity, watermark),
             room: Mutex::default(),
             measuring: AtomicBool::new(false),
             _running: running,
@@ -131,10 +135,17 @@ impl Watched {
     }
 
     fn keep_room(&self, dir: &DataDir) {
-        match Room::of(dir) {
+        match self.look_for_room(dir) {
             Ok(room) => *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room),
             Err(error) => tracing::warn!(%error, "the free space is unknown"),
         }
+    }
+
+    fn look_for_room(&self, dir: &DataDir) -> Result<Room, NodeError> {
+        let found = dir.space()?;
+        let found = Found { free: found.free, size: found.size };
+        let (free, used) = self.space.look(found, || dir.used_bytes());
+        Ok(Room { file_system: dir.file_system()?, free, used })
     }
 
     fn use_dir(&self, dir: Arc<DataDir>) {
@@ -208,13 +219,6 @@ struct Room {
     file_system: u64,
     free: u64,
     used: u64,
-}
-
-impl Room {
-    fn of(dir: &DataDir) -> Result<Self, NodeError> {
-        let (free, used) = dir.space()?;
-        Ok(Self { file_system: dir.file_system()?, free, used })
-    }
 }
 
 /// Looks how much room there is on the disks that work. Those on one file system share what is free there:

@@ -41,7 +41,7 @@ const PROPOSAL_QUEUE: usize = 64;
 /// Pushes that wait for the agent.
 const UPDATE_QUEUE: usize = 4;
 /// How often it is looked at how much room there is, and whether a disk hangs.
-const LOOK: Duration = Duration::from_secs(5);
+const LOOK: Duration = Duration::from_millis(250);
 
 /// Where a node is reached, and what it says of itself.
 #[derive(Clone, Debug)]

@@ -111,6 +111,7 @@ mod tests {
 
     use sbk_engine::replication::Params;
     use sbk_engine::replication::io::Opened;
+    use sbk_engine::replication::room::Space;
     use sbk_engine::types::{NodeId, ReplicaId, VolumeId, Wish};
     use tokio_util::sync::CancellationToken;
     use uuid::Uuid;
@@ -134,6 +135,10 @@ mod tests {
 
         fn free_bytes(&self) -> Option<u64> {
             None
+        }
+
+        fn space(&self) -> tokio::sync::watch::Receiver<Space> {
+            tokio::sync::watch::Sender::default().subscribe()
         }
     }
 

@@ -96,9 +96,16 @@ impl Drop for CloseOnDrop {
 fn merge(waiting: &mut Recover, newer: &Recover) -> bool {
     match (waiting, newer) {
         (
-            Recover::ToPrimary(ToPrimary::Ack { durable, written, recorded, promised }),
-            Recover::ToPrimary(ToPrimary::Ack { durable: d, written: w, recorded: r, promised: p }),
+            Recover::ToPrimary(ToPrimary::Ack { durable, written, recorded, promised, space }),
+            Recover::ToPrimary(ToPrimary::Ack {
+                durable: d,
+                written: w,
+                recorded: r,
+                promised: p,
+                space: s,
+            }),
         ) => {
+            *space = *s;
             (*durable, *written) = (*d, *w);
             *recorded = *r;
             *promised = p.or(*promised);
@@ -115,6 +122,7 @@ fn merge(waiting: &mut Recover, newer: &Recover) -> bool {
 #[cfg(test)]
 mod tests {
     use futures::StreamExt;
+    use sbk_engine::replication::room::SpaceTold;
     use sbk_engine::types::{Epoch, Incarnation, Lsn, Millis, ReplicaId, ReplicaRef, VolumeId};
     use uuid::Uuid;
 
@@ -135,6 +143,7 @@ mod tests {
             recorded: Some(Epoch(1)),
             promised: promised.map(Millis),
             written: Lsn(durable),
+            space: SpaceTold { change: durable, ..SpaceTold::default() },
         })
     }
 

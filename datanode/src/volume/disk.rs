@@ -8,8 +8,10 @@ use bytes::Bytes;
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{BlockRange, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
+use sbk_engine::replication::room::Space;
 use sbk_engine::types::{Lba, Lsn};
 use sbk_store::{ReadError, Run, SettledBlocks};
+use tokio::sync::watch;
 
 use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 
@@ -209,4 +211,6 @@ pub trait OpenDisk: Send + Sync + 'static {
     fn open(&self) -> Result<(Self::Disk, Opened), DiskError>;
     /// Bytes that are free where its files are; `None` if that can't be told. Blocks briefly.
     fn free_bytes(&self) -> Option<u64>;
+    /// The room there, from now on.
+    fn space(&self) -> watch::Receiver<Space>;
 }

@@ -5,8 +5,8 @@ use std::sync::Arc;
 use bytes::Bytes;
 use sbk_engine::authority::Limits;
 use sbk_engine::recovery::FailureKind;
-use sbk_engine::replication::io::{Fate, ProposalId};
-use sbk_engine::replication::log::BlockRange;
+use sbk_engine::replication::io::{Fate, ProposalId, StreamId};
+use sbk_engine::replication::log::{BlockRange, RequestTag};
 use sbk_engine::replication::message::{Lineage, RecoveryId, ToPrimary, ToReplica};
 use sbk_engine::types::{Config, Epoch, Incarnation, Lba, Lsn, ReplicaId, Wish};
 use sbk_proto::v1;
@@ -59,6 +59,8 @@ pub enum PeerEvent {
     AskedRotten { incarnation: Incarnation, blocks: Vec<Lba>, why: String },
     /// The own blocks were looked at, in an opening of the store, for a search of its primary.
     DataFound { incarnation: Incarnation, search: u64, found: Option<Lba>, error: Option<String> },
+    /// Blocks of a request were looked at, in an opening of the store: whether any may hold nothing.
+    HolesFound { incarnation: Incarnation, stream: StreamId, tag: RequestTag, holes: bool },
     /// Receiver: base blocks of a session, their CRC checked.
     BaseBlocks {
         session: RecoveryId,

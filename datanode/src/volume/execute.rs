@@ -4,8 +4,8 @@ use std::sync::Arc;
 
 use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
-use sbk_engine::replication::io::{Input, Outcome, Output, Payload, Proposal};
-use sbk_engine::replication::log::{BlockRange, EntryHeader};
+use sbk_engine::replication::io::{Input, Outcome, Output, Payload, Proposal, StreamId};
+use sbk_engine::replication::log::{BlockRange, EntryHeader, RequestTag};
 use sbk_engine::replication::message::{Append, Incomplete, Lineage, ToPrimary, ToReplica};
 use sbk_engine::replication::trace::TraceEvent;
 use sbk_engine::types::{Lba, Lsn, ReplicaId};
@@ -79,6 +79,7 @@ impl<D: Disk> Running<D> {
                 self.wanted_reads.push(WantedRead { stream, tag, plan });
             }
             Output::FindData { search, first, end } => self.find_data(search, first, end),
+            Output::LookForHoles { stream, tag, range } => self.look_for_holes(stream, tag, range),
             Output::ToReplica { addr, lineage, message } => {
                 self.tell_replica(addr, lineage, message)?;
             }
@@ -123,8 +124,9 @@ impl<D: Disk> Running<D> {
 
     fn log(&self, event: &TraceEvent) {
         let (volume, replica, epoch, what) = (&self.volume, &self.me.id, &event.epoch, &event.what);
-        if matches!(what.as_str(), "rotten" | "not-mended") {
-            // A disk that returned wrong data is to be looked after, whoever had the right one.
+        if matches!(what.as_str(), "rotten" | "not-mended" | "growth-waits") {
+            // A disk that returned wrong data is to be looked after, whoever had the right one, and one that
+            // runs full.
             tracing::warn!(%volume, %replica, %epoch, what, "{}", event.why);
         } else {
             tracing::info!(%volume, %replica, %epoch, what, "{}", event.why);
@@ -386,6 +388,25 @@ impl<D: Disk> Running<D> {
                 Err(error) => (None, Some(error.to_string())),
             };
             let event = PeerEvent::DataFound { incarnation, search, found, error };
+            // A volume task that has ended needs no answer.
+            let _ended = events.blocking_send(event);
+        });
+    }
+
+    /// Looks whether blocks hold nothing, beside this task. Where that can't be told they may.
+    fn look_for_holes(&self, stream: StreamId, tag: RequestTag, range: BlockRange) {
+        let plan = self.disk.allocation(range, usize::MAX);
+        let (events, incarnation) = (self.shared.peers.clone(), self.me.incarnation);
+        self.home.threads().spawn_blocking(move || {
+            let holes = match plan.run() {
+                Ok(runs) => runs.iter().any(|run| run.hole),
+                Err(error) => {
+                    let why = in_one_line(&error);
+                    tracing::warn!(%why, "whether a write needs new space can't be told; it waits for room");
+                    true
+                }
+            };
+            let event = PeerEvent::HolesFound { incarnation, stream, tag, holes };
             // A volume task that has ended needs no answer.
             let _ended = events.blocking_send(event);
         });

@@ -51,6 +51,8 @@ pub(super) fn input(input: &Input) -> &'static str {
         Input::Rotten { .. } => "rotten",
         Input::DataFound { .. } => "data_found",
         Input::Scrub { .. } => "scrub",
+        Input::Space(_) => "space",
+        Input::HolesFound { .. } => "holes_found",
         Input::Tick => "tick",
     }
 }
@@ -63,6 +65,7 @@ pub(super) fn output(output: &Output) -> &'static str {
         Output::FinishRebuild { .. } => "finish_rebuild",
         Output::Append { .. } => "append",
         Output::FindData { .. } => "find_data",
+        Output::LookForHoles { .. } => "look_for_holes",
         Output::Committed(_) => "committed",
         Output::Checkpoint { .. } => "checkpoint",
         Output::Pin { .. } => "pin",

@@ -3,6 +3,7 @@
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Input, Reader};
 use sbk_engine::replication::message::{Append, Lineage, ToReplica};
+use sbk_engine::replication::room::Room;
 use sbk_engine::types::Lsn;
 use tokio::task::block_in_place;
 
@@ -13,13 +14,15 @@ use crate::transport::{Beside, EntriesLost, Recover, WireEntry, ZEROS_BYTES};
 
 /// Feed messages that wait for room in the WAL: all of a primary's window.
 const MAX_STALLED: usize = 1024;
+/// Those that wait for room on a disk, which may take long: enough to show what is missing.
+const MAX_WITHOUT_ROOM: usize = 16;
 
 impl<D: Disk> Running<D> {
     pub(super) async fn peer(&mut self, event: PeerEvent) -> Result<(), DiskError> {
         match event {
             PeerEvent::FromPrimary { lineage, message, entries, answers } => {
                 let on_feed = matches!(answers, AnswerPath::Feed(_));
-                if on_feed && (self.disk.wal_full() || !self.stalled.is_empty()) {
+                if on_feed && (self.takes_nothing() || !self.stalled.is_empty()) {
                     return self.stall(lineage, message, entries, answers).await;
                 }
                 if matches!(
@@ -83,6 +86,22 @@ impl<D: Disk> Running<D> {
                 if incarnation == self.me.incarnation {
                     self.step(Input::DataFound { search, found, error }).await?;
                 }
+                Ok(())
+            }
+            PeerEvent::HolesFound { incarnation, stream, tag, holes } => {
+                if incarnation == self.me.incarnation {
+                    self.step(Input::HolesFound { stream, tag, holes }).await?;
+                }
+                Ok(())
+            }
+            PeerEvent::BaseBlocks { session, .. }
+                if self.receiving == Some(session) && self.space.borrow().room > Room::Ample =>
+            {
+                // The base of a rebuild is no reason to fill a disk.
+                self.receiving = None;
+                let cause = FailureKind::NoSpace;
+                self.step(Input::BaseFailed { session, cause }).await?;
+                self.incoming.stop_base(session);
                 Ok(())
             }
             PeerEvent::BaseBlocks { session, lineage, lba, data, answers } => {
@@ -153,7 +172,7 @@ impl<D: Disk> Running<D> {
         result
     }
 
-    /// The WAL has no room for a feed message. What it says of frontiers is taken at once, for it
+    /// The WAL, or the disk, has no room for a feed message. What it says of frontiers is taken at once, for it
     /// is the commit that lets the checkpoint make room; its entries wait, and so does what follows
     /// on the feed. What finds no place is dropped: the primary sends it again, entries once an append
     /// shows that they are missing. Messages are taken in any case, for a cut may be what makes room.
@@ -166,7 +185,8 @@ impl<D: Disk> Running<D> {
         entries: Vec<WireEntry>,
         answers: AnswerPath,
     ) -> Result<(), DiskError> {
-        let mut waits = self.stalled.len() < MAX_STALLED;
+        let most = if self.disk.wal_full() { MAX_STALLED } else { MAX_WITHOUT_ROOM };
+        let mut waits = self.stalled.len() < most;
         let frontier = match (&message, &answers) {
             (ToReplica::Append(append), AnswerPath::Feed(way)) => {
                 // Behind one that was dropped each would only show again that it is missing.
@@ -199,6 +219,12 @@ impl<D: Disk> Running<D> {
         }
     }
 
+    /// Whether nothing is to be added to the log: it waits for a checkpoint, or the disk is so full that the
+    /// store might fail.
+    fn takes_nothing(&self) -> bool {
+        self.disk.wal_full() || self.space.borrow().room == Room::Full
+    }
+
     fn stalled_appends(&self) -> impl DoubleEndedIterator<Item = &Append> {
         self.stalled.iter().filter_map(|event| match event {
             PeerEvent::FromPrimary { message: ToReplica::Append(append), .. } => Some(append),
@@ -215,9 +241,9 @@ impl<D: Disk> Running<D> {
         self.stalled_appends().next_back()?.entries.last().map(|header| header.lsn)
     }
 
-    /// Takes what waited for room in the WAL, as far as there is some.
+    /// Takes what waited for room, as far as there is some.
     pub(super) async fn unstall(&mut self) -> Result<(), DiskError> {
-        while !self.stalled.is_empty() && !self.disk.wal_full() {
+        while !self.stalled.is_empty() && !self.takes_nothing() {
             self.urgent |= self.stalled.len() == 1;
             if let Some(PeerEvent::FromPrimary { lineage, message, entries, answers }) =
                 self.stalled.pop_front()

@@ -238,8 +238,9 @@ impl<O: OpenDisk> Runner<O> {
                     let home = Arc::clone(&self.disk);
                     let config =
                         shared.config.lock().unwrap_or_else(PoisonError::into_inner).clone();
+                    let space = self.opener.space();
                     let mut running =
-                        Running::new(context, shared, inlets, disk, home, opened, lanes);
+                        Running::new(context, shared, inlets, (disk, space), home, opened, lanes);
                     let exit = running.run(&self.stop, config).await;
                     // Before what the store has under way ends, for it may never: whoever knows that the
                     // replica is closed has another one take over. [A checkpoint failed while a sync of the WAL

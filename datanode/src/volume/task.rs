@@ -15,6 +15,7 @@ use bytes::Bytes;
 use sbk_engine::replication::io::{Input, OpenStream, Opened, Reader, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
+use sbk_engine::replication::room::Space;
 use sbk_engine::replication::{Replica, Verdict};
 use sbk_engine::types::{Config, Lsn, Millis, ReplicaRef, VolumeId, Wish};
 use sbk_master_client::in_one_line;
@@ -101,6 +102,8 @@ pub(super) struct Running<D: Disk> {
     /// The disk below.
     pub(super) home: Arc<DataDisk>,
     home_state: watch::Receiver<DiskState>,
+    /// The room on its disk.
+    pub(super) space: watch::Receiver<Space>,
     pub(super) context: Arc<Context>,
     pub(super) shared: Arc<Shared>,
     pub(super) inlets: Inlets,
@@ -148,6 +151,7 @@ enum Found<D: Disk> {
     Synced((u64, Outcome<D::Sync>)),
     Checkpoint((u64, Outcome<D::Checkpoint>)),
     Read(Vec<DoneRead>),
+    Space,
     Peers(Vec<PeerEvent>),
     Control(Box<Control>),
     Base(BaseRead),
@@ -160,7 +164,7 @@ impl<D: Disk> Running<D> {
         context: Arc<Context>,
         shared: Arc<Shared>,
         inlets: Inlets,
-        disk: D,
+        (disk, space): (D, watch::Receiver<Space>),
         home: Arc<DataDisk>,
         opened: Opened,
         lanes: u64,
@@ -178,6 +182,7 @@ impl<D: Disk> Running<D> {
             disk,
             home_state: home.watch(),
             home,
+            space,
             context,
             shared,
             inlets,
@@ -214,6 +219,9 @@ impl<D: Disk> Running<D> {
     /// may still be under way then.
     pub(super) async fn run(&mut self, stop: &CancellationToken, config: Option<Config>) -> Exit {
         self.clients.set_limits(self.shared.limits());
+        // Before anything that may be logged.
+        let space = *self.space.borrow_and_update();
+        self.inbox.push_back(Input::Space(space));
         let wish = self.shared.wish();
         self.inbox.extend((wish != Wish::default()).then_some(Input::Wish(wish)));
         self.inbox.extend(self.shared.is_resigning().then_some(Input::Resign));
@@ -256,6 +264,10 @@ impl<D: Disk> Running<D> {
                     self.checkpoint_done(generation, outcome)?;
                 }
                 Found::Read(done) => self.reads_done(done),
+                Found::Space => {
+                    let space = *self.space.borrow_and_update();
+                    self.inbox.push_back(Input::Space(space));
+                }
                 Found::Peers(events) => {
                     for event in events {
                         self.peer(event).await?;
@@ -297,6 +309,7 @@ impl<D: Disk> Running<D> {
             base_reads_in,
             timer,
             home_state,
+            space,
             ..
         } = self;
         let mut events = Vec::new();
@@ -314,6 +327,7 @@ impl<D: Disk> Running<D> {
             Some(done) = reads.join_next() => {
                 Found::Read(done.expect("a read neither panics nor is cancelled"))
             }
+            Ok(()) = space.changed() => Found::Space,
             _ = inlets.peers.recv_many(&mut events, TAKE) => Found::Peers(events),
             Some(order) = inlets.control.recv() => Found::Control(Box::new(order)),
             Some(read) = base_reads_in.recv() => Found::Base(read),

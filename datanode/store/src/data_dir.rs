@@ -195,17 +195,18 @@ impl DataDir {
         &self.path
     }
 
-    /// Bytes that are free for this process, and bytes that the replicas take. Blocks briefly.
-    /// What can't be looked at counts for nothing: one file that is lost must not end a node.
-    pub fn space(&self) -> Result<(u64, u64), NodeError> {
-        Ok((self.free_bytes()?, disk_usage(&self.path.join(REPLICAS))))
+    /// Bytes that the replicas take. Goes through all their files, and blocks for that. What can't be looked
+    /// at counts for nothing: one file that is lost must not end a node.
+    pub fn used_bytes(&self) -> u64 {
+        disk_usage(&self.path.join(REPLICAS))
     }
 
-    /// Bytes that are free for this process. Blocks briefly.
-    pub fn free_bytes(&self) -> Result<u64, NodeError> {
+    /// What the file system has. Blocks briefly.
+    pub fn space(&self) -> Result<FileSystemSpace, NodeError> {
         let found = rustix::fs::statvfs(&self.path)
             .map_err(|e| failed("ask the free space of", &self.path)(e.into()))?;
-        Ok(found.f_bavail * found.f_frsize)
+        let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
+        Ok(FileSystemSpace { free: bytes(found.f_bavail), size: bytes(found.f_blocks) })
     }
 
     /// The replicas whose directories are here. One whose making was cut short is none yet: it
@@ -327,6 +328,15 @@ fn disk_usage(dir: &Path) -> u64 {
         }
     }
     sum
+}
+
+/// What a file system has, in bytes.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct FileSystemSpace {
+    /// Free for this process.
+    pub free: u64,
+    /// In all.
+    pub size: u64,
 }
 
 /// Removes a directory, if it is there, with all that is in it.
@@ -457,7 +467,7 @@ mod tests {
             let below = rustix::fs::openat(&deep, &name, flags, rustix::fs::Mode::empty());
             deep = File::from(below.expect("open"));
         }
-        assert!(data.space().expect("the rest").1 >= 100_000);
+        assert!(data.used_bytes() >= 100_000);
         drop(data);
         DataDir::open(dir.path()).expect("opens");
         assert!(replicas.join("x.gone").exists());

@@ -15,6 +15,7 @@ use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{BlockRange, EntryKind, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
+use sbk_engine::replication::room::Space;
 use sbk_engine::types::{
     BLOCK_SIZE, BootId, Incarnation, Lba, Lsn, REGION_BLOCKS, ReplicaId, ReplicaRef, TailId,
     VolumeId,
@@ -133,6 +134,10 @@ impl OpenDisk for MemStore {
 
     fn free_bytes(&self) -> Option<u64> {
         None
+    }
+
+    fn space(&self) -> tokio::sync::watch::Receiver<Space> {
+        tokio::sync::watch::Sender::default().subscribe()
     }
 
     fn open(&self) -> Result<(MemDisk, Opened), DiskError> {

@@ -30,6 +30,8 @@ pub enum FailureKind {
     /// and nothing more is committed without it: a delta would leave it with blocks that it does not
     /// know to be committed.
     Unsettled,
+    /// The receiver's disk is short of room.
+    NoSpace,
 }
 
 /// Numbers the runs of a replica that the primary got to know: raised whenever a probe answers

@@ -210,8 +210,8 @@ impl ReplicaState {
     /// The running session ended without its work done. What comes next depends on the kind: a
     /// transport error by itself never means a base lane, but catch-ups that keep failing do in the
     /// end. A delta that fails is tried again as one, for whatever broke it would break a rebuild too,
-    /// but where it can't be. What the engine or the executor called off says nothing about catch-up and isn't
-    /// counted. Either way the replica is asked again what it holds.
+    /// but where it can't be. What the engine or the executor called off, and what a disk has
+    /// no room for, says nothing about catch-up and isn't counted. Either way the replica is asked again what it holds.
     pub(super) fn fail(&mut self, kind: FailureKind, now: Millis, params: &Params) {
         let Some(session) = self.session() else { return };
         let catch_up = match session.job {
@@ -233,6 +233,7 @@ impl ReplicaState {
             FailureKind::Unsettled => {
                 ("it may hold what is not known to be committed", None, false)
             }
+            FailureKind::NoSpace => ("its disk is short of room", None, false),
         };
         if matches!(session.job, Job::Delta { .. }) && kind == FailureKind::Unsettled {
             self.recovery.escalated = Some(Escalation::Unsettled);

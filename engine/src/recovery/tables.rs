@@ -275,7 +275,7 @@ fn an_assignment_is_admitted_or_refused_as_the_contract_says() {
 
 /// Whether a failure of a catch-up by itself means that only a base lane helps, and whether it counts
 /// towards the number that does.
-const FAILURES: [(FailureKind, bool, bool); 8] = [
+const FAILURES: [(FailureKind, bool, bool); 9] = [
     (FailureKind::WalRecycled, true, true),
     (FailureKind::PinLost, true, true),
     (FailureKind::Transport, false, true),
@@ -284,6 +284,7 @@ const FAILURES: [(FailureKind, bool, bool); 8] = [
     (FailureKind::Stalled, false, true),
     (FailureKind::Invalidated, false, false),
     (FailureKind::Unsettled, false, false),
+    (FailureKind::NoSpace, false, false),
 ];
 
 /// By what is missing and what is there, as sets.
@@ -362,5 +363,5 @@ fn what_follows_a_failed_session_is_as_the_table_says() {
             }
         }
     }
-    assert_eq!(cases, 8 * 8 * 7 * 2 * 30);
+    assert_eq!(cases, 8 * 9 * 7 * 2 * 30);
 }

@@ -17,6 +17,7 @@ impl fmt::Display for FailureKind {
             FailureKind::Unsettled => {
                 "the receiver may hold newer blocks than are known to be committed here"
             }
+            FailureKind::NoSpace => "the receiver's disk is short of room",
         })
     }
 }

@@ -14,6 +14,7 @@ use super::core::Core;
 use super::io::{Attach, Op, OpenStream, Outcome, Output, Payload, Request, StreamEnd, StreamId};
 use super::log::{BlockRange, EntryHeader, EntryKind, Origin, RequestTag, SessionLog};
 use super::primary::Primary;
+use super::room::{Need, Room};
 use super::{IgnoredReason, Verdict};
 use crate::bugs::{Bug, on};
 use crate::types::{BLOCK_SIZE, Lba, Lsn, MAX_REQUEST_BYTES, SEQUENCE_WINDOW, SessionId};
@@ -50,7 +51,7 @@ struct Merge {
     range: BlockRange,
 }
 
-type Key = (StreamId, RequestTag);
+pub(super) type Key = (StreamId, RequestTag);
 
 /// The frontends' side of a primary.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize, Deserialize)]
@@ -69,6 +70,12 @@ pub(super) struct Clients {
     merges: BTreeMap<Key, Merge>,
     /// Requests that wait for room, or for a merge of their blocks; in order.
     parked: VecDeque<(StreamId, Request)>,
+    /// What those of them that write need, as far as it was asked.
+    #[serde(default, with = "pairs")]
+    pub(super) needs: BTreeMap<Key, Need>,
+    /// Some of them wait for room, since that was last noted.
+    #[serde(skip)]
+    pub(super) grew: bool,
 }
 
 /// Maps with structured keys, as lists of pairs: JSON knows only text as keys.
@@ -114,6 +121,7 @@ impl Clients {
         self.reads.retain(|key, _| key.0 != stream);
         self.merges.retain(|key, _| key.0 != stream);
         self.parked.retain(|(of, _)| *of != stream);
+        self.needs.retain(|key, _| key.0 != stream);
     }
 
     pub(super) fn end(&mut self, out: &mut Vec<Output>, stream: StreamId, reason: StreamEnd) {
@@ -345,7 +353,10 @@ impl Primary {
                 let refusal = self.refusal(core, &request);
                 if let Some(reason) = refusal.filter(|_| !on(Bug::AttachAtReceipt)) {
                     self.clients.end(&mut core.out, stream, reason);
-                } else if self.undecided(core, &request) || self.is_crowded(core) {
+                } else if self.undecided(core, &request)
+                    || self.is_crowded(core)
+                    || self.room(core) != Room::Ample && !on(Bug::MergeTakesRoom)
+                {
                     // As a write of whole blocks, and before what came later.
                     let request = Request { op: Op::Write(range), ..request };
                     self.clients.parked.push_front((stream, request));
@@ -384,6 +395,10 @@ impl Primary {
             core.log.state.blocks
         );
         self.note_beyond(&kind);
+        if let EntryKind::Resize { .. } = kind {
+            // What was beyond the end holds nothing any more.
+            self.clients.needs.clear();
+        }
         let header = EntryHeader { epoch: self.config.epoch, lsn, kind, origin };
         core.extend(&[header]);
         core.out.push(Output::Append { headers: vec![header], payload });
@@ -392,8 +407,8 @@ impl Primary {
         lsn
     }
 
-    /// Logs what waits, in order, as far as there is room. A request that must wait for a merge
-    /// holds up the later ones that touch its blocks, no others.
+    /// Logs what waits, in order, as far as there is room. A request that must wait for a merge, or for
+    /// room on a disk, holds up the later ones that touch its blocks, no others.
     fn log_parked(&mut self, core: &mut Core) {
         let mut held: Vec<BlockRange> = Vec::new();
         let mut kept = VecDeque::new();
@@ -408,6 +423,13 @@ impl Primary {
                 kept.push_back((stream, request));
                 continue;
             }
+            let key = (stream, request.tag);
+            if self.waits_for_room(core, key, &request) {
+                held.extend(range);
+                kept.push_back((stream, request));
+                continue;
+            }
+            self.clients.needs.remove(&key);
             self.start(core, stream, request);
         }
         self.clients.parked = kept;

@@ -59,6 +59,7 @@ impl Primary {
         self.note_crowded(core);
         self.mend(core);
         self.serve(core);
+        self.note_room(core);
         self.resize(core);
         self.note_lacking(core.now);
         self.hand_over(core);

@@ -8,6 +8,7 @@ use super::io::{Kept, Opened, Output};
 use super::log::{BlockRange, EntryHeader, EntryKind, EpochTable, LogState};
 use super::mend::MendCounts;
 use super::message::{Append, Lineage};
+use super::room::SpaceTold;
 use super::trace::{Observed, TraceEvent};
 use super::{IgnoredReason, Params};
 use crate::bugs::{Bug, on};
@@ -71,6 +72,9 @@ pub(super) struct Core {
     /// The process is about to end: the role of primary goes to another replica, if one can take it.
     #[serde(default)]
     pub(super) resigning: bool,
+    /// The room on its disk; `None` as long as its driver has not told.
+    #[serde(default)]
+    pub(super) space: Option<SpaceTold>,
     #[serde(skip)]
     pub(super) out: Vec<Output>,
     /// What became of rotten blocks.
@@ -124,6 +128,7 @@ impl Core {
             config: None,
             wish: Wish::default(),
             resigning: false,
+            space: None,
             out: Vec::new(),
             mends: MendCounts::default(),
             observed: None,

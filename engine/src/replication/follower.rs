@@ -12,6 +12,7 @@ use super::mend::MESSAGE_BLOCKS;
 use super::message::{Append, Facts, Incomplete, Lineage, RecoveryId, ToPrimary};
 use super::{IgnoredReason, Verdict};
 use crate::bugs::{Bug, on};
+use crate::recovery::FailureKind;
 use crate::types::{Config, Durability, Epoch, Lba, LossGeneration, Lsn, Millis, ReplicaRef};
 
 /// What a follower knows of its primary.
@@ -325,6 +326,7 @@ impl Follower {
             written: core.log.written,
             recorded: core.recorded,
             promised,
+            space: core.space.unwrap_or_default(),
         };
         core.out.push(Output::ToPrimary { lineage, message });
     }
@@ -356,6 +358,12 @@ impl Follower {
             return Verdict::Ignored(reason);
         }
         self.question = request;
+        if core.is_short() {
+            // What it has may be of use; and a base would fill the disk.
+            let (session, cause) = (mark.session, FailureKind::NoSpace);
+            self.reply(core, lineage, ToPrimary::SessionFailed { session, cause });
+            return Verdict::Applied;
+        }
         if lineage.epoch > self.epoch {
             core.fence(lineage.epoch);
             self.epoch = lineage.epoch;
@@ -465,7 +473,7 @@ impl Follower {
         &mut self,
         core: &mut Core,
         session: RecoveryId,
-        cause: crate::recovery::FailureKind,
+        cause: FailureKind,
     ) -> Verdict {
         if core.kept.incomplete.is_none_or(|mark| mark.session != session) {
             return Verdict::Ignored(IgnoredReason::UnknownSession);

@@ -9,6 +9,7 @@ use serde::{Deserialize, Serialize};
 
 use super::log::{BlockRange, EntryHeader, EpochTable, LogState, RequestTag};
 use super::message::{Incomplete, Lineage, RecoveryId, ToPrimary, ToReplica};
+use super::room::Space;
 use crate::recovery::FailureKind;
 use crate::types::{
     AttachGeneration, Config, Epoch, Lba, LossGeneration, Lsn, NodeId, ReplicaId, ReplicaRef,
@@ -235,6 +236,19 @@ pub enum Input {
         found: Option<Lba>,
         /// Why it could not be told, for people; then `found` says nothing.
         error: Option<String>,
+    },
+    /// How much room there is on the replica's disk. To be told after it was opened, and whenever it
+    /// changes; a primary that is never told takes it, and that of its members, for ample.
+    Space(Space),
+    /// Blocks that an [`Output::LookForHoles`] named were looked at.
+    HolesFound {
+        /// The stream.
+        stream: StreamId,
+        /// The request.
+        tag: RequestTag,
+        /// Whether any of them may hold nothing, so that a write to it takes new space. What can't be told
+        /// counts as such.
+        holes: bool,
     },
     /// Primary: an operator's scrub found these blocks damaged on some in-sync replica. Each is told of in an
     /// [`Output::Scrubbed`], unless the input is ignored.
@@ -625,6 +639,16 @@ pub enum Output {
         first: Lba,
         /// One past the last one.
         end: u64,
+    },
+    /// Look whether any of a request's blocks hold nothing, as it is logged now;
+    /// [`Input::HolesFound`] follows.
+    LookForHoles {
+        /// The stream.
+        stream: StreamId,
+        /// The request.
+        tag: RequestTag,
+        /// Its blocks.
+        range: BlockRange,
     },
     /// To a replica. For an append the driver adds the payloads of `entries` from its log.
     ToReplica {

@@ -6,6 +6,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::log::{EntryHeader, EpochTable, LogState};
+use super::room::SpaceTold;
 use crate::types::{Config, Epoch, Lba, LossGeneration, Lsn, Millis, ReplicaRef, TailId, VolumeId};
 
 /// What every data-plane message carries: the volume, the sender's epoch, and both ends in the
@@ -194,7 +195,8 @@ pub enum ToPrimary {
         /// Blocks that don't match their checksums there either.
         rotten: Vec<Lba>,
     },
-    /// Answer to [`ToReplica::Append`]; also sent unasked when the durable end moves.
+    /// Answer to [`ToReplica::Append`]; also sent unasked when the durable end moves, or the room on its disk
+    /// changes.
     Ack {
         /// R: the log's durable end.
         durable: Lsn,
@@ -205,6 +207,9 @@ pub enum ToPrimary {
         recorded: Option<Epoch>,
         /// The stamp whose promise this confirms. The promise runs from that stamp.
         promised: Option<Millis>,
+        /// The room on its disk.
+        #[serde(default)]
+        space: SpaceTold,
     },
     /// An append began above the log's end: send from `durable + 1` again.
     Gap {

@@ -23,6 +23,7 @@ mod primary;
 pub(crate) mod quorum;
 mod replica;
 mod resize;
+pub mod room;
 pub mod scrub;
 mod sessions;
 pub mod trace;

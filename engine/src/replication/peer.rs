@@ -4,6 +4,7 @@ use serde::{Deserialize, Serialize};
 
 use super::log::{EpochTable, LogState};
 use super::message::{Facts, Incomplete, RecoveryId};
+use super::room::SpaceTold;
 use super::{IgnoredReason, Verdict};
 use crate::recovery::TransportEpoch;
 use crate::types::{Epoch, Incarnation, Lsn, Millis, ReplicaId, ReplicaRef, TailId};
@@ -126,6 +127,9 @@ pub(super) struct Peer {
     /// Its promise in an earlier epoch of the tenure: worth nothing for a read, but until then it is
     /// not lacking either, for that of the new epoch is on its way.
     pub(super) leased_before: Millis,
+    /// The room on its disk, once this run told it.
+    #[serde(default)]
+    pub(super) space: Option<SpaceTold>,
     /// When it was last heard.
     pub(super) heard: Millis,
     /// Its machine said that nobody listens.
@@ -172,6 +176,7 @@ impl Peer {
             recorded: None,
             leased_until: Millis(0),
             leased_before: Millis(0),
+            space: None,
             heard: now,
             refused: false,
             stood: Epoch(0),
@@ -223,6 +228,7 @@ impl Peer {
             self.wrote = Lsn(0);
             self.tail = None;
             self.recorded = None;
+            self.space = None;
             self.leased_until = Millis(0);
             self.leased_before = Millis(0);
             self.transport = TransportEpoch(self.transport.0 + 1);

@@ -15,6 +15,7 @@ use super::mend::Mends;
 use super::message::{Facts, Lineage, RecoveryId, ToPrimary, ToReplica};
 use super::peer::{Feed, Link, Peer, Stage};
 use super::resize::Shrink;
+use super::room::SpaceTold;
 use super::trace::Observed;
 use super::{IgnoredReason, Verdict};
 use crate::bugs::{Bug, on};
@@ -69,6 +70,9 @@ pub(super) struct Primary {
     /// Since when nothing is logged, for too many epochs begin above the committed LSN.
     #[serde(default)]
     pub(super) crowded_since: Option<Millis>,
+    /// Requests wait for room on a disk.
+    #[serde(default)]
+    pub(super) growth_waits: bool,
     pub(super) clients: Clients,
     /// Blocks of its extents that are being repaired.
     #[serde(default)]
@@ -157,6 +161,7 @@ impl Primary {
             holding: false,
             lacking_since: None,
             crowded_since: None,
+            growth_waits: false,
             clients: Clients::default(),
             mends: Mends::default(),
             handover: None,
@@ -477,8 +482,8 @@ impl Primary {
             ToPrimary::CutDone { request, durable } => {
                 self.cut_done(core, replica, request, durable)
             }
-            ToPrimary::Ack { durable, written, recorded, promised } => {
-                self.acked(core, lineage, (durable, written), recorded, promised)
+            ToPrimary::Ack { durable, written, recorded, promised, space } => {
+                self.acked(core, lineage, (durable, written), recorded, promised, space)
             }
             ToPrimary::Gap { end } => peer.gap(end),
             // As of another epoch it was asked when others were in sync.
@@ -661,6 +666,7 @@ impl Primary {
         (durable, written): (Lsn, Lsn),
         recorded: Option<Epoch>,
         promised: Option<Millis>,
+        space: SpaceTold,
     ) -> Verdict {
         let (replica, epoch) = (lineage.from.id, self.config.epoch);
         let Some(peer) = self.peers.get_mut(&replica).filter(|peer| peer.is_fed()) else {
@@ -669,6 +675,7 @@ impl Primary {
         if written > core.log.end || durable > written {
             return Verdict::Ignored(IgnoredReason::Malformed);
         }
+        peer.note_space(space);
         let rebuilding = matches!(peer.link, Link::Unusable);
         if let Some(stamp) = promised.filter(|_| lineage.epoch == epoch && !rebuilding) {
             let from = if on(Bug::LeaseFromReceipt) { core.now } else { stamp };

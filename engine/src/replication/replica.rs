@@ -169,6 +169,15 @@ impl Replica {
                 self.core.resigning = true;
                 Verdict::Applied
             }
+            Input::Space(space) => {
+                let changed = self.core.note_space(space);
+                if let Role::Follower(follower) = &self.role
+                    && changed
+                {
+                    follower.ack(&mut self.core, None);
+                }
+                Verdict::Applied
+            }
             Input::Deleted => {
                 self.core.trace("deleted", "the masters deleted the volume".to_owned());
                 self.leave_role(StreamEnd::Deleted);
@@ -246,6 +255,7 @@ impl Replica {
             | Input::Rotten { .. }
             | Input::Scrub { .. }
             | Input::ReadDone { .. }
+            | Input::HolesFound { .. }
             | Input::DataFound { .. } => self.for_primary(input),
         }
     }
@@ -277,10 +287,12 @@ impl Replica {
             Input::DataFound { search, found, error } => {
                 primary.data_found(core, search, found, error)
             }
+            Input::HolesFound { stream, tag, holes } => primary.holes_found(stream, tag, holes),
             Input::Scrub { blocks } => primary.scrub(core, &blocks),
             Input::Assignment(_)
             | Input::Wish(_)
             | Input::Resign
+            | Input::Space(_)
             | Input::Deleted
             | Input::FromPrimary { .. }
             | Input::FromReplica { .. }
@@ -588,6 +600,8 @@ impl Replica {
             committed_blocks: core.log.committed_state.blocks,
             in_flight: 0,
             mends: core.mends,
+            space: core.space.unwrap_or_default().space,
+            growth_waits: false,
         };
         if core.stood() > Epoch(0) && core.log.durable == core.log.end {
             view.stood = Some(core.stood());

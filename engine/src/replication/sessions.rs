@@ -322,13 +322,17 @@ impl Primary {
         let stalled = |session: &Session| {
             session.stage != Stage::Leaving && core.now.since(session.moved) >= core.params.stall_ms
         };
+        let why = |peer: &Peer| match peer.is_full() {
+            true => FailureKind::NoSpace,
+            false => FailureKind::Stalled,
+        };
         let ended: Vec<_> = self
             .peers
             .values()
-            .filter_map(|peer| Some((peer.id, peer.session.filter(stalled)?.id)))
+            .filter_map(|peer| Some((peer.id, peer.session.filter(stalled)?.id, why(peer))))
             .collect();
-        for (replica, session) in ended {
-            self.session_failed(core, replica, session, FailureKind::Stalled);
+        for (replica, session, why) in ended {
+            self.session_failed(core, replica, session, why);
         }
     }
 

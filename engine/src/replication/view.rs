@@ -8,6 +8,7 @@ use super::core::Core;
 use super::mend::MendCounts;
 use super::message::Incomplete;
 use super::primary::Primary;
+use super::room::Space;
 use crate::types::{
     AttachGeneration, Config, Epoch, Incarnation, LossGeneration, Lsn, Millis, NodeId, ReplicaId,
     ReplicaRef, SessionId, TailId,
@@ -84,6 +85,12 @@ pub struct View {
     /// What became of rotten blocks since it was opened.
     #[serde(default)]
     pub mends: MendCounts,
+    /// The room on its disk, as far as it was told.
+    #[serde(default)]
+    pub space: Space,
+    /// Primary: requests of frontends wait for room on a disk.
+    #[serde(default)]
+    pub growth_waits: bool,
 }
 
 /// How far a primary is with handing its role over.
@@ -151,6 +158,9 @@ pub struct PeerView {
     pub acked: Option<Lsn>,
     /// Entries that it lacks.
     pub lag: u64,
+    /// The room on its disk, once it told.
+    #[serde(default)]
+    pub space: Option<Space>,
     /// What the recovery engine makes of it.
     pub recovery: Option<crate::recovery::ReplicaView>,
 }
@@ -173,6 +183,11 @@ impl Primary {
             let why = if view.reason.is_empty() { why } else { format!("{}; {why}", view.reason) };
             view.reason = why;
         }
+        view.growth_waits = self.growth_waits;
+        if let Some(why) = self.show_room(core) {
+            let why = if view.reason.is_empty() { why } else { format!("{}; {why}", view.reason) };
+            view.reason = why;
+        }
         if let HandoverView::Waits(why) = &view.handover
             && view.reason.is_empty()
         {
@@ -189,6 +204,7 @@ impl Primary {
                 counted: self.counts(peer),
                 acked: peer.acked,
                 lag: core.log.end.0 - peer.acked.unwrap_or(peer.progress).0.min(core.log.end.0),
+                space: peer.space.map(|told| told.space),
                 recovery: self.recovery.view(peer.id),
             };
             view.peers.insert(peer.id, shown);

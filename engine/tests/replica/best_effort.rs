@@ -5,6 +5,7 @@ use sbk_engine::replication::io::{
 };
 use sbk_engine::replication::log::{BlockRange, RequestTag};
 use sbk_engine::replication::message::{ToPrimary, ToReplica};
+use sbk_engine::replication::room::SpaceTold;
 use sbk_engine::types::{
     AttachGeneration, Config, Durability, Epoch, Lba, Lsn, Millis, NodeId, SessionId,
 };
@@ -32,6 +33,7 @@ fn acked(bench: &mut Bench, lsn: u64) -> Vec<Output> {
         recorded: Some(Epoch(2)),
         promised: Some(Millis(bench.now)),
         written: Lsn(lsn),
+        space: SpaceTold::default(),
     };
     bench.answer(2, 2, ack).1
 }
@@ -156,6 +158,7 @@ fn a_joiner_reaches_the_head_of_when_it_began_to_count() {
             recorded: Some(Epoch(3)),
             promised: Some(Millis(bench.now)),
             written: Lsn(lsn),
+            space: SpaceTold::default(),
         };
         let (_, outputs) = bench.answer(2, 3, ack);
         outputs.iter().any(|output| {

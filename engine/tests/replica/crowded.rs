@@ -7,6 +7,7 @@ use sbk_engine::replication::io::{
 };
 use sbk_engine::replication::log::{BlockRange, EpochTable, RequestTag};
 use sbk_engine::replication::message::{Append, ToPrimary, ToReplica};
+use sbk_engine::replication::room::SpaceTold;
 use sbk_engine::types::{
     AttachGeneration, Config, Durability, Epoch, Lba, Lsn, Millis, NodeId, SessionId, WriteAck,
 };
@@ -74,7 +75,13 @@ fn follow(bench: &mut Bench, epoch: u64, outputs: &[Output]) -> Vec<Output> {
     bench.answer(2, epoch, ToPrimary::CutDone { request, durable });
     let durable = bench.replica.view(Millis(bench.now)).end;
     let (recorded, promised) = (Some(Epoch(epoch)), Some(Millis(bench.now)));
-    let ack = ToPrimary::Ack { durable, written: durable, recorded, promised };
+    let ack = ToPrimary::Ack {
+        durable,
+        written: durable,
+        recorded,
+        promised,
+        space: SpaceTold::default(),
+    };
     bench.answer(2, epoch, ack).1
 }
 
@@ -135,7 +142,13 @@ fn a_partial_write_that_was_being_merged_waits_too() {
     bench.answer(2, 2, ToPrimary::CutDone { request, durable: Lsn(5) });
     let stuck = |bench: &mut Bench, epoch, durable, recorded| {
         let promised = Some(Millis(bench.now));
-        let ack = ToPrimary::Ack { durable, written: durable, recorded: Some(recorded), promised };
+        let ack = ToPrimary::Ack {
+            durable,
+            written: durable,
+            recorded: Some(recorded),
+            promised,
+            space: SpaceTold::default(),
+        };
         bench.answer(2, epoch, ack).1
     };
     stuck(&mut bench, 2, Lsn(5), Epoch(1));
@@ -184,7 +197,13 @@ fn in_best_effort_a_member_that_crowds_the_table_leaves() {
     let mut waited = 0;
     loop {
         let (recorded, promised) = (Some(Epoch(1)), Some(Millis(bench.now)));
-        let ack = ToPrimary::Ack { durable, written: durable, recorded, promised };
+        let ack = ToPrimary::Ack {
+            durable,
+            written: durable,
+            recorded,
+            promised,
+            space: SpaceTold::default(),
+        };
         bench.answer(2, epoch, ack);
         assert_eq!(logged(&open(&mut bench, 1000)), 0);
         let leaves = |output: &Output| {

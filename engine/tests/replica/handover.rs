@@ -8,6 +8,7 @@ use sbk_engine::replication::io::{
 };
 use sbk_engine::replication::log::{BlockRange, RequestTag};
 use sbk_engine::replication::message::{ToPrimary, ToReplica};
+use sbk_engine::replication::room::SpaceTold;
 use sbk_engine::replication::view::{HandoverView, RoleView, View};
 use sbk_engine::types::{
     AttachGeneration, Config, Durability, Epoch, Lba, Lsn, Millis, NodeId, SessionId, Wish,
@@ -35,6 +36,7 @@ fn acked(bench: &mut Bench, epoch: u64, lsn: u64) -> Vec<Output> {
         recorded: Some(Epoch(epoch)),
         promised: Some(Millis(bench.now)),
         written: Lsn(lsn),
+        space: SpaceTold::default(),
     };
     bench.answer(2, epoch, ack).1
 }

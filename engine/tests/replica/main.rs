@@ -19,6 +19,7 @@ mod primary;
 mod quorum;
 mod recording;
 mod resize;
+mod rooms;
 mod scrubs;
 mod stand;
 mod stands;

@@ -8,6 +8,7 @@ use sbk_engine::replication::io::{
 use sbk_engine::replication::log::{BlockRange, EntryKind, RequestTag};
 use sbk_engine::replication::mend::{MESSAGE_BLOCKS, MendCounts};
 use sbk_engine::replication::message::{Facts, RecoveryId, ToPrimary, ToReplica};
+use sbk_engine::replication::room::SpaceTold;
 use sbk_engine::replication::{IgnoredReason, Verdict};
 use sbk_engine::types::{
     AttachGeneration, Config, Durability, Epoch, Lba, Lsn, Millis, NodeId, SessionId,
@@ -148,7 +149,13 @@ impl Scene {
         let epoch = self.epoch();
         let (durable, recorded) = (Lsn(lsn), Some(Epoch(epoch)));
         let promised = Some(Millis(self.bench.now));
-        let ack = ToPrimary::Ack { durable, written: durable, recorded, promised };
+        let ack = ToPrimary::Ack {
+            durable,
+            written: durable,
+            recorded,
+            promised,
+            space: SpaceTold::default(),
+        };
         self.bench.answer(n, epoch, ack).1
     }
 

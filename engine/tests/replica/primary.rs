@@ -5,6 +5,7 @@ use sbk_engine::replication::io::{
 };
 use sbk_engine::replication::log::{BlockRange, RequestTag};
 use sbk_engine::replication::message::{Facts, Incomplete, RecoveryId, ToPrimary, ToReplica};
+use sbk_engine::replication::room::SpaceTold;
 use sbk_engine::replication::view::RoleView;
 use sbk_engine::replication::{IgnoredReason, Verdict};
 use sbk_engine::types::{
@@ -272,6 +273,7 @@ fn a_late_word_of_a_gap_does_not_turn_the_feed_back() {
         recorded: Some(Epoch(2)),
         promised: None,
         written: Lsn(4),
+        space: SpaceTold::default(),
     };
     bench.answer(2, 2, ack);
     let (verdict, outputs) = bench.answer(2, 2, ToPrimary::Gap { end: Lsn(2) });
@@ -322,6 +324,7 @@ fn a_session_that_does_not_come_on_is_ended_and_tried_again() {
         recorded: Some(Epoch(1)),
         promised: None,
         written: Lsn(lsn),
+        space: SpaceTold::default(),
     };
     for turn in 0..100 {
         // It comes on for a while, so slowly that only that counts, then no more.
@@ -367,7 +370,13 @@ fn a_new_epoch_of_the_same_primary_does_not_flicker() {
             .answer(
                 2,
                 epoch,
-                ToPrimary::Ack { durable: Lsn(4), recorded, promised: stamp, written: Lsn(4) },
+                ToPrimary::Ack {
+                    durable: Lsn(4),
+                    recorded,
+                    promised: stamp,
+                    written: Lsn(4),
+                    space: SpaceTold::default(),
+                },
             )
             .1
     };
@@ -394,6 +403,7 @@ fn a_new_epoch_of_the_same_primary_does_not_flicker() {
         recorded: Some(Epoch(3)),
         promised,
         written: Lsn(5),
+        space: SpaceTold::default(),
     };
     bench.answer(2, 3, ack(None));
     let tag = RequestTag { session, sequence: 1 };

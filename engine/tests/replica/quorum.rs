@@ -6,6 +6,7 @@ use sbk_engine::replication::io::{Input, IsrChange, Output, Payload, Proposal};
 use sbk_engine::replication::message::{
     Facts, Incomplete, Lineage, RecoveryId, ToPrimary, ToReplica,
 };
+use sbk_engine::replication::room::SpaceTold;
 use sbk_engine::types::{Config, Durability, Epoch, Lsn, Millis, Wish};
 
 use crate::bench::{
@@ -183,6 +184,7 @@ fn ack(bench: &mut Bench, durable: u64, recorded: u64) -> Vec<Output> {
         recorded: Some(Epoch(recorded)),
         promised: Some(Millis(bench.now)),
         written: Lsn(durable),
+        space: SpaceTold::default(),
     };
     bench.answer(2, 3, message).1
 }

@@ -6,6 +6,7 @@ use sbk_engine::replication::io::{
 };
 use sbk_engine::replication::log::{BlockRange, EntryKind, RequestTag};
 use sbk_engine::replication::message::{ToPrimary, ToReplica};
+use sbk_engine::replication::room::SpaceTold;
 use sbk_engine::types::{AttachGeneration, Config, Epoch, Lba, Lsn, Millis, NodeId, SessionId};
 use uuid::Uuid;
 
@@ -29,6 +30,7 @@ fn acked(bench: &mut Bench, epoch: u64, lsn: u64) -> Vec<Output> {
         recorded: Some(Epoch(epoch)),
         promised: Some(Millis(bench.now)),
         written: Lsn(lsn),
+        space: SpaceTold::default(),
     };
     bench.answer(2, epoch, ack).1
 }

@@ -3,6 +3,7 @@
 
 use sbk_engine::replication::io::{Input, Output};
 use sbk_engine::replication::message::{Incomplete, RecoveryId, ToPrimary, ToReplica};
+use sbk_engine::replication::room::SpaceTold;
 use sbk_engine::types::{Config, Durability, Epoch, LossGeneration, Lsn, Millis};
 
 use crate::bench::{Bench, config, facts, opened, replica, sent, table};
@@ -51,6 +52,7 @@ fn committed(config: Config, said: [(u128, Said); 2]) -> u64 {
             written: Lsn(durable),
             recorded,
             promised: None,
+            space: SpaceTold::default(),
         };
         bench.answer(n, EPOCH, ack);
     }

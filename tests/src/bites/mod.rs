@@ -76,6 +76,7 @@ pub const FAMILIES: &[&str] = &[
     "unsynced",
     "in-place",
     "hangs",
+    "space",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

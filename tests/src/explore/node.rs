@@ -308,6 +308,7 @@ impl Node {
             Output::Pin { session, from } => self.disk.pin(session, from),
             Output::Unpin { session } => self.disk.unpin(session),
             Output::FindData { .. } => panic!("nobody wishes for another size"),
+            Output::LookForHoles { .. } => panic!("no disk is short of room"),
             Output::Read { stream, tag, range, merge } => {
                 assert!(!merge, "no world has partial writes");
                 self.values.insert((stream, tag), self.disk.newest(range.lba.0));

@@ -15,6 +15,7 @@ use sbk_store::{LogEntry, LogReadError, ReadError, Store, StoreError};
 use super::event::Event;
 use super::marks::Mark;
 use super::node::Held;
+use super::rooms::said_of_room;
 use super::world::World;
 
 /// Entries of one answer to a candidate: few, so that it is interrupted now and then.
@@ -50,7 +51,9 @@ impl World {
             let now = self.nodes[index].clock(self.now);
             self.note_told(index, &input);
             let Some(replica) = &mut self.nodes[index].replica else { return };
+            let said = said_of_room(&input);
             let (verdict, outputs) = replica.step(now, input);
+            self.note_room(index, said, verdict);
             self.mark_verdict(verdict);
             self.notice_loss(index);
             for output in outputs {
@@ -110,7 +113,9 @@ impl World {
                 let node = &mut self.nodes[index];
                 if merge {
                     node.merging.insert((stream, tag));
+                    self.room_at_merge(index, range);
                 }
+                let node = &mut self.nodes[index];
                 let plan = node.disk.store().plan_read(range);
                 node.reads.insert((stream, tag), plan);
                 let run = node.run;
@@ -118,6 +123,9 @@ impl World {
                 self.after(delay, Event::ReadDone { node: index, run, stream, tag });
             }
             Output::FindData { search, first, end } => self.find_data(index, search, first, end),
+            Output::LookForHoles { stream, tag, range } => {
+                self.look_for_holes(index, stream, tag, range);
+            }
             Output::ToReplica { lineage, message, .. } => self.tell(index, lineage, message)?,
             Output::SendEntries { lineage, append, last, .. } => {
                 self.send_entries(index, lineage, append, last)?;
@@ -291,6 +299,9 @@ impl World {
                 wanted
             }
             Payload::Client(tag) => headers
+                .into_iter()
+                .inspect(|header| self.check_growth(index, header))
+                .collect::<Vec<_>>()
                 .into_iter()
                 .map(|header| match header.kind.payload_len() {
                     0 => made(header, Bytes::new()),

@@ -96,6 +96,17 @@ pub(crate) enum Event {
         run: u64,
         search: u64,
     },
+    /// A store looked whether blocks of a request hold nothing.
+    Looked {
+        node: usize,
+        run: u64,
+        stream: StreamId,
+        tag: RequestTag,
+    },
+    /// A disk runs short of room.
+    Fill {
+        node: usize,
+    },
     /// The primary hears what an operator's scrub found.
     Scrub {
         blocks: Vec<Lba>,

@@ -580,6 +580,41 @@ pub const FAMILIES: &[Family] = &[
         },
     },
     Family {
+        name: "space",
+        faults: |seed| Faults {
+            space: true,
+            // Clients that trim what they wrote.
+            resize: seed % 8 != 7,
+            full: seed % 4 == 3,
+            loss: seed % 3,
+            repeat: seed % 2 * 15,
+            echo_ms: 300 + 1_000 * (seed % 3),
+            slow: seed % 5 * 4,
+            crash: seed % 3 != 2,
+            power: seed % 4 == 0,
+            partition: seed % 5 < 2,
+            whim: seed % 6 == 2,
+            blink: seed % 4 == 1,
+            leader: seed % 7 == 1,
+            handover: seed % 5 == 4,
+            impatient: seed % 8 == 5,
+            short_wal: seed % 2 == 0,
+            hasty: seed % 4 == 2,
+            moves: seed % 6 == 5,
+            spares: u128::from(seed % 6 == 5),
+            busy: [12, 25][(seed / 2 % 2) as usize],
+            durability: if seed % 8 == 7 {
+                Durability::BestEffort
+            } else {
+                [Durability::SyncAll, Durability::SyncAll, Durability::SyncQuorum]
+                    [(seed / 2 % 3) as usize]
+            },
+            replicas: [3, 3, 2, 4, 5][(seed / 3 % 5) as usize],
+            min_in_sync: 1 + (seed / 5 % 2) as u32 * u32::from(seed / 2 % 3 != 2 && seed % 8 != 7),
+            ..Faults::none()
+        },
+    },
+    Family {
         name: "hangs",
         faults: |seed| Faults {
             hang: true,

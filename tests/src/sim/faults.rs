@@ -3,6 +3,7 @@
 use sbk_engine::authority::detector::DetectorParams;
 use sbk_engine::replication::Params;
 use sbk_engine::replication::io::Input;
+use sbk_engine::replication::room::Room;
 use sbk_engine::types::{Durability, WriteAck};
 use sbk_wal::{Fault, OpKind};
 
@@ -29,6 +30,8 @@ pub struct Faults {
     pub(crate) disk: bool,
     /// Disks run full, and have room again.
     pub(crate) full: bool,
+    /// Disks run short of room, which their drivers tell, and have some again: see `rooms`.
+    pub(crate) space: bool,
     /// Bits of blocks flip on disks.
     pub(crate) rot: bool,
     /// They do where a primary reads, while another member has the block: see `rotten`. Besides `rot`.
@@ -117,6 +120,7 @@ impl Faults {
             power: false,
             disk: false,
             full: false,
+            space: false,
             rot: false,
             rotten: false,
             scrub: false,
@@ -230,6 +234,8 @@ impl Faults {
             faults.rot = false;
         }
         faults.resize = matches!(seed % 16, 5 | 10) && faults.keeps_all();
+        faults.space = matches!(seed % 16, 8 | 15);
+        faults.resize |= faults.space && faults.keeps_all();
         faults
     }
 
@@ -505,6 +511,9 @@ impl World {
             let delay = self.rng.below(8_000);
             self.after(delay, Event::MakeRoom { node });
         }
+        if self.faults.space {
+            self.room_turn();
+        }
         if self.faults.rotten {
             self.rot_turn();
         } else if self.faults.rot && self.rng.below(400) == 0 {
@@ -686,6 +695,7 @@ impl World {
             }
             self.nodes[index].disk.memory.mend();
             self.make_room(index);
+            self.set_room(index, Room::Ample);
             self.nodes[index].stalled_until = 0;
             self.nodes[index].syncs_from = 0;
             if !self.nodes[index].up && !self.nodes[index].lost {

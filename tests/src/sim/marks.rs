@@ -20,6 +20,12 @@ counted! {
     Mark {
         /// A primary logged nothing, for too many epochs began above what was committed.
         Crowded = "nothing logged for want of room for epochs",
+        /// Writes that take new space waited for room on a disk.
+        GrowthWaited = "growth held for want of room",
+        /// They went on.
+        GrowthWentOn = "growth let go with room",
+        /// A block that holds something was overwritten meanwhile.
+        OverwroteShort = "overwrite on a disk short of room",
         /// A log was cut by one entry.
         CutOfOne = "cut of one entry",
         /// A log was cut by more.
@@ -267,6 +273,7 @@ counted! {
         StopInIo = "stops within an I/O",
         IoError = "failed I/Os armed",
         Full = "full disks",
+        Shortage = "disks short of room",
         Stall = "stalled disks",
         Hang = "disks that hang for long",
         Flip = "bit flips",

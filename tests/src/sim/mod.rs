@@ -32,6 +32,7 @@ mod politics;
 mod reached;
 mod rest;
 mod rng;
+mod rooms;
 mod rotten;
 mod scrubs;
 mod sizes;

@@ -9,10 +9,13 @@ use sbk_engine::replication::Replica;
 use sbk_engine::replication::io::{Input, Opened, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
-use sbk_engine::types::{Config, Epoch, Lsn, Millis, NodeId, ReplicaId, VolumeId, Wish, WriteAck};
+use sbk_engine::replication::room::{Space, SpaceTold};
+use sbk_engine::types::{
+    Config, Epoch, Lsn, Millis, NodeId, ReplicaId, ReplicaRef, VolumeId, Wish, WriteAck,
+};
 use sbk_store::{
-    BatchResult, CheckpointDone, CheckpointPlan, Failures, FindDataPlan, LogEntry, ReadPlan,
-    Reopening, StoreError, SyncResult, WalBatch, WalSync, is_out_of_space,
+    AllocationPlan, BatchResult, CheckpointDone, CheckpointPlan, Failures, FindDataPlan, LogEntry,
+    ReadPlan, Reopening, StoreError, SyncResult, WalBatch, WalSync, is_out_of_space,
 };
 use uuid::Uuid;
 
@@ -129,6 +132,12 @@ pub(crate) struct Node {
     pub(crate) telling: BTreeMap<(ReplicaId, u64), Telling>,
     /// A look for data beyond a new end, with its number.
     pub(crate) search: Option<(u64, FindDataPlan)>,
+    /// Looks whether blocks of requests hold nothing.
+    pub(crate) looks: BTreeMap<(StreamId, RequestTag), AllocationPlan>,
+    /// How much room there is on its disk.
+    pub(crate) space: Space,
+    /// What other replicas said of theirs to this opening, by their runs.
+    pub(crate) rooms: BTreeMap<ReplicaRef, SpaceTold>,
     pub(crate) batch: Option<(u64, Work<Batch, BatchResult>)>,
     pub(crate) sync: Option<(u64, Work<WalSync, SyncResult>)>,
     pub(crate) checkpoint: Option<(u64, Work<CheckpointPlan, CheckpointDone>)>,
@@ -196,6 +205,9 @@ impl Node {
             merging: BTreeSet::new(),
             telling: BTreeMap::new(),
             search: None,
+            looks: BTreeMap::new(),
+            space: Space::default(),
+            rooms: BTreeMap::new(),
             batch: None,
             sync: None,
             checkpoint: None,
@@ -304,6 +316,8 @@ impl Node {
         self.merging.clear();
         self.telling.clear();
         self.search = None;
+        self.looks.clear();
+        self.rooms.clear();
         self.batch = None;
         self.sync = None;
         self.checkpoint = None;
@@ -386,6 +400,7 @@ impl World {
             let delay = self.delay();
             self.after(delay, Event::Register(told));
         }
+        self.tell_room(index);
         let node = &self.nodes[index];
         if let Some(config) = node.config.clone() {
             self.step(index, Input::Assignment(config), Vec::new());

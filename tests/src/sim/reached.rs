@@ -28,6 +28,8 @@ impl World {
         let mark = match event.what.as_str() {
             "apart" => Mark::StoodForNothing,
             "crowded" => Mark::Crowded,
+            "growth-waits" => Mark::GrowthWaited,
+            "growth-goes-on" => Mark::GrowthWentOn,
             "mend-overtaken" => Mark::MendOvertaken,
             "not-mended" => Mark::NotMended,
             "rotten" if event.why.contains("its primary asked") => Mark::AskedRotten,

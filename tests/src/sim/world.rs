@@ -6,6 +6,7 @@ use std::collections::{BTreeMap, BTreeSet, BinaryHeap};
 use sbk_engine::forward::{ClientId, Input as Fact};
 use sbk_engine::replication::io::{Input, StreamId};
 use sbk_engine::replication::log::RequestTag;
+use sbk_engine::replication::room::Room;
 use sbk_engine::types::{Epoch, LossGeneration, Lsn, ReplicaId, VolumeId};
 use uuid::Uuid;
 
@@ -287,6 +288,12 @@ impl World {
             }
             Event::Behind { primary, voter } => self.left_behind(primary, voter),
             Event::Searched { node, run, search } => self.searched(node, run, search),
+            Event::Looked { node, run, stream, tag } => self.looked(node, run, stream, tag),
+            Event::Fill { node } => {
+                if !self.healed {
+                    self.set_room(node, Room::Short);
+                }
+            }
             Event::Scrub { blocks } => self.scrub(blocks),
             Event::Base { lineage, session, piece } => self.take_base(lineage, session, &piece),
             Event::BaseTaken { lineage, session, through } => {
@@ -367,6 +374,7 @@ impl World {
             | Event::ReadDone { node, .. }
             | Event::BlocksRead { node, .. }
             | Event::Searched { node, .. }
+            | Event::Looked { node, .. }
             | Event::BaseTurn { node, .. }
             | Event::BaseBroke { node, .. }
             | Event::Answered { node, .. }

@@ -2,6 +2,7 @@
 
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::message::{Append, Facts, Lineage, RecoveryId, ToPrimary, ToReplica};
+use sbk_engine::replication::room::SpaceTold;
 use sbk_engine::types::{Config, Epoch, Lsn};
 use sbk_proto::v1;
 use sbk_proto::v1::replication_message::Body;
@@ -11,8 +12,8 @@ use super::entry::{WireEntry, entry_in, entry_out};
 use super::numbers::{epoch, loss_generation, lsn, stamp};
 use super::{
     Decoded, bad, config_in, config_out, failure_in, failure_out, incomplete_in, incomplete_out,
-    lineage_in, lineage_out, need, recovery_in, recovery_out, table_in, table_out, tail_in,
-    tail_out,
+    lineage_in, lineage_out, need, recovery_in, recovery_out, space_in, space_out, table_in,
+    table_out, tail_in, tail_out,
 };
 
 /// A message to a replica, with the entries of an append beside it. `BeginRebuild` has no place
@@ -147,11 +148,12 @@ pub fn to_primary_out(
             let entries = entries.iter().map(entry_out).collect();
             Body::Entries(v1::Entries { request: *request, prev: prev.0, entries })
         }
-        ToPrimary::Ack { durable, written, recorded, promised } => Body::Ack(v1::Ack {
+        ToPrimary::Ack { durable, written, recorded, promised, space } => Body::Ack(v1::Ack {
             durable: durable.0,
             recorded: recorded.map(|epoch| epoch.0),
             promised: promised.map(|stamp| stamp.0),
             written: written.0,
+            space: (*space != SpaceTold::default()).then(|| space_out(*space)),
         }),
         ToPrimary::Gap { end } => Body::GapEnd(end.0),
         ToPrimary::Closed { session, achieved } => Body::Closed(closed_out(*session, *achieved)),
@@ -198,6 +200,7 @@ pub fn to_primary_in(message: v1::ReplicationMessage) -> Decoded<(Lineage, ToPri
             recorded: ack.recorded.map(epoch).transpose()?,
             promised: ack.promised.map(stamp).transpose()?,
             written: lsn(ack.written)?,
+            space: ack.space.map(space_in).transpose()?.unwrap_or_default(),
         },
         Body::GapEnd(end) => ToPrimary::Gap { end: lsn(end)? },
         Body::Closed(closed) => closed_in(closed)?,

@@ -15,6 +15,7 @@ use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
 use sbk_engine::replication::log::EpochTable;
 use sbk_engine::replication::message::{Incomplete, Lineage, RecoveryId};
+use sbk_engine::replication::room::{Room, Space, SpaceTold};
 use sbk_engine::types::{
     BootId, Config, Epoch, Incarnation, NodeId, Placement, ReplicaId, ReplicaRef, SessionId,
     TailId, VolumeId,
@@ -266,6 +267,7 @@ fn failure_out(kind: FailureKind) -> u32 {
         FailureKind::PinLost => 6,
         FailureKind::Stalled => 7,
         FailureKind::Unsettled => 8,
+        FailureKind::NoSpace => 9,
     }
 }
 
@@ -279,8 +281,30 @@ fn failure_in(kind: u32) -> Decoded<FailureKind> {
         5 => Ok(FailureKind::Invalidated),
         6 => Ok(FailureKind::PinLost),
         7 => Ok(FailureKind::Stalled),
+        9 => Ok(FailureKind::NoSpace),
         other => bad(format!("failure kind {other}")),
     }
+}
+
+fn space_out(told: SpaceTold) -> v1::Space {
+    let SpaceTold { space: Space { room, free, size, watermark }, change } = told;
+    let room = match room {
+        Room::Ample => 0,
+        Room::Short => 1,
+        Room::Full => 2,
+    };
+    v1::Space { room, free, size, watermark, change }
+}
+
+fn space_in(told: v1::Space) -> Decoded<SpaceTold> {
+    let v1::Space { room, free, size, watermark, change } = told;
+    let room = match room {
+        0 => Room::Ample,
+        1 => Room::Short,
+        2 => Room::Full,
+        other => return bad(format!("room {other}")),
+    };
+    Ok(SpaceTold { space: Space { room, free, size, watermark }, change })
 }
 
 #[cfg(test)]

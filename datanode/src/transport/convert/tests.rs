@@ -204,6 +204,14 @@ fn a_question() -> impl Strategy<Value = (ToReplica, Vec<WireEntry>)> {
     ]
 }
 
+fn a_space() -> impl Strategy<Value = SpaceTold> {
+    let room = prop_oneof![Just(Room::Ample), Just(Room::Short), Just(Room::Full)];
+    (room, a_number(), a_number(), a_number()).prop_map(|(room, free, size, change)| SpaceTold {
+        space: Space { room, free, size, watermark: size / 2 },
+        change,
+    })
+}
+
 fn a_failure() -> impl Strategy<Value = FailureKind> {
     prop_oneof![
         Just(FailureKind::WalRecycled),
@@ -213,6 +221,7 @@ fn a_failure() -> impl Strategy<Value = FailureKind> {
         Just(FailureKind::Invalidated),
         Just(FailureKind::PinLost),
         Just(FailureKind::Stalled),
+        Just(FailureKind::NoSpace),
     ]
 }
 
@@ -292,17 +301,18 @@ fn an_answer() -> impl Strategy<Value = (ToPrimary, Beside)> {
 }
 
 fn an_empty_answer() -> impl Strategy<Value = ToPrimary> {
-    let ack = (a_number(), option::of(a_number()), option::of(a_number()));
+    let ack = (a_number(), option::of(a_number()), option::of(a_number()), a_space());
     prop_oneof![
         a_number().prop_map(|request| ToPrimary::Alive { request }),
         (a_number(), some_facts()).prop_map(|(request, facts)| ToPrimary::Facts { request, facts }),
         (a_number(), a_number())
             .prop_map(|(request, lsn)| ToPrimary::CutDone { request, durable: Lsn(lsn) }),
-        ack.prop_map(|(durable, recorded, promised)| ToPrimary::Ack {
+        ack.prop_map(|(durable, recorded, promised, space)| ToPrimary::Ack {
             durable: Lsn(durable),
             recorded: recorded.map(Epoch),
             promised: promised.map(Millis),
             written: Lsn(durable),
+            space,
         }),
         a_number().prop_map(|end| ToPrimary::Gap { end: Lsn(end) }),
         a_session_end(),
