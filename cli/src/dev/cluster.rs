@@ -50,6 +50,8 @@ pub struct Options {
     pub disks: usize,
     /// `--replace-after` of the masters.
     pub replace_after: Option<Duration>,
+    /// `--growth-watermark` of the datanodes.
+    pub growth_watermark: Option<String>,
     /// How long it may take until it serves.
     pub limit: Duration,
 }
@@ -61,6 +63,8 @@ impl Options {
         let limit = Duration::from_secs(60);
         let wanted = Wanted::default();
         let volumes = Vec::new();
+        // A developer's disk is often nearly full, and the cluster small.
+        let growth_watermark = Some("64MiB".to_owned());
         Ok(Self {
             dir,
             exe,
@@ -72,6 +76,7 @@ impl Options {
             capacity: None,
             disks: 1,
             replace_after: None,
+            growth_watermark,
             limit,
         })
     }
@@ -227,6 +232,9 @@ impl DevCluster {
         let capacity = self.options.capacity.map(|bytes| bytes.to_string());
         if let Some(capacity) = &capacity {
             args.extend(["--capacity", capacity]);
+        }
+        if let Some(watermark) = &self.options.growth_watermark {
+            args.extend(["--growth-watermark", watermark]);
         }
         args.extend(self.options.datanode_args.iter().map(String::as_str));
         let more: Vec<_> = (2..=self.options.disks)

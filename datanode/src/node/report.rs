@@ -1,5 +1,6 @@
 //! What a node tells the masters of its replicas.
 
+use sbk_engine::replication::room::Room;
 use sbk_engine::replication::view::{RoleView, View};
 use sbk_engine::types::{Config, Durability};
 use sbk_proto::v1;
@@ -10,6 +11,22 @@ use crate::volume::{OpenReplica, RunState, VolumeStatus};
 
 /// How a replica is, in a word and a sentence.
 pub fn mode(status: &VolumeStatus) -> (&'static str, String) {
+    let (mode, mut reason) = role_of(status);
+    let mut also = |why: String| match reason.is_empty() {
+        true => reason = why,
+        false => reason = format!("{reason}; {why}"),
+    };
+    if status.wal_full {
+        also("wal_full: its WAL has reached its limit, and clients wait for a checkpoint".into());
+    }
+    let waits = status.view.as_ref().filter(|view| !view.growth_waits);
+    if let Some(view) = waits.filter(|view| view.space.room > Room::Ample) {
+        also(format!("its disk has {}", view.space));
+    }
+    (mode, reason)
+}
+
+fn role_of(status: &VolumeStatus) -> (&'static str, String) {
     let view = match (&status.run, &status.view) {
         (RunState::Running, Some(view)) => view,
         (RunState::Running | RunState::Opening, _) => return ("idle", "it is being opened".into()),
@@ -119,6 +136,7 @@ pub(super) struct Key {
     stood: Option<sbk_engine::types::Epoch>,
     role: Option<RoleView>,
     serving: bool,
+    waits: (bool, bool, Room),
     epoch: Option<sbk_engine::types::Epoch>,
     lacking: Vec<sbk_engine::types::ReplicaId>,
 }
@@ -132,6 +150,11 @@ impl Key {
             role: view.map(|view| view.role),
             stood: view.and_then(|view| view.stood),
             serving: view.is_some_and(|view| view.serving),
+            waits: (
+                status.wal_full,
+                view.is_some_and(|view| view.growth_waits),
+                view.map(|view| view.space.room).unwrap_or_default(),
+            ),
             epoch: view.and_then(|view| view.config.as_ref()).map(|config| config.epoch),
             lacking: view.map(|view| view.lacking.clone()).unwrap_or_default(),
         }

@@ -3,6 +3,7 @@
 use axum::Json;
 use axum::extract::State;
 use sbk_engine::replication::mend::MendCounts;
+use sbk_engine::replication::room::Room;
 use sbk_engine::replication::view::{RoleView, View};
 use serde::Serialize;
 use serde_json::{Value, json};
@@ -108,6 +109,11 @@ fn of_volume(status: &VolumeStatus) -> Vec<Complaint> {
             "if it stays so, the disk is too slow for the load or a recovery holds the WAL; see \
              /projection",
         ));
+    }
+    if view.space.room > Room::Ample {
+        let what = format!("its disk has {}", view.space);
+        let next = "make room, enlarge the disk, or move replicas away: writes that need new space wait for it";
+        complaints.push(complaint(volume, what, next));
     }
     if view.incomplete.is_some() {
         let what = "its image is incomplete: a rebuild is unfinished";

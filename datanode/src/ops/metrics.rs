@@ -160,7 +160,7 @@ const DISK_GAUGES: [(&str, &str, DiskValue); 4] = [
 
 type Value = fn(&VolumeStatus) -> u64;
 
-const VOLUME_GAUGES: [(&str, &str, Value); 14] = [
+const VOLUME_GAUGES: [(&str, &str, Value); 16] = [
     ("running", "1 if the replica's store is open", |s| (s.run == RunState::Running).into()),
     ("serving", "1 on a primary that answers", |s| {
         s.view.as_ref().is_some_and(|v| v.serving).into()
@@ -177,6 +177,12 @@ const VOLUME_GAUGES: [(&str, &str, Value); 14] = [
     }),
     ("retained_lsn", "S: oldest LSN in the WAL", |s| s.view.as_ref().map_or(0, |v| v.retained.0)),
     ("wal_full", "1 while clients wait for room in the WAL", |s| s.wal_full.into()),
+    ("growth_waits", "1 on a primary whose clients' writes wait for room on a disk", |s| {
+        s.view.as_ref().is_some_and(|v| v.growth_waits).into()
+    }),
+    ("disk_room", "The room on the replica's disk: 0 enough, 1 short, 2 nearly none", |s| {
+        s.view.as_ref().map_or(0, |v| v.space.room as u64)
+    }),
     ("links", "Frontend streams", |s| s.links as u64),
     ("limit_iops", "Requests a second that clients may make; 0: any number", |s| {
         s.limits.iops.unwrap_or(0)

@@ -190,6 +190,8 @@ impl<'a> Run<'a> {
         let mut options = Options::new(dir.to_owned())?;
         options.wal_retain = Some(WAL_RETAIN[(seed % WAL_RETAIN.len() as u64) as usize]);
         options.capacity = Some(CAPACITY);
+        // Its disks are to run full.
+        options.growth_watermark = Some("0".to_owned());
         options.wanted = Wanted {
             masters: Some(MASTERS as u64),
             datanodes: Some(DATANODES as u64),
