@@ -131,6 +131,7 @@ impl Run {
             13 => Event::SessionClosedCompleted { epoch, replica, session, achieved: lsn },
             14 => {
                 let kind = match draft.b % 8 {
+                    _ if draft.b == 11 => FailureKind::NoSpace,
                     0 => FailureKind::WalRecycled,
                     1 => FailureKind::Transport,
                     2 => FailureKind::StoreIo,
