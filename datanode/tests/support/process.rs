@@ -78,6 +78,8 @@ impl Process {
             .args(["--http", &http.to_string(), "--nbd", &nbd.to_string()])
             // Small segments, so that directories are copied quickly.
             .args(["--wal-retain", "1MiB", "--log-format", "text"])
+            // Whatever else is on the disk.
+            .args(["--growth-watermark", "0"])
             .env("RUST_BACKTRACE", "1")
             .stderr(to)
             .spawn()
