@@ -48,7 +48,7 @@ fn a_node_keeps_its_identity_and_counts_its_starts() {
     drop(first);
     let again = open(&paths).expect("open");
     assert_eq!(((again.member.node, ids(&again)), again.member.process), (known, 2));
-    assert!(again.dirs[0].1.as_ref().expect("open").space().expect("space").0 > 0);
+    assert!(again.dirs[0].1.as_ref().expect("open").space().expect("space").free > 0);
 }
 
 #[test]
