@@ -1,8 +1,12 @@
-//! What the tests of several crates do to a data directory: copy it, and damage the copy's files.
+//! What the tests of several crates do to a data directory: copy it, and damage the copy's files; and block devices for them.
 #![allow(clippy::missing_panics_doc)] // A test that can't go on ends.
 
 use std::fs;
 use std::path::{Path, PathBuf};
+
+mod loops;
+
+pub use loops::LoopDevice;
 
 /// Every file below `dir`.
 pub fn walk(dir: &Path) -> Vec<PathBuf> {

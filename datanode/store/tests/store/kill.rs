@@ -12,9 +12,12 @@ use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
+use sbk_device::{Device, FormatOptions, open_exclusive};
 use sbk_engine::types::LossGeneration;
-use sbk_store::{CreateSpec, DataDir};
+use sbk_store::{CreateSpec, DataDir, Identity, Store};
+use sbk_test_support::LoopDevice;
 use sbk_wal::{Files, Storage};
+use uuid::Uuid;
 
 use super::content::{BLOCKS, Random};
 use super::driver::{self, Driver};
@@ -79,6 +82,74 @@ fn replica_dir(dir: &Path, n: u64) -> PathBuf {
     dir.join("replicas").join(format!("{}.{}", identity.volume, identity.replica))
 }
 
+/// Where the replicas are.
+enum Place {
+    Dir(DataDir),
+    Device(Device),
+}
+
+/// The link to the block device that is used in place of a directory, if there is one.
+fn device_of(dir: &Path) -> PathBuf {
+    dir.with_extension("device")
+}
+
+impl Place {
+    fn open(dir: &Path) -> Result<Self, String> {
+        let device = device_of(dir);
+        if !device.exists() {
+            return DataDir::open(dir).map(Self::Dir).map_err(|e| e.to_string());
+        }
+        let bottom = open_exclusive(&device).map_err(|e| e.to_string())?;
+        let node = Uuid::from_u128(0xd0);
+        let opened = Device::open(bottom, &device, node, FormatOptions::default());
+        opened.map(Self::Device).map_err(|e| e.to_string())
+    }
+
+    fn replicas(&self) -> Result<Vec<Identity>, String> {
+        match self {
+            Self::Dir(data) => data.replicas().map_err(|e| e.to_string()),
+            Self::Device(device) => {
+                let root = device.directory("").map_err(|e| e.to_string())?;
+                let made = |n: &u64| {
+                    root.list(&n.to_string()).is_ok_and(|all| all.iter().any(|f| f == "superblock"))
+                };
+                let dirs = root.list("").map_err(|e| e.to_string())?;
+                let numbers = dirs.iter().map(|name| name.parse().expect("a number"));
+                Ok(numbers.filter(made).map(driver::identity).collect())
+            }
+        }
+    }
+
+    fn create(&self, n: u64) -> Result<(), String> {
+        let (identity, loss_generation) = (driver::identity(n), LossGeneration(1));
+        let spec = CreateSpec { identity, blocks: BLOCKS, loss_generation };
+        match self {
+            Self::Dir(data) => data.create(&spec, &driver::options()),
+            Self::Device(device) => {
+                device.create_dir(&n.to_string()).map_err(|e| e.to_string())?;
+                Store::create(&self.storage(n), &spec, &driver::options())
+            }
+        }
+        .map_err(|e| e.to_string())
+    }
+
+    fn storage(&self, n: u64) -> Arc<dyn Storage> {
+        match self {
+            Self::Dir(data) => DataDir::storage(data.path(), &driver::identity(n)),
+            Self::Device(device) => {
+                Arc::new(device.directory(&n.to_string()).expect("the device is sound"))
+            }
+        }
+    }
+
+    fn remove(&self, n: u64) {
+        match self {
+            Self::Dir(data) => data.remove(&driver::identity(n)).expect("removed"),
+            Self::Device(device) => device.remove_dir(&n.to_string()).expect("removed"),
+        }
+    }
+}
+
 // The child.
 
 /// Works until it is killed, or for a while. Its orders: directory, seed, run, replica, and the phase at whose
@@ -108,25 +179,23 @@ fn child() {
 
 fn work(dir: &Path, seed: u64, run: u64, first: u64, tell: &mut dyn FnMut(Event)) {
     let mut random = Random(seed ^ run << 16);
-    let data = DataDir::open(dir).expect("the directory");
+    let data = Place::open(dir).expect("the directory");
     let mut n = first;
     for part in 0..8 {
         let identity = driver::identity(n);
         if !data.replicas().expect("the list").contains(&identity) {
             tell(Event::CreateBegins { n });
-            let loss_generation = LossGeneration(1);
-            let spec = CreateSpec { identity, blocks: BLOCKS, loss_generation };
-            data.create(&spec, &driver::options()).expect("a replica");
+            data.create(n).expect("a replica");
             tell(Event::Created { n });
         }
         tell(Event::OpenBegins);
-        let open = driver::open(&DataDir::storage(data.path(), &identity), n).expect("a store");
+        let open = driver::open(&data.storage(n), n).expect("a store");
         let mut driver = Driver::new(seed_of(seed, n), run * 8 + part, open, true, tell);
         driver.run(20 + random.below(60)).expect("the disk is sound");
         driver.close().expect("closed in order");
         if random.one_in(4) {
             tell(Event::RemoveBegins);
-            data.remove(&identity).expect("removed");
+            data.remove(n);
             tell(Event::Removed);
             n += 1;
         }
@@ -226,16 +295,20 @@ impl Known {
     fn check(&mut self, dir: &Path, copy: &Path) -> Result<(), String> {
         // Opened from a copy as well: the same files lead to the same state.
         let from = replica_dir(dir, self.model.n);
-        let twin = (self.model.created && !self.removing).then(|| {
+        let in_files = from.exists();
+        let twin = (in_files && self.model.created && !self.removing).then(|| {
             copy_files(&from, copy);
             let storage: Arc<dyn Storage> = Arc::new(Files::new(copy));
             self.model.clone().check_twice(&storage)
         });
         let _alone = no_fork_meanwhile();
-        let data = DataDir::open(dir).map_err(|e| format!("the directory: {e}"))?;
+        let data = Place::open(dir).map_err(|e| format!("the directory: {e}"))?;
         let listed = data.replicas().map_err(|e| format!("the list: {e}"))?;
         let identity = driver::identity(self.model.n);
-        let left = std::fs::read_dir(dir.join("replicas")).expect("the list").count();
+        let left = match &data {
+            Place::Dir(_) => std::fs::read_dir(dir.join("replicas")).expect("the list").count(),
+            Place::Device(_) => listed.len(),
+        };
         // A create that was killed leaves a directory that is no replica yet.
         let begun = usize::from(!self.model.created && listed.is_empty());
         let others = listed.iter().any(|found| *found != identity);
@@ -252,12 +325,10 @@ impl Known {
         self.removing = false;
         if !self.model.created {
             // A create that was not confirmed is repeated.
-            let loss_generation = LossGeneration(1);
-            let spec = CreateSpec { identity, blocks: BLOCKS, loss_generation };
-            data.create(&spec, &driver::options()).map_err(|e| format!("not made: {e}"))?;
+            data.create(self.model.n).map_err(|e| format!("not made: {e}"))?;
             self.model.created = true;
         }
-        let (_, opened) = self.model.check(&DataDir::storage(data.path(), &identity))?;
+        let (_, opened) = self.model.check(&data.storage(self.model.n))?;
         match twin.transpose().map_err(|what| format!("a copy of it: {what}"))? {
             Some(twin) if twin != opened => {
                 Err(format!("a copy of it opens as {twin:?}, it itself as {opened:?}"))
@@ -299,6 +370,18 @@ fn a_process_killed_on_a_disk_loses_nothing_that_it_had_acknowledged() {
 #[test]
 fn a_process_killed_in_memory_loses_nothing_that_it_had_acknowledged() {
     kill_again_and_again("in_memory", in_memory(), 2, 160);
+}
+
+#[test]
+fn a_process_killed_on_a_device_loses_nothing_that_it_had_acknowledged() {
+    let base = in_memory();
+    let alone = no_fork_meanwhile();
+    let device = LoopDevice::make(&base.path().join("image"), 64 << 20);
+    drop(alone);
+    let Some(device) = device else { return };
+    let link = device_of(&base.path().join("data"));
+    std::os::unix::fs::symlink(device.path(), link).expect("a link");
+    kill_again_and_again("on_a_device", base, 3, 60);
 }
 
 /// Kills at least `least` times, and up to twice as often until every phase was hit.

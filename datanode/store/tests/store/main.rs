@@ -22,6 +22,7 @@ mod rotten;
 mod slots;
 mod stops;
 
+mod beside;
 mod blank;
 mod crash;
 mod faults;
