@@ -564,6 +564,10 @@ pub struct DevArgs {
     /// are rebuilt
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub wal_retain: Option<u64>,
+    /// What volumes may claim on each datanode, such as 2TiB; they take only what is written [default: what
+    /// the file system has]
+    #[arg(long, value_name = "SIZE", value_parser = parse_size)]
+    pub capacity: Option<u64>,
     /// How long the cluster may take until it serves, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub timeout: Duration,

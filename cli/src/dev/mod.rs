@@ -38,6 +38,7 @@ pub async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
         base_port: args.base_port,
     };
     options.wal_retain = args.wal_retain;
+    options.capacity = args.capacity;
     options.limit = args.timeout;
     options.volumes = match (args.no_volume, args.volumes.is_empty()) {
         (true, _) => Vec::new(),
