@@ -1,7 +1,5 @@
 //! A volume that grows and shrinks on real processes, under a load, across the death of its primary.
 
-mod support;
-
 use std::process::{Command, Output};
 use std::sync::Arc;
 use std::time::Duration;
@@ -16,7 +14,6 @@ use sbk_cli::workload::history::History;
 use sbk_cli::workload::load::{Load, LoadOptions, read_back};
 use sbk_cli::workload::nbd::{NbdClient, NbdError};
 use serde_json::Value;
-use support::freeze;
 use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(120);
@@ -186,11 +183,12 @@ async fn a_volume_grows_and_shrinks_under_a_load_and_across_a_failover() {
 /// What is wished while nobody can do it waits, claims its room, and can be taken back.
 #[tokio::test(flavor = "multi_thread")]
 async fn a_resize_without_a_primary_waits_and_can_be_taken_back() {
-    let scene = Scene::set().await;
+    let mut scene = Scene::set().await;
     let view = scene.whole().await;
     let holders: Vec<_> = view.members.iter().map(|m| m.node.clone()).collect();
-    for node in scene.cluster.file().datanodes.iter().filter(|d| holders.contains(&d.id)) {
-        freeze(node.pid).await;
+    // Not frozen: a primary that goes on may do what it was told before it hears that it was taken back.
+    for node in &holders {
+        scene.cluster.kill_datanode(node).expect("is killed");
     }
     scene.run(&["volume", "resize", "v", "64MiB", "--no-wait"]);
     let waits = scene.shown();
@@ -203,10 +201,8 @@ async fn a_resize_without_a_primary_waits_and_can_be_taken_back() {
     assert_eq!(scene.shown()["wished_size_bytes"], Value::Null);
     let bad = scene.fails(&["volume", "resize", "v", "65000000"]);
     assert!(bad.contains("multiple of 4096"), "{bad}");
-    // They were only frozen.
-    for node in scene.cluster.file().datanodes.iter().filter(|d| holders.contains(&d.id)) {
-        let pid = rustix::process::Pid::from_raw(node.pid.cast_signed()).expect("a pid");
-        rustix::process::kill_process(pid, rustix::process::Signal::CONT).expect("goes on");
+    for node in &holders {
+        scene.cluster.start_datanode(node).expect("starts");
     }
     scene.whole().await;
     assert_eq!(scene.size(), 16 * MIB);
