@@ -86,12 +86,12 @@ impl Bench {
     }
 }
 
-/// `SBK_BESIDE_DIR` is on a file system, `SBK_BESIDE_DEVICE` a block device with nothing on it.
+/// `BESIDE_DIR` is on a file system, `BESIDE_DEVICE` a block device with nothing on it.
 #[test]
 #[ignore = "a measurement"]
 fn a_device_beside_files() {
     let wanted = |name| std::env::var(name).unwrap_or_else(|_| panic!("{name} is not set"));
-    let (dir, device) = (wanted("SBK_BESIDE_DIR"), PathBuf::from(wanted("SBK_BESIDE_DEVICE")));
+    let (dir, device) = (wanted("BESIDE_DIR"), PathBuf::from(wanted("BESIDE_DEVICE")));
     let bottom = open_exclusive(&device).expect("a block device");
     let node = Uuid::from_u128(7);
     let device = Device::open(bottom, &device, node, FormatOptions::default()).expect("a device");
