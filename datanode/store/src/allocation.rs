@@ -65,12 +65,12 @@ impl AllocationPlan {
         for Piece { range, source } in &self.read.pieces {
             let hole = match source {
                 Source::Zeros => true,
-                Source::Memory(_) | Source::Wal { .. } | Source::Placed(_) => false,
+                Source::Memory(_) | Source::Wal { .. } => false,
                 Source::Extents => {
                     for part in by_region(range.clone()) {
                         let region = (part.start / REGION_BLOCKS - first_region) as usize;
                         let flow = if self.written.get(region).copied().unwrap_or(false) {
-                            self.read.holes(part, |blocks, hole| runs.push(blocks, hole))?
+                            self.read.image.holes(part, |blocks, hole| runs.push(blocks, hole))?
                         } else {
                             runs.push(part.end - part.start, true)
                         };
@@ -103,9 +103,7 @@ impl FindDataPlan {
         for Piece { range, source } in &self.read.pieces {
             match source {
                 Source::Zeros => {}
-                Source::Memory(_) | Source::Wal { .. } | Source::Placed(_) => {
-                    return Ok(Some(Lba(range.start)));
-                }
+                Source::Memory(_) | Source::Wal { .. } => return Ok(Some(Lba(range.start))),
                 Source::Extents => {
                     if let Some(found) = self.find_in_extents(range)? {
                         return Ok(Some(found));
@@ -126,7 +124,7 @@ impl FindDataPlan {
                 break;
             }
             let mut at = start;
-            let flow = self.read.holes(start..end, |blocks, hole| {
+            let flow = self.read.image.holes(start..end, |blocks, hole| {
                 if !hole {
                     return ControlFlow::Break(());
                 }

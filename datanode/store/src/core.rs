@@ -3,7 +3,6 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
-use std::sync::atomic::{AtomicU64, Ordering};
 
 use bytes::Bytes;
 use sbk_engine::bugs::{Bug, on};
@@ -15,13 +14,12 @@ use sbk_wal::{Log, Slots};
 
 use super::ages::Ages;
 use super::base::Written;
-use super::entries::{Entries, Entry, Fate};
+use super::entries::{Entries, Entry};
 use super::error::StoreError;
 use super::image::Image;
 use super::map::{BlockMap, Span};
 use super::open::StoreOptions;
-use super::read::{Piece, Placed, ReadPlan, Rewriting, Source};
-use super::references::References;
+use super::read::{Piece, ReadPlan, Rewriting, Source};
 use super::superblock::{MAX_EPOCHS, Superblock};
 use super::{effect, regions_of};
 use crate::entry::CANONICAL_HEADER;
@@ -49,13 +47,6 @@ pub struct Store {
     pub(super) log: Log,
     pub(super) entries: Entries,
     pub(super) map: BlockMap,
-    pub(super) references: References,
-    /// The last entry up to the checkpoint that refers to a payload.
-    pub(super) last_reference: Lsn,
-    /// Payload that records of the log's last segment refer to, and that segment's sequence.
-    pub(super) referred: (u64, u64),
-    /// The log begins here, for those who read it and refer to payloads.
-    pub(super) log_begins: Arc<AtomicU64>,
     /// The log's state as of the checkpoint.
     pub(super) state: LogState,
     /// The volume's size as of the log's end.
@@ -134,11 +125,6 @@ impl Store {
         self.failed.as_deref()
     }
 
-    /// Whether the log has a reference to the payload of an entry in place of the payload.
-    pub fn refers(&self, lsn: Lsn) -> bool {
-        self.references.has(lsn)
-    }
-
     /// WAL bytes that are not in the extents yet.
     pub fn resident_bytes(&self) -> u64 {
         self.resident
@@ -208,29 +194,13 @@ impl Store {
                 let block = BLOCK_SIZE as usize;
                 Source::Memory(payload.slice(blocks.start * block..blocks.end * block))
             }
-            None if let Some(placed) = self.placed(span) => Source::Placed(placed),
             None => {
                 let at = entry.place.and_then(|place| self.log.locate(place));
                 let at = at.expect("an entry without its payload is in the WAL");
-                Source::Wal { at, skip, stamps: entry.stamps[blocks].into() }
+                Source::Wal { at, skip, crcs: entry.crcs[blocks].into() }
             }
         };
         Piece { range, source }
-    }
-
-    /// Where the blocks of a span were placed, if they were.
-    pub(super) fn placed(&self, span: Span) -> Option<Placed> {
-        let (skip, entry) = (span.skip?, self.entries.get(span.lsn)?);
-        let Fate::Placed(homes) = &entry.fate else { return None };
-        let stamps = entry.stamps[skip as usize..(skip + span.len) as usize].into();
-        Some(Placed {
-            lsn: span.lsn,
-            homes: Arc::clone(homes),
-            skip,
-            stamps,
-            image: Arc::clone(&self.image),
-            done: self.rewriting.done(),
-        })
     }
 
     pub(super) fn pieces(&self, spans: impl Iterator<Item = (Range<u64>, Span)>) -> Vec<Piece> {
@@ -353,7 +323,6 @@ impl Store {
         }
         self.told_committed = self.told_committed.min(end);
         self.entries.truncate(end);
-        self.references.cut(end);
         self.reindex();
         self.superblock.cut = None;
         self.persist(kept)
@@ -447,9 +416,7 @@ impl Store {
                 .log
                 .segments()
                 .take_while(|(_, last, _)| *last <= checkpoint)
-                .map(|(first, last, bytes)| {
-                    (last, bytes + self.references.payload(Lsn(first), Lsn(last)))
-                })
+                .map(|(_, last, bytes)| (last, bytes))
                 .collect();
             let total: u64 = spent.iter().map(|(_, bytes)| bytes).sum();
             let Some(&(last, oldest)) = spent.first() else { return released };
@@ -470,12 +437,8 @@ impl Store {
         }
     }
 
-    /// Pins of what the WAL does not hold any more are lost, and nobody needs the payloads that it referred
-    /// to.
+    /// Pins of what the WAL does not hold any more are lost.
     pub(super) fn drop_pins(&mut self) {
-        let first = self.log.first_index();
-        self.log_begins.store(first, Ordering::SeqCst);
-        self.references.release(Lsn(first));
         let retained = self.retained();
         let lost: Vec<RecoveryId> =
             self.pins.iter().filter(|(_, from)| **from < retained).map(|(s, _)| *s).collect();

@@ -305,7 +305,6 @@ impl MemDisk {
         let rotten = within.filter(|lba| !logged.contains(lba));
         let rotten = rotten.map(|lba| RottenBlock {
             lba: Lba(*lba),
-            file: "extents",
             offset: lba * BLOCK_SIZE,
             found: 1,
             expected: 2,

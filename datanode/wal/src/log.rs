@@ -80,8 +80,6 @@ pub(crate) struct Piece {
     pub(crate) end: u64,
     /// How far its frames may go.
     pub(crate) room: u64,
-    /// It takes nothing more, whatever room there is.
-    pub(crate) sealed: bool,
     /// `(index, offset)` of some frames, ascending.
     pub(crate) marks: Vec<(u64, u64)>,
 }
@@ -369,7 +367,6 @@ impl Log {
     fn room(&mut self, frame: u64) -> Option<Fresh> {
         if let Some(piece) = self.pieces.back()
             && piece.end + frame <= piece.room
-            && !piece.sealed
         {
             return None;
         }
@@ -393,22 +390,8 @@ impl Log {
         };
         let segment = Arc::new(segment);
         let room = self.next_bytes;
-        self.pieces.push_back(Piece {
-            segment,
-            end: HEADER_BYTES,
-            room,
-            sealed: false,
-            marks: Vec::new(),
-        });
+        self.pieces.push_back(Piece { segment, end: HEADER_BYTES, room, marks: Vec::new() });
         self.next_bytes = (2 * room).min(self.options.segment_bytes);
-    }
-
-    /// Takes nothing more into the last segment: the next append begins another. For a log whose records stand
-    /// for more than their own bytes, and which is let go by the segment.
-    pub fn seal(&mut self) {
-        if let Some(piece) = self.pieces.back_mut() {
-            piece.sealed = true;
-        }
     }
 
     /// Takes an append's outcome back. Returns the last durable index.

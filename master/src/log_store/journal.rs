@@ -135,7 +135,7 @@ impl Journal {
             outcome.map_err(|error| {
                 let text = error.to_string();
                 replay = Err(error);
-                sbk_wal::Unfit::Damaged(text)
+                text
             })
         };
         let storage = Arc::clone(storage);

@@ -111,8 +111,6 @@ pub(crate) struct Keeping {
     pub(crate) retain: u64,
     /// Bytes at which a checkpoint is due.
     pub(crate) checkpoint: u64,
-    /// Least bytes of a write that goes into the log by reference.
-    pub(crate) large: u64,
 }
 
 impl Keeping {
@@ -126,8 +124,6 @@ impl Keeping {
             wal_max_bytes: 1 << 20,
             wal_max_entries: 400,
             tail_cache_bytes: 24 << 10,
-            large_write_bytes: self.large,
-            large_batch_bytes: 0,
             tail_memory: None,
             checkpoint_bytes: self.checkpoint,
         }

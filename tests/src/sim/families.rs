@@ -56,7 +56,7 @@ pub const REGRESSIONS: &[(&str, u64)] = &[
     // Damaged replicas that are replaced: no other family damages more than blocks.
     ("flips", 3),
     // A delta beside blocks that rotted: in no other family does a region stay as it was.
-    ("deltas", 65),
+    ("deltas", 21),
     // A forgotten replica kept another one from being made at its node, whose removal was then waited for.
     ("swarm", 728467),
     // A list was full of replacements that were lost before they joined.

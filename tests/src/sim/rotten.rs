@@ -67,20 +67,7 @@ impl World {
 
     pub(super) fn rot(&mut self, node: usize, block: u64) {
         let bit = (HEADER + BLOCK * block + self.rng.below(BLOCK)) * 8 + self.rng.below(8);
-        // A process that ended within a step of its checkpoint may have left stamps of what its log refers to
-        // until the next opening. Without that a replica is refused, as without a record.
-        if self.faults.large && self.nodes[node].replica.is_none() {
-            return;
-        }
-        // Where the block lies, as its stamps say. What lies elsewhere is nobody's, or the log's.
-        let memory = &self.nodes[node].disk.memory;
-        let stamps = memory.content("checksums").unwrap_or_default();
-        let has = |home: u64| {
-            let at = (HEADER + 8 * block + home) as usize;
-            stamps.get(at..at + 4).is_some_and(|stamp| stamp.iter().any(|byte| *byte != 0))
-        };
-        let home = if has(4) { "shadow" } else { "extents" };
-        if (has(0) || has(4)) && memory.flip(home, bit) {
+        if self.nodes[node].disk.memory.flip("extents", bit) {
             self.scrubs.rots_again(node, Lba(block));
             self.inject(Injected::Flip);
             self.note(node, || format!("a bit of block {block} flips"));

@@ -9,8 +9,6 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 mod backend;
 mod committed;
 mod content;
-mod costs;
-mod counting;
 mod digest;
 mod doubts;
 mod driver;
@@ -31,7 +29,6 @@ mod faults;
 mod flips;
 mod format;
 mod kill;
-mod large;
 mod making;
 
 /// Held while a process is started, and while a data directory is open. Otherwise the new process

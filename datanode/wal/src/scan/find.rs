@@ -60,7 +60,7 @@ impl Log {
                     } else {
                         // The scan looks how large it is.
                         let (end, marks) = (HEADER_BYTES, Vec::new());
-                        let piece = Piece { segment, end, room: 0, sealed: false, marks };
+                        let piece = Piece { segment, end, room: 0, marks };
                         self.pieces.push_back(piece);
                     }
                 }
