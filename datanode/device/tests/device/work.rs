@@ -10,7 +10,7 @@ use std::ops::Range;
 use std::path::Path;
 use std::sync::Arc;
 
-use sbk_device::{Device, DeviceError, FormatOptions};
+use sbk_device::{CHUNK, Device, DeviceError, FormatOptions};
 use sbk_wal::{Memory, RawFile, Storage, read_exact, write_all};
 use uuid::Uuid;
 
@@ -435,6 +435,12 @@ impl Worker<'_> {
             self.number += 1;
             known.set(sector, self.number);
             data.extend(self.number.to_le_bytes().repeat(SECTOR / 8));
+        }
+        // One call writes to one chunk, and its part may become durable with what another file is synced for, or
+        // to make room for the rest.
+        let step = CHUNK / SECTOR as u64;
+        for len in (known.length() + 1..range.end).filter(|len| len.is_multiple_of(step)) {
+            known.len.push(len);
         }
         if range.end > known.length() {
             known.set_len(range.end);
