@@ -67,6 +67,18 @@ fn a_delta_begins_once_the_extents_hold_what_it_starts_from() {
     assert_eq!(told(&outputs), [started]);
 }
 
+/// It stands for the end of the epoch in which it was ordered: its copy may be the last one.
+#[test]
+fn an_order_that_waits_ends_where_the_replica_stands() {
+    let mut bench = follower();
+    bench.hear(1, 2, order(3, mark(2, 1, 5, 9)));
+    assert_eq!(bench.feed(Input::Stand { epoch: Epoch(2) }).0, Verdict::Applied);
+    let outputs = checkpointed(&mut bench, 5);
+    assert_eq!((told(&outputs), wiped(&outputs)), (Vec::new(), None));
+    let (_, outputs) = bench.hear(1, 2, order(4, mark(2, 1, 5, 9)));
+    assert_eq!(wiped(&outputs), None);
+}
+
 /// The primary asked anew what is held: whatever it had ordered before is over.
 #[test]
 fn an_order_that_waits_ends_with_the_next_question() {
