@@ -20,7 +20,10 @@
 //! 3. the next record goes to B first, for only A is known to be durable;
 //! 4. A rots, and then power is lost before the copy in B was synced: B is the record before, and wins. So
 //!    a record that must never be taken back is synced in both slots ([`Slots::sync`]) before it is acted
-//!    on.
+//!    on;
+//! 5. the sync of A with g+1 fails, and the file is opened again: the page cache shows g+1 as if it were on
+//!    the disk, which may hold anything there. Writing to B next would put the only durable record at
+//!    risk. So A is written once more, with the same bytes, and synced before B is touched.
 
 use std::io;
 use std::sync::Arc;
@@ -85,8 +88,10 @@ impl Slots {
     /// Opens the file and returns its record. A record of another `magic` or a newer `version` is
     /// refused.
     ///
-    /// What was found is written again and synced: a slot whose write was torn is whole again, and
-    /// what the page cache shows but the disk may not hold is neither lost nor trusted.
+    /// What was found is written to both slots and synced: a slot whose write was torn is whole again, and
+    /// what the page cache shows but the disk may not hold is neither lost nor trusted. With two valid slots it
+    /// is written first where it was found (5 in the module's documentation); if the other is not valid, this
+    /// one is the only one that counts, and the other is written first.
     pub fn open(
         storage: Arc<dyn Storage>,
         path: &str,
@@ -99,6 +104,7 @@ impl Slots {
         let mut best: Option<(u64, usize, Vec<u8>)> = None;
         let mut first = [0; 8];
         let mut unread = None;
+        let mut valid = 0;
         for slot in 0..2 {
             let bytes = match read_slot(&*file, slot, slot_bytes) {
                 Err(e) if is_unreadable(&e) => {
@@ -115,6 +121,7 @@ impl Slots {
                 let path = storage.describe(path);
                 return Err(SlotError::Newer { path, found, expected: version });
             }
+            valid += 1;
             if best.as_ref().is_none_or(|(newest, _, _)| generation > *newest) {
                 best = Some((generation, slot, record));
             }
@@ -138,8 +145,12 @@ impl Slots {
         if bug!(TrustSlot) {
             return Ok((slots, record));
         }
-        slots.write(&record)?;
-        slots.sync()?;
+        let header = encode_header(&slots.kind, generation, &record);
+        let in_place_first = valid == 2;
+        for slot in if in_place_first { [slot, 1 - slot] } else { [1 - slot, slot] } {
+            slots.put(slot, &header, &record)?;
+            slots.sync()?;
+        }
         Ok((slots, record))
     }
 
