@@ -10,7 +10,7 @@ use serde::Deserialize;
 
 use crate::frontend::nbd::TlsFiles;
 use crate::patrol::{Schedule, Window, parse_time};
-use crate::space::Watermark;
+use crate::space::{SpaceLimits, Watermark};
 
 /// How long a client's request is held if nothing else is said.
 const IO_TIMEOUT: Duration = Duration::from_secs(120);
@@ -122,6 +122,10 @@ pub struct Args {
     /// back [default: 5%, and 256MiB or more where that is no more than 10%]
     #[arg(long, env = "SBK_GROWTH_WATERMARK", value_name = "SPACE", value_parser = Watermark::parse)]
     pub growth_watermark: Option<Watermark>,
+    /// Free space below which the masters put no new replica on the disk, as 10% of it or in bytes; never less
+    /// than the growth watermark [default: twice that, but no more than 10% of the disk above it]
+    #[arg(long, env = "SBK_PLACEMENT_WATERMARK", value_name = "SPACE", value_parser = Watermark::parse)]
+    pub placement_watermark: Option<Watermark>,
     /// Seconds after which a client's request that no primary has answered fails; 0: never, it waits
     /// for as long as it takes [default: 120]
     #[arg(long, env = "SBK_IO_TIMEOUT", value_name = "SECONDS")]
@@ -158,6 +162,7 @@ struct FileArgs {
     scrub_window: Option<String>,
     capacity: Option<Amount>,
     growth_watermark: Option<Amount>,
+    placement_watermark: Option<Amount>,
     io_timeout: Option<u32>,
     log_format: Option<LogFormat>,
 }
@@ -209,10 +214,8 @@ pub struct Settings {
     pub recovery_rate: u64,
     /// When replicas are scrubbed in the background.
     pub scrub: Schedule,
-    /// Bytes that replicas may take in each directory; `None`: what its file system has.
-    pub capacity: Option<u64>,
-    /// Free space below which writes that need new space wait.
-    pub growth_watermark: Watermark,
+    /// What replicas may take of each disk.
+    pub space: SpaceLimits,
     /// How long a client's request is held; zero: for ever.
     pub io_timeout: Duration,
     /// How logs are written.
@@ -344,14 +347,19 @@ impl Args {
             wal_retain_time: retain_time.unwrap_or(WAL_RETAIN_TIME),
             recovery_rate,
             scrub,
-            capacity: bytes(self.capacity, file.capacity, "capacity")?,
-            growth_watermark: match (self.growth_watermark, file.growth_watermark) {
-                (Some(watermark), _) => watermark,
-                (None, Some(Amount::Bytes(bytes))) => Watermark::Bytes(bytes),
-                (None, Some(Amount::Text(text))) => Watermark::parse(&text).map_err(|problem| {
-                    SettingsError::Value { option: "growth_watermark", problem }
-                })?,
-                (None, None) => Watermark::default(),
+            space: SpaceLimits {
+                capacity: bytes(self.capacity, file.capacity, "capacity")?,
+                growth: watermark(
+                    self.growth_watermark,
+                    file.growth_watermark,
+                    "growth_watermark",
+                )?
+                .unwrap_or_default(),
+                placement: watermark(
+                    self.placement_watermark,
+                    file.placement_watermark,
+                    "placement_watermark",
+                )?,
             },
             io_timeout: self
                 .io_timeout
@@ -364,6 +372,21 @@ impl Args {
                 }
             }),
         })
+    }
+}
+
+/// What was given on the command line, else in the file.
+fn watermark(
+    given: Option<Watermark>,
+    file: Option<Amount>,
+    option: &'static str,
+) -> Result<Option<Watermark>, SettingsError> {
+    let value = |problem| SettingsError::Value { option, problem };
+    match (given, file) {
+        (Some(watermark), _) => Ok(Some(watermark)),
+        (None, Some(Amount::Bytes(bytes))) => Ok(Some(Watermark::Bytes(bytes))),
+        (None, Some(Amount::Text(text))) => Watermark::parse(&text).map(Some).map_err(value),
+        (None, None) => Ok(None),
     }
 }
 

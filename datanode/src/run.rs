@@ -116,8 +116,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
         format!("open the data directory {}", paths.join(" and "))
     })?;
     let replicas = tokio::task::block_in_place(|| {
-        let limits = (settings.capacity, settings.growth_watermark);
-        Replicas::new(dirs, limits, &settings.runtime_dir, options)
+        Replicas::new(dirs, settings.space, &settings.runtime_dir, options)
     });
     serve(replicas, settings, listeners, shutdown).await
 }

@@ -6,6 +6,10 @@
 //! may take its room again there, so it counts as taken already; it is counted as it is logged, and not only
 //! at the next look.
 //!
+//! Above the growth watermark there is another one, for placement: below it the disk is low on room, which the
+//! masters are told, and put no new replica there. The node judges that and not the masters, for only here is
+//! known what both marks are on this disk, so that the masters stop before the clients wait.
+//!
 //! What there is in all is the file system, or as much of it as `--capacity` says: then what replicas take is
 //! held against that too, for whoever shares the disk.
 
@@ -14,6 +18,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::{Duration, Instant};
 
 use sbk_engine::replication::room::{Room, Space};
+use serde::Serialize;
 use tokio::sync::watch;
 
 /// The growth watermark if nothing is said, in percent of the disk.
@@ -22,6 +27,8 @@ const PERCENT: u64 = 5;
 const LEAST: u64 = 256 << 20;
 /// How large a part that may be, in percent.
 const LEAST_PERCENT: u64 = 10;
+/// How far the placement watermark is above the growth watermark at most if nothing is said, in percent.
+const ABOVE_PERCENT: u64 = 10;
 /// What replicas take is looked at so much less often than it takes to look: it goes through all files.
 const USED_SHARE: u32 = 50;
 
@@ -50,14 +57,73 @@ impl Watermark {
     }
 
     fn of(self, size: u64) -> u64 {
-        let percent = |percent: u64| u128::from(size) * u128::from(percent) / 100;
-        let bytes = match self {
-            Self::Default => percent(PERCENT).max(percent(LEAST_PERCENT).min(u128::from(LEAST))),
+        let percent = |percent| Self::percent_of(size, percent);
+        match self {
+            Self::Default => percent(PERCENT).max(percent(LEAST_PERCENT).min(LEAST)),
             Self::Percent(part) => percent(part.into()),
-            Self::Bytes(bytes) => return bytes,
-        };
-        u64::try_from(bytes).unwrap_or(u64::MAX)
+            Self::Bytes(bytes) => bytes,
+        }
     }
+
+    fn percent_of(size: u64, percent: u64) -> u64 {
+        let part = u128::from(size) * u128::from(percent) / 100;
+        u64::try_from(part).unwrap_or(u64::MAX)
+    }
+}
+
+/// What replicas may take of a disk, and what is to be left.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub struct SpaceLimits {
+    /// Bytes that replicas may claim and take; `None`: what the disk has.
+    pub capacity: Option<u64>,
+    /// Below it nothing is to be written where nothing was.
+    pub growth: Watermark,
+    /// Below it no new replica is to come; `None`: twice the growth watermark, but no more than 10 % of the
+    /// disk above it.
+    pub placement: Option<Watermark>,
+}
+
+impl SpaceLimits {
+    /// The growth watermark of a disk of that size, and the placement watermark, which is never below it: where
+    /// the clients of those that are there wait for room, no other is to come.
+    fn marks(self, size: u64) -> (u64, u64) {
+        let growth = self.growth.of(size);
+        let placement = match self.placement {
+            Some(placement) => placement.of(size),
+            None => growth.saturating_add(growth.min(Watermark::percent_of(size, ABOVE_PERCENT))),
+        };
+        (growth, placement.max(growth))
+    }
+}
+
+/// How much room there is on a disk, by its watermarks.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum DiskRoom {
+    /// Enough.
+    #[default]
+    Enough,
+    /// Less than the placement watermark: no new replica is to come.
+    Low,
+    /// Less than the growth watermark.
+    Short,
+    /// Less than a quarter of that.
+    Full,
+}
+
+/// What is known of the room on a disk.
+#[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
+pub(crate) struct Outlook {
+    /// Bytes that replicas may still take there.
+    pub(crate) free: u64,
+    /// Bytes that they take.
+    pub(crate) used: u64,
+    /// Bytes that they could take in all.
+    pub(crate) size: u64,
+    /// How it is judged, and by which marks, in bytes.
+    pub(crate) room: DiskRoom,
+    pub(crate) growth: u64,
+    pub(crate) placement: u64,
 }
 
 /// What a look at a file system finds.
@@ -78,13 +144,14 @@ struct Looked {
     used: u64,
     used_at: Instant,
     used_took: Duration,
+    /// Whether it was below the placement watermark.
+    low: bool,
 }
 
 /// The room on one disk, for all replicas there.
 #[derive(Debug)]
 pub(crate) struct DiskSpace {
-    capacity: Option<u64>,
-    watermark: Watermark,
+    limits: SpaceLimits,
     looked: Mutex<Option<Looked>>,
     /// Bytes that are logged there and not in the extents.
     pending: AtomicU64,
@@ -94,10 +161,9 @@ pub(crate) struct DiskSpace {
 }
 
 impl DiskSpace {
-    pub(crate) fn new(capacity: Option<u64>, watermark: Watermark) -> Arc<Self> {
+    pub(crate) fn new(limits: SpaceLimits) -> Arc<Self> {
         Arc::new(Self {
-            capacity,
-            watermark,
+            limits,
             looked: Mutex::new(None),
             pending: AtomicU64::new(0),
             limit: AtomicU64::new(u64::MAX),
@@ -110,12 +176,11 @@ impl DiskSpace {
         self.judged.subscribe()
     }
 
-    /// Takes what a look found, and looks what replicas take if that is due. Returns what they may still
-    /// take, and what they take. May block.
-    pub(crate) fn look(&self, found: Found, used: impl FnOnce() -> u64) -> (u64, u64) {
+    /// Takes what a look found, and looks what replicas take if that is due. Returns how it is. May block.
+    pub(crate) fn look(&self, found: Found, used: impl FnOnce() -> u64) -> Outlook {
         // Not while it looks: those that log something wait for the lock.
-        let known = *self.looked();
-        let known = known.filter(|l| l.used_at.elapsed() < l.used_took * USED_SHARE);
+        let before = *self.looked();
+        let known = before.filter(|l| l.used_at.elapsed() < l.used_took * USED_SHARE);
         let (used, used_at, used_took) = match known {
             Some(known) => (known.used, known.used_at, known.used_took),
             None => {
@@ -123,15 +188,25 @@ impl DiskSpace {
                 (used(), begun, begun.elapsed())
             }
         };
-        let size = self.capacity.map_or(found.size, |capacity| capacity.min(found.size));
-        let free = match self.capacity {
+        let capacity = self.limits.capacity;
+        let size = capacity.map_or(found.size, |capacity| capacity.min(found.size));
+        let free = match capacity {
             Some(capacity) => found.free.min(capacity.saturating_sub(used)),
             None => found.free,
         };
+        let (growth, placement) = self.limits.marks(size);
         let mut looked = self.looked();
-        *looked = Some(Looked { size, free, used, used_at, used_took });
+        let free_now = free.saturating_sub(self.pending.load(Ordering::Relaxed));
+        let low = !above(free_now, placement, before.is_some_and(|before| before.low));
+        *looked = Some(Looked { size, free, used, used_at, used_took, low });
         self.judge(&looked);
-        (free, used)
+        let room = match self.judged.borrow().room {
+            Room::Ample if low => DiskRoom::Low,
+            Room::Ample => DiskRoom::Enough,
+            Room::Short => DiskRoom::Short,
+            Room::Full => DiskRoom::Full,
+        };
+        Outlook { free, used, size, room, growth, placement }
     }
 
     fn looked(&self) -> MutexGuard<'_, Option<Looked>> {
@@ -143,7 +218,7 @@ impl DiskSpace {
         let Some(Looked { size, free, .. }) = *looked else { return };
         let pending = self.pending.load(Ordering::Relaxed);
         let free_now = free.saturating_sub(pending);
-        let watermark = self.watermark.of(size);
+        let (watermark, _) = self.limits.marks(size);
         let mut limit = free.saturating_sub(watermark);
         self.judged.send_if_modified(|space| {
             let room = judge(space.room, free_now, watermark);
@@ -166,14 +241,17 @@ impl DiskSpace {
     }
 }
 
-/// A disk that ran short of room has enough only with somewhat more than the watermark: what is logged and
-/// written in between is no reason to begin anew.
+/// Whether so much is free as a watermark says. A disk that was below it has enough only with somewhat more:
+/// what is logged and written in between is no reason to begin anew.
+fn above(free: u64, mark: u64, was_below: bool) -> bool {
+    free >= mark.saturating_add(if was_below { mark / 8 } else { 0 })
+}
+
 fn judge(before: Room, free: u64, watermark: u64) -> Room {
     let floor = watermark / 4;
-    let above = |mark: u64, was_below: bool| free >= mark + if was_below { mark / 8 } else { 0 };
-    if watermark == 0 || above(watermark, before > Room::Ample) {
+    if watermark == 0 || above(free, watermark, before > Room::Ample) {
         Room::Ample
-    } else if above(floor, before > Room::Short) {
+    } else if above(free, floor, before > Room::Short) {
         Room::Short
     } else {
         Room::Full
@@ -210,6 +288,10 @@ mod tests {
 
     const MIB: u64 = 1 << 20;
 
+    fn of(capacity: Option<u64>, growth: Watermark) -> Arc<DiskSpace> {
+        DiskSpace::new(SpaceLimits { capacity, growth, placement: None })
+    }
+
     fn found(free: u64) -> Found {
         Found { free, size: 1000 * MIB }
     }
@@ -230,7 +312,7 @@ mod tests {
 
     #[test]
     fn the_room_goes_below_a_mark_and_comes_back_above_it() {
-        let disk = DiskSpace::new(None, Watermark::Bytes(80 * MIB));
+        let disk = of(None, Watermark::Bytes(80 * MIB));
         let mut room = disk.watch();
         let mut look = |free: u64| {
             disk.look(found(free * MIB), || 7);
@@ -245,7 +327,7 @@ mod tests {
 
     #[test]
     fn what_is_logged_counts_at_once_and_what_is_closed_does_not() {
-        let disk = DiskSpace::new(None, Watermark::Bytes(80 * MIB));
+        let disk = of(None, Watermark::Bytes(80 * MIB));
         disk.look(found(100 * MIB), || 0);
         let room = disk.watch();
         let (mut one, mut other) = (disk.pending(), disk.pending());
@@ -264,18 +346,55 @@ mod tests {
 
     #[test]
     fn a_capacity_bounds_what_replicas_take() {
-        let disk = DiskSpace::new(Some(100 * MIB), Watermark::Percent(20));
-        assert_eq!(disk.look(found(900 * MIB), || 70 * MIB), (30 * MIB, 70 * MIB));
+        let disk = of(Some(100 * MIB), Watermark::Percent(20));
+        let outlook = disk.look(found(900 * MIB), || 70 * MIB);
+        assert_eq!((outlook.free, outlook.used), (30 * MIB, 70 * MIB));
         assert_eq!(disk.watch().borrow().room, Room::Ample);
-        let disk = DiskSpace::new(Some(100 * MIB), Watermark::Percent(20));
-        assert_eq!(disk.look(found(900 * MIB), || 81 * MIB), (19 * MIB, 81 * MIB));
+        let disk = of(Some(100 * MIB), Watermark::Percent(20));
+        let outlook = disk.look(found(900 * MIB), || 81 * MIB);
+        assert_eq!((outlook.free, outlook.used), (19 * MIB, 81 * MIB));
         let space = *disk.watch().borrow();
         assert_eq!((space.room, space.size), (Room::Short, 100 * MIB));
-        let disk = DiskSpace::new(Some(100 * MIB), Watermark::Percent(20));
+        let disk = of(Some(100 * MIB), Watermark::Percent(20));
         disk.look(found(10 * MIB), || 0);
         assert_eq!(disk.watch().borrow().room, Room::Short, "the file system is shared");
-        let off = DiskSpace::new(None, Watermark::Percent(0));
+        let off = of(None, Watermark::Percent(0));
         off.look(found(0), || 0);
         assert_eq!(off.watch().borrow().room, Room::Ample);
+    }
+
+    #[test]
+    fn a_disk_is_low_on_room_before_it_is_short_of_it() {
+        let disk = of(None, Watermark::Bytes(80 * MIB));
+        let look = |free: u64| disk.look(found(free * MIB), || 0).room;
+        use DiskRoom::{Enough, Full, Low, Short};
+        let falls = [(160, Enough), (159, Low), (80, Low), (79, Short), (19, Full)];
+        let rises = [(90, Low), (179, Low), (180, Enough), (160, Enough)];
+        for (free, expected) in falls.into_iter().chain(rises) {
+            assert_eq!(look(free), expected, "{free} MiB free");
+        }
+        // What is logged counts.
+        let mut pending = disk.pending();
+        pending.set(10 * MIB);
+        assert_eq!(disk.look(found(165 * MIB), || 0).room, Low);
+    }
+
+    #[test]
+    fn the_placement_watermark_is_never_below_that_for_growth() {
+        let size = 1000 * MIB;
+        let marks = |growth, placement| {
+            let (growth, placement) = SpaceLimits { capacity: None, growth, placement }.marks(size);
+            (growth / MIB, placement / MIB)
+        };
+        let percent = Watermark::Percent;
+        assert_eq!(marks(percent(5), None), (50, 100));
+        assert_eq!(marks(percent(40), None), (400, 500), "not half of the disk more");
+        assert_eq!(marks(percent(0), None), (0, 0), "switched off with it");
+        assert_eq!(marks(percent(5), Some(percent(20))), (50, 200));
+        assert_eq!(marks(percent(5), Some(Watermark::Bytes(MIB))), (50, 50));
+        assert_eq!(marks(percent(0), Some(Watermark::Bytes(MIB))), (0, 1));
+        assert_eq!(marks(Watermark::Bytes(u64::MAX), None).0, u64::MAX / MIB, "no overflow");
+        let off = DiskSpace::new(SpaceLimits { growth: percent(0), ..SpaceLimits::default() });
+        assert_eq!(off.look(found(0), || 0).room, DiskRoom::Enough);
     }
 }

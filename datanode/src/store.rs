@@ -23,7 +23,7 @@ use tokio::sync::watch;
 
 use crate::disks::{self, DataDisk, Watched};
 use crate::node::Storage as NodeStorage;
-use crate::space::{Pending, Watermark};
+use crate::space::{Pending, SpaceLimits};
 use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 use crate::volume::clock;
 use crate::volume::disk::{
@@ -72,11 +72,11 @@ pub struct Replicas {
 }
 
 impl Replicas {
-    /// Those in `dirs`, in each of which replicas may claim and take `capacity` bytes (`None`: what the file
-    /// system has) and are short of room below the watermark, each kept as `options` say; what tells of their tails is in `runtime_dir`.
+    /// Those in `dirs`, each of which has these limits, each replica kept as `options` say; what tells of their
+    /// tails is in `runtime_dir`.
     pub fn new(
         dirs: DataDirs,
-        limits: (Option<u64>, Watermark),
+        limits: SpaceLimits,
         runtime_dir: &Path,
         options: StoreOptions,
     ) -> Self {

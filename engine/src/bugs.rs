@@ -404,6 +404,12 @@ bugs! {
     /// A partial write that was merged while there was room is logged without another look. [It takes new space
     /// on a disk that has run short of it.]
     MergeTakesRoom,
+    /// Replicas are placed on disks that are low on room. [What they are sent fills the disk, and all volumes on
+    /// it come to wait for room.]
+    PlaceOnLowDisk,
+    /// A replica that is to be replaced in its place leaves while its node is low on room. [It is removed, no other
+    /// is made, and the volume has one copy fewer until there is room.]
+    GoesFirstForNothing,
 }
 
 /// Whether the bug is put back, in this thread.

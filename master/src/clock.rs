@@ -79,6 +79,7 @@ mod tests {
             process: 1,
             reports: Vec::new(),
             returning: BTreeSet::new(),
+            low: BTreeSet::new(),
         };
         detector.step(clock.read(1_100), &state, heartbeat);
         let woken = clock.read(61_100);

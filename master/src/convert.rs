@@ -119,6 +119,14 @@ pub(crate) fn stand(stand: &Stand) -> v1::Stand {
     }
 }
 
+/// Whether a disk is below its placement watermark, as its node says.
+pub(crate) fn is_low(disk: &v1::DiskReport) -> bool {
+    match disk.room() {
+        v1::DiskRoom::Unspecified | v1::DiskRoom::Enough => false,
+        v1::DiskRoom::Low | v1::DiskRoom::Short | v1::DiskRoom::Full => true,
+    }
+}
+
 pub(crate) fn registration(raw: &v1::RegisterRequest) -> Result<Registration, Status> {
     let mut replicas = std::collections::BTreeMap::new();
     for entry in &raw.replicas {

@@ -16,6 +16,7 @@ use tonic::Status;
 use uuid::Uuid;
 
 use crate::clock::{LOOK, now};
+use crate::convert;
 use crate::gate::{Gate, GateError, refused};
 use crate::network::{Heard, Identity};
 use crate::raft::{MemberId, Raft};
@@ -163,6 +164,13 @@ impl Member {
         let leading = self.leading();
         let disks = leading.heartbeats.values().flat_map(|heartbeat| &heartbeat.disks);
         disks.filter(|disk| !disk.fault.is_empty()).count() as u64
+    }
+
+    /// How many disks are below their placement watermarks, as their nodes said last.
+    pub(crate) fn low_disks(&self) -> u64 {
+        let leading = self.leading();
+        let disks = leading.heartbeats.values().flat_map(|heartbeat| &heartbeat.disks);
+        disks.filter(|disk| convert::is_low(disk)).count() as u64
     }
 
     /// What replicas on a node are asked to stand for.

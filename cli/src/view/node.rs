@@ -32,6 +32,10 @@ pub struct NodeView {
     pub used_bytes: u64,
     /// Space left.
     pub free_bytes: u64,
+    /// Space that volumes claim of it, used or not.
+    pub allocated_bytes: u64,
+    /// Space that they may claim in all: the capacity, overcommitted.
+    pub claimable_bytes: u64,
     /// Milliseconds since its last heartbeat.
     pub last_heartbeat_ms: u64,
     /// `holds`, `drained` or `removed`: what becomes of its replicas.
@@ -55,6 +59,15 @@ pub struct DiskView {
     pub used_bytes: u64,
     /// Space left.
     pub free_bytes: u64,
+    /// Space that volumes claim there, used or not.
+    pub allocated_bytes: u64,
+    /// How much room there is: `enough`, `low` (no new replica is placed there), `short` (writes that need new
+    /// space wait) or `full` (all writes wait).
+    pub room: &'static str,
+    /// Space left below which it is `short`.
+    pub growth_watermark_bytes: u64,
+    /// Space left below which it is `low`.
+    pub placement_watermark_bytes: u64,
     /// Why it can't be used; empty if it can.
     pub fault: String,
     /// Since when, in milliseconds of the Unix epoch.
@@ -69,6 +82,15 @@ impl DiskView {
             capacity_bytes: disk.capacity_bytes,
             used_bytes: disk.used_bytes,
             free_bytes: disk.free_bytes,
+            allocated_bytes: disk.allocated_bytes,
+            room: match disk.room() {
+                v1::DiskRoom::Unspecified | v1::DiskRoom::Enough => "enough",
+                v1::DiskRoom::Low => "low",
+                v1::DiskRoom::Short => "short",
+                v1::DiskRoom::Full => "full",
+            },
+            growth_watermark_bytes: disk.growth_watermark_bytes,
+            placement_watermark_bytes: disk.placement_watermark_bytes,
             fault: disk.fault.clone(),
             fault_since_ms: disk.fault_since_ms,
         }
@@ -76,7 +98,13 @@ impl DiskView {
 
     fn state(&self) -> String {
         if self.fault.is_empty() {
-            return "works".to_owned();
+            let below = |mark, what: &str| format!("less than {} free: {what}", show_size(mark));
+            return match self.room {
+                "low" => below(self.placement_watermark_bytes, "no new replicas"),
+                "short" => below(self.growth_watermark_bytes, "writes that need new space wait"),
+                "full" => below(self.growth_watermark_bytes / 4, "writes wait"),
+                _ => "works".to_owned(),
+            };
         }
         let now = SystemTime::now().duration_since(UNIX_EPOCH).unwrap_or_default();
         let since = Duration::from_millis(self.fault_since_ms);
@@ -118,6 +146,8 @@ impl NodeView {
             capacity_bytes: info.capacity_bytes,
             used_bytes: info.used_bytes,
             free_bytes: info.free_bytes,
+            allocated_bytes: info.allocated_bytes,
+            claimable_bytes: info.claimable_bytes,
             last_heartbeat_ms: info.last_heartbeat_ms,
             duty: match info.duty() {
                 v1::NodeDuty::Unspecified | v1::NodeDuty::Holds => "holds",
@@ -139,6 +169,12 @@ impl NodeView {
             0 => state,
             _ => format!("{state}, {failed} of {} disks failed", self.disks.len()),
         };
+        let low = self.disks.iter().filter(|d| d.fault.is_empty() && d.room != "enough").count();
+        let state = match (low, self.disks.len()) {
+            (0, _) => state,
+            (1, 1) => format!("{state}, low on room"),
+            (low, disks) => format!("{state}, {low} of {disks} disks low on room"),
+        };
         match self.duty {
             "holds" => state,
             duty => format!("{state}, {duty}"),
@@ -156,6 +192,14 @@ impl NodeView {
             ("nbd", self.nbd_addr.clone()),
             ("zone", if self.zone.is_empty() { "-".into() } else { self.zone.clone() }),
             ("capacity", show_size(self.capacity_bytes)),
+            (
+                "allocated",
+                format!(
+                    "{} of {} that volumes may claim",
+                    show_size(self.allocated_bytes),
+                    show_size(self.claimable_bytes)
+                ),
+            ),
             ("used", show_size(self.used_bytes)),
             ("free", show_size(self.free_bytes)),
         ]);
@@ -170,12 +214,13 @@ impl NodeView {
                 disk.path.clone(),
                 id,
                 size(disk.capacity_bytes),
+                show_size(disk.allocated_bytes),
                 show_size(disk.used_bytes),
                 show_size(disk.free_bytes),
                 disk.state(),
             ]
         });
-        let columns = ["data directory", "id", "capacity", "used", "free", "state"];
+        let columns = ["data directory", "id", "capacity", "allocated", "used", "free", "state"];
         let disks = table(&columns, disks);
         format!("{head}\n{disks}\n{}", table(&["volume", "id", "role"], rows))
     }
@@ -194,9 +239,13 @@ pub fn node_table(nodes: &[NodeView]) -> String {
             n.nbd_addr.clone(),
             if n.zone.is_empty() { "-".into() } else { n.zone.clone() },
             n.replicas.len().to_string(),
+            show_size(n.capacity_bytes),
+            show_size(n.allocated_bytes),
             show_size(n.used_bytes),
             show_size(n.free_bytes),
         ]
     });
-    table(&["id", "state", "grpc", "nbd", "zone", "replicas", "used", "free"], rows)
+    let columns =
+        ["id", "state", "grpc", "nbd", "zone", "replicas", "capacity", "allocated", "used", "free"];
+    table(&columns, rows)
 }

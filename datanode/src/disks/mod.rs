@@ -17,6 +17,7 @@ use serde::Serialize;
 use tokio::runtime::{Builder, Handle, Runtime};
 use tokio::sync::watch as channel;
 
+pub use crate::space::DiskRoom;
 pub use watch::{Watched, share_room};
 
 /// Calls of one disk that may block at a time; more wait for one of these to end.
@@ -42,6 +43,14 @@ pub struct DiskState {
     pub free_bytes: u64,
     /// Bytes that replicas take.
     pub used_bytes: u64,
+    /// Bytes that replicas could take there in all.
+    pub size_bytes: u64,
+    /// How much room there is.
+    pub room: DiskRoom,
+    /// Free space in bytes below which writes that need new space wait.
+    pub growth_watermark_bytes: u64,
+    /// Free space in bytes below which no new replica is to come; at least the growth watermark.
+    pub placement_watermark_bytes: u64,
     /// Why it can't be used; absent if it can.
     pub fault: Option<Fault>,
 }

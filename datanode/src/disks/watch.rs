@@ -18,7 +18,7 @@ use sbk_master_client::in_one_line;
 use sbk_store::{DataDir, Member, NodeError};
 
 use super::{DataDisk, DiskState, Fault};
-use crate::space::{DiskSpace, Found, Watermark};
+use crate::space::{DiskSpace, Found, Outlook, SpaceLimits};
 use crate::volume::clock;
 
 /// How often a disk that works is tried.
@@ -61,7 +61,7 @@ impl Watched {
         member: &Arc<Member>,
         path: &Path,
         opened: Result<DataDir, NodeError>,
-        (capacity, watermark): (Option<u64>, Watermark),
+        limits: SpaceLimits,
     ) -> Arc<Self> {
         let (dir, fault) = match opened {
             Ok(dir) => (Some(Arc::new(dir)), None),
@@ -77,8 +77,8 @@ impl Watched {
             disk,
             dir: Mutex::default(),
             busy_since: AtomicU64::new(0),
-            capacity,
-            space: DiskSpace::new(capacity, watermark),
+            capacity: limits.capacity,
+            space: DiskSpace::new(limits),
             room: Mutex::default(),
             measuring: AtomicBool::new(false),
             _running: running,
@@ -144,8 +144,8 @@ impl Watched {
     fn look_for_room(&self, dir: &DataDir) -> Result<Room, NodeError> {
         let found = dir.space()?;
         let found = Found { free: found.free, size: found.size };
-        let (free, used) = self.space.look(found, || dir.used_bytes());
-        Ok(Room { file_system: dir.file_system()?, free, used })
+        let outlook = self.space.look(found, || dir.used_bytes());
+        Ok(Room { file_system: dir.file_system()?, outlook })
     }
 
     fn use_dir(&self, dir: Arc<DataDir>) {
@@ -217,8 +217,7 @@ impl Watched {
 #[derive(Clone, Copy, Debug)]
 struct Room {
     file_system: u64,
-    free: u64,
-    used: u64,
+    outlook: Outlook,
 }
 
 /// Looks how much room there is on the disks that work. Those on one file system share what is free there:
@@ -232,11 +231,14 @@ pub fn share_room(disks: &[Arc<Watched>]) {
     let rooms: Vec<_> = usable.filter_map(room).collect();
     for (watched, room) in &rooms {
         let on_it = |other: &&(_, Room)| other.1.file_system == room.file_system;
-        let free = room.free / rooms.iter().filter(on_it).count().max(1) as u64;
+        let Outlook { free, used, size, room: judged, growth, placement } = room.outlook;
+        let free = free / rooms.iter().filter(on_it).count().max(1) as u64;
         watched.disk.set(|state| {
-            (state.free_bytes, state.used_bytes) = (free, room.used);
+            (state.free_bytes, state.used_bytes, state.size_bytes) = (free, used, size);
+            state.room = judged;
+            (state.growth_watermark_bytes, state.placement_watermark_bytes) = (growth, placement);
             if state.capacity_bytes == 0 {
-                state.capacity_bytes = watched.capacity.unwrap_or(free + room.used);
+                state.capacity_bytes = watched.capacity.unwrap_or(free + used);
             }
         });
         watched.measure();

@@ -10,7 +10,7 @@ use uuid::Uuid;
 
 use super::agent::{Agent, Notice};
 use super::storage::Storage;
-use crate::disks::{DiskState, Fault};
+use crate::disks::{DiskRoom, DiskState, Fault};
 use crate::volume::disk::DiskError;
 
 impl<S: Storage> Agent<S> {
@@ -119,7 +119,9 @@ impl<S: Storage> Agent<S> {
         }
     }
 
-    /// The disk for a new replica of so many blocks: the one of which the least part is claimed then.
+    /// The disk for a new replica of so many blocks: the one of which the least part is claimed then. Not one
+    /// that is low on room, unless all are: the masters ordered it before they knew, and growth waits for room
+    /// there as for all others.
     pub(super) fn choose_disk(&self, blocks: u64) -> Option<usize> {
         let catalogue = self.catalogue.borrow().clone();
         let mut claims = vec![blocks; self.storage.disks().len()];
@@ -133,7 +135,8 @@ impl<S: Storage> Agent<S> {
         let usable =
             room.filter(|(_, (state, _))| state.fault.is_none() && state.capacity_bytes > 0);
         let part = |(_, (state, claimed)): &(usize, (DiskState, u64))| {
-            (u128::from(*claimed) << 64) / u128::from(state.capacity_bytes)
+            let low = state.room > DiskRoom::Enough;
+            (low, (u128::from(*claimed) << 64) / u128::from(state.capacity_bytes))
         };
         usable.min_by_key(part).map(|(number, _)| number)
     }

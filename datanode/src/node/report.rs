@@ -5,7 +5,7 @@ use sbk_engine::replication::view::{RoleView, View};
 use sbk_engine::types::{Config, Durability};
 use sbk_proto::v1;
 
-use crate::disks::{DataDisk, DiskState, Fault};
+use crate::disks::{DataDisk, DiskRoom, DiskState, Fault};
 use crate::transport::convert::{id_bytes, replica_ref_out, tail_out};
 use crate::volume::{OpenReplica, RunState, VolumeStatus};
 
@@ -113,18 +113,28 @@ pub(super) fn closed(status: &VolumeStatus) -> Option<v1::ClosedReplica> {
 
 /// A disk's part of a heartbeat.
 pub(super) fn disk(disk: &DataDisk) -> v1::DiskReport {
-    let DiskState { id, capacity_bytes, free_bytes, used_bytes, fault } = disk.state();
-    let Fault { reason, since_ms } = fault.unwrap_or(Fault { reason: String::new(), since_ms: 0 });
-    let path = disk.path().display().to_string();
-    let id = id.unwrap_or_default();
+    let state: DiskState = disk.state();
+    let unfailing = Fault { reason: String::new(), since_ms: 0 };
+    let Fault { reason, since_ms } = state.fault.unwrap_or(unfailing);
+    let room = match state.room {
+        DiskRoom::Enough => v1::DiskRoom::Enough,
+        DiskRoom::Low => v1::DiskRoom::Low,
+        DiskRoom::Short => v1::DiskRoom::Short,
+        DiskRoom::Full => v1::DiskRoom::Full,
+    };
     v1::DiskReport {
-        path,
-        id,
-        capacity_bytes,
-        free_bytes,
-        used_bytes,
+        path: disk.path().display().to_string(),
+        id: state.id.unwrap_or_default(),
+        capacity_bytes: state.capacity_bytes,
+        free_bytes: state.free_bytes,
+        used_bytes: state.used_bytes,
         fault: reason,
         fault_since_ms: since_ms,
+        size_bytes: state.size_bytes,
+        room: room.into(),
+        growth_watermark_bytes: state.growth_watermark_bytes,
+        placement_watermark_bytes: state.placement_watermark_bytes,
+        allocated_bytes: 0,
     }
 }
 

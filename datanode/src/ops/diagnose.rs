@@ -8,6 +8,7 @@ use sbk_engine::replication::view::{RoleView, View};
 use serde::Serialize;
 use serde_json::{Value, json};
 
+use crate::disks::DiskRoom;
 use crate::node::Node;
 use crate::patrol::Record;
 use crate::volume::{READ_FAILED, RunState, VolumeHandle, VolumeStatus};
@@ -56,6 +57,20 @@ fn of_node(node: &Node) -> Vec<Complaint> {
                 format!("the disk can't be used, and its replicas are away: {}", fault.reason),
                 "see `dmesg`; once the disk is mounted and works it is used again. If it is lost for good, \
                  start the datanode with --lost-dir and its id",
+            ));
+        }
+        let state = disk.state();
+        // Below the growth watermark each replica there complains.
+        if state.fault.is_none() && state.room == DiskRoom::Low {
+            complaints.push(complaint(
+                disk.path().display(),
+                format!(
+                    "{} MiB are free, below the placement watermark of {} MiB: the masters put no new replica \
+                     here",
+                    state.free_bytes >> 20,
+                    state.placement_watermark_bytes >> 20
+                ),
+                "make room, enlarge the disk, or move replicas away, before clients have to wait for room",
             ));
         }
     }

@@ -13,7 +13,7 @@ use prometheus_client::registry::Registry;
 
 use sbk_engine::replication::mend::MendCounts;
 
-use crate::disks::DiskState;
+use crate::disks::{DiskRoom, DiskState};
 use crate::node::Node;
 use crate::volume::{READ_FAILED, RunState, VolumeStatus};
 
@@ -149,12 +149,18 @@ const ALWAYS: [((&str, &str), u64); 3] =
 
 type DiskValue = fn(&DiskState) -> u64;
 
-const DISK_GAUGES: [(&str, &str, DiskValue); 4] = [
+const DISK_GAUGES: [(&str, &str, DiskValue); 6] = [
     ("disk_failed", "1 if the data directory can't be used", |s| s.fault.is_some().into()),
     ("disk_free_bytes", "Bytes free in the data directory", |s| s.free_bytes),
     ("disk_used_bytes", "Bytes that replicas use in the data directory", |s| s.used_bytes),
     ("disk_capacity_bytes", "Bytes that replicas may claim in the data directory", |s| {
         s.capacity_bytes
+    }),
+    ("disk_placement_watermark_bytes", "Bytes free below which no new replica is to come", |s| {
+        s.placement_watermark_bytes
+    }),
+    ("disk_low", "1 if less is free: the masters put no new replica there", |s| {
+        (s.room > DiskRoom::Enough).into()
     }),
 ];
 

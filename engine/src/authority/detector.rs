@@ -86,6 +86,8 @@ pub enum DetectorEvent {
         reports: Vec<ReplicaReport>,
         /// Its replicas that are not open and that it opens again by itself: they may hold anything.
         returning: BTreeSet<ReplicaId>,
+        /// Its disks that are low on room, by their places in its registration: they get no new replica.
+        low: BTreeSet<u32>,
     },
     /// A node's stream closed and its machine refused another at once: the process is gone.
     Killed {
@@ -136,6 +138,9 @@ struct Heard {
     killed: bool,
     /// What this process opens again by itself; `None` until it said so.
     returning: Option<BTreeSet<ReplicaId>>,
+    /// Which of its disks are low on room; `None` until it said so.
+    #[serde(default)]
+    low: Option<BTreeSet<u32>>,
 }
 
 /// A listed replica that its node did not have open.
@@ -195,18 +200,19 @@ impl Detector {
                 self.elected = Some(now);
             }
             DetectorEvent::Deposed => self.elected = None,
-            DetectorEvent::Heartbeat { node, process, reports, returning } => {
+            DetectorEvent::Heartbeat { node, process, reports, returning, low } => {
                 let known = self.heard.get(&node).map_or(0, |heard| heard.process);
                 if process >= known {
-                    let returning = Some(returning);
-                    self.heard.insert(node, Heard { at: now, process, killed: false, returning });
+                    let (returning, low) = (Some(returning), Some(low));
+                    let heard = Heard { at: now, process, killed: false, returning, low };
+                    self.heard.insert(node, heard);
                     for report in reports {
                         self.reports.insert(report.replica.id, report);
                     }
                 }
             }
             DetectorEvent::Killed { node, process } => {
-                let heard = Heard { at: now, process, killed: true, returning: None };
+                let heard = Heard { at: now, process, killed: true, returning: None, low: None };
                 let known = self.heard.entry(node).or_insert(heard);
                 known.killed |= known.process == process;
             }
@@ -271,7 +277,7 @@ impl Detector {
         for (node, heard) in &mut self.heard {
             let process = state.nodes().get(node).map_or(0, |registered| registered.process);
             if process > heard.process {
-                *heard = Heard { at: now, process, killed: false, returning: None };
+                *heard = Heard { at: now, process, killed: false, returning: None, low: None };
             }
         }
     }
@@ -280,6 +286,11 @@ impl Detector {
     pub(super) fn may_return(&self, node: NodeId, replica: ReplicaId) -> bool {
         let heard = self.heard.get(&node).and_then(|heard| heard.returning.as_ref());
         heard.is_none_or(|returning| returning.contains(&replica))
+    }
+
+    /// Which of a node's disks are low on room, as this process of it said last; `None` if it said nothing yet.
+    pub fn low_disks(&self, node: NodeId) -> Option<&BTreeSet<u32>> {
+        self.heard.get(&node)?.low.as_ref()
     }
 
     fn note_missing(&mut self, now: Millis, state: &State) {

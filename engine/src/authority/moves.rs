@@ -10,8 +10,9 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::command::Command;
 use super::detector::Detector;
-use super::placement::free_bytes;
-use super::state::{Assignment, Durability, Duty, Fate, State, Volume, Wish};
+use super::placement::{free_bytes, placeable_bytes, takes_new};
+use super::refusal::beside_low;
+use super::state::{Assignment, Durability, Duty, Fate, Registration, State, Volume, Wish};
 use crate::bugs::{Bug, on};
 use crate::replication::quorum::majority;
 use crate::types::{Epoch, Millis, NodeId, ReplicaId, VolumeId};
@@ -143,7 +144,8 @@ pub fn look(
     let place = if staying < wanted { view.place(&going, overcommit) } else { None };
     let stuck = staying < wanted && place.is_none();
     let leaves = view.leaves(&going, stuck);
-    let reason = view.reason(&going, stuck, &leaves);
+    let low = if stuck { view.fit_but_low(&going, overcommit) } else { 0 };
+    let reason = view.reason(&going, stuck, low, &leaves);
     let wish = view.wish(&going, &leaves);
     let step = if let Some(node) = place {
         Some(Step::Add { volume: volume.id, node })
@@ -220,12 +222,8 @@ impl Look<'_> {
         self.is_full() && gone && !self.volume.replicas[&id].joined
     }
 
-    /// The node for a fresh replica: alive, without another of the volume, with room; in a zone
-    /// with fewest of those that stay, then the one with most free space.
-    fn place(&self, going: &BTreeMap<ReplicaId, Why>, overcommit: u32) -> Option<NodeId> {
-        if self.is_full() {
-            return None;
-        }
+    /// How many of those that stay are in which zone.
+    fn zones(&self, going: &BTreeMap<ReplicaId, Why>) -> BTreeMap<Option<String>, u32> {
         let mut used: BTreeMap<Option<String>, u32> = BTreeMap::new();
         for (id, replica) in &self.volume.replicas {
             if !going.contains_key(id)
@@ -234,21 +232,52 @@ impl Look<'_> {
                 *used.entry(node.zone.clone()).or_default() += 1;
             }
         }
-        let free = |id: NodeId| {
-            self.state.nodes().get(&id).map_or(0, |n| free_bytes(self.state, n, overcommit))
-        };
-        let fits = self.state.nodes().values().filter(|n| {
+        used
+    }
+
+    /// The nodes that could hold a fresh replica if they have room: alive, without another of the volume, in
+    /// a zone that may have it.
+    fn candidates(&self, used: &BTreeMap<Option<String>, u32>) -> Vec<&Registration> {
+        let able = self.state.nodes().values().filter(|n| {
             self.detector.is_heard(self.now, n.node)
                 && self.state.duty(n.node).is_none()
                 && !self.state.is_taken(self.volume, n.node)
-                && free(n.node) >= self.volume.claimed_bytes()
                 && !(self.volume.spec.zone_spread && used.contains_key(&n.zone))
         });
-        fits.min_by_key(|n| {
+        able.collect()
+    }
+
+    /// What may be placed on a node, in bytes. One that has not said yet which of its disks are low on room
+    /// will have in half a second.
+    fn free(&self, node: &Registration, overcommit: u32) -> u64 {
+        let low = self.detector.low_disks(node.node);
+        low.map_or(0, |low| placeable_bytes(self.state, node, low, overcommit))
+    }
+
+    /// The node for a fresh replica: of those with room the one in a zone with fewest of those that stay,
+    /// then the one with most free space.
+    fn place(&self, going: &BTreeMap<ReplicaId, Why>, overcommit: u32) -> Option<NodeId> {
+        if self.is_full() {
+            return None;
+        }
+        let used = self.zones(going);
+        let rated = self.candidates(&used).into_iter().map(|n| (n, self.free(n, overcommit)));
+        let fits = rated.filter(|(_, free)| *free >= self.volume.claimed_bytes());
+        fits.min_by_key(|(n, free)| {
             let in_zone = used.get(&n.zone).copied().unwrap_or(0);
-            (in_zone, std::cmp::Reverse(free(n.node)), n.node)
+            (in_zone, std::cmp::Reverse(*free), n.node)
         })
-        .map(|n| n.node)
+        .map(|(n, _)| n.node)
+    }
+
+    /// How many nodes could hold a fresh replica but for disks that are low on room.
+    fn fit_but_low(&self, going: &BTreeMap<ReplicaId, Why>, overcommit: u32) -> u32 {
+        let size = self.volume.claimed_bytes();
+        let candidates = self.candidates(&self.zones(going)).into_iter();
+        let low = candidates.filter(|n| {
+            free_bytes(self.state, n, overcommit) >= size && self.free(n, overcommit) < size
+        });
+        low.count() as u32
     }
 
     /// Those that can go now: as many others as the volume wants are in sync, on nodes that are
@@ -279,8 +308,9 @@ impl Look<'_> {
             without.remove(id);
             let others = without.iter().filter(|id| self.is_copy(**id)).count();
             let way = self.in_the_way(*id) && listed > spec.replicas as usize;
+            let in_place = self.volume.replicas[id].fate == Fate::GoesFirst || self.is_away(*id);
             let first = stuck
-                && (self.volume.replicas[id].fate == Fate::GoesFirst || way || self.is_away(*id))
+                && (in_place && self.can_be_made_anew(*id) || way)
                 && listed >= spec.replicas as usize
                 && others >= least
                 && copies(without.len()) >= least;
@@ -312,6 +342,17 @@ impl Look<'_> {
         let wanted = self.volume.spec.replicas as usize;
         let first = self.volume.replicas[&id].fate == Fate::GoesFirst || self.is_away(id);
         listed > wanted || first && listed == wanted
+    }
+
+    /// Whether its own node could make it anew. Once it left nothing would hold its place there while the disks
+    /// are low on room. [A replica was replaced in its place on a disk that was nearly full. It was removed, no
+    /// other was made, and the volume had one copy fewer until there was room.]
+    fn can_be_made_anew(&self, id: ReplicaId) -> bool {
+        let node = self.volume.replicas[&id].node;
+        let low = self.detector.low_disks(node);
+        let registered = self.state.nodes().get(&node);
+        let takes = registered.zip(low).is_some_and(|(node, low)| takes_new(node, low));
+        takes || on(Bug::GoesFirstForNothing)
     }
 
     /// Whether its node may hold it on a disk that can't be used: another disk there may hold the one that
@@ -353,15 +394,19 @@ impl Look<'_> {
         &self,
         going: &BTreeMap<ReplicaId, Why>,
         stuck: bool,
+        low: u32,
         leaves: &BTreeSet<ReplicaId>,
     ) -> String {
+        let beside = beside_low(low);
         let Some((id, why)) =
             going.iter().find(|(id, _)| !leaves.contains(id)).or(going.iter().next())
         else {
             let listed = self.volume.replicas.len();
             let wanted = self.volume.spec.replicas as usize;
             return if listed < wanted && stuck {
-                format!("it has {listed} of {wanted} replicas, and no node has room for another")
+                format!(
+                    "it has {listed} of {wanted} replicas, and no node has room for another{beside}"
+                )
             } else {
                 String::new()
             };
@@ -376,7 +421,12 @@ impl Look<'_> {
                 "{what}, but {listed} are listed already, and some of them must come back first"
             )
         } else if stuck {
-            format!("{what}, but no other node that is alive has room for one in its place")
+            let own =
+                self.volume.replicas[id].fate == Fate::GoesFirst && !self.can_be_made_anew(*id);
+            let own = if own { "; its own is below the placement watermark" } else { "" };
+            format!(
+                "{what}, but no other node that is alive has room for one in its place{beside}{own}"
+            )
         } else {
             let (in_sync, wanted) = (self.assignment.isr.len(), self.volume.spec.replicas);
             format!("{what} once {wanted} others are in sync; {in_sync} replicas are")

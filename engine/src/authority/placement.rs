@@ -8,6 +8,7 @@ use super::state::{
     Durability, MAX_REPLICAS, MAX_VOLUME_BYTES, Registration, State, VolumeSpec, WriteAck,
     default_min_in_sync,
 };
+use crate::bugs::{Bug, on};
 use crate::replication::quorum::majority;
 use crate::types::{BLOCK_SIZE, NodeId, ReplicaId, VolumeId};
 
@@ -80,6 +81,28 @@ pub(super) fn free_bytes(state: &State, node: &Registration, overcommit_percent:
     room(state, node, overcommit_percent).into_iter().max().unwrap_or(0)
 }
 
+/// The same for a replica that is yet to be placed: disks that are low on room get none, whatever is left to
+/// claim of them. Claims are thin, and what others put on a disk is no claim at all. [A volume's replica was
+/// made on a disk that had been filled from outside. All volumes on it came to wait for room.]
+pub(super) fn placeable_bytes(
+    state: &State,
+    node: &Registration,
+    low: &BTreeSet<u32>,
+    overcommit_percent: u32,
+) -> u64 {
+    let room = (0..).zip(room(state, node, overcommit_percent));
+    let open = room.filter(|(disk, _)| !low.contains(disk) || on(Bug::PlaceOnLowDisk));
+    open.map(|(_, bytes)| bytes).max().unwrap_or(0)
+}
+
+/// Whether a node has a disk that may get a new replica: one that can be used and is not low on room.
+pub fn takes_new(node: &Registration, low: &BTreeSet<u32>) -> bool {
+    match node.disks.is_empty() {
+        true => low.is_empty(),
+        false => (0..).zip(&node.disks).any(|(disk, size)| *size > 0 && !low.contains(&disk)),
+    }
+}
+
 /// Bytes by which the claim of a replica on the node may grow.
 pub(super) fn growth_bytes(
     state: &State,
@@ -91,6 +114,22 @@ pub(super) fn growth_bytes(
     let disk = node.replicas.get(&replica).and_then(|replica| replica.disk);
     let on_it = disk.and_then(|disk| room.get(disk as usize)).copied();
     on_it.unwrap_or_else(|| room.into_iter().max().unwrap_or(0))
+}
+
+/// Bytes that volumes claim of each of a node's disks, for people: of replicas of which the node has said where
+/// they are.
+pub fn allocated(state: &State, node: &Registration) -> Vec<u64> {
+    let mut claims = vec![0u64; node.disks.len().max(1)];
+    for (replica, bytes) in state.claims(node.node) {
+        let disk = node.replicas.get(&replica).and_then(|replica| replica.disk);
+        if let Some(claimed) = claims
+            .get_mut(disk.unwrap_or(0) as usize)
+            .filter(|_| disk.is_some() || node.disks.len() <= 1)
+        {
+            *claimed = claimed.saturating_add(bytes);
+        }
+    }
+    claims
 }
 
 /// Bytes that may be claimed of each of a node's disks. What is on a disk that nobody knows yet counts on
@@ -120,8 +159,8 @@ fn room(state: &State, node: &Registration, overcommit_percent: u32) -> Vec<u64>
 /// Chooses nodes for a new volume: different nodes, then zones that have fewest of its replicas,
 /// then the node with the most free space.
 ///
-/// Takes the fresh replica ids (as many as the volume wants replicas), the nodes that are alive,
-/// and how much of a node's capacity may be claimed, in percent.
+/// Takes the fresh replica ids (as many as the volume wants replicas), the nodes that are alive, each with its
+/// disks that are low on room, and how much of a node's capacity may be claimed, in percent.
 ///
 /// # Errors
 /// [`Refusal::TooFewNodes`], [`Refusal::NoCapacity`] or [`Refusal::TooFewZones`].
@@ -129,11 +168,11 @@ pub fn place(
     state: &State,
     spec: &VolumeSpec,
     ids: &[ReplicaId],
-    alive: &BTreeSet<NodeId>,
+    alive: &BTreeMap<NodeId, BTreeSet<u32>>,
     overcommit_percent: u32,
 ) -> Result<BTreeMap<ReplicaId, NodeId>, Refusal> {
     let live: Vec<&Registration> =
-        state.nodes().values().filter(|n| alive.contains(&n.node)).collect();
+        state.nodes().values().filter(|n| alive.contains_key(&n.node)).collect();
     let live: Vec<_> = live.into_iter().filter(|n| state.duty(n.node).is_none()).collect();
     if live.len() < spec.replicas as usize {
         return Err(Refusal::TooFewNodes {
@@ -142,8 +181,13 @@ pub fn place(
             alive: live.len() as u32,
         });
     }
-    let free: BTreeMap<NodeId, u64> =
-        live.iter().map(|n| (n.node, free_bytes(state, n, overcommit_percent))).collect();
+    let placeable =
+        |n: &Registration| placeable_bytes(state, n, &alive[&n.node], overcommit_percent);
+    let free: BTreeMap<NodeId, u64> = live.iter().map(|n| (n.node, placeable(n))).collect();
+    let fits_but_low = |n: &&&Registration| {
+        free[&n.node] < spec.bytes() && free_bytes(state, n, overcommit_percent) >= spec.bytes()
+    };
+    let low = live.iter().filter(fits_but_low).count() as u32;
     let mut fitting: Vec<&Registration> =
         live.into_iter().filter(|n| free[&n.node] >= spec.bytes()).collect();
     if fitting.len() < spec.replicas as usize {
@@ -152,11 +196,12 @@ pub fn place(
             size_bytes: spec.bytes(),
             fitting: fitting.len() as u32,
             largest_free: free.values().copied().max().unwrap_or(0),
+            low,
         });
     }
     let zones = fitting.iter().map(|n| &n.zone).collect::<BTreeSet<_>>().len() as u32;
     if spec.zone_spread && zones < spec.replicas {
-        return Err(Refusal::TooFewZones { replicas: spec.replicas, zones });
+        return Err(Refusal::TooFewZones { replicas: spec.replicas, zones, low });
     }
     if ids.len() != spec.replicas as usize {
         let why = format!("{} replica ids for {} replicas", ids.len(), spec.replicas);

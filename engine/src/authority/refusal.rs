@@ -6,6 +6,17 @@ use thiserror::Error;
 use super::state::{CreateId, Durability, MAX_REPLICAS, MAX_VOLUME_BYTES, WriteAck};
 use crate::types::{Config, Epoch, Incarnation, NodeId, ReplicaId, VolumeId};
 
+/// Nodes that were left out, for people; nothing if none was.
+pub(super) fn beside_low(low: u32) -> String {
+    let nodes =
+        |what: &str| format!(" beside {what} whose disks are below the placement watermark");
+    match low {
+        0 => String::new(),
+        1 => nodes("one node"),
+        _ => nodes(&format!("{low} nodes")),
+    }
+}
+
 /// A command that changed nothing. [`Refusal::word`] is stable and for programs, the text is for
 /// people.
 #[derive(Clone, Debug, PartialEq, Eq, Error, Serialize, Deserialize)]
@@ -82,14 +93,27 @@ pub enum Refusal {
     TooFewNodes { replicas: u32, registered: u32, alive: u32 },
     /// Fewer zones than replicas of a zone-spread volume.
     #[error(
-        "{replicas} replicas in different zones need {replicas} zones, but nodes with room are in {zones}: add nodes in other zones, ask for fewer replicas, or leave zone spreading out"
+        "{replicas} replicas in different zones need {replicas} zones, but nodes with room are in {zones}{}: add nodes in other zones, ask for fewer replicas, or leave zone spreading out", beside_low(*low)
     )]
-    TooFewZones { replicas: u32, zones: u32 },
+    TooFewZones {
+        replicas: u32,
+        zones: u32,
+        #[serde(default)]
+        low: u32,
+    },
     /// Too few nodes have room.
     #[error(
-        "{replicas} replicas of {size_bytes} bytes don't fit: only {fitting} live nodes have room and the roomiest has {largest_free} bytes left; make the volume smaller, delete others, or add nodes"
+        "{replicas} replicas of {size_bytes} bytes don't fit: only {fitting} live nodes have room and the roomiest has {largest_free} bytes left{}; make the volume smaller, delete others, or add nodes", beside_low(*low)
     )]
-    NoCapacity { replicas: u32, size_bytes: u64, fitting: u32, largest_free: u64 },
+    NoCapacity {
+        replicas: u32,
+        size_bytes: u64,
+        fitting: u32,
+        largest_free: u64,
+        /// Live nodes that have it to claim, on disks that are low on room.
+        #[serde(default)]
+        low: u32,
+    },
     /// The placement that came with a create is not one that may be used.
     #[error("the chosen placement does not hold any more ({why}): try again")]
     BadPlacement { why: String },

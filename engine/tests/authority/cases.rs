@@ -288,6 +288,7 @@ pub(super) fn listening(state: &State, at: u64) -> Detector {
             process: 1,
             reports,
             returning: BTreeSet::new(),
+            low: BTreeSet::new(),
         };
         assert!(detector.step(Millis(at), state, heartbeat).is_empty());
     }
@@ -352,6 +353,7 @@ fn a_node_that_registers_again_is_alive_before_its_first_heartbeat() {
             process: 1,
             reports: vec![],
             returning: BTreeSet::new(),
+            low: BTreeSet::new(),
         };
         assert_eq!(detector.step(Millis(2_000), &state, heartbeat), []);
     }
@@ -370,6 +372,7 @@ fn a_silent_primary_is_suspected_after_t_and_not_before() {
             process: 1,
             reports: vec![],
             returning: BTreeSet::new(),
+            low: BTreeSet::new(),
         };
         assert!(detector.step(Millis(2_000), &state, heartbeat).is_empty());
     }
@@ -391,6 +394,7 @@ fn a_new_leader_waits_for_nodes_that_it_has_not_heard_yet() {
                 process: 1,
                 reports: vec![],
                 returning: BTreeSet::new(),
+                low: BTreeSet::new(),
             };
             assert!(detector.step(Millis(at), &state, heartbeat).is_empty());
         }
@@ -411,6 +415,7 @@ fn a_restarted_primary_gets_its_role_back_by_a_new_epoch() {
         process: 2,
         reports: vec![],
         returning: BTreeSet::new(),
+        low: BTreeSet::new(),
     };
     let decisions = detector.step(Millis(100), &state, heartbeat);
     assert_eq!(decisions.len(), 1, "the assigned run is over");

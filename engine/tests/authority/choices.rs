@@ -90,6 +90,7 @@ fn decided(mut state: State, primary: Primary, others: &[Other]) -> Vec<Decision
             process: 1,
             reports: vec![report],
             returning: BTreeSet::new(),
+            low: BTreeSet::new(),
         }
     };
     for at in [100, 2_150] {
@@ -109,6 +110,7 @@ fn decided(mut state: State, primary: Primary, others: &[Other]) -> Vec<Decision
                 process: 2,
                 reports: vec![],
                 returning: BTreeSet::new(),
+                low: BTreeSet::new(),
             };
             step(2_200, &state, back)
         }

@@ -28,6 +28,7 @@ fn beat(detector: &mut Detector, at: u64, state: &State, n: u128, durable: u64) 
         process: 2,
         reports: vec![report],
         returning: BTreeSet::new(),
+        low: BTreeSet::new(),
     };
     detector.step(Millis(at), state, heartbeat)
 }

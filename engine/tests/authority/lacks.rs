@@ -80,6 +80,7 @@ impl Nodes {
                 process: 1,
                 reports: vec![report],
                 returning: BTreeSet::new(),
+                low: BTreeSet::new(),
             };
             for decision in self.detector.step(Millis(self.now), &self.state, heartbeat) {
                 assert_eq!(decision.volume, volume());

@@ -31,6 +31,7 @@ fn heard(state: &State, heard: &[u128], change: impl Fn(&mut ReplicaReport)) -> 
             process: 1,
             reports: vec![report],
             returning: BTreeSet::new(),
+            low: BTreeSet::new(),
         };
         detector.step(Millis(5_000), state, beat);
     }
@@ -106,6 +107,7 @@ fn what_is_left_stands_before_it_is_the_whole_set() {
         process: 1,
         reports,
         returning: BTreeSet::new(),
+        low: BTreeSet::new(),
     };
     detector.step(Millis(5_150), &state, beat);
     assert!(detector.stands(Millis(5_150), &state, node(left)).is_empty());
@@ -242,6 +244,7 @@ fn a_wiped_member_is_lost_without_being_named() {
             process: 2,
             reports: vec![],
             returning: BTreeSet::new(),
+            low: BTreeSet::new(),
         };
         let decisions = detector.step(Millis(5_000), &state, beat);
         assert!(decisions.is_empty(), "nobody takes over without a loss by itself: {decisions:?}");
@@ -271,6 +274,7 @@ fn a_member_that_is_not_open_yet_is_not_lost() {
             process: 2,
             reports: vec![],
             returning: returning.iter().map(|n| replica(*n)).collect(),
+            low: BTreeSet::new(),
         };
         detector.step(Millis(5_000), &state, beat);
         plan(&detector, &state, &[]).map(|plan| number(plan.primary.id))
@@ -341,6 +345,7 @@ fn a_best_effort_primary_that_restarted_lost_nothing() {
         process: 2,
         reports: vec![],
         returning: BTreeSet::new(),
+        low: BTreeSet::new(),
     };
     let decision = detector.step(Millis(200), &state, beat).remove(0);
     assert_eq!(decision.primary, run(n, 2), "its own replica holds all that it acknowledged");

@@ -36,6 +36,8 @@ struct Cluster {
     now: Millis,
     /// Nodes that are silent.
     off: BTreeSet<NodeId>,
+    /// Disks that are low on room, by their nodes.
+    low: BTreeMap<NodeId, BTreeSet<u32>>,
     revision: u64,
     fresh: u128,
     /// What was proposed, in order.
@@ -54,6 +56,7 @@ impl Cluster {
             detector: Detector::new(DetectorParams::default()),
             now: Millis(0),
             off: BTreeSet::new(),
+            low: BTreeMap::new(),
             revision: 1,
             fresh: 50,
             done: Vec::new(),
@@ -203,6 +206,7 @@ impl Cluster {
                     process: 1,
                     reports: Vec::new(),
                     returning: BTreeSet::new(),
+                    low: self.low.get(&node).cloned().unwrap_or_default(),
                 };
                 self.detector.step(self.now, &self.state, beat);
             }

@@ -420,6 +420,7 @@ impl Run {
             process,
             reports,
             returning: BTreeSet::new(),
+            low: BTreeSet::new(),
         });
     }
 

@@ -38,7 +38,13 @@ fn heard(n: u128, process: u64, stood: Option<Epoch>) -> DetectorEvent {
         stood,
         ..report(n, 10 + n as u64)
     }];
-    DetectorEvent::Heartbeat { node: node(n), process, reports, returning: BTreeSet::new() }
+    DetectorEvent::Heartbeat {
+        node: node(n),
+        process,
+        reports,
+        returning: BTreeSet::new(),
+        low: BTreeSet::new(),
+    }
 }
 
 fn members(state: &State) -> (u128, u128) {
@@ -167,6 +173,7 @@ fn a_member_whose_replica_is_not_open_yet_is_waited_for() {
         process: 2,
         reports: Vec::new(),
         returning: BTreeSet::new(),
+        low: BTreeSet::new(),
     };
     for at in [200, 1_900, 3_800] {
         assert!(detector.step(Millis(at), &state, closed.clone()).is_empty());

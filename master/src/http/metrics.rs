@@ -46,6 +46,8 @@ fn gather(member: &Member) -> Registry {
         gauge("volumes_serving", "Volumes whose primary serves", serving.into());
         gauge("nodes_alive", "Datanodes that are heard", alive.into());
         let failed = member.failed_disks();
+        let low = member.low_disks();
+        gauge("disks_low", "Data directories that get no new replica for want of room", low);
         gauge("disks_failed", "Data directories that their datanodes can't use", failed);
     }
     registry

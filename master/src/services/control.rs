@@ -1,9 +1,9 @@
 //! What operators and tools ask.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use sbk_engine::authority::placement::{check_request, place};
+use sbk_engine::authority::placement::{check_request, place, takes_new};
 use sbk_engine::authority::{
     Accepted, Command, Duty, Fate, LimitsChange, Refusal, State, VolumeRequest,
 };
@@ -64,6 +64,15 @@ impl ControlService {
         self.look(|source| source.leading.detector.is_heard(source.now, node))
     }
 
+    /// Whether the node may get a new replica, for all that it said of the room on its disks.
+    fn takes_new(&self, node: NodeId) -> bool {
+        self.look(|source| {
+            let registered = source.state.nodes().get(&node);
+            let low = source.leading.detector.low_disks(node);
+            registered.zip(low).is_none_or(|(registered, low)| takes_new(registered, low))
+        })
+    }
+
     /// The volume's replica on the node that is not on its way out already.
     fn replica_on(&self, volume: VolumeId, node: NodeId) -> Result<ReplicaId, Status> {
         let found = self.member.read(|state| {
@@ -76,20 +85,24 @@ impl ControlService {
         })
     }
 
-    /// Nodes that are not suspected, and those of them that this leader has heard itself. A new
-    /// leader suspects nobody for a while, the dead included.
-    fn alive_and_heard(&self) -> (BTreeSet<NodeId>, BTreeSet<NodeId>) {
+    /// Nodes that are not suspected, and those of them that this leader has heard itself, each with its disks
+    /// that are low on room. A new leader suspects nobody for a while, the dead included, and knows nothing
+    /// of the room of those that it has not heard.
+    fn alive_and_heard(&self) -> (Placeable, Placeable) {
         self.look(|source| {
             let detector = &source.leading.detector;
             let nodes = source.state.nodes().keys().copied();
-            let alive: BTreeSet<_> =
-                nodes.filter(|id| detector.is_alive(source.now, *id)).collect();
-            let heard = alive.iter().copied();
-            let heard = heard.filter(|id| detector.silent_ms(source.now, *id).is_some()).collect();
-            (alive, heard)
+            let alive = nodes.filter(|id| detector.is_alive(source.now, *id));
+            let low = |id| detector.low_disks(id).cloned();
+            let alive: Vec<_> = alive.map(|id| (id, low(id))).collect();
+            let heard = alive.iter().filter_map(|(id, low)| Some((*id, low.clone()?))).collect();
+            (alive.into_iter().map(|(id, low)| (id, low.unwrap_or_default())).collect(), heard)
         })
     }
 }
+
+/// Nodes, each with its disks that are low on room.
+type Placeable = BTreeMap<NodeId, BTreeSet<u32>>;
 
 pub(super) fn no_such_volume(name_or_id: &str) -> Status {
     // Outside input of any length, and a status travels in HTTP headers, whose size is limited.
@@ -129,7 +142,9 @@ impl Control for ControlService {
         let fresh: Vec<_> = (0..spec.replicas).map(|_| ReplicaId(Uuid::new_v4())).collect();
         // One that was not heard yet may be dead: it is taken only if it takes that many.
         let (alive, heard) = self.alive_and_heard();
-        let on = |state: &State, nodes| place(state, &spec, &fresh, nodes, OVERCOMMIT_PERCENT);
+        let on = |state: &State, nodes: &Placeable| {
+            place(state, &spec, &fresh, nodes, OVERCOMMIT_PERCENT)
+        };
         let placement = self.member.read(|state| on(state, &heard).or_else(|_| on(state, &alive)));
         let placement = placement.map_err(refuse)?;
         let command = Command::CreateVolume {
@@ -206,6 +221,13 @@ impl Control for ControlService {
         if let Some(node) = to.filter(|node| !self.heard(*node)) {
             let text = format!("node {node} is silent: choose one that is alive");
             return Err(refused_with("node-silent", text));
+        }
+        if let Some(node) = to.filter(|node| !self.takes_new(*node)) {
+            let text = format!(
+                "the disks of node {node} are below the placement watermark (sbkctl node show {node}): choose another \
+                 one, or make room there"
+            );
+            return Err(refused_with("node-low-on-room", text));
         }
         let command = Command::RetireReplica {
             volume,

@@ -2,7 +2,7 @@
 
 use sbk_engine::authority::detector::Detector;
 use sbk_engine::authority::history::{History, Minted};
-use sbk_engine::authority::{Fate, Registration, State, Tombstone, Volume, moves};
+use sbk_engine::authority::{Fate, Registration, State, Tombstone, Volume, moves, placement};
 use sbk_engine::types::{BLOCK_SIZE, Millis, NodeId, ReplicaId};
 use sbk_proto::v1;
 
@@ -180,6 +180,13 @@ impl Source<'_> {
                 }
             })
         });
+        let capacity_bytes = registration.capacity_bytes;
+        let claimable = u128::from(capacity_bytes) * u128::from(OVERCOMMIT_PERCENT) / 100;
+        let mut disks = heartbeat.map(|h| h.disks.clone()).unwrap_or_default();
+        let allocated = placement::allocated(self.state, registration);
+        for (disk, allocated) in disks.iter_mut().zip(allocated) {
+            disk.allocated_bytes = allocated;
+        }
         v1::NodeInfo {
             id: convert::bytes(id.0),
             incarnation: registration.process,
@@ -188,14 +195,16 @@ impl Source<'_> {
             http_addr: registration.addrs.http.clone().unwrap_or_default(),
             nbd_addr: registration.addrs.nbd.clone().unwrap_or_default(),
             zone: registration.zone.clone().unwrap_or_default(),
-            capacity_bytes: registration.capacity_bytes,
+            capacity_bytes,
             used_bytes: heartbeat.map_or(0, |h| h.used_bytes),
             free_bytes: heartbeat.map_or(0, |h| h.free_bytes),
             alive: self.detector().is_alive(self.now, id),
             last_heartbeat_ms: self.detector().silent_ms(self.now, id).unwrap_or(u64::MAX),
             replicas: on_node.collect(),
             duty: convert::duty(self.state.duty(id)).into(),
-            disks: heartbeat.map(|h| h.disks.clone()).unwrap_or_default(),
+            disks,
+            allocated_bytes: self.state.committed_bytes(id),
+            claimable_bytes: u64::try_from(claimable).unwrap_or(u64::MAX),
         }
     }
 }

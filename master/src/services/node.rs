@@ -112,8 +112,10 @@ impl NodeService for NodeApi {
                 unnamed.collect::<Vec<_>>()
             }));
         }
+        let low = (0..).zip(&request.disks).filter(|(_, disk)| convert::is_low(disk));
+        let low = low.map(|(disk, _)| disk).collect();
         self.member.leading().heartbeats.insert(node, request);
-        self.member.observe(DetectorEvent::Heartbeat { node, process, reports, returning });
+        self.member.observe(DetectorEvent::Heartbeat { node, process, reports, returning, low });
         let stands = self.member.stands(node).iter().map(convert::stand).collect();
         Ok(Response::new(v1::HeartbeatResponse { register: false, term, stands }))
     }

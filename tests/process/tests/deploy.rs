@@ -89,7 +89,7 @@ fn the_datanodes_example_is_read_and_its_defaults_are_the_defaults() {
         (whole.wal_retain_time, whole.scrub.every),
         (settings.wal_retain_time, settings.scrub.every)
     );
-    assert_eq!((settings.capacity, whole.capacity), (None, Some(900 << 30)));
+    assert_eq!((settings.space.capacity, whole.space.capacity), (None, Some(900 << 30)));
     assert_eq!((settings.zone.as_str(), whole.zone.as_str()), ("", "rack1"));
     // Both examples are about the same three machines.
     let cluster = master(&read("deploy/config/sbk-master.toml")).cluster;

@@ -1,7 +1,7 @@
-//! A disk that runs short of room: writes that need new space wait, overwrites go on, people are told why, and
+//! A disk that is low on room gets no new replica. One that runs short of it: writes that need new space wait, overwrites go on, people are told why, and
 //! with room again everything goes on by itself. No store fails meanwhile.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::path::{Path, PathBuf};
 use std::process::Command;
@@ -12,14 +12,17 @@ use bytes::Bytes;
 use sbk_cli::commands::verify::compare;
 use sbk_cli::dev::cluster::{DevCluster, Options};
 use sbk_cli::dev::plan::Wanted;
-use sbk_cli::view::VolumeView;
+use sbk_cli::view::{NodeView, VolumeView};
 use sbk_cli::wait::{Look, answered, until};
 use sbk_cli::workload::nbd::NbdClient;
-use sbk_proto::v1::CreateVolumeRequest;
+use sbk_proto::v1::{CreateVolumeRequest, MoveReplicaRequest};
 use tokio::task::JoinHandle;
 use uuid::Uuid;
 
 const LIMIT: Duration = Duration::from_secs(120);
+/// Left free on a disk that is low on room: less than the placement watermark, which is 129 MiB then, and more
+/// than the growth watermark.
+const LOW: u64 = 100 << 20;
 /// Much more than is written: no block twice, but those that are overwritten.
 const VOLUME: u64 = 4 << 30;
 const WRITE: usize = 64 << 10;
@@ -70,7 +73,7 @@ impl Drop for Small {
     }
 }
 
-async fn cluster(dir: &Path) -> DevCluster {
+async fn started(dir: &Path) -> DevCluster {
     let mut options = Options::new(dir.to_owned()).expect("options");
     options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
     options.limit = LIMIT;
@@ -78,22 +81,40 @@ async fn cluster(dir: &Path) -> DevCluster {
     options.capacity = Some(1 << 40);
     options.wal_retain = Some(4 << 20);
     options.growth_watermark = Some(WATERMARK.to_string());
-    let cluster = DevCluster::start(options).await.expect("the cluster starts");
+    DevCluster::start(options).await.expect("the cluster starts")
+}
+
+async fn create(cluster: &DevCluster, name: &str, replicas: u32) -> Result<(), String> {
     let request = CreateVolumeRequest {
         id: Uuid::new_v4().as_bytes().to_vec().into(),
-        name: "v".to_owned(),
+        name: name.to_owned(),
         size_bytes: VOLUME,
-        replicas: 3,
+        replicas,
         ..CreateVolumeRequest::default()
     };
-    cluster.client().create_volume(request).await.expect("creates");
+    let created = cluster.client().create_volume(request).await;
+    created.map(drop).map_err(|error| format!("{error:#} {error:?}"))
+}
+
+async fn cluster(dir: &Path) -> DevCluster {
+    let cluster = started(dir).await;
+    create(&cluster, "v", 3).await.expect("creates");
     cluster
 }
 
 async fn wait(cluster: &DevCluster, what: &str, right: impl Fn(&VolumeView) -> bool) -> VolumeView {
+    wait_for(cluster, "v", what, right).await
+}
+
+async fn wait_for(
+    cluster: &DevCluster,
+    name: &str,
+    what: &str,
+    right: impl Fn(&VolumeView) -> bool,
+) -> VolumeView {
     let masters = cluster.client();
     until(what, LIMIT, async || {
-        answered(masters.get_volume("v").await, |info| {
+        answered(masters.get_volume(name).await, |info| {
             let view = VolumeView::of(&info);
             if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
         })
@@ -206,5 +227,88 @@ async fn writes_that_need_new_space_wait_until_there_is_some() {
         assert!(!log.contains("No space left") && !log.contains("is opened again"), "{log}");
     }
     client.disconnect().await;
+    cluster.stop().await.expect("stops");
+}
+
+/// Waits until the masters know which nodes are low on room, as `node list` shows it.
+async fn low(cluster: &DevCluster, expected: &[&str]) {
+    let masters = cluster.client();
+    until("the masters to know whose disk is low", LIMIT, async || {
+        answered(masters.list_nodes().await, |answer| {
+            let nodes: Vec<_> = answer.nodes.iter().map(NodeView::of).collect();
+            let is_low = |node: &&NodeView| node.disks.iter().any(|disk| disk.room == "low");
+            let low: BTreeSet<_> = nodes.iter().filter(is_low).map(|n| n.id.as_str()).collect();
+            match low == expected.iter().copied().collect() {
+                true => Look::Done(()),
+                false => Look::NotYet(format!("{nodes:?}")),
+            }
+        })
+    })
+    .await
+    .expect("in time");
+}
+
+/// The nodes of a volume's replicas.
+async fn nodes_of(cluster: &DevCluster, name: &str) -> Vec<String> {
+    let info = cluster.client().get_volume(name).await.expect("answers");
+    VolumeView::of(&info).members.into_iter().map(|member| member.node).collect()
+}
+
+/// Disks that are filled from outside get no new replica, long before a client has to wait: neither of new
+/// volumes nor of one whose replica is to go elsewhere, which says why, and goes on by itself.
+#[tokio::test(flavor = "multi_thread")]
+async fn disks_that_are_low_on_room_get_no_replica_until_they_have_some() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mount = |n: usize| Small::mount(dir.path().join(format!("datanode-{n}")));
+    let Some(disks) = (1..=3).map(mount).collect::<Option<Vec<_>>>() else {
+        eprintln!("not tried: nothing can be mounted here, that needs root");
+        return;
+    };
+    let cluster = started(dir.path()).await;
+    let nodes: Vec<_> = cluster.file().datanodes.iter().map(|node| node.id.clone()).collect();
+    let [first, second, third] = nodes.iter().map(String::as_str).collect::<Vec<_>>()[..] else {
+        panic!("three datanodes: {nodes:?}");
+    };
+    disks[0].fill(LOW);
+    disks[1].fill(LOW);
+    low(&cluster, &[first, second]).await;
+    for n in 0..4 {
+        create(&cluster, &format!("one-{n}"), 1).await.expect("one node has room");
+        assert_eq!(nodes_of(&cluster, &format!("one-{n}")).await, [third]);
+    }
+    let refused = create(&cluster, "two", 2).await.expect_err("only one node has room");
+    assert!(
+        refused.contains("beside 2 nodes whose disks are below the placement watermark"),
+        "{refused}"
+    );
+    // A replica that an operator wants away stays, and people are told why.
+    let order = |to: &str| MoveReplicaRequest {
+        name_or_id: "one-0".to_owned(),
+        from: third.parse::<Uuid>().expect("an id").as_bytes().to_vec().into(),
+        to: match to {
+            "" => Vec::new().into(),
+            to => to.parse::<Uuid>().expect("an id").as_bytes().to_vec().into(),
+        },
+        in_place: false,
+    };
+    let refused = cluster.client().move_replica(order(first)).await.expect_err("it is low on room");
+    assert!(format!("{refused:?}").contains("below the placement watermark"), "{refused:?}");
+    cluster.client().move_replica(order("")).await.expect("is taken");
+    wait_for(&cluster, "one-0", "the reason to be told", |view| {
+        view.reason.contains("no other node that is alive has room for one in its place")
+            && view.reason.contains("2 nodes whose disks are below the placement watermark")
+    })
+    .await;
+    assert_eq!(nodes_of(&cluster, "one-0").await, [third]);
+    // There is room again on one of them.
+    disks[1].clear();
+    low(&cluster, &[first]).await;
+    wait_for(&cluster, "one-0", "the move", |view| {
+        view.members.len() == 1 && view.members[0].node == second && view.is_whole()
+    })
+    .await;
+    create(&cluster, "two", 2).await.expect("two nodes have room");
+    let two: BTreeSet<_> = nodes_of(&cluster, "two").await.into_iter().collect();
+    assert_eq!(two, BTreeSet::from([second.to_owned(), third.to_owned()]));
     cluster.stop().await.expect("stops");
 }

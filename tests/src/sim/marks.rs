@@ -26,6 +26,8 @@ counted! {
         GrowthWentOn = "growth let go with room",
         /// A block that holds something was overwritten meanwhile.
         OverwroteShort = "overwrite on a disk short of room",
+        /// A replica was not placed, for all nodes that could have it were low on room.
+        UnplacedLow = "no replica placed on disks low on room",
         /// A log was cut by one entry.
         CutOfOne = "cut of one entry",
         /// A log was cut by more.

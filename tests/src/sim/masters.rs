@@ -308,14 +308,16 @@ impl Masters {
         }
     }
 
-    /// A node's heartbeat.
+    /// A node's heartbeat. It has one disk.
     pub(crate) fn heartbeat(
         node: NodeId,
         process: u64,
         reports: Vec<ReplicaReport>,
         returning: BTreeSet<ReplicaId>,
+        low: bool,
     ) -> DetectorEvent {
-        DetectorEvent::Heartbeat { node, process, reports, returning }
+        let low = low.then_some(0).into_iter().collect();
+        DetectorEvent::Heartbeat { node, process, reports, returning, low }
     }
 
     /// A node's process is gone, its machine says.

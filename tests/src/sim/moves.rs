@@ -71,9 +71,11 @@ impl World {
             return;
         }
         let steps = self.masters.steps(self.now);
+        self.note_unplaced();
         let (busy, idle) = PAUSES_MS;
         self.moves.at = self.now + if steps.is_empty() { idle } else { busy };
         for step in steps {
+            self.check_place(&step);
             let fresh = self.fresh_replica();
             self.note_all(|| format!("masters: {step:?}"));
             let command = step.command(fresh, OVERCOMMIT_PERCENT);

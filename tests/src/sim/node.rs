@@ -136,6 +136,8 @@ pub(crate) struct Node {
     pub(crate) looks: BTreeMap<(StreamId, RequestTag), AllocationPlan>,
     /// How much room there is on its disk.
     pub(crate) space: Space,
+    /// Since when it is below its placement watermark.
+    pub(crate) low_since: Option<u64>,
     /// What other replicas said of theirs to this opening, by their runs.
     pub(crate) rooms: BTreeMap<ReplicaRef, SpaceTold>,
     pub(crate) batch: Option<(u64, Work<Batch, BatchResult>)>,
@@ -207,6 +209,7 @@ impl Node {
             search: None,
             looks: BTreeMap::new(),
             space: Space::default(),
+            low_since: None,
             rooms: BTreeMap::new(),
             batch: None,
             sync: None,

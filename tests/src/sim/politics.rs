@@ -316,7 +316,8 @@ impl World {
                 continue;
             }
             let returning = node.returning().into_iter().collect();
-            let event = Masters::heartbeat(node.node, node.disk.process(), reports, returning);
+            let (process, low) = (node.disk.process(), node.low_since.is_some());
+            let event = Masters::heartbeat(node.node, process, reports, returning, low);
             let delay = self.delay();
             self.after(delay, Event::Detect(event));
         }

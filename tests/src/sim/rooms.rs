@@ -5,6 +5,7 @@
 //! takes new space, by what its own store has, while its own disk or, as the mode has it, those of its members
 //! have too little by what they said last.
 
+use sbk_engine::authority::moves::Step;
 use sbk_engine::replication::Verdict;
 use sbk_engine::replication::io::{Input, StreamId};
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind, RequestTag};
@@ -15,6 +16,9 @@ use sbk_engine::types::{Durability, ReplicaRef};
 use super::event::Event;
 use super::marks::{Injected, Mark};
 use super::world::World;
+
+/// For how long a leader may not know that a disk is low on room.
+const KNOWN_MS: u64 = 5_000;
 
 /// Whose room a message tells of, and what.
 pub(super) fn said_of_room(input: &Input) -> Option<(ReplicaRef, SpaceTold)> {
@@ -44,10 +48,42 @@ impl World {
             return;
         }
         node.space = Space { room, free: 3, size: 100, watermark: 5 };
+        // Growth waits only on a disk that is low on room too.
+        let low = room > Room::Ample;
+        node.low_since = low.then(|| node.low_since.unwrap_or(self.now));
         if room > Room::Ample {
             self.inject(Injected::Shortage);
         }
         self.tell_room(index);
+    }
+
+    /// The leader is about to take a step. The masters see no disk: what nodes tell of theirs is on its way for as
+    /// long as any message, and who says nothing is not chosen soon.
+    pub(super) fn check_place(&mut self, step: &Step) {
+        let volume = self.masters.live();
+        let (node, what) = match (step, volume) {
+            (Step::Add { node, .. }, _) => (*node, "places a replica"),
+            // Its place is to be taken by another one on the same node.
+            (Step::Remove { replica, .. }, Some(volume))
+                if volume.replicas.len() <= volume.spec.replicas as usize =>
+            {
+                (volume.replicas[replica].node, "gives up a replica that is to be made anew")
+            }
+            _ => return,
+        };
+        let index = self.number_of(node);
+        let low_for = self.nodes[index].low_since.map(|since| self.now - since);
+        assert!(
+            low_for.is_none_or(|ms| ms < KNOWN_MS),
+            "A11: the leader {what} on node {index}, whose disk has been low on room for {low_for:?} ms"
+        );
+    }
+
+    /// Whether replicas are wanted that no node has room for.
+    pub(super) fn note_unplaced(&mut self) {
+        if self.faults.space && self.masters.outlook(self.now).contains("placement watermark") {
+            self.mark(Mark::UnplacedLow);
+        }
     }
 
     /// The driver tells its replica. Before anything else, when it was opened.
