@@ -277,7 +277,9 @@ impl Detector {
         for (node, heard) in &mut self.heard {
             let process = state.nodes().get(node).map_or(0, |registered| registered.process);
             if process > heard.process {
-                *heard = Heard { at: now, process, killed: false, returning: None, low: None };
+                // A disk that was low on room is so until this one says otherwise.
+                let low = heard.low.take();
+                *heard = Heard { at: now, process, killed: false, returning: None, low };
             }
         }
     }
@@ -288,7 +290,7 @@ impl Detector {
         heard.is_none_or(|returning| returning.contains(&replica))
     }
 
-    /// Which of a node's disks are low on room, as this process of it said last; `None` if it said nothing yet.
+    /// Which of a node's disks are low on room, as it said last; `None` if this leader has not heard.
     pub fn low_disks(&self, node: NodeId) -> Option<&BTreeSet<u32>> {
         self.heard.get(&node)?.low.as_ref()
     }

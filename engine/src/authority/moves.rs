@@ -247,8 +247,8 @@ impl Look<'_> {
         able.collect()
     }
 
-    /// What may be placed on a node, in bytes. One that has not said yet which of its disks are low on room
-    /// will have in half a second.
+    /// What may be placed on a node, in bytes. One that has not said yet which of its disks are low on
+    /// room will have in half a second.
     fn free(&self, node: &Registration, overcommit: u32) -> u64 {
         let low = self.detector.low_disks(node.node);
         low.map_or(0, |low| placeable_bytes(self.state, node, low, overcommit))

@@ -182,9 +182,9 @@ fn no_lost_replica_is_replaced_on_a_disk_that_is_low_on_room() {
     assert_eq!(cluster.done.first().map(String::as_str), Some("add on 5"), "{:?}", cluster.done);
 }
 
-/// A leader that was just elected, or a process that just came back: nobody has said how its disks are.
+/// A process that just came back has registered, and not said yet how its disks are.
 #[test]
-fn a_node_that_has_not_said_how_its_disks_are_gets_no_replica_yet() {
+fn a_node_whose_disk_was_low_on_room_gets_no_replica_before_it_says_otherwise() {
     let mut cluster = Cluster::new(4);
     cluster.off.insert(node(3));
     cluster.set_low(4, &[0]);
