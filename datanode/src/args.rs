@@ -5,7 +5,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use clap::{Parser, ValueEnum};
-use sbk_store::DirId;
+use sbk_store::{DirId, Place};
 use serde::Deserialize;
 
 use crate::frontend::nbd::TlsFiles;
@@ -56,8 +56,13 @@ pub struct Args {
     /// environment): a replica is on one of them, and one that fails takes no more than its own with it
     #[arg(long, env = "SBK_DATA_DIR", value_name = "DIR", value_delimiter = ',')]
     pub data_dir: Option<Vec<PathBuf>>,
-    /// A data directory that is lost for good, by its id as errors and `sbkctl node show` name it: its
-    /// replicas are lost, and an empty directory may take its place. It may stay given
+    /// A block device to keep replicas on, without a file system: best by a name that stays, as in
+    /// /dev/disk/by-id/... Once for each (or DEVICE,... in the environment), beside data directories or instead
+    /// of them. One that was never used has to have zeros in its first and last MiB
+    #[arg(long, env = "SBK_DEVICE", value_name = "DEVICE", value_delimiter = ',')]
+    pub device: Option<Vec<PathBuf>>,
+    /// A data directory or device that is lost for good, by its id as errors and `sbkctl node show` name it: its
+    /// replicas are lost, and an empty one may take its place. It may stay given
     #[arg(long, env = "SBK_LOST_DIR", value_name = "ID", value_delimiter = ',')]
     pub lost_dir: Option<Vec<DirId>>,
     /// Where it is kept whether entries that were written and not synced may be gone: a directory in
@@ -115,7 +120,7 @@ pub struct Args {
     /// The hours of the day (UTC) in which it reads, as in 22-6 [default: all]
     #[arg(long, env = "SBK_SCRUB_WINDOW", value_name = "FROM-TO")]
     pub scrub_window: Option<Window>,
-    /// Bytes that replicas may take in each data directory [default: the size of its file system]
+    /// Bytes that replicas may take in each data directory, and on each device [default: the size of its file system, and of the device]
     #[arg(long, env = "SBK_CAPACITY", value_name = "BYTES", value_parser = parse_bytes)]
     pub capacity: Option<u64>,
     /// Free space below which writes that need new space wait, as 5% of the disk or in bytes; 0: none is held
@@ -142,7 +147,8 @@ pub struct Args {
 #[derive(Clone, Debug, Default, Deserialize)]
 #[serde(deny_unknown_fields)]
 struct FileArgs {
-    data_dir: Option<Dirs>,
+    data_dir: Option<Paths>,
+    device: Option<Paths>,
     lost_dir: Option<Vec<String>>,
     runtime_dir: Option<PathBuf>,
     masters: Option<Vec<String>>,
@@ -175,20 +181,29 @@ enum Amount {
     Text(String),
 }
 
-/// One directory or several.
+/// One directory or device, or several.
 #[derive(Clone, Debug, Deserialize)]
 #[serde(untagged)]
-enum Dirs {
+enum Paths {
     One(PathBuf),
     Several(Vec<PathBuf>),
+}
+
+impl From<Paths> for Vec<PathBuf> {
+    fn from(paths: Paths) -> Self {
+        match paths {
+            Paths::One(path) => vec![path],
+            Paths::Several(paths) => paths,
+        }
+    }
 }
 
 /// Everything decided.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Settings {
-    /// Where the node's identity and its replicas are kept; at least one.
-    pub data_dirs: Vec<PathBuf>,
-    /// Directories that are given up.
+    /// Where the node's identity and its replicas are kept, directories first; at least one.
+    pub disks: Vec<Place>,
+    /// Those that are given up.
     pub lost_dirs: Vec<DirId>,
     /// Where the replicas' tails are kept.
     pub runtime_dir: PathBuf,
@@ -264,11 +279,10 @@ impl Args {
     pub fn settings(self) -> Result<Settings, SettingsError> {
         let file = self.config.as_deref().map(read_file).transpose()?.unwrap_or_default();
         let missing = |option, variable| SettingsError::Missing { option, variable };
-        let in_file = file.data_dir.map(|dirs| match dirs {
-            Dirs::One(dir) => vec![dir],
-            Dirs::Several(dirs) => dirs,
-        });
-        let data_dirs = self.data_dir.or(in_file).unwrap_or_default();
+        let dirs = self.data_dir.or(file.data_dir.map(Vec::from)).unwrap_or_default();
+        let devices = self.device.or(file.device.map(Vec::from)).unwrap_or_default();
+        let dirs = dirs.into_iter().map(Place::Dir);
+        let disks: Vec<_> = dirs.chain(devices.into_iter().map(Place::Device)).collect();
         let in_file = file.lost_dir.unwrap_or_default();
         let in_file = in_file.iter().map(|id| {
             let problem = format!("'{id}' is no id of a directory");
@@ -277,8 +291,8 @@ impl Args {
         let in_file = in_file.collect::<Result<Vec<DirId>, _>>()?;
         let lost_dirs = self.lost_dir.unwrap_or(in_file);
         let masters = self.masters.or(file.masters).unwrap_or_default();
-        if data_dirs.is_empty() {
-            return Err(missing("--data-dir", "SBK_DATA_DIR"));
+        if disks.is_empty() {
+            return Err(missing("--data-dir (or --device)", "SBK_DATA_DIR"));
         }
         if masters.is_empty() {
             return Err(missing("--masters", "SBK_MASTERS"));
@@ -330,7 +344,7 @@ impl Args {
             (None, _) => return Err(missing("--nbd-tls-cert", "SBK_NBD_TLS_CERT")),
         };
         Ok(Settings {
-            data_dirs,
+            disks,
             lost_dirs,
             runtime_dir: self
                 .runtime_dir
@@ -435,14 +449,24 @@ mod tests {
         std::fs::write(&path, text).expect("written");
         let config = path.to_str().expect("UTF-8");
         let settings = parse(&["--config", config, "--zone", "y"]).settings().expect("is complete");
-        assert_eq!(settings.data_dirs, [PathBuf::from("/a")]);
+        let dir = |path: &str| Place::Dir(path.into());
+        assert_eq!(settings.disks, [dir("/a")]);
         let two = ["--config", config, "--data-dir", "/b", "--data-dir", "/c"];
-        let two = parse(&two).settings().expect("is complete").data_dirs;
-        assert_eq!(two, [PathBuf::from("/b"), PathBuf::from("/c")]);
+        let two = parse(&two).settings().expect("is complete").disks;
+        assert_eq!(two, [dir("/b"), dir("/c")]);
         let several = text.replace("\"/a\"", "[\"/a\", \"/d\"]");
         std::fs::write(&path, several).expect("written");
-        let two = parse(&["--config", config]).settings().expect("is complete").data_dirs;
-        assert_eq!(two, [PathBuf::from("/a"), PathBuf::from("/d")]);
+        let two = parse(&["--config", config]).settings().expect("is complete").disks;
+        assert_eq!(two, [dir("/a"), dir("/d")]);
+        // Devices are had beside directories, or alone.
+        let devices = ["--config", config, "--device", "/dev/x", "--device", "/dev/y"];
+        let four = parse(&devices).settings().expect("is complete").disks;
+        let device = |path: &str| Place::Device(path.into());
+        assert_eq!(four, [dir("/a"), dir("/d"), device("/dev/x"), device("/dev/y")]);
+        std::fs::write(&path, text.replace("data_dir = \"/a\"", "device = \"/dev/z\""))
+            .expect("written");
+        let one = parse(&["--config", config]).settings().expect("is complete").disks;
+        assert_eq!(one, [device("/dev/z")]);
         assert_eq!((settings.zone.as_str(), settings.wal_retain), ("y", 1 << 20));
         assert_eq!(settings.masters, ["m:1"]);
         assert_eq!((settings.io_timeout, settings.recovery_rate), (IO_TIMEOUT, RECOVERY_RATE));

@@ -1,8 +1,7 @@
-//! A datanode's life: listeners, data directory, volumes, frontends, drain.
+//! A datanode's life: listeners, disks, volumes, frontends, drain.
 
 use std::future::Future;
 use std::net::SocketAddr;
-use std::path::PathBuf;
 use std::time::Duration;
 
 use anyhow::{Context as _, bail};
@@ -11,7 +10,7 @@ use sbk_engine::replication::Params;
 use sbk_listen::{Limits, Listener};
 use sbk_proto::v1::block_service_server::BlockServiceServer;
 use sbk_proto::v1::replication_server::ReplicationServer;
-use sbk_store::{DataDirs, StoreOptions, TailMemory};
+use sbk_store::{DataDirs, Place, StoreOptions, TailMemory};
 use tokio::net::TcpListener;
 use tokio_util::sync::CancellationToken;
 use tonic::service::interceptor::InterceptedService;
@@ -86,7 +85,7 @@ const STREAMS: u32 = 4096;
 /// What the headers of one request may take, as HTTP/2 counts it.
 const HEADER_BYTES: u32 = 16 << 10;
 
-/// Where it is kept, in the first data directory that can be used, when replicas were scrubbed.
+/// Where it is kept when replicas were scrubbed.
 const SCRUBS: &str = "scrubs.json";
 
 /// Memory for payloads of recent entries of all replicas together. Up to 32 replicas have as much as each
@@ -108,12 +107,15 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
         wal_retain_ms: settings.wal_retain_time.as_millis() as u64,
         ..StoreOptions::retaining(settings.wal_retain)
     };
-    let paths = &settings.data_dirs;
+    let places = &settings.disks;
     let lost = settings.lost_dirs.iter().copied().collect();
-    let opened = tokio::task::block_in_place(|| DataDirs::open(paths, &lost));
+    let opened = tokio::task::block_in_place(|| DataDirs::open(places, &lost));
     let dirs = opened.with_context(|| {
-        let paths: Vec<_> = paths.iter().map(|path| path.display().to_string()).collect();
-        format!("open the data directory {}", paths.join(" and "))
+        let what = |place: &Place| match place {
+            Place::Dir(path) => format!("the data directory {}", path.display()),
+            Place::Device(path) => format!("the device {}", path.display()),
+        };
+        format!("open {}", places.iter().map(what).collect::<Vec<_>>().join(" and "))
     })?;
     let replicas = tokio::task::block_in_place(|| {
         Replicas::new(dirs, settings.space, &settings.runtime_dir, options)
@@ -132,7 +134,6 @@ pub async fn serve<S: Storage>(
     shutdown: impl Future<Output = ()> + Send,
 ) -> anyhow::Result<()> {
     let advertise = settings.advertise.as_deref();
-    let usable = storage.disks().iter().find(|disk| disk.fault().is_none());
     let config = NodeConfig {
         addr: reached_at(&listeners.grpc, advertise)?,
         http_addr: reached_at(&listeners.http, advertise)?,
@@ -142,7 +143,7 @@ pub async fn serve<S: Storage>(
         params: Params::default(),
         recovery_rate: settings.recovery_rate,
         scrub: settings.scrub,
-        scrubs: usable.map_or_else(PathBuf::new, |disk| disk.path().join(SCRUBS)),
+        scrubs: storage.scratch().join(SCRUBS),
     };
     let nbd_tls = settings.nbd_tls.as_ref();
     let authenticates = nbd_tls.is_some_and(|files| files.client_ca.is_some());

@@ -1,6 +1,6 @@
 //! The store as a volume task drives it.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 
@@ -14,9 +14,9 @@ use sbk_engine::types::{
     BootId, Incarnation, Lba, LossGeneration, Lsn, NodeId, ReplicaId, VolumeId,
 };
 use sbk_store::{
-    BatchResult, CheckpointDone, CheckpointPlan, CreateSpec, DataDir, DataDirs, Identity, LogEntry,
-    LogReadError, LogReadPlan, Member, Pressure, Store, StoreError, StoreOptions, SyncResult,
-    Tails, WalBatch, WalSync,
+    Backing, BatchResult, CheckpointDone, CheckpointPlan, CreateSpec, DataDir, DataDirs, Identity,
+    LogEntry, LogReadError, LogReadPlan, Member, NodeError, Place, Pressure, Store, StoreError,
+    StoreOptions, SyncResult, Tails, WalBatch, WalSync,
 };
 use sbk_wal::Storage;
 use tokio::sync::watch;
@@ -34,13 +34,40 @@ use crate::volume::disk::{
 /// A replica's files, to be opened by its volume task, again after each failure.
 #[derive(Debug)]
 pub struct ReplicaFiles {
-    home: Option<Arc<Watched>>,
-    storage: Arc<dyn Storage>,
+    home: Home,
     identity: Identity,
     process: u64,
     tails: Arc<Tails>,
     options: StoreOptions,
     opens: AtomicU64,
+}
+
+/// Where a replica's files are.
+#[derive(Debug)]
+enum Home {
+    /// On a disk, and asked for at each opening: after a failure a device gives its files anew.
+    Disk(Arc<Watched>),
+    Files(Arc<dyn Storage>),
+}
+
+impl Home {
+    fn disk(&self) -> Option<&Arc<Watched>> {
+        match self {
+            Self::Disk(disk) => Some(disk),
+            Self::Files(_) => None,
+        }
+    }
+
+    /// The replica's files.
+    fn storage(&self, replica: &Identity) -> Result<Arc<dyn Storage>, DiskError> {
+        match self {
+            Self::Disk(disk) => {
+                let dir = disk.dir().ok_or_else(away)?;
+                dir.storage(replica).map_err(disk_error("open its files"))
+            }
+            Self::Files(storage) => Ok(Arc::clone(storage)),
+        }
+    }
 }
 
 impl ReplicaFiles {
@@ -52,28 +79,37 @@ impl ReplicaFiles {
         tails: Arc<Tails>,
         options: StoreOptions,
     ) -> Self {
-        Self { home: None, storage, identity, process, tails, options, opens: AtomicU64::new(0) }
+        let home = Home::Files(storage);
+        Self { home, identity, process, tails, options, opens: AtomicU64::new(0) }
     }
 
-    /// The same, of a replica on a disk whose free space can be told.
-    fn on(self, home: &Arc<Watched>) -> Self {
-        Self { home: Some(Arc::clone(home)), ..self }
+    /// The same, of a replica on a disk of the node.
+    fn on(
+        disk: &Arc<Watched>,
+        identity: Identity,
+        process: u64,
+        tails: Arc<Tails>,
+        options: StoreOptions,
+    ) -> Self {
+        let home = Home::Disk(Arc::clone(disk));
+        Self { home, identity, process, tails, options, opens: AtomicU64::new(0) }
     }
 }
 
-/// A node's replicas in its data directories.
+/// A node's replicas in its data directories and on its devices.
 #[derive(Debug)]
 pub struct Replicas {
     member: Arc<Member>,
     watched: Vec<Arc<Watched>>,
     disks: Vec<Arc<DataDisk>>,
+    scratch: PathBuf,
     tails: Arc<Tails>,
     options: StoreOptions,
 }
 
 impl Replicas {
     /// Those in `dirs`, each of which has these limits, each replica kept as `options` say; what tells of their
-    /// tails is in `runtime_dir`.
+    /// tails is in `runtime_dir`, and so is what would be in a directory where there are only devices.
     pub fn new(
         dirs: DataDirs,
         limits: SpaceLimits,
@@ -84,31 +120,49 @@ impl Replicas {
         let tails = Arc::new(Tails::new(runtime_dir.join("tails"), member.boot));
         let member = Arc::new(member);
         let away = dirs.iter().filter(|(_, dir)| dir.is_err()).count();
+        let scratch = scratch(&dirs, runtime_dir);
         let watched: Vec<_> = dirs
             .into_iter()
-            .map(|(path, dir)| Watched::start(&member, &path, dir, limits))
+            .map(|(place, dir)| {
+                let recordings = DataDir::recordings(match &place {
+                    Place::Dir(path) => path,
+                    Place::Device(_) => &scratch,
+                });
+                Watched::start(&member, place, dir, recordings, limits)
+            })
             .collect();
         let mut disks: Vec<_> = watched.iter().map(|watched| Arc::clone(&watched.disk)).collect();
         if missing.len() > away {
             // More are missing than were given and can't be used.
             disks.push(disks::not_given(&missing));
         }
-        let replicas = Self { member, watched, disks, tails, options };
+        let replicas = Self { member, watched, disks, scratch, tails, options };
         replicas.look();
         replicas
     }
 
-    fn home(&self, disk: usize) -> Result<&Arc<Watched>, DiskError> {
-        self.watched.get(disk).ok_or_else(|| away(disk))
-    }
-
-    fn dir(&self, disk: usize) -> Result<Arc<DataDir>, DiskError> {
-        self.home(disk)?.dir().ok_or_else(|| away(disk))
+    fn dir(&self, disk: usize) -> Result<Arc<dyn Backing>, DiskError> {
+        self.watched.get(disk).and_then(|watched| watched.dir()).ok_or_else(away)
     }
 }
 
-fn away(disk: usize) -> DiskError {
-    DiskError { doing: "use its disk", source: format!("disk {disk} is away").into() }
+fn away() -> DiskError {
+    DiskError { doing: "use its disk", source: "it is away".into() }
+}
+
+/// A directory for small files that may be lost: the first data directory that can be used. With none but devices
+/// they are in memory until the machine is booted again.
+fn scratch(dirs: &[(Place, Result<Arc<dyn Backing>, NodeError>)], runtime_dir: &Path) -> PathBuf {
+    let mut directories = dirs.iter().filter(|(place, _)| matches!(place, Place::Dir(_)));
+    let first = directories.clone().next();
+    if let Some((place, _)) = directories.find(|(_, dir)| dir.is_ok()).or(first) {
+        return place.path().to_owned();
+    }
+    let recordings = DataDir::recordings(runtime_dir);
+    if let Err(error) = std::fs::create_dir_all(&recordings) {
+        tracing::warn!(path = %recordings.display(), %error, "no recordings are kept");
+    }
+    runtime_dir.to_owned()
 }
 
 impl NodeStorage for Replicas {
@@ -124,6 +178,10 @@ impl NodeStorage for Replicas {
 
     fn boot(&self) -> BootId {
         self.member.boot
+    }
+
+    fn scratch(&self) -> PathBuf {
+        self.scratch.clone()
     }
 
     fn disks(&self) -> &[Arc<DataDisk>] {
@@ -142,10 +200,8 @@ impl NodeStorage for Replicas {
 
     fn opener(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> ReplicaFiles {
         let identity = Identity { volume, replica };
-        let home = &self.watched[disk];
-        let storage = DataDir::storage(home.disk.path(), &identity);
         let (process, tails) = (self.member.process, Arc::clone(&self.tails));
-        ReplicaFiles::new(storage, identity, process, tails, self.options.clone()).on(home)
+        ReplicaFiles::on(&self.watched[disk], identity, process, tails, self.options.clone())
     }
 
     fn create(
@@ -169,7 +225,8 @@ impl NodeStorage for Replicas {
     }
 
     fn count_past(&self, process: u64) -> Result<(), DiskError> {
-        let raise = |dir: Arc<DataDir>| dir.raise(process).map_err(disk_error("raise its count"));
+        let raise =
+            |dir: Arc<dyn Backing>| dir.raise(process).map_err(disk_error("raise its count"));
         self.watched.iter().filter_map(|watched| watched.dir()).try_for_each(raise)
     }
 }
@@ -185,17 +242,18 @@ impl OpenDisk for ReplicaFiles {
     type Disk = KeptStore;
 
     fn free_bytes(&self) -> Option<u64> {
-        Some(self.home.as_ref()?.dir()?.space().ok()?.free)
+        Some(self.home.disk()?.dir()?.space().ok()?.free)
     }
 
     fn space(&self) -> watch::Receiver<Space> {
-        match &self.home {
-            Some(home) => home.space.watch(),
+        match self.home.disk() {
+            Some(disk) => disk.space.watch(),
             None => watch::Sender::default().subscribe(),
         }
     }
 
     fn open(&self) -> Result<(KeptStore, Opened), DiskError> {
+        let storage = self.home.storage(&self.identity)?;
         let open = self.opens.fetch_add(1, Ordering::SeqCst) + 1;
         let incarnation = Incarnation { process: self.process, open };
         let replica = self.identity.replica;
@@ -205,7 +263,7 @@ impl OpenDisk for ReplicaFiles {
             _ => self.tails.renew(replica),
         };
         let options = self.options.clone();
-        let opened = Store::open(&self.storage, self.identity, incarnation, tail, options);
+        let opened = Store::open(&storage, self.identity, incarnation, tail, options);
         let (store, mut opened) = opened.map_err(|error| {
             // What it wrote and could not sync is counted by nobody, the next process included.
             self.tails.renew(replica);
@@ -215,7 +273,7 @@ impl OpenDisk for ReplicaFiles {
             // With written acknowledgements this says it all.
             opened.tail = self.tails.renew(replica);
         }
-        let mut pending = self.home.as_ref().map(|home| home.space.pending());
+        let mut pending = self.home.disk().map(|disk| disk.space.pending());
         if let Some(pending) = &mut pending {
             pending.set(store.resident_bytes());
         }

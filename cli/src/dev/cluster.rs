@@ -48,6 +48,8 @@ pub struct Options {
     pub capacity: Option<u64>,
     /// Data directories of each datanode.
     pub disks: usize,
+    /// Block devices of each datanode, beside these; the first datanode's come first.
+    pub devices: Vec<Vec<PathBuf>>,
     /// `--replace-after` of the masters.
     pub replace_after: Option<Duration>,
     /// `--growth-watermark` of the datanodes.
@@ -75,6 +77,7 @@ impl Options {
             datanode_args: Vec::new(),
             capacity: None,
             disks: 1,
+            devices: Vec::new(),
             replace_after: None,
             growth_watermark,
             limit,
@@ -194,7 +197,10 @@ impl DevCluster {
         let name = format!("{kind}-{number}");
         let data_dir = self.options.dir.join(&name);
         let data_dir = data_dir.to_str().context("the directory's name is not UTF-8")?;
-        let mut all = vec![kind.to_owned(), "--data-dir".into(), data_dir.to_owned()];
+        let mut all = vec![kind.to_owned()];
+        if kind == "master" || self.options.disks > 0 {
+            all.extend(["--data-dir".into(), data_dir.to_owned()]);
+        }
         if kind == "datanode" {
             all.extend(["--runtime-dir".to_owned(), format!("{data_dir}-run")]);
         }
@@ -243,6 +249,9 @@ impl DevCluster {
             .collect::<Result<_, _>>()
             .map_err(|_| anyhow::anyhow!("the directory's name is not UTF-8"))?;
         args.extend(more.iter().flat_map(|dir| ["--data-dir", dir]));
+        let devices = self.options.devices.get(plan.number as usize - 1).into_iter().flatten();
+        let devices: Vec<_> = devices.map(|device| device.to_string_lossy()).collect();
+        args.extend(devices.iter().flat_map(|device| ["--device", device]));
         let hosts = self.options.hosts.as_ref();
         let host = hosts.and_then(|hosts| hosts.datanodes.get(plan.number as usize - 1));
         self.recipe("datanode", plan.number, host, &args)

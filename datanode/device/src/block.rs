@@ -8,6 +8,7 @@ use std::path::Path;
 use std::sync::Arc;
 
 use rustix::fs::{FallocateFlags, OFlags, SeekFrom};
+use rustix::io::Errno;
 use sbk_wal::RawFile;
 
 use crate::error::DeviceError;
@@ -31,7 +32,7 @@ pub fn open_exclusive(path: &Path) -> Result<Arc<dyn RawFile>, DeviceError> {
     let exclusive = OFlags::EXCL.bits() as i32;
     let opened = OpenOptions::new().read(true).write(true).custom_flags(exclusive).open(path);
     let file = match opened {
-        Err(e) if e.raw_os_error() == Some(rustix::io::Errno::BUSY.raw_os_error()) => {
+        Err(e) if e.raw_os_error() == Some(Errno::BUSY.raw_os_error()) => {
             return Err(DeviceError::InUse { path: path.to_owned() });
         }
         other => other.map_err(io)?,
@@ -45,6 +46,12 @@ pub fn open_exclusive(path: &Path) -> Result<Arc<dyn RawFile>, DeviceError> {
 
 fn unsupported() -> io::Error {
     io::ErrorKind::Unsupported.into()
+}
+
+/// A device that has no space is one that ends before what it had room for, or lies on something that is full: it has
+/// failed, for nothing that is let go on it helps. [One that was cut to nothing passed for a full disk, and stayed in use.]
+fn is_failed(error: Errno) -> io::Error {
+    if error == Errno::NOSPC { Errno::IO.into() } else { error.into() }
 }
 
 impl RawFile for Block {
@@ -65,7 +72,7 @@ impl RawFile for Block {
     }
 
     fn write_at(&self, bufs: &[IoSlice<'_>], offset: u64) -> io::Result<usize> {
-        Ok(rustix::io::pwritev(&self.0, bufs, offset)?)
+        rustix::io::pwritev(&self.0, bufs, offset).map_err(is_failed)
     }
 
     /// Has the device take zeros for what is there without writing them, if it can: most give the space back for that.
@@ -79,6 +86,6 @@ impl RawFile for Block {
     }
 
     fn sync(&self) -> io::Result<()> {
-        self.0.sync_data()
+        rustix::fs::fdatasync(&self.0).map_err(is_failed)
     }
 }

@@ -31,25 +31,48 @@ pub struct Device {
 }
 
 impl Device {
-    /// Opens the device in `bottom`, known to people as `path`, which is `node`'s. One whose first and last MiB are zeros is
-    /// set up for it. Takes time in proportion to the map: 16 bytes for each chunk of 256 KiB in use, and the journal. Blocks.
+    /// Opens the device in `bottom`, known to people as `path`, if it was set up; for whichever node that was, unless `node` says for
+    /// whom. `None` if it may be set up: its first and last MiB are zeros. Takes time in proportion to the map: 16 bytes for each chunk
+    /// of 256 KiB in use, and the journal. Blocks.
     ///
     /// # Errors
-    /// It holds something else, is another node's, of a newer version, smaller than it was, or damaged; then nothing on it
+    /// It holds something else, is another node's, of a newer version, smaller than it was, too small, or damaged; then nothing on it
     /// is changed. Or it can't be read or written.
-    pub fn open(
+    pub fn find(
         bottom: Arc<dyn RawFile>,
         path: &Path,
+        node: Option<Uuid>,
+    ) -> Result<Option<Self>, DeviceError> {
+        let opening = Opening { bottom: &*bottom, path };
+        let Some(header) = opening.header(node)? else { return Ok(None) };
+        Self::load(bottom, path, header).map(Some)
+    }
+
+    /// Sets a device up for `node`, and opens it. It is called `id` from then on. One that was set up before, for whomever,
+    /// and on which nothing was ever made (for that was cut short) is set up anew. Blocks.
+    ///
+    /// # Errors
+    /// As [`Device::find`]'s; or there are files on it.
+    pub fn make(
+        bottom: Arc<dyn RawFile>,
+        path: &Path,
+        id: Uuid,
         node: Uuid,
         options: FormatOptions,
     ) -> Result<Self, DeviceError> {
-        let opening = Opening { bottom: &*bottom, path, node };
-        let header = match opening.header()? {
-            Some(header) => header,
-            None => opening.format(options)?,
-        };
+        if let Some(found) = Self::find(Arc::clone(&bottom), path, None)?
+            && !found.is_empty()
+        {
+            let (path, found) = (path.to_owned(), format!("files of node {}", found.node()));
+            return Err(DeviceError::Foreign { path, found });
+        }
+        let header = Opening { bottom: &*bottom, path }.format(id, node, options)?;
+        Self::load(bottom, path, header)
+    }
+
+    fn load(bottom: Arc<dyn RawFile>, path: &Path, header: Header) -> Result<Self, DeviceError> {
         // The copy that may be missing.
-        opening.write_header(&header)?;
+        Opening { bottom: &*bottom, path }.write_header(&header)?;
         let loaded = load(&bottom, &header, path)?;
         let volume = Volume::new(Arc::clone(&bottom), path.to_owned(), loaded);
         let path = path.to_owned();
@@ -60,9 +83,19 @@ impl Device {
         Ok(device)
     }
 
-    /// Made when it was set up.
+    /// What it was called when it was set up.
     pub fn id(&self) -> Uuid {
         self.header.device
+    }
+
+    /// Whose it is.
+    pub fn node(&self) -> Uuid {
+        self.header.node
+    }
+
+    /// Whether nothing has a name on it.
+    pub fn is_empty(&self) -> bool {
+        self.volume().is_empty()
     }
 
     /// The device's path.
@@ -113,6 +146,15 @@ impl Device {
         self.revived()?.remove_tree(dir)
     }
 
+    /// Looks whether the device is still as large as it was. [One that had become shorter took all that lay at its beginning, and
+    /// passed for one that works.]
+    ///
+    /// # Errors
+    /// It is not, or can't be asked.
+    pub fn check_size(&self) -> Result<(), DeviceError> {
+        Opening { bottom: &*self.bottom, path: &self.path }.check_size(&self.header)
+    }
+
     /// Bytes that are free, and bytes that files take, both in whole chunks.
     pub fn space(&self) -> (u64, u64) {
         let volume = self.volume();
@@ -126,7 +168,6 @@ impl Device {
 struct Opening<'a> {
     bottom: &'a dyn RawFile,
     path: &'a Path,
-    node: Uuid,
 }
 
 impl Opening<'_> {
@@ -145,8 +186,8 @@ impl Opening<'_> {
         Ok(bytes)
     }
 
-    /// The header, from one of its places; `None` if the device may be set up.
-    fn header(&self) -> Result<Option<Header>, DeviceError> {
+    /// The header, from one of its places, if it is the node's; `None` if the device may be set up.
+    fn header(&self, node: Option<Uuid>) -> Result<Option<Header>, DeviceError> {
         let size = self.size()?;
         let path = || self.path.to_owned();
         let looked = |at| self.read(at, PAGE).map(|bytes| Header::decode(&bytes));
@@ -179,26 +220,37 @@ impl Opening<'_> {
                 let tail = tail.map_err(self.io("read"))?;
                 return match recognise(&head, &tail) {
                     Some(found) => Err(DeviceError::Foreign { path: path(), found }),
-                    None => Ok(None),
+                    // With no medium in it a device has no bytes.
+                    None => Layout::new(size, Some(2 * PAGE), self.path).map(|_| None),
                 };
             }
         };
-        if found.node != self.node {
-            let (found, expected) = (found.node, self.node);
+        if let Some(expected) = node.filter(|node| *node != found.node) {
+            let found = found.node;
             return Err(DeviceError::OtherNode { path: path(), found, expected });
         }
-        let expected = found.layout.bytes;
-        if size < expected {
-            return Err(DeviceError::Shrunk { path: path(), found: size, expected });
-        }
+        self.check_size(&found)?;
         Ok(Some(found))
+    }
+
+    fn check_size(&self, header: &Header) -> Result<(), DeviceError> {
+        let (found, expected) = (self.size()?, header.layout.bytes);
+        match found < expected {
+            true => Err(DeviceError::Shrunk { path: self.path.to_owned(), found, expected }),
+            false => Ok(()),
+        }
     }
 
     /// Makes the device the node's. It is from the first copy of its header on: generation 0 of its map begins with
     /// nothing, and what lies where records will be has no checksum of this device's.
-    fn format(&self, options: FormatOptions) -> Result<Header, DeviceError> {
+    fn format(
+        &self,
+        device: Uuid,
+        node: Uuid,
+        options: FormatOptions,
+    ) -> Result<Header, DeviceError> {
         let layout = Layout::new(self.size()?, options.journal_bytes, self.path)?;
-        let header = Header { device: Uuid::new_v4(), node: self.node, layout };
+        let header = Header { device, node, layout };
         self.write_header(&header)?;
         self.bottom.sync().map_err(self.io("sync"))?;
         let path = self.path.display();

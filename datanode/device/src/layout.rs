@@ -127,7 +127,7 @@ pub(crate) fn last_header(bytes: u64) -> u64 {
 /// What a device starts and ends with. It never changes.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(crate) struct Header {
-    /// Made when the device was set up.
+    /// What the device was called when it was set up.
     pub(crate) device: Uuid,
     /// Whose it is.
     pub(crate) node: Uuid,

@@ -298,6 +298,11 @@ impl Volume {
         Ok(found.map(|path| path.rsplit('/').next().unwrap_or(path).to_owned()).collect())
     }
 
+    /// Whether nothing has a name.
+    pub(crate) fn is_empty(&self) -> bool {
+        lock(&self.names).nodes.is_empty()
+    }
+
     /// Makes all names durable.
     pub(crate) fn sync_names(&self, dir: &str) -> io::Result<()> {
         let _io = self.enter()?;

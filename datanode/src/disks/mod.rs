@@ -1,4 +1,4 @@
-//! The disks of a node: each data directory with threads of its own, and whether it works.
+//! The disks of a node: each data directory or device with threads of its own, and whether it works.
 //!
 //! Nothing that one disk does, or no longer does, may hold up what is on the others. So whatever blocks on
 //! a disk runs on its own threads: calls that hang use up those and no others. A disk that fails takes its
@@ -23,7 +23,7 @@ pub use watch::{Watched, share_room};
 /// Calls of one disk that may block at a time; more wait for one of these to end.
 const THREADS: usize = 512;
 
-/// A data directory's disk.
+/// A data directory's disk, or a block device.
 #[derive(Debug)]
 pub struct DataDisk {
     path: PathBuf,
@@ -35,7 +35,7 @@ pub struct DataDisk {
 /// What is known of a disk.
 #[derive(Clone, Debug, Default, PartialEq, Eq, Serialize)]
 pub struct DiskState {
-    /// The directory's id; absent as long as it was never read.
+    /// The id of the directory or device; absent as long as it was never read.
     pub id: Option<String>,
     /// Bytes that replicas may claim there.
     pub capacity_bytes: u64,
@@ -73,7 +73,7 @@ impl Fault {
 }
 
 impl DataDisk {
-    /// The disk below the directory `path`, in the given state; what replicas there did before they failed
+    /// The disk below the directory or device `path`, in the given state; what replicas there did before they failed
     /// is kept in `recordings`.
     ///
     /// # Panics
@@ -84,7 +84,7 @@ impl DataDisk {
         Arc::new(Self { path, recordings, threads, state })
     }
 
-    /// The data directory.
+    /// The data directory, or the device.
     pub fn path(&self) -> &Path {
         &self.path
     }
@@ -148,7 +148,7 @@ pub fn not_given(missing: &BTreeSet<DirId>) -> Arc<DataDisk> {
     let ids: Vec<_> = missing.iter().map(DirId::to_string).collect();
     let ids = ids.join(",");
     let reason = format!(
-        "the node had it, and --data-dir does not name it. Name it, or if it is lost for good say so with \
+        "the node had it, and neither --data-dir nor --device names it. Name it, or if it is lost for good say so with \
          --lost-dir {ids}"
     );
     tracing::error!(missing = ids, reason, "a data directory is missing");

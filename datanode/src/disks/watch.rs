@@ -8,14 +8,14 @@
 //! seconds: once it is mounted it is taken back. One that fails again soon after is left alone for longer
 //! each time, for each return may cost clients a pause.
 
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::atomic::{AtomicBool, AtomicU64, Ordering};
 use std::sync::mpsc::{Receiver, RecvTimeoutError, Sender, channel};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 use sbk_master_client::in_one_line;
-use sbk_store::{DataDir, Member, NodeError};
+use sbk_store::{Backing, Member, NodeError, Place};
 
 use super::{DataDisk, DiskState, Fault};
 use crate::space::{DiskSpace, Found, Outlook, SpaceLimits};
@@ -36,12 +36,12 @@ const MOST: Duration = Duration::from_secs(15 * 60);
 /// One that worked for so long since it was taken back has its failures forgiven.
 const LONG_RUN: Duration = Duration::from_secs(10 * 60);
 
-/// A disk that is looked after, and its directory while that is open.
+/// A disk that is looked after, and what is open of it: its directory, or the device.
 #[derive(Debug)]
 pub struct Watched {
     /// The disk.
     pub disk: Arc<DataDisk>,
-    dir: Mutex<Option<Arc<DataDir>>>,
+    dir: Mutex<Option<Arc<dyn Backing>>>,
     /// When the call began that is under way, on the boot clock; 0 for none.
     busy_since: AtomicU64,
     /// Bytes that replicas may claim there, if that is limited.
@@ -56,22 +56,24 @@ pub struct Watched {
 }
 
 impl Watched {
-    /// Looks after the disk below the directory `path` from now on.
+    /// Looks after the disk at `place` from now on; what replicas there did before they failed is kept in `recordings`.
     pub fn start(
         member: &Arc<Member>,
-        path: &Path,
-        opened: Result<DataDir, NodeError>,
+        place: Place,
+        opened: Result<Arc<dyn Backing>, NodeError>,
+        recordings: PathBuf,
         limits: SpaceLimits,
     ) -> Arc<Self> {
+        let path = place.path();
         let (dir, fault) = match opened {
-            Ok(dir) => (Some(Arc::new(dir)), None),
+            Ok(dir) => (Some(dir), None),
             Err(error) => (None, Some(Fault::now(in_one_line(&error)))),
         };
         if let Some(fault) = &fault {
             tell(path, fault);
         }
         let state = DiskState { fault, ..DiskState::default() };
-        let disk = DataDisk::new(path, Some(DataDir::recordings(path)), state);
+        let disk = DataDisk::new(path, Some(recordings), state);
         let (running, stopped) = channel();
         let watched = Arc::new(Self {
             disk,
@@ -87,14 +89,14 @@ impl Watched {
             watched.use_dir(dir);
         }
         let weak = Arc::downgrade(&watched);
-        let (member, path) = (Arc::clone(member), path.to_owned());
+        let member = Arc::clone(member);
         let mut care = Care::default();
         std::thread::Builder::new()
             .name("sbk-disk-watch".into())
             .spawn(move || {
                 loop {
                     let Some(watched) = weak.upgrade() else { return };
-                    let pause = watched.turn(&member, &path, &mut care);
+                    let pause = watched.turn(&member, &place, &mut care);
                     drop(watched);
                     if !sleeps(&stopped, pause) {
                         return;
@@ -105,8 +107,8 @@ impl Watched {
         watched
     }
 
-    /// The directory, while it is open.
-    pub fn dir(&self) -> Option<Arc<DataDir>> {
+    /// The directory or the device, while it is open.
+    pub fn dir(&self) -> Option<Arc<dyn Backing>> {
         self.dir.lock().unwrap_or_else(PoisonError::into_inner).clone()
     }
 
@@ -129,28 +131,28 @@ impl Watched {
         }
         let watched = Arc::clone(self);
         self.disk.threads().spawn_blocking(move || {
-            watched.keep_room(&dir);
+            watched.keep_room(&*dir);
             watched.measuring.store(false, Ordering::SeqCst);
         });
     }
 
-    fn keep_room(&self, dir: &DataDir) {
+    fn keep_room(&self, dir: &dyn Backing) {
         match self.look_for_room(dir) {
             Ok(room) => *self.room.lock().unwrap_or_else(PoisonError::into_inner) = Some(room),
             Err(error) => tracing::warn!(%error, "the free space is unknown"),
         }
     }
 
-    fn look_for_room(&self, dir: &DataDir) -> Result<Room, NodeError> {
+    fn look_for_room(&self, dir: &dyn Backing) -> Result<Room, NodeError> {
         let found = dir.space()?;
         let found = Found { free: found.free, size: found.size };
         let outlook = self.space.look(found, || dir.used_bytes());
-        Ok(Room { file_system: dir.file_system()?, outlook })
+        Ok(Room { of: dir.shares()?, outlook })
     }
 
-    fn use_dir(&self, dir: Arc<DataDir>) {
+    fn use_dir(&self, dir: Arc<dyn Backing>) {
         let id = dir.id().to_string();
-        self.keep_room(&dir);
+        self.keep_room(&*dir);
         *self.dir.lock().unwrap_or_else(PoisonError::into_inner) = Some(dir);
         self.disk.set(|state| (state.id, state.fault) = (Some(id), None));
     }
@@ -162,17 +164,17 @@ impl Watched {
     }
 
     /// Tries the disk once. Returns for how long to leave it alone.
-    fn turn(&self, member: &Member, path: &Path, care: &mut Care) -> Duration {
+    fn turn(&self, member: &Member, place: &Place, care: &mut Care) -> Duration {
         self.busy_since.store(clock::now().0, Ordering::Relaxed);
         let pause = match self.dir() {
-            Some(dir) => self.check(&dir, care),
-            None => self.take_back(member, path, care),
+            Some(dir) => self.check(&*dir, care),
+            None => self.take_back(member, place, care),
         };
         self.busy_since.store(0, Ordering::Relaxed);
         pause
     }
 
-    fn check(&self, dir: &DataDir, care: &mut Care) -> Duration {
+    fn check(&self, dir: &dyn Backing, care: &mut Care) -> Duration {
         match dir.check() {
             Ok(()) => {
                 care.failures = 0;
@@ -197,12 +199,13 @@ impl Watched {
         }
     }
 
-    fn take_back(&self, member: &Member, path: &Path, care: &mut Care) -> Duration {
-        match member.take_back(path).and_then(|dir| dir.check().map(|()| dir)) {
+    fn take_back(&self, member: &Member, place: &Place, care: &mut Care) -> Duration {
+        let path = place.path();
+        match member.take_back(place).and_then(|dir| dir.check().map(|()| dir)) {
             Ok(dir) => {
                 tracing::warn!(path = %path.display(), "the disk is back");
                 care.back = Some(Instant::now());
-                self.use_dir(Arc::new(dir));
+                self.use_dir(dir);
                 CHECK
             }
             Err(error) => {
@@ -213,10 +216,11 @@ impl Watched {
     }
 }
 
-/// The room on a directory's file system.
+/// The room on a disk.
 #[derive(Clone, Copy, Debug)]
 struct Room {
-    file_system: u64,
+    /// The file system or the device that has it.
+    of: u64,
     outlook: Outlook,
 }
 
@@ -230,7 +234,7 @@ pub fn share_room(disks: &[Arc<Watched>]) {
     };
     let rooms: Vec<_> = usable.filter_map(room).collect();
     for (watched, room) in &rooms {
-        let on_it = |other: &&(_, Room)| other.1.file_system == room.file_system;
+        let on_it = |other: &&(_, Room)| other.1.of == room.of;
         let Outlook { free, used, size, room: judged, growth, placement } = room.outlook;
         let free = free / rooms.iter().filter(on_it).count().max(1) as u64;
         watched.disk.set(|state| {

@@ -1,5 +1,6 @@
-//! What a node needs of its data directories.
+//! What a node needs of its data directories and devices.
 
+use std::path::PathBuf;
 use std::sync::Arc;
 
 use sbk_engine::types::{BootId, NodeId, ReplicaId, VolumeId};
@@ -7,7 +8,7 @@ use sbk_engine::types::{BootId, NodeId, ReplicaId, VolumeId};
 use crate::disks::DataDisk;
 use crate::volume::disk::{DiskError, OpenDisk};
 
-/// A node's data directories, held by this process alone for as long as this lives. Each is called by its
+/// A node's data directories and devices, held by this process alone for as long as this lives. Each is called by its
 /// disk's place in [`disks`](Storage::disks).
 pub trait Storage: Send + Sync + 'static {
     /// Opens one replica's store.
@@ -19,11 +20,13 @@ pub trait Storage: Send + Sync + 'static {
     fn process(&self) -> u64;
     /// The machine's boot.
     fn boot(&self) -> BootId;
+    /// A directory for small files that may be lost.
+    fn scratch(&self) -> PathBuf;
     /// The disks, always the same.
     fn disks(&self) -> &[Arc<DataDisk>];
     /// Looks how much room there is, and which disks hang. Blocks briefly, on no disk.
     fn look(&self);
-    /// The replicas in a directory. Blocks.
+    /// The replicas on a disk. Blocks.
     fn replicas(&self, disk: usize) -> Result<Vec<(VolumeId, ReplicaId)>, DiskError>;
     /// What opens a replica that is there.
     fn opener(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> Self::Opener;

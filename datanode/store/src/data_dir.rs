@@ -15,17 +15,16 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 
 use rustix::fs::{FlockOperation, flock};
-use sbk_wal::{Files, Slots, Storage};
+use sbk_wal::{Files, Storage};
 
+use super::backing::{Backing, BackingSpace, Found, Ours, PROBE, made, name_of, named};
 use super::core::Store;
 use super::error::StoreError;
 use super::identity::{DirId, NEW_NODE, NODE, NodeError, NodeRecord, failed};
-use super::open::{CreateSpec, StoreOptions};
 use super::reopen::is_out_of_space;
 use super::superblock::Identity;
 
 const LOCK: &str = "lock";
-const PROBE: &str = "probe";
 const RECORDINGS: &str = "recordings";
 const REPLICAS: &str = "replicas";
 /// What stands in the way of nobody: what a first start that was cut short leaves, what is written now and then
@@ -34,56 +33,6 @@ const OURS: [&str; 8] =
     [LOCK, REPLICAS, RECORDINGS, PROBE, NEW_NODE, "scrubs.json", "scrubs.new", "lost+found"];
 /// What a replica's directory ends with while it is being removed.
 const GONE: &str = ".gone";
-
-/// A directory before it is in use.
-#[derive(Debug)]
-pub(super) enum Found {
-    /// It is of a node, and locked.
-    Ours(Box<Ours>),
-    /// There is none of that name, or nothing is in it: nothing was changed.
-    Nothing {
-        /// There is a directory.
-        there: bool,
-    },
-}
-
-/// A directory of a node, locked.
-#[derive(Debug)]
-pub(super) struct Ours {
-    path: PathBuf,
-    lock: File,
-    slots: Slots,
-    pub(super) record: NodeRecord,
-}
-
-impl Found {
-    /// Looks what is at `path`.
-    pub(super) fn at(path: &Path) -> Result<Self, NodeError> {
-        if !path.try_exists().map_err(failed("look at", path))? {
-            return Ok(Self::Nothing { there: false });
-        }
-        refuse_foreign(path)?;
-        let node = path.join(NODE);
-        if !node.try_exists().map_err(failed("look at", &node))? {
-            refuse_replicas(path)?;
-            return Ok(Self::Nothing { there: true });
-        }
-        let lock = lock(path)?;
-        let (slots, record) = match NodeRecord::read(Arc::new(Files::new(path)), path)? {
-            Some(found) => found,
-            None => return Err(NodeError::NoIdentity { path: path.to_owned() }),
-        };
-        Ok(Self::Ours(Box::new(Ours { path: path.to_owned(), lock, slots, record })))
-    }
-}
-
-impl Ours {
-    /// Takes the directory into use, with what its record is to say, durably.
-    pub(super) fn enter(mut self, record: NodeRecord) -> Result<DataDir, NodeError> {
-        record.write(&mut self.slots)?;
-        DataDir::new(self.path, self.lock, record.dir)
-    }
-}
 
 /// A locked data directory.
 #[derive(Debug)]
@@ -95,8 +44,28 @@ pub struct DataDir {
 }
 
 impl DataDir {
+    /// Looks what is at `path`.
+    pub(super) fn find(path: &Path) -> Result<Found, NodeError> {
+        if !path.try_exists().map_err(failed("look at", path))? {
+            return Ok(Found::Nothing { there: false });
+        }
+        refuse_foreign(path)?;
+        let node = path.join(NODE);
+        if !node.try_exists().map_err(failed("look at", &node))? {
+            refuse_replicas(path)?;
+            return Ok(Found::Nothing { there: true });
+        }
+        let lock = lock(path)?;
+        let (slots, record) = match NodeRecord::read(Arc::new(Files::new(path)), path)? {
+            Some(found) => found,
+            None => return Err(NodeError::NoIdentity { path: path.to_owned() }),
+        };
+        let held = Arc::new(Self { path: path.to_owned(), id: record.dir, lock });
+        Ok(Found::Ours(Box::new(Ours { held, slots, record })))
+    }
+
     /// Makes a directory where there is nothing, with the record.
-    pub(super) fn make(path: &Path, record: &NodeRecord) -> Result<Self, NodeError> {
+    pub(super) fn make(path: &Path, record: &NodeRecord) -> Result<Arc<dyn Backing>, NodeError> {
         make_dirs(path)?;
         let lock = lock(path)?;
         // Somebody else may have been here first.
@@ -107,14 +76,54 @@ impl DataDir {
             return Err(NodeError::InUse { path: path.to_owned() });
         }
         record.create(&storage, path)?;
-        Self::new(path.to_owned(), lock, record.dir)
+        let dir = Self { path: path.to_owned(), id: record.dir, lock };
+        dir.settle()?;
+        Ok(Arc::new(dir))
     }
 
-    fn new(path: PathBuf, lock: File, id: DirId) -> Result<Self, NodeError> {
+    /// Where the recordings of a directory are.
+    pub fn recordings(path: &Path) -> PathBuf {
+        path.join(RECORDINGS)
+    }
+
+    fn replica_path(&self, replica: &Identity) -> PathBuf {
+        replica_path(&self.path, replica)
+    }
+
+    /// What can't be removed stays until the next start: it is none of the replicas any more, and those
+    /// that are must not wait for it.
+    fn finish_removals(&self) -> Result<(), NodeError> {
+        let dir = self.path.join(REPLICAS);
+        for entry in fs::read_dir(&dir).map_err(failed("list", &dir))? {
+            let path = entry.map_err(failed("list", &dir))?.path();
+            if path.extension().is_some_and(|e| e == &GONE[1..])
+                && let Err(error) = discard(&path)
+            {
+                tracing::warn!(%error, "what is left of a removed replica still takes space");
+            }
+        }
+        sync_dir(&dir)
+    }
+}
+
+impl Backing for DataDir {
+    fn path(&self) -> &Path {
+        &self.path
+    }
+
+    fn id(&self) -> DirId {
+        self.id
+    }
+
+    fn root(&self) -> io::Result<Arc<dyn Storage>> {
+        Ok(Arc::new(Files::new(&self.path)))
+    }
+
+    fn settle(&self) -> Result<(), NodeError> {
         // From here on nothing is made in it but below these: if its disk is not mounted any more, they are
         // not there.
         for name in [REPLICAS, RECORDINGS] {
-            let below = path.join(name);
+            let below = self.path.join(name);
             match fs::create_dir(&below) {
                 Err(e) if e.kind() == io::ErrorKind::AlreadyExists => {}
                 // A node whose disk is full does without.
@@ -124,40 +133,11 @@ impl DataDir {
                 other => other.map_err(failed("make", &below))?,
             }
         }
-        sync_dir(&path)?;
-        let dir = Self { path, id, lock };
-        dir.finish_removals()?;
-        Ok(dir)
+        sync_dir(&self.path)?;
+        self.finish_removals()
     }
 
-    /// Where the recordings of a directory are.
-    pub fn recordings(path: &Path) -> PathBuf {
-        path.join(RECORDINGS)
-    }
-
-    /// Its own id.
-    pub fn id(&self) -> DirId {
-        self.id
-    }
-
-    /// Raises the count of starts in its record, durably; one that is as high or higher stays. Blocks.
-    ///
-    /// # Errors
-    /// If the record can't be read or written.
-    pub fn raise(&self, process: u64) -> Result<(), NodeError> {
-        let found = NodeRecord::read(Arc::new(Files::new(&self.path)), &self.path)?;
-        let (mut slots, record) =
-            found.ok_or_else(|| NodeError::NoIdentity { path: self.path.clone() })?;
-        let process = process.max(record.process);
-        NodeRecord { process, ..record }.write(&mut slots)
-    }
-
-    /// Whether the disk below still takes what is written, and the directory is still the one that was
-    /// opened. A full disk is a disk that works. Blocks, for ever if the disk does not answer.
-    ///
-    /// # Errors
-    /// What the disk said, or that something else is there now.
-    pub fn check(&self) -> Result<(), NodeError> {
+    fn check(&self) -> Result<(), NodeError> {
         let lock = self.path.join(LOCK);
         let same = |found: &fs::Metadata, held: &fs::Metadata| {
             (found.dev(), found.ino()) == (held.dev(), held.ino())
@@ -182,72 +162,40 @@ impl DataDir {
         }
     }
 
-    /// The file system that it is on: directories on one have their space together. Blocks briefly.
-    ///
-    /// # Errors
-    /// What the disk said.
-    pub fn file_system(&self) -> Result<u64, NodeError> {
+    /// That of its file system.
+    fn shares(&self) -> Result<u64, NodeError> {
         Ok(fs::metadata(&self.path).map_err(failed("look at", &self.path))?.dev())
     }
 
-    /// The directory.
-    pub fn path(&self) -> &Path {
-        &self.path
-    }
-
-    /// Bytes that the replicas take. Goes through all their files, and blocks for that. What can't be looked
-    /// at counts for nothing: one file that is lost must not end a node.
-    pub fn used_bytes(&self) -> u64 {
+    /// What can't be looked at counts for nothing: one file that is lost must not end a node.
+    fn used_bytes(&self) -> u64 {
         disk_usage(&self.path.join(REPLICAS))
     }
 
-    /// What the file system has. Blocks briefly.
-    pub fn space(&self) -> Result<FileSystemSpace, NodeError> {
+    fn space(&self) -> Result<BackingSpace, NodeError> {
         let found = rustix::fs::statvfs(&self.path)
             .map_err(|e| failed("ask the free space of", &self.path)(e.into()))?;
         let bytes = |blocks: u64| blocks.saturating_mul(found.f_frsize);
-        Ok(FileSystemSpace { free: bytes(found.f_bavail), size: bytes(found.f_blocks) })
+        Ok(BackingSpace { free: bytes(found.f_bavail), size: bytes(found.f_blocks) })
     }
 
-    /// The replicas whose directories are here. One whose making was cut short is none yet: it
-    /// holds nothing, and the masters, who never heard of it, order it again.
-    pub fn replicas(&self) -> Result<Vec<Identity>, NodeError> {
+    fn replicas(&self) -> Result<Vec<Identity>, NodeError> {
         let dir = self.path.join(REPLICAS);
-        let mut out = Vec::new();
+        let mut found = Vec::new();
         for entry in fs::read_dir(&dir).map_err(failed("list", &dir))? {
             let name = entry.map_err(failed("list", &dir))?.file_name();
-            let ids = name.to_str().and_then(|name| name.split_once('.'));
-            if let Some((volume, replica)) = ids
-                && let (Ok(volume), Ok(replica)) = (volume.parse(), replica.parse())
-            {
-                out.push(Identity { volume, replica });
-            }
+            found.extend(name.to_str().and_then(named));
         }
-        out.retain(|identity| {
-            let path = self.replica_path(identity);
-            let made = Store::is_made(&path);
-            if !made {
-                let path = path.display();
-                tracing::warn!(%path, "no superblock: its making was cut short, it holds no replica");
-            }
-            made
-        });
-        out.sort_by_key(|i| (i.volume, i.replica));
-        Ok(out)
+        let is_made = |replica: &Identity| Store::is_made(&self.replica_path(replica));
+        Ok(made(&dir, found.into_iter(), is_made))
     }
 
-    fn replica_path(&self, identity: &Identity) -> PathBuf {
-        replica_path(&self.path, identity)
+    fn storage(&self, replica: &Identity) -> io::Result<Arc<dyn Storage>> {
+        Ok(Arc::new(Files::new(self.replica_path(replica))))
     }
 
-    /// The files of a replica in the directory `path`.
-    pub fn storage(path: &Path, identity: &Identity) -> Arc<dyn Storage> {
-        Arc::new(Files::new(replica_path(path, identity)))
-    }
-
-    /// Makes a replica, durably; see [`Store::create`]. Blocks.
-    pub fn create(&self, spec: &CreateSpec, options: &StoreOptions) -> Result<(), StoreError> {
-        let path = self.replica_path(&spec.identity);
+    fn make_place(&self, replica: &Identity) -> Result<(), StoreError> {
+        let path = self.replica_path(replica);
         let io = |doing, path: &Path| {
             let path = path.to_owned();
             move |source| StoreError::Io { doing, path, source }
@@ -258,14 +206,11 @@ impl DataDir {
             other => other.map_err(io("make", &path))?,
         }
         let parent = self.path.join(REPLICAS);
-        File::open(&parent).and_then(|d| d.sync_all()).map_err(io("sync", &parent))?;
-        Store::create(&Self::storage(&self.path, &spec.identity), spec, options)
+        File::open(&parent).and_then(|d| d.sync_all()).map_err(io("sync", &parent))
     }
 
-    /// Removes a replica that the masters gave up. Gone at once for everybody who looks; a crash
-    /// in between is finished at the next start. No store may be open on it. Blocks.
-    pub fn remove(&self, identity: &Identity) -> Result<(), NodeError> {
-        let path = self.replica_path(identity);
+    fn remove(&self, replica: &Identity) -> Result<(), NodeError> {
+        let path = self.replica_path(replica);
         let mut gone = path.clone().into_os_string();
         gone.push(GONE);
         let gone = PathBuf::from(gone);
@@ -279,25 +224,10 @@ impl DataDir {
         sync_dir(&self.path.join(REPLICAS))?;
         discard(&gone)
     }
-
-    /// What can't be removed stays until the next start: it is none of the replicas any more, and those
-    /// that are must not wait for it.
-    fn finish_removals(&self) -> Result<(), NodeError> {
-        let dir = self.path.join(REPLICAS);
-        for entry in fs::read_dir(&dir).map_err(failed("list", &dir))? {
-            let path = entry.map_err(failed("list", &dir))?.path();
-            if path.extension().is_some_and(|e| e == &GONE[1..])
-                && let Err(error) = discard(&path)
-            {
-                tracing::warn!(%error, "what is left of a removed replica still takes space");
-            }
-        }
-        sync_dir(&dir)
-    }
 }
 
 fn replica_path(dir: &Path, identity: &Identity) -> PathBuf {
-    dir.join(REPLICAS).join(format!("{}.{}", identity.volume, identity.replica))
+    dir.join(REPLICAS).join(name_of(identity))
 }
 
 /// Bytes that the files below `dir` take on the disk; holes take none. What is removed meanwhile
@@ -328,15 +258,6 @@ fn disk_usage(dir: &Path) -> u64 {
         }
     }
     sum
-}
-
-/// What a file system has, in bytes.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub struct FileSystemSpace {
-    /// Free for this process.
-    pub free: u64,
-    /// In all.
-    pub size: u64,
 }
 
 /// Removes a directory, if it is there, with all that is in it.
@@ -420,6 +341,7 @@ fn lock(path: &Path) -> Result<File, NodeError> {
 mod tests {
     use uuid::Uuid;
 
+    use super::super::open::{CreateSpec, StoreOptions};
     use super::*;
 
     #[test]
@@ -443,7 +365,7 @@ mod tests {
             volume: sbk_engine::types::VolumeId(Uuid::new_v4()),
             replica: sbk_engine::types::ReplicaId(Uuid::new_v4()),
         };
-        let path = data.replica_path(&identity);
+        let path = replica_path(data.path(), &identity);
         fs::create_dir(&path).expect("mkdir");
         assert_eq!(data.replicas().expect("list"), [], "its making was cut short");
         // Looking at a link to itself fails with ELOOP.
@@ -519,7 +441,8 @@ mod tests {
         assert_eq!(data.replicas().expect("list"), []);
 
         // What an attempt leaves that could not remove every file.
-        let mut left = data.replica_path(&identity).into_os_string();
+        let path = replica_path(data.path(), &identity);
+        let mut left = path.clone().into_os_string();
         left.push(GONE);
         let left = PathBuf::from(left);
         let leave = || {
@@ -532,6 +455,6 @@ mod tests {
         leave();
         data.create(&spec, &options).expect("made again");
         data.remove(&identity).expect("removed again");
-        assert!(!left.exists() && !data.replica_path(&identity).exists());
+        assert!(!left.exists() && !path.exists());
     }
 }

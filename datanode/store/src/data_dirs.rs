@@ -1,25 +1,26 @@
-//! All data directories of a node, as its process opens them.
+//! All data directories and devices of a node, as its process opens them. (What is said of directories here goes for both.)
 //!
 //! Whoever set them up is told at once what is wrong: the directory of another node, one given twice, a
 //! copy. What only a disk can be blamed for (it is not mounted, can't be read, does not answer) keeps the
 //! node from nothing: it starts with the others, and the replicas there are away.
 //!
-//! A directory in which there is nothing is a new one only if none of those that the node had is missing. For
+//! A directory in which there is nothing, or a device that holds zeros, is a new one only if none of those that the node had is missing. For
 //! a mount point looks like that while its disk is not mounted: taken for a new disk, its replicas would be
 //! lost to the masters, and made again on another disk. So what is missing is either found, or given up by
 //! whoever operates the node.
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fs;
-use std::os::unix::fs::MetadataExt;
+use std::os::unix::fs::{FileTypeExt, MetadataExt};
 use std::path::{Path, PathBuf};
-use std::sync::mpsc;
+use std::sync::{Arc, mpsc};
 use std::time::Duration;
 
 use sbk_engine::types::{BootId, NodeId};
 use uuid::Uuid;
 
-use super::data_dir::{DataDir, Found, Ours};
+use super::backing::{Backing, Found, Ours, Place, name_of};
+use super::data_dir::DataDir;
 use super::identity::{DirId, MAX_DIRS, NodeError, NodeRecord, failed};
 
 /// How long one of several directories may take to be opened: a disk that hangs must not keep the others
@@ -32,7 +33,7 @@ pub struct DataDirs {
     /// Whose they are, and this process.
     pub member: Member,
     /// Each as it was given: open, or why it is not.
-    pub dirs: Vec<(PathBuf, Result<DataDir, NodeError>)>,
+    pub dirs: Vec<(Place, Result<Arc<dyn Backing>, NodeError>)>,
     /// Those of the node that were not found: not given, or among those that are not open.
     pub missing: BTreeSet<DirId>,
 }
@@ -57,15 +58,15 @@ impl DataDirs {
     ///
     /// # Errors
     /// Another process has one, one is not the node's, or none can be used.
-    pub fn open(paths: &[PathBuf], lost: &BTreeSet<DirId>) -> Result<Self, NodeError> {
-        refuse_twice(paths)?;
-        let patience = (paths.len() > 1).then_some(PATIENCE);
+    pub fn open(places: &[Place], lost: &BTreeSet<DirId>) -> Result<Self, NodeError> {
+        refuse_twice(places)?;
+        let patience = (places.len() > 1).then_some(PATIENCE);
         let mut ours: Vec<(usize, Box<Ours>)> = Vec::new();
         let mut empty: Vec<(usize, bool)> = Vec::new();
         let mut away: BTreeMap<usize, NodeError> = BTreeMap::new();
-        for (number, path) in paths.iter().enumerate() {
-            let at = path.clone();
-            match within(patience, path, move || Found::at(&at)) {
+        for (number, place) in places.iter().enumerate() {
+            let (at, node) = (place.clone(), ours.first().map(|(_, ours)| ours.record.node));
+            match within(patience, place, move || at.find(node)) {
                 Ok(Found::Ours(found)) => ours.push((number, found)),
                 Ok(Found::Nothing { there }) => empty.push((number, there)),
                 Err(error) if error.is_of_the_disk() => {
@@ -74,7 +75,7 @@ impl DataDirs {
                 Err(error) => return Err(error),
             }
         }
-        let known = agree(paths, &ours, lost)?;
+        let known = agree(places, &ours, lost)?;
         if known.is_none()
             && let Some((_, error)) = away.pop_first()
         {
@@ -87,7 +88,7 @@ impl DataDirs {
         let missing: BTreeSet<_> = dirs.difference(&found).copied().collect();
         if !missing.is_empty() {
             for (number, there) in std::mem::take(&mut empty) {
-                let (path, missing) = (paths[number].clone(), missing.clone());
+                let (path, missing) = (places[number].path().to_owned(), missing.clone());
                 away.insert(number, NodeError::NotMounted { path, there, missing });
             }
         }
@@ -101,16 +102,16 @@ impl DataDirs {
         // The new ones first. Once another one names them they have to be there at each start.
         let mut opened = BTreeMap::new();
         for (number, id) in new {
-            let (path, record) = (paths[number].clone(), member.record(id));
-            let made = within(patience, &paths[number], move || DataDir::make(&path, &record));
+            let (at, record) = (places[number].clone(), member.record(id));
+            let made = within(patience, &places[number], move || at.make(&record));
             opened.insert(number, made);
         }
         for (number, ours) in ours {
             let record = member.record(ours.record.dir);
-            let entered = within(patience, &paths[number], move || ours.enter(record));
+            let entered = within(patience, &places[number], move || ours.enter(record));
             opened.insert(number, entered);
         }
-        let dirs = settle(paths, opened, away)?;
+        let dirs = settle(places, opened, away)?;
         Ok(Self { member, dirs, missing })
     }
 }
@@ -120,21 +121,21 @@ impl DataDir {
     ///
     /// # Errors
     /// As that one's.
-    pub fn open(path: &Path) -> Result<Self, NodeError> {
-        let opened = DataDirs::open(&[path.to_owned()], &BTreeSet::new())?;
+    pub fn open(path: &Path) -> Result<Arc<dyn Backing>, NodeError> {
+        let opened = DataDirs::open(&[Place::Dir(path.to_owned())], &BTreeSet::new())?;
         let (_, only) = opened.dirs.into_iter().next().expect("one was given");
         only
     }
 }
 
-type Outcome = (PathBuf, Result<DataDir, NodeError>);
+type Outcome = Result<Arc<dyn Backing>, NodeError>;
 
 /// What came of it: at least one can be used, and no replica is in two.
 fn settle(
-    paths: &[PathBuf],
-    mut opened: BTreeMap<usize, Result<DataDir, NodeError>>,
+    places: &[Place],
+    mut opened: BTreeMap<usize, Outcome>,
     away: BTreeMap<usize, NodeError>,
-) -> Result<Vec<Outcome>, NodeError> {
+) -> Result<Vec<(Place, Outcome)>, NodeError> {
     let none = !opened.values().any(Result::is_ok);
     let fatal = |error: &NodeError| none || !error.is_of_the_disk();
     let failed = opened.iter().find(|(_, opened)| opened.as_ref().is_err_and(fatal));
@@ -150,12 +151,12 @@ fn settle(
         for identity in dir.replicas().unwrap_or_default() {
             let (path, key) = (dir.path().to_owned(), (identity.volume, identity.replica));
             if let Some(other) = holders.insert(key, path.clone()) {
-                let replica = format!("{}.{}", identity.volume, identity.replica);
+                let replica = name_of(&identity);
                 return Err(NodeError::ReplicaTwice { path, other, replica });
             }
         }
     }
-    Ok(opened.into_iter().map(|(number, dir)| (paths[number].clone(), dir)).collect())
+    Ok(opened.into_iter().map(|(number, dir)| (places[number].clone(), dir)).collect())
 }
 
 impl Member {
@@ -167,9 +168,9 @@ impl Member {
     ///
     /// # Errors
     /// It still can't be used, or is not one that was away.
-    pub fn take_back(&self, path: &Path) -> Result<DataDir, NodeError> {
-        let path = path.to_owned();
-        let ours = match Found::at(&path)? {
+    pub fn take_back(&self, place: &Place) -> Result<Arc<dyn Backing>, NodeError> {
+        let path = place.path().to_owned();
+        let ours = match place.find(Some(self.node))? {
             Found::Ours(ours) => ours,
             Found::Nothing { there } => {
                 return Err(NodeError::NotMounted { path, there, missing: BTreeSet::new() });
@@ -195,7 +196,7 @@ impl Member {
 /// Does something that may hang, for no longer than `patience`; what hangs keeps a thread of its own.
 fn within<T: Send + 'static>(
     patience: Option<Duration>,
-    path: &Path,
+    place: &Place,
     work: impl FnOnce() -> Result<T, NodeError> + Send + 'static,
 ) -> Result<T, NodeError> {
     let Some(limit) = patience else { return work() };
@@ -204,20 +205,25 @@ fn within<T: Send + 'static>(
         // Whoever waited may have gone; what was locked is let go with the result.
         let _gone = done.send(work());
     });
-    let hangs = |_| NodeError::Hangs { path: path.to_owned(), limit };
+    let hangs = |_| NodeError::Hangs { path: place.path().to_owned(), limit };
     outcome.recv_timeout(limit).map_err(hangs)?
 }
 
-fn refuse_twice(paths: &[PathBuf]) -> Result<(), NodeError> {
-    let mut seen: BTreeMap<(u64, u64), &PathBuf> = BTreeMap::new();
-    for (number, path) in paths.iter().enumerate() {
-        let twice = |other: &PathBuf| NodeError::Twice { path: path.clone(), other: other.clone() };
-        if let Some(other) = paths[..number].iter().find(|other| *other == path) {
-            return Err(twice(other));
+fn refuse_twice(places: &[Place]) -> Result<(), NodeError> {
+    let mut seen: BTreeMap<(u64, u64), &Path> = BTreeMap::new();
+    for (number, place) in places.iter().enumerate() {
+        let path = place.path();
+        let twice =
+            |other: &Path| NodeError::Twice { path: path.to_owned(), other: other.to_owned() };
+        if let Some(other) = places[..number].iter().find(|other| other.path() == path) {
+            return Err(twice(other.path()));
         }
         // What can't be looked at is told later.
         let Ok(found) = fs::metadata(path) else { continue };
-        if let Some(other) = seen.insert((found.dev(), found.ino()), path) {
+        // A device is the same by whichever of its names.
+        let is_device = found.file_type().is_block_device();
+        let key = if is_device { (found.rdev(), 0) } else { (found.dev(), found.ino()) };
+        if let Some(other) = seen.insert(key, path) {
             return Err(twice(other));
         }
     }
@@ -229,7 +235,7 @@ type Known = (NodeId, u64, BTreeSet<DirId>);
 /// What the records say together: the node, the highest count of starts, and the directories as of that;
 /// `None` if there is no record.
 fn agree(
-    paths: &[PathBuf],
+    places: &[Place],
     ours: &[(usize, Box<Ours>)],
     lost: &BTreeSet<DirId>,
 ) -> Result<Option<Known>, NodeError> {
@@ -242,16 +248,17 @@ fn agree(
     let mut dirs: BTreeSet<_> = newest.dirs.difference(lost).copied().collect();
     let mut seen: BTreeMap<DirId, usize> = BTreeMap::new();
     for (number, ours) in ours {
-        let (path, record) = (paths[*number].clone(), &ours.record);
+        let (path, record) = (places[*number].path().to_owned(), &ours.record);
         if record.node != node {
-            let other = paths[*first].clone();
+            let other = places[*first].path().to_owned();
             return Err(NodeError::OtherNode { path, found: record.node, other, node });
         }
         if lost.contains(&record.dir) {
             return Err(NodeError::NotLost { path, dir: record.dir });
         }
         if let Some(other) = seen.insert(record.dir, *number) {
-            return Err(NodeError::Copy { path, other: paths[other].clone(), dir: record.dir });
+            let other = places[other].path().to_owned();
+            return Err(NodeError::Copy { path, other, dir: record.dir });
         }
         // One that was given up, or left away with that, and is there again.
         dirs.insert(record.dir);

@@ -2,11 +2,20 @@ use super::super::identity::NODE;
 use super::*;
 
 fn open(paths: &[PathBuf]) -> Result<DataDirs, NodeError> {
-    DataDirs::open(paths, &BTreeSet::new())
+    open_without(paths, &BTreeSet::new())
+}
+
+fn open_without(paths: &[PathBuf], lost: &BTreeSet<DirId>) -> Result<DataDirs, NodeError> {
+    let places: Vec<_> = paths.iter().cloned().map(Place::Dir).collect();
+    DataDirs::open(&places, lost)
+}
+
+fn take_back(member: &Member, path: &Path) -> Result<Arc<dyn Backing>, NodeError> {
+    member.take_back(&Place::Dir(path.to_owned()))
 }
 
 fn ids(opened: &DataDirs) -> Vec<Option<DirId>> {
-    opened.dirs.iter().map(|(_, dir)| dir.as_ref().ok().map(DataDir::id)).collect()
+    opened.dirs.iter().map(|(_, dir)| dir.as_ref().ok().map(|dir| dir.id())).collect()
 }
 
 struct Root(tempfile::TempDir);
@@ -117,20 +126,20 @@ fn what_is_lost_for_good_is_given_up_by_its_id() {
     let paths = root.paths(["a", "b"]);
     let second = ids(&open(&paths).expect("open"))[1].expect("made");
     let lost = BTreeSet::from([second]);
-    let there = DataDirs::open(&paths, &lost).expect_err("is there");
+    let there = open_without(&paths, &lost).expect_err("is there");
     assert!(matches!(there, NodeError::NotLost { .. }), "{there}");
     root.unmount("b");
-    let anew = DataDirs::open(&paths, &lost).expect("open");
+    let anew = open_without(&paths, &lost).expect("open");
     let new = ids(&anew)[1].expect("made");
     assert!(new != second && anew.missing.is_empty() && !anew.member.dirs.contains(&second));
     drop(anew);
     // It may stay given: nothing is of that name any more.
-    assert_eq!(ids(&DataDirs::open(&paths, &lost).expect("open"))[1], Some(new));
+    assert_eq!(ids(&open_without(&paths, &lost).expect("open"))[1], Some(new));
     // Left away altogether, it is missing until it is given up.
     let left = open(&paths[..1]).expect("open");
     assert_eq!(left.missing, BTreeSet::from([new]));
     drop(left);
-    let given_up = DataDirs::open(&paths[..1], &BTreeSet::from([new])).expect("open");
+    let given_up = open_without(&paths[..1], &BTreeSet::from([new])).expect("open");
     assert!(given_up.missing.is_empty());
     drop(given_up);
     // One that was given up and is there again is had again.
@@ -221,17 +230,17 @@ fn one_that_was_away_is_taken_back_by_the_process_that_runs() {
     drop(open(&paths).expect("open"));
     root.unmount("b");
     let running = open(&paths).expect("open");
-    let empty = running.member.take_back(&paths[1]).expect_err("is not mounted");
+    let empty = take_back(&running.member, &paths[1]).expect_err("is not mounted");
     assert!(matches!(empty, NodeError::NotMounted { .. }), "{empty}");
     root.mount("b");
-    let back = running.member.take_back(&paths[1]).expect("taken");
-    let in_use = running.member.take_back(&paths[1]).expect_err("is in use");
+    let back = take_back(&running.member, &paths[1]).expect("taken");
+    let in_use = take_back(&running.member, &paths[1]).expect_err("is in use");
     assert!(matches!(in_use, NodeError::InUse { .. }), "{in_use}");
     back.raise(9).expect("raised");
     drop(back);
-    let ahead = running.member.take_back(&paths[1]).expect_err("was used since");
+    let ahead = take_back(&running.member, &paths[1]).expect_err("was used since");
     assert!(matches!(ahead, NodeError::UsedSince { .. }), "{ahead}");
     drop(open(&[root.path("c")]).expect("another node"));
-    let other = running.member.take_back(&root.path("c")).expect_err("another node's");
+    let other = take_back(&running.member, &root.path("c")).expect_err("another node's");
     assert!(matches!(other, NodeError::OtherNode { .. }), "{other}");
 }

@@ -12,6 +12,7 @@ use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
+use sbk_device::DeviceError;
 use sbk_engine::types::NodeId;
 use sbk_wal::{Get, Put, SlotError, Slots, Storage};
 use uuid::Uuid;
@@ -84,6 +85,9 @@ pub enum NodeError {
         /// Something that is in it.
         found: String,
     },
+    /// A device can't be used.
+    #[error(transparent)]
+    Device(#[from] DeviceError),
     /// The identity can't be read or written.
     #[error(transparent)]
     Identity(SlotError),
@@ -118,7 +122,7 @@ pub enum NodeError {
         node: NodeId,
     },
     /// One is given more than once.
-    #[error("{path} and {other} are one directory; give each once with --data-dir")]
+    #[error("{path} and {other} are one; give each once")]
     Twice {
         /// The directory.
         path: PathBuf,
@@ -228,6 +232,18 @@ impl NodeError {
             | Self::Replaced { .. }
             | Self::Hangs { .. } => true,
             Self::Identity(error) => matches!(error, SlotError::Io { .. }),
+            // One whose medium is away has no bytes.
+            Self::Device(error) => match error {
+                DeviceError::Io { .. }
+                | DeviceError::Shrunk { .. }
+                | DeviceError::TooSmall { .. }
+                | DeviceError::Damaged { .. } => true,
+                DeviceError::NoDevice { .. }
+                | DeviceError::InUse { .. }
+                | DeviceError::Foreign { .. }
+                | DeviceError::OtherNode { .. }
+                | DeviceError::Newer { .. } => false,
+            },
             Self::InUse { .. }
             | Self::NoIdentity { .. }
             | Self::Foreign { .. }

@@ -12,12 +12,14 @@
 
 mod ages;
 mod allocation;
+mod backing;
 mod base;
 mod batch;
 mod checkpoint;
 mod codec;
 mod committed;
 mod core;
+mod data_device;
 mod data_dir;
 mod data_dirs;
 mod digest;
@@ -41,11 +43,12 @@ use sbk_engine::replication::log::{EntryHeader, EntryKind};
 use sbk_engine::types::REGION_BLOCKS;
 
 pub use self::allocation::{AllocationPlan, FindDataPlan, Run};
+pub use self::backing::{Backing, BackingSpace, Place};
 pub use self::batch::{BatchResult, SyncResult, WalBatch, WalSync};
 pub use self::checkpoint::{CheckpointDone, CheckpointPlan};
 pub use self::committed::CommittedReadPlan;
 pub use self::core::{Pressure, Store};
-pub use self::data_dir::{DataDir, FileSystemSpace};
+pub use self::data_dir::DataDir;
 pub use self::data_dirs::{DataDirs, Member};
 pub use self::digest::{Digest, DigestPlan};
 pub use self::error::{LogReadError, ReadError, RottenBlock, StoreError};

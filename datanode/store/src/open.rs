@@ -20,7 +20,7 @@ use super::read::Rewriting;
 use super::superblock::{Identity, Superblock};
 use super::tail_memory::TailMemory;
 
-const SUPERBLOCK: &str = "superblock";
+pub(super) const SUPERBLOCK: &str = "superblock";
 /// The superblock's name until everything else is in its place.
 const UNFINISHED: &str = "superblock.new";
 const SUPERBLOCK_MAGIC: [u8; 8] = *b"SBKSUPER";

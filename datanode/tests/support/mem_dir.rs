@@ -1,6 +1,7 @@
 //! A data directory in memory that outlives its process.
 
 use std::collections::BTreeMap;
+use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 
 use sbk_datanode::disks::{DataDisk, DiskState};
@@ -60,6 +61,10 @@ impl Storage for MemDir {
 
     fn boot(&self) -> BootId {
         BootId(Uuid::from_u128(1))
+    }
+
+    fn scratch(&self) -> PathBuf {
+        PathBuf::new()
     }
 
     fn disks(&self) -> &[Arc<DataDisk>] {

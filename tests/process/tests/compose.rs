@@ -146,7 +146,8 @@ fn the_services_are_called_as_they_can_be() {
             "sbk-datanode" => {
                 let settings = sbk_datanode::Args::parse_from(&command).settings();
                 let settings = settings.expect("is whole");
-                assert_eq!(settings.data_dirs, [Path::new(&data_dir)]);
+                let dirs: Vec<_> = settings.disks.iter().map(|place| place.path()).collect();
+                assert_eq!(dirs, [Path::new(&data_dir)]);
                 assert_eq!(settings.advertise.as_ref(), Some(&service.name));
                 assert_eq!(settings.masters, masters.values().cloned().collect::<Vec<_>>());
                 assert_eq!(asked(service), (settings.http.port(), "readyz".to_owned()));

@@ -107,8 +107,9 @@ fn unit(path: &str) -> BTreeMap<String, String> {
 #[test]
 fn the_units_call_the_programs_and_give_them_their_directories() {
     let master_dir = master(&read("deploy/config/sbk-master.toml")).data_dir;
-    let datanode_dirs = datanode(&read("deploy/config/sbk-datanode.toml")).data_dirs;
-    let [datanode_dir] = datanode_dirs.try_into().expect("one directory");
+    let disks = datanode(&read("deploy/config/sbk-datanode.toml")).disks;
+    let [datanode_dir] = disks.try_into().expect("one directory");
+    let datanode_dir = datanode_dir.path().to_owned();
     for (program, data_dir) in [("sbk-master", master_dir), ("sbk-datanode", datanode_dir)] {
         let path = format!("deploy/systemd/{program}.service");
         let unit = unit(&path);

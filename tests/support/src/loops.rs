@@ -6,7 +6,10 @@ use std::process::Command;
 
 /// A block device over a file; let go of when dropped.
 #[derive(Debug)]
-pub struct LoopDevice(PathBuf);
+pub struct LoopDevice {
+    path: PathBuf,
+    image: PathBuf,
+}
 
 impl LoopDevice {
     /// One of `bytes`, all of them zeros, over a new file at `image`. `None`, and a line on standard error that says so, if this process may not make any.
@@ -19,7 +22,7 @@ impl LoopDevice {
         match made {
             Ok(made) if made.status.success() => {
                 let path = String::from_utf8_lossy(&made.stdout).trim().to_owned();
-                Some(Self(path.into()))
+                Some(Self { path: path.into(), image: image.to_owned() })
             }
             other => {
                 eprintln!("SKIPPED: no loop device can be made here: {other:?}");
@@ -28,17 +31,29 @@ impl LoopDevice {
         }
     }
 
+    /// Has it become one of so many bytes: of none, it answers EIO to whatever has to get to it, as one does that was
+    /// pulled out. What was there behind these is lost.
+    ///
+    /// # Panics
+    /// If the file below can't be cut, or the kernel does not take the new size.
+    pub fn resize(&self, bytes: u64) {
+        let cut = File::options().write(true).open(&self.image);
+        cut.and_then(|file| file.set_len(bytes)).expect("the image is cut");
+        let told = Command::new("losetup").arg("--set-capacity").arg(&self.path).status();
+        assert!(told.is_ok_and(|status| status.success()), "{} has its size", self.path.display());
+    }
+
     /// Its path.
     pub fn path(&self) -> &Path {
-        &self.0
+        &self.path
     }
 }
 
 impl Drop for LoopDevice {
     fn drop(&mut self) {
         // It goes by itself as soon as nobody has it open.
-        let done = Command::new("losetup").arg("-d").arg(&self.0).status();
+        let done = Command::new("losetup").arg("-d").arg(&self.path).status();
         let gone = done.is_ok_and(|status| status.success());
-        assert!(gone || std::thread::panicking(), "{} stays", self.0.display());
+        assert!(gone || std::thread::panicking(), "{} stays", self.path.display());
     }
 }

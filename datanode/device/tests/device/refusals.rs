@@ -63,7 +63,7 @@ fn another_nodes_a_newer_ones_and_a_smaller_one_are_told() {
     let file = || memory.open("device").expect("it");
     let other = Uuid::from_u128(1);
     let path = Path::new("device");
-    let error = Device::open(file(), path, other, FormatOptions::default()).map(drop);
+    let error = Device::find(file(), path, Some(other)).map(drop);
     let error = error.expect_err("another node's").to_string();
     assert!(error.contains(&node().to_string()) && error.contains(&other.to_string()), "{error}");
 
@@ -114,6 +114,25 @@ fn a_set_up_that_was_cut_short_is_finished() {
         }
     }
     assert!(cut > 16, "{cut}");
+}
+
+#[test]
+fn one_is_made_anew_for_another_node_only_as_long_as_nothing_is_on_it() {
+    let memory = set_up();
+    let (path, other, id) = (Path::new("device"), Uuid::from_u128(1), Uuid::from_u128(2));
+    let file = || memory.open("device").expect("it");
+    let make = |id| Device::make(file(), path, id, other, FormatOptions::default());
+    let device = make(id).expect("nothing was on it");
+    assert_eq!((device.node(), device.id(), device.is_empty()), (other, id, true));
+    device.create_dir("d").expect("made");
+    drop(device);
+    let before = memory.content("device");
+    let error = make(Uuid::from_u128(3)).map(drop).expect_err("refused");
+    assert!(matches!(error, DeviceError::Foreign { .. }), "{error}");
+    assert!(error.to_string().contains(&other.to_string()), "{error}");
+    assert!(memory.content("device") == before, "it was changed");
+    let device = Device::find(file(), path, None).expect("read").expect("there");
+    assert_eq!((device.id(), device.is_empty()), (id, false));
 }
 
 #[test]

@@ -49,13 +49,18 @@ pub(crate) fn node() -> Uuid {
     Uuid::from_u128(0xd0)
 }
 
-/// Opens the device on it.
+/// Opens the device on it, which is set up if it never was.
 pub(crate) fn open(memory: &Memory) -> Result<Device, DeviceError> {
     let file = memory.open("device");
     let file =
         file.map_err(|source| DeviceError::Io { doing: "open", path: "device".into(), source })?;
+    let file: Arc<dyn RawFile> = Arc::new(Keeps(file));
+    let path = Path::new("device");
+    if let Some(device) = Device::find(Arc::clone(&file), path, Some(node()))? {
+        return Ok(device);
+    }
     let options = FormatOptions { journal_bytes: Some(JOURNAL) };
-    Device::open(Arc::new(Keeps(file)), Path::new("device"), node(), options)
+    Device::make(file, path, Uuid::new_v4(), node(), options)
 }
 
 /// A device that does not discard: what was there once is there until something is written over it.

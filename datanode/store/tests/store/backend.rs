@@ -59,9 +59,11 @@ impl Disk {
     /// The device.
     pub(crate) fn device(&self) -> Result<Device, String> {
         let file = self.memory.open(DEVICE).map_err(|e| e.to_string())?;
+        let (path, node) = (Path::new(DEVICE), Uuid::from_u128(0xd0));
+        let found = Device::find(Arc::clone(&file), path, Some(node)).map_err(|e| e.to_string())?;
         let options = FormatOptions { journal_bytes: Some(JOURNAL_BYTES) };
-        let node = Uuid::from_u128(0xd0);
-        Device::open(file, Path::new(DEVICE), node, options).map_err(|e| e.to_string())
+        let make = || Device::make(file, path, Uuid::new_v4(), node, options);
+        found.map_or_else(make, Ok).map_err(|e| e.to_string())
     }
 
     /// The replica's files, as a process sees them that starts now.

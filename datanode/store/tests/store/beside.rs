@@ -94,7 +94,8 @@ fn a_device_beside_files() {
     let (dir, device) = (wanted("BESIDE_DIR"), PathBuf::from(wanted("BESIDE_DEVICE")));
     let bottom = open_exclusive(&device).expect("a block device");
     let node = Uuid::from_u128(7);
-    let device = Device::open(bottom, &device, node, FormatOptions::default()).expect("a device");
+    let (id, options) = (Uuid::new_v4(), FormatOptions::default());
+    let device = Device::make(bottom, &device, id, node, options).expect("a device");
     let device: Arc<dyn Storage> = Arc::new(device.directory("").expect("its root"));
     let files: Arc<dyn Storage> = Arc::new(Files::new(dir));
     let mut benches = [Bench::new("files", &files), Bench::new("device", &device)];

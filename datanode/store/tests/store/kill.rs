@@ -5,19 +5,17 @@
 //! The work is random from a seed; the moments are not reproducible. What is found wrong is told
 //! with the phases of work that the kill interrupted.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{BufRead, BufReader, Write};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use sbk_device::{Device, FormatOptions, open_exclusive};
 use sbk_engine::types::LossGeneration;
-use sbk_store::{CreateSpec, DataDir, Identity, Store};
+use sbk_store::{Backing, CreateSpec, DataDirs, Place};
 use sbk_test_support::LoopDevice;
 use sbk_wal::{Files, Storage};
-use uuid::Uuid;
 
 use super::content::{BLOCKS, Random};
 use super::driver::{self, Driver};
@@ -82,72 +80,32 @@ fn replica_dir(dir: &Path, n: u64) -> PathBuf {
     dir.join("replicas").join(format!("{}.{}", identity.volume, identity.replica))
 }
 
-/// Where the replicas are.
-enum Place {
-    Dir(DataDir),
-    Device(Device),
-}
-
 /// The link to the block device that is used in place of a directory, if there is one.
 fn device_of(dir: &Path) -> PathBuf {
     dir.with_extension("device")
 }
 
-impl Place {
-    fn open(dir: &Path) -> Result<Self, String> {
-        let device = device_of(dir);
-        if !device.exists() {
-            return DataDir::open(dir).map(Self::Dir).map_err(|e| e.to_string());
-        }
-        let bottom = open_exclusive(&device).map_err(|e| e.to_string())?;
-        let node = Uuid::from_u128(0xd0);
-        let opened = Device::open(bottom, &device, node, FormatOptions::default());
-        opened.map(Self::Device).map_err(|e| e.to_string())
-    }
+/// Where the replicas are.
+fn place(dir: &Path) -> Place {
+    let device = device_of(dir);
+    if device.exists() { Place::Device(device) } else { Place::Dir(dir.to_owned()) }
+}
 
-    fn replicas(&self) -> Result<Vec<Identity>, String> {
-        match self {
-            Self::Dir(data) => data.replicas().map_err(|e| e.to_string()),
-            Self::Device(device) => {
-                let root = device.directory("").map_err(|e| e.to_string())?;
-                let made = |n: &u64| {
-                    root.list(&n.to_string()).is_ok_and(|all| all.iter().any(|f| f == "superblock"))
-                };
-                let dirs = root.list("").map_err(|e| e.to_string())?;
-                let numbers = dirs.iter().map(|name| name.parse().expect("a number"));
-                Ok(numbers.filter(made).map(driver::identity).collect())
-            }
-        }
-    }
+/// Opens it as a node's only one.
+fn open(dir: &Path) -> Result<Arc<dyn Backing>, String> {
+    let opened = DataDirs::open(&[place(dir)], &BTreeSet::new()).map_err(|e| e.to_string())?;
+    let (_, only) = opened.dirs.into_iter().next().expect("one was given");
+    only.map_err(|e| e.to_string())
+}
 
-    fn create(&self, n: u64) -> Result<(), String> {
-        let (identity, loss_generation) = (driver::identity(n), LossGeneration(1));
-        let spec = CreateSpec { identity, blocks: BLOCKS, loss_generation };
-        match self {
-            Self::Dir(data) => data.create(&spec, &driver::options()),
-            Self::Device(device) => {
-                device.create_dir(&n.to_string()).map_err(|e| e.to_string())?;
-                Store::create(&self.storage(n), &spec, &driver::options())
-            }
-        }
-        .map_err(|e| e.to_string())
-    }
+fn create(data: &dyn Backing, n: u64) -> Result<(), String> {
+    let (identity, loss_generation) = (driver::identity(n), LossGeneration(1));
+    let spec = CreateSpec { identity, blocks: BLOCKS, loss_generation };
+    data.create(&spec, &driver::options()).map_err(|e| e.to_string())
+}
 
-    fn storage(&self, n: u64) -> Arc<dyn Storage> {
-        match self {
-            Self::Dir(data) => DataDir::storage(data.path(), &driver::identity(n)),
-            Self::Device(device) => {
-                Arc::new(device.directory(&n.to_string()).expect("the device is sound"))
-            }
-        }
-    }
-
-    fn remove(&self, n: u64) {
-        match self {
-            Self::Dir(data) => data.remove(&driver::identity(n)).expect("removed"),
-            Self::Device(device) => device.remove_dir(&n.to_string()).expect("removed"),
-        }
-    }
+fn storage(data: &dyn Backing, n: u64) -> Arc<dyn Storage> {
+    data.storage(&driver::identity(n)).expect("the disk is sound")
 }
 
 // The child.
@@ -179,23 +137,23 @@ fn child() {
 
 fn work(dir: &Path, seed: u64, run: u64, first: u64, tell: &mut dyn FnMut(Event)) {
     let mut random = Random(seed ^ run << 16);
-    let data = Place::open(dir).expect("the directory");
+    let data = open(dir).expect("the directory");
     let mut n = first;
     for part in 0..8 {
         let identity = driver::identity(n);
         if !data.replicas().expect("the list").contains(&identity) {
             tell(Event::CreateBegins { n });
-            data.create(n).expect("a replica");
+            create(&*data, n).expect("a replica");
             tell(Event::Created { n });
         }
         tell(Event::OpenBegins);
-        let open = driver::open(&data.storage(n), n).expect("a store");
+        let open = driver::open(&storage(&*data, n), n).expect("a store");
         let mut driver = Driver::new(seed_of(seed, n), run * 8 + part, open, true, tell);
         driver.run(20 + random.below(60)).expect("the disk is sound");
         driver.close().expect("closed in order");
         if random.one_in(4) {
             tell(Event::RemoveBegins);
-            data.remove(n);
+            data.remove(&identity).expect("removed");
             tell(Event::Removed);
             n += 1;
         }
@@ -302,10 +260,10 @@ impl Known {
             self.model.clone().check_twice(&storage)
         });
         let _alone = no_fork_meanwhile();
-        let data = Place::open(dir).map_err(|e| format!("the directory: {e}"))?;
+        let data = open(dir).map_err(|e| format!("the directory: {e}"))?;
         let listed = data.replicas().map_err(|e| format!("the list: {e}"))?;
         let identity = driver::identity(self.model.n);
-        let left = match &data {
+        let left = match place(dir) {
             Place::Dir(_) => std::fs::read_dir(dir.join("replicas")).expect("the list").count(),
             Place::Device(_) => listed.len(),
         };
@@ -325,10 +283,10 @@ impl Known {
         self.removing = false;
         if !self.model.created {
             // A create that was not confirmed is repeated.
-            data.create(self.model.n).map_err(|e| format!("not made: {e}"))?;
+            create(&*data, self.model.n).map_err(|e| format!("not made: {e}"))?;
             self.model.created = true;
         }
-        let (_, opened) = self.model.check(&data.storage(self.model.n))?;
+        let (_, opened) = self.model.check(&storage(&*data, self.model.n))?;
         match twin.transpose().map_err(|what| format!("a copy of it: {what}"))? {
             Some(twin) if twin != opened => {
                 Err(format!("a copy of it opens as {twin:?}, it itself as {opened:?}"))

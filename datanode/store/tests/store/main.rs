@@ -25,6 +25,7 @@ mod stops;
 mod beside;
 mod blank;
 mod crash;
+mod devices;
 mod faults;
 mod flips;
 mod format;

@@ -1,0 +1,325 @@
+//! Datanodes whose replicas are on block devices, on real processes: killed under a load, with a device that fails, one
+//! that is another node's, and one that is not there. On loop devices; where none can be made these tests are skipped.
+
+use std::fs::File;
+use std::os::unix::fs::{FileExt, OpenOptionsExt};
+use std::path::{Path, PathBuf};
+use std::process::Command;
+use std::sync::Arc;
+use std::time::Duration;
+
+use rustix::process::Signal;
+use sbk_cli::commands::verify::compare;
+use sbk_cli::dev::cluster::{DevCluster, Options, Which};
+use sbk_cli::dev::plan::Wanted;
+use sbk_cli::view::{NodeView, VolumeView};
+use sbk_cli::wait::{Look, answered, until};
+use sbk_cli::workload::history::History;
+use sbk_cli::workload::load::{Load, LoadOptions, read_back};
+use sbk_cli::workload::nbd::NbdClient;
+use sbk_proto::v1::CreateVolumeRequest;
+use sbk_test_support::LoopDevice;
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const VOLUME: u64 = 64 << 20;
+const DEVICE: u64 = 512 << 20;
+
+fn options(dir: &Path, replace_after: u64) -> Options {
+    let mut options = Options::new(dir.to_owned()).expect("options");
+    options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
+    options.limit = LIMIT;
+    options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
+    options.wal_retain = Some(4 << 20);
+    options.replace_after = Some(Duration::from_secs(replace_after));
+    options
+}
+
+/// One for each of so many datanodes; `None` if there can be none.
+fn devices(dir: &Path, count: usize) -> Option<Vec<LoopDevice>> {
+    (1..=count).map(|n| LoopDevice::make(&dir.join(format!("device-{n}")), DEVICE)).collect()
+}
+
+fn paths(devices: &[LoopDevice]) -> Vec<Vec<PathBuf>> {
+    devices.iter().map(|device| vec![device.path().to_owned()]).collect()
+}
+
+async fn create(cluster: &DevCluster, name: &str) {
+    let request = CreateVolumeRequest {
+        id: Uuid::new_v4().as_bytes().to_vec().into(),
+        name: name.to_owned(),
+        size_bytes: VOLUME,
+        replicas: 3,
+        ..CreateVolumeRequest::default()
+    };
+    cluster.client().create_volume(request).await.expect("creates");
+}
+
+async fn volume(
+    cluster: &DevCluster,
+    name: &str,
+    what: &str,
+    right: impl Fn(&VolumeView) -> bool,
+) -> VolumeView {
+    let masters = cluster.client();
+    until(what, LIMIT, async || {
+        answered(masters.get_volume(name).await, |info| {
+            let view = VolumeView::of(&info);
+            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+        })
+    })
+    .await
+    .expect("comes about")
+}
+
+async fn node(
+    cluster: &DevCluster,
+    id: &str,
+    what: &str,
+    right: impl Fn(&NodeView) -> bool,
+) -> NodeView {
+    let masters = cluster.client();
+    until(what, LIMIT, async || {
+        answered(masters.list_nodes().await, |answer| {
+            let mut views = answer.nodes.iter().map(NodeView::of);
+            let view = views.find(|view| view.id == id).expect("is known");
+            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+        })
+    })
+    .await
+    .expect("comes about")
+}
+
+async fn ended(cluster: &mut DevCluster, which: Which) -> (std::process::ExitStatus, String) {
+    until(format!("the end of {which}"), LIMIT, async || {
+        let ended = cluster.how_ended(which);
+        Ok(ended.map_or_else(|| Look::NotYet("it runs".into()), Look::Done))
+    })
+    .await
+    .expect("ends")
+}
+
+/// Overwrites a device's head and its end, if nobody has it open for itself.
+fn wipe(device: &Path) -> std::io::Result<()> {
+    let alone = rustix::fs::OFlags::EXCL.bits() as i32;
+    let file = File::options().write(true).custom_flags(alone).open(device)?;
+    for at in [0, DEVICE - (1 << 20)] {
+        file.write_all_at(&vec![0; 1 << 20], at)?;
+    }
+    file.sync_all()
+}
+
+/// What a datanode says that ends at once.
+fn refused(dir: &Path, devices: &[&Path]) -> String {
+    let mut command = Command::new(env!("CARGO_BIN_EXE_sbk-tests-ctl"));
+    command.args(["datanode", "--masters", "127.0.0.1:1", "--runtime-dir"]).arg(dir.join("run"));
+    for listener in ["--listen", "--http", "--nbd"] {
+        command.args([listener, "127.0.0.1:0"]);
+    }
+    for device in devices {
+        command.arg("--device").arg(device);
+    }
+    let output = command.output().expect("runs");
+    assert_eq!(output.status.code(), Some(1), "{output:?}");
+    String::from_utf8_lossy(&output.stderr).into_owned()
+}
+
+/// A load that checks itself, by way of one datanode that stays.
+struct Work {
+    client: NbdClient,
+    history: Arc<History>,
+    load: Load,
+}
+
+const LOAD: LoadOptions = LoadOptions {
+    blocks: VOLUME / 4096,
+    depth: 8,
+    read_percent: 20,
+    most_blocks: 64,
+    seed: 3,
+    pace: Some(16 << 20),
+};
+
+impl Work {
+    async fn start(nbd: &str, name: &str, history: &Arc<History>) -> Self {
+        let client = NbdClient::connect(nbd, name).await.expect("connects");
+        let history = Arc::clone(history);
+        let load = Load::start(client.clone(), Arc::clone(&history), LOAD).expect("starts");
+        Self { client, history, load }
+    }
+
+    /// Waits until so many more writes were acknowledged.
+    async fn goes_on(&self) {
+        let before = self.load.stats().writes;
+        until("the load to go on", LIMIT, async || {
+            let now = self.load.stats().writes;
+            Ok(if now >= before + 200 { Look::Done(()) } else { Look::NotYet(format!("{now}")) })
+        })
+        .await
+        .expect("goes on");
+    }
+
+    /// No request failed, and all that was acknowledged is there.
+    async fn stop(self) {
+        let stats = self.load.stop(LIMIT).await.expect("stops");
+        assert_eq!(stats.errors, 0, "{stats:?}");
+        all_is_there(&self.client, &self.history).await;
+        self.client.disconnect().await;
+    }
+}
+
+async fn all_is_there(client: &NbdClient, history: &Arc<History>) {
+    read_back(client, history, LOAD.blocks, |_| ()).await.expect("reads back");
+    let wrong = history.check();
+    assert!(wrong.is_empty(), "{} are wrong, the first: {:?}", wrong.len(), wrong[0]);
+}
+
+async fn all_equal(cluster: &DevCluster, name: &str) {
+    volume(cluster, name, "all in sync", VolumeView::is_whole).await;
+    let info = cluster.client().get_volume(name).await.expect("answers");
+    let report = compare(&info, LIMIT).await.expect("compares");
+    assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_cluster_on_devices_alone_loses_nothing_when_its_processes_are_killed() {
+    let dir = tempfile::tempdir().expect("dir");
+    let Some(devices) = devices(dir.path(), 3) else { return };
+    let on_devices = || Options { disks: 0, devices: paths(&devices), ..options(dir.path(), 600) };
+    let mut cluster = DevCluster::start(on_devices()).await.expect("starts");
+    create(&cluster, "v").await;
+    let whole = volume(&cluster, "v", "all in sync", VolumeView::is_whole).await;
+    let nodes = cluster.file().datanodes.clone();
+    let shown = node(&cluster, &nodes[0].id, "its device", |view| !view.disks.is_empty()).await;
+    assert_eq!(shown.disks[0].path, devices[0].path().display().to_string());
+    let room = shown.disks[0].capacity_bytes;
+    assert!(room > DEVICE / 2 && room < DEVICE, "{shown:?}");
+
+    let primary = whole.primary.expect("there is one");
+    let stays = nodes.iter().find(|node| node.id != primary).expect("three nodes");
+    let history = Arc::new(History::new(Uuid::new_v4()));
+    let work = Work::start(&stays.nbd, "v", &history).await;
+    work.goes_on().await;
+    // One after the other, the primary first.
+    for killed in nodes.iter().filter(|node| node.id != stays.id) {
+        cluster.kill_datanode(&killed.id).expect("killed");
+        work.goes_on().await;
+        let which = cluster.which(&killed.id).expect("a node");
+        cluster.start_again(which).expect("starts");
+        volume(&cluster, "v", "all in sync", VolumeView::is_whole).await;
+    }
+    work.goes_on().await;
+    work.stop().await;
+    all_equal(&cluster, "v").await;
+
+    // All of them at once, in the middle of it.
+    let work = Work::start(&stays.nbd, "v", &history).await;
+    work.goes_on().await;
+    let Work { client, load, .. } = work;
+    for node in &nodes {
+        cluster.kill_datanode(&node.id).expect("killed");
+    }
+    drop((load, client));
+    for node in &nodes {
+        let which = cluster.which(&node.id).expect("a node");
+        cluster.start_again(which).expect("starts");
+    }
+    all_equal(&cluster, "v").await;
+    let client = NbdClient::connect(&stays.nbd, "v").await.expect("connects");
+    all_is_there(&client, &history).await;
+
+    // A volume that is deleted gives its space back.
+    let used = node(&cluster, &nodes[0].id, "what it takes", |view| view.used_bytes > 0).await;
+    cluster.client().delete_volume("v").await.expect("deletes");
+    node(&cluster, &nodes[0].id, "space", |view| view.used_bytes < used.used_bytes / 4).await;
+    client.disconnect().await;
+
+    // Another node's device, and one that is not there, end a start with words.
+    cluster.stop().await.expect("stops");
+    let [one, other] = [devices[0].path(), devices[1].path()];
+    let gone = dir.path().join("gone");
+    assert!(refused(dir.path(), &[one, other]).contains("belongs to node"));
+    assert!(refused(dir.path(), &[&gone]).contains("No such file"));
+    assert!(refused(dir.path(), &[one, one]).contains("give each once"));
+    cluster = DevCluster::start(on_devices()).await.expect("starts");
+    let known: Vec<_> = cluster.file().datanodes.iter().map(|node| node.id.clone()).collect();
+    let before: Vec<_> = nodes.iter().map(|node| node.id.clone()).collect();
+    assert_eq!(known, before);
+    cluster.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_device_that_fails_takes_its_replicas_and_nothing_else() {
+    let dir = tempfile::tempdir().expect("dir");
+    let Some(devices) = devices(dir.path(), 3) else { return };
+    let beside = |replace_after| Options {
+        devices: paths(&devices),
+        capacity: Some(400 << 20),
+        ..options(dir.path(), replace_after)
+    };
+    let mut cluster = DevCluster::start(beside(10)).await.expect("starts");
+    // One of the two is on each node's device.
+    for name in ["one", "other"] {
+        create(&cluster, name).await;
+        volume(&cluster, name, "all in sync", VolumeView::is_whole).await;
+    }
+    let id = cluster.file().datanodes[0].id.clone();
+    let before = node(&cluster, &id, "its disks", |view| view.disks.len() == 2).await;
+    let nbd = cluster.file().datanodes[1].nbd.clone();
+    let new = || Arc::new(History::new(Uuid::new_v4()));
+    let works = [Work::start(&nbd, "one", &new()).await, Work::start(&nbd, "other", &new()).await];
+    for work in &works {
+        work.goes_on().await;
+    }
+    devices[0].resize(0);
+    let told = node(&cluster, &id, "a fault", |view| !view.disks[1].fault.is_empty()).await;
+    assert!(told.alive && told.disks[0].fault.is_empty(), "{told:?}");
+    // Both are whole again, on what is left.
+    let dirs = dir.path().join("datanode-1/replicas");
+    until("both to be in the directory", LIMIT, async || {
+        let listed = std::fs::read_dir(&dirs)?.count();
+        Ok(if listed == 2 { Look::Done(()) } else { Look::NotYet(format!("{listed}")) })
+    })
+    .await
+    .expect("comes about");
+    for work in works {
+        work.goes_on().await;
+        work.stop().await;
+    }
+    for name in ["one", "other"] {
+        all_equal(&cluster, name).await;
+    }
+    let after = node(&cluster, &id, "the node", |_| true).await;
+    assert_eq!(after.incarnation, before.incarnation, "the process is the same");
+
+    // The node has let go of it. Another one in its place holds zeros, and is taken once the old one is given up.
+    devices[0].resize(DEVICE);
+    until("the device to be let go of", LIMIT, async || {
+        Ok(wipe(devices[0].path()).map_or_else(|e| Look::NotYet(e.to_string()), Look::Done))
+    })
+    .await
+    .expect("goes");
+    let lost = before.disks[1].id.clone();
+    let which = cluster.which(&id).expect("a node");
+    cluster.signal(which, Signal::TERM);
+    let (status, log) = ended(&mut cluster, which).await;
+    assert!(status.success(), "{log}");
+    cluster.start_again(which).expect("starts");
+    node(&cluster, &id, "its new process", |view| {
+        let told =
+            view.disks.iter().any(|d| d.fault.contains(&lost) && d.fault.contains("is empty"));
+        view.incarnation > before.incarnation && told
+    })
+    .await;
+    cluster.stop().await.expect("stops");
+    let given_up = vec!["--lost-dir".to_owned(), lost.clone()];
+    let options = Options { datanode_args: given_up, ..beside(600) };
+    let cluster = DevCluster::start(options).await.expect("starts");
+    let anew = node(&cluster, &id, "a new device", |view| {
+        view.disks.len() == 2 && view.disks.iter().all(|disk| disk.fault.is_empty())
+    });
+    assert_ne!(anew.await.disks[1].id, lost);
+    create(&cluster, "third").await;
+    all_equal(&cluster, "third").await;
+    cluster.stop().await.expect("stops");
+}
