@@ -15,8 +15,8 @@ use sbk_engine::types::{
 };
 use sbk_store::{
     Backing, BatchResult, CheckpointDone, CheckpointPlan, CreateSpec, DataDir, DataDirs, Identity,
-    LogEntry, LogReadError, LogReadPlan, Member, NodeError, Place, Pressure, Store, StoreError,
-    StoreOptions, SyncResult, Tails, WalBatch, WalSync,
+    LogEntry, LogReadError, LogReadPlan, Member, Place, Pressure, Store, StoreError, StoreOptions,
+    SyncResult, Tails, WalBatch, WalSync,
 };
 use sbk_wal::Storage;
 use tokio::sync::watch;
@@ -152,7 +152,7 @@ fn away() -> DiskError {
 
 /// A directory for small files that may be lost: the first data directory that can be used. With none but devices
 /// they are in memory until the machine is booted again.
-fn scratch(dirs: &[(Place, Result<Arc<dyn Backing>, NodeError>)], runtime_dir: &Path) -> PathBuf {
+fn scratch(dirs: &[(Place, sbk_store::Opened)], runtime_dir: &Path) -> PathBuf {
     let mut directories = dirs.iter().filter(|(place, _)| matches!(place, Place::Dir(_)));
     let first = directories.clone().next();
     if let Some((place, _)) = directories.find(|(_, dir)| dir.is_ok()).or(first) {

@@ -42,7 +42,7 @@ impl DataDevice {
         let root_dir = root(&device).map_err(failed("read", path))?;
         match NodeRecord::read(root_dir, path)? {
             Some((slots, record)) => {
-                let held = Self::new(device, record.dir)?;
+                let held = Self::held(device, record.dir)?;
                 Ok(Found::Ours(Box::new(Ours { held, slots, record })))
             }
             None if is_unused(&device).map_err(failed("clear", path))? => {
@@ -63,10 +63,10 @@ impl DataDevice {
         let root = root(&device).map_err(failed("read", path))?;
         record.create(&root, path)?;
         root.sync_dir("").map_err(failed("sync", path))?;
-        Ok(Self::new(device, record.dir)?)
+        Self::held(device, record.dir)
     }
 
-    fn new(device: Device, id: DirId) -> Result<Arc<dyn Backing>, NodeError> {
+    fn held(device: Device, id: DirId) -> Result<Arc<dyn Backing>, NodeError> {
         let path = device.path();
         let number = fs::metadata(path).map_err(failed("look at", path))?.rdev();
         Ok(Arc::new(Self { device, id, number }))

@@ -27,13 +27,16 @@ use super::identity::{DirId, MAX_DIRS, NodeError, NodeRecord, failed};
 /// from being used.
 const PATIENCE: Duration = Duration::from_secs(30);
 
+/// What came of opening a directory or a device.
+pub type Opened = Result<Arc<dyn Backing>, NodeError>;
+
 /// The directories of a node, as they were opened.
 #[derive(Debug)]
 pub struct DataDirs {
     /// Whose they are, and this process.
     pub member: Member,
     /// Each as it was given: open, or why it is not.
-    pub dirs: Vec<(Place, Result<Arc<dyn Backing>, NodeError>)>,
+    pub dirs: Vec<(Place, Opened)>,
     /// Those of the node that were not found: not given, or among those that are not open.
     pub missing: BTreeSet<DirId>,
 }
@@ -128,14 +131,12 @@ impl DataDir {
     }
 }
 
-type Outcome = Result<Arc<dyn Backing>, NodeError>;
-
 /// What came of it: at least one can be used, and no replica is in two.
 fn settle(
     places: &[Place],
-    mut opened: BTreeMap<usize, Outcome>,
+    mut opened: BTreeMap<usize, Opened>,
     away: BTreeMap<usize, NodeError>,
-) -> Result<Vec<(Place, Outcome)>, NodeError> {
+) -> Result<Vec<(Place, Opened)>, NodeError> {
     let none = !opened.values().any(Result::is_ok);
     let fatal = |error: &NodeError| none || !error.is_of_the_disk();
     let failed = opened.iter().find(|(_, opened)| opened.as_ref().is_err_and(fatal));

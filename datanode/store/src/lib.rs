@@ -49,7 +49,7 @@ pub use self::checkpoint::{CheckpointDone, CheckpointPlan};
 pub use self::committed::CommittedReadPlan;
 pub use self::core::{Pressure, Store};
 pub use self::data_dir::DataDir;
-pub use self::data_dirs::{DataDirs, Member};
+pub use self::data_dirs::{DataDirs, Member, Opened};
 pub use self::digest::{Digest, DigestPlan};
 pub use self::error::{LogReadError, ReadError, RottenBlock, StoreError};
 pub use self::feed::{LogEntry, LogReadPlan};
