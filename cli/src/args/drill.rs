@@ -87,6 +87,19 @@ both volumes before and after, when the node said that its disk failed, and when
 code 1 if an acknowledged write was lost, a request failed, replicas differ, or the node did not stay. It
 needs root: the disks are loop devices.")]
     DiskFail(DrillArgs),
+    /// Fill the disk of one of a volume's nodes from outside, and make room again; the client must see a pause
+    #[command(after_help = "\
+Examples:
+  sbkctl drill disk-full
+  sbkctl drill disk-full --runs 3 -o json
+
+Each run, on a cluster of its own with one small disk: load, and beside it a client that writes where nothing
+was; the disk is filled up to below its growth watermark by a file that is not sbk's; that client waits, and the
+volume says why; the file goes, and all goes on by itself; every block read back and checked, replicas compared.
+The disk is of the primary's node and of another one by turns. Exit code 1 if an acknowledged write was lost, a
+request failed, anything new was acknowledged while there was no room, a replica left, or replicas differ. It
+needs root: the disk is a loop device.")]
+    DiskFull(DrillArgs),
     /// Many volumes with many clients, and the datanode with the most primaries is killed
     #[command(after_help = "\
 Examples:

@@ -10,6 +10,7 @@ use serde::Serialize;
 use tokio::task::block_in_place;
 
 use super::bench::{ANSWER, Bench, USED_BLOCKS, Verified};
+use super::runs::{self, Run as _, ms, short};
 use super::target::Target;
 use crate::args::{DrillArgs, Global};
 use crate::cluster_file::DatanodeEntry;
@@ -54,6 +55,17 @@ pub struct Run {
     pub fault: Option<String>,
 }
 
+impl runs::Run for Run {
+    fn told(&self) -> String {
+        let Counts { rotten, mended, .. } = self.counts;
+        format!("{rotten} of {} found, {mended} mended", self.flipped)
+    }
+
+    fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+}
+
 /// All of them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -68,13 +80,13 @@ impl Report {
         let rows = self.runs.iter().map(|r| {
             vec![
                 r.run.to_string(),
-                r.node.get(..8).unwrap_or(&r.node).to_owned(),
+                short(&r.node),
                 r.flipped.to_string(),
                 r.counts.rotten.to_string(),
                 r.counts.mended.to_string(),
-                format!("{} ms", r.load.longest_request_ms),
+                ms(r.load.longest_request_ms),
                 r.load.writes.to_string(),
-                r.fault.clone().unwrap_or_else(|| "right".into()),
+                r.data(),
             ]
         });
         table(&["run", "node", "flipped", "found", "mended", "stall", "writes", "data"], rows)
@@ -83,38 +95,16 @@ impl Report {
 
 /// Runs the command.
 pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
-    if global.dir.is_some() {
-        bail!("this drill damages files, so it makes a cluster of its own: leave --dir away");
-    }
+    runs::only_its_own(global, "damages files")?;
     let output = Output::new(global.output);
     let mut bench = Bench::open(Target::open(None, None).await?, args.depth).await?;
-    let (mut runs, mut result) = (Vec::new(), Ok(()));
-    for number in 1..=args.runs {
-        match once(&mut bench, number, &args).await {
-            Ok(run) => {
-                let Counts { rotten, mended, .. } = run.counts;
-                let (of, flipped) = (args.runs, run.flipped);
-                eprintln!("run {number} of {of}: {rotten} of {flipped} found, {mended} mended");
-                let faulty = run.fault.is_some();
-                runs.push(run);
-                if faulty {
-                    break;
-                }
-            }
-            Err(e) => {
-                result = Err(e.context(format!("run {number}")));
-                break;
-            }
-        }
-    }
-    let ok = result.is_ok() && runs.iter().all(|run| run.fault.is_none());
+    let (runs, result) =
+        runs::all(args.runs, async |number| once(&mut bench, number, &args).await).await;
+    let ok = result.is_ok() && runs::are_right(&runs);
     let report = Report { ok, runs };
     output.show(&report, Report::words)?;
     bench.close(args.keep || !ok).await?;
-    result?;
-    if !report.ok {
-        bail!("the drill failed; its report says where");
-    }
+    runs::end(result, ok)?;
     output.note(
         "Every rotten block that was read was repaired; no request failed, all replicas are equal.",
     )
@@ -145,10 +135,7 @@ async fn once(bench: &mut Bench, number: u32, args: &DrillArgs) -> anyhow::Resul
         mended: now.mended - counted.mended,
         not_mended: now.not_mended - counted.not_mended,
     };
-    let fault = match &load.first_error {
-        Some(error) => Some(format!("{} requests failed, the first: {error}", load.errors)),
-        None => verified.fault().or_else(|| counts.fault()),
-    };
+    let fault = runs::fault_of(&[&load], &[&verified]).or_else(|| counts.fault());
     Ok(Run { run: number, node, flipped, counts, load, verified, fault })
 }
 

@@ -3,7 +3,7 @@
 use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use sbk_proto::v1::{MovePrimaryRequest, VolumeInfo};
 use serde::Serialize;
 use tempfile::TempDir;
@@ -11,6 +11,7 @@ use tokio::task::block_in_place;
 
 use super::bench::{ANSWER, Bench, Verified, WHOLE};
 use super::loop_disk::LoopDisk;
+use super::runs::{self, Run as _, ms, short, since};
 use super::target::Target;
 use crate::args::{DrillArgs, Global};
 use crate::commands::volume::{create_request, wait_for, wait_until_serving};
@@ -60,6 +61,16 @@ pub struct Run {
     pub fault: Option<String>,
 }
 
+impl runs::Run for Run {
+    fn told(&self) -> String {
+        format!("a stall of {} ms", self.load.longest_request_ms)
+    }
+
+    fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+}
+
 /// All of them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -71,11 +82,10 @@ pub struct Report {
 
 impl Report {
     fn words(&self) -> String {
-        let ms = |ms: u64| format!("{ms} ms");
         let rows = self.runs.iter().map(|r| {
             vec![
                 r.run.to_string(),
-                r.node.get(..8).unwrap_or(&r.node).to_owned(),
+                short(&r.node),
                 ms(r.before.longest_request_ms),
                 ms(r.load.longest_request_ms),
                 ms(r.other_before.longest_request_ms),
@@ -83,7 +93,7 @@ impl Report {
                 ms(r.told_ms),
                 ms(r.replaced_ms),
                 (r.before.writes + r.load.writes).to_string(),
-                r.fault.clone().unwrap_or_else(|| "right".into()),
+                r.data(),
             ]
         });
         let columns = [
@@ -104,35 +114,13 @@ impl Report {
 
 /// Runs the command.
 pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
-    if global.dir.is_some() {
-        bail!("this drill makes disks fail, so it makes a cluster of its own: leave --dir away");
-    }
+    runs::only_its_own(global, "makes disks fail")?;
     let output = Output::new(global.output);
-    let (mut runs, mut result) = (Vec::new(), Ok(()));
-    for number in 1..=args.runs {
-        match once(number, &args).await {
-            Ok(run) => {
-                let (of, stall) = (args.runs, run.load.longest_request_ms);
-                eprintln!("run {number} of {of}: a stall of {stall} ms");
-                let faulty = run.fault.is_some();
-                runs.push(run);
-                if faulty {
-                    break;
-                }
-            }
-            Err(e) => {
-                result = Err(e.context(format!("run {number}")));
-                break;
-            }
-        }
-    }
-    let ok = result.is_ok() && runs.iter().all(|run| run.fault.is_none());
+    let (runs, result) = runs::all(args.runs, async |number| once(number, &args).await).await;
+    let ok = result.is_ok() && runs::are_right(&runs);
     let report = Report { ok, runs };
     output.show(&report, Report::words)?;
-    result?;
-    if !report.ok {
-        bail!("the drill failed; its report says where");
-    }
+    runs::end(result, ok)?;
     output.note("The disk's replicas were replaced; no request failed, all replicas are equal.")
 }
 
@@ -212,7 +200,6 @@ async fn fail_one(
         (bench.start_load(&client, None).await?, beside.start_load(&client_beside, None).await?);
     block_in_place(|| disk.fail())?;
     let failed = Instant::now();
-    let since = |failed: Instant| u64::try_from(failed.elapsed().as_millis()).unwrap_or(u64::MAX);
     let told = wait::until("the node to say that its disk failed", WHOLE, async || {
         let view = node_view(bench, &node).await?;
         let fault = view.disks.into_iter().find(|disk| !disk.fault.is_empty());
@@ -234,16 +221,12 @@ async fn fail_one(
     client.disconnect().await;
     client_beside.disconnect().await;
     let after = node_view(bench, &node).await?;
-    let failures = [&before, &load, &other_before, &other_load].into_iter().find_map(|load| {
-        let error = load.first_error.as_ref()?;
-        Some(format!("{} requests failed, the first: {error}", load.errors))
-    });
     let restarted = || {
         (after.incarnation != incarnation || !after.alive)
             .then(|| "the node did not stay".to_owned())
     };
-    let fault =
-        failures.or_else(|| verified.fault()).or_else(|| other_verified.fault()).or_else(restarted);
+    let loads = [&before, &load, &other_before, &other_load];
+    let fault = runs::fault_of(&loads, &[&verified, &other_verified]).or_else(restarted);
     Ok(Run {
         run: number,
         node,
@@ -261,7 +244,7 @@ async fn fail_one(
     })
 }
 
-async fn node_view(bench: &Bench, node: &str) -> anyhow::Result<NodeView> {
+pub(super) async fn node_view(bench: &Bench, node: &str) -> anyhow::Result<NodeView> {
     let nodes = bench.masters.list_nodes().await?.nodes;
     let view = nodes.iter().map(NodeView::of).find(|view| view.id == node);
     view.with_context(|| format!("the masters don't know node {node}"))

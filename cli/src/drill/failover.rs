@@ -9,6 +9,7 @@ use serde::Serialize;
 use super::bench::{ANSWER, Bench, Verified};
 use super::network;
 use super::parts::{Parts, Spread, spread};
+use super::runs::{self, Run as _, ms, short};
 use super::target::Target;
 use crate::args::{DrillArgs, Global};
 use crate::commands::explain;
@@ -61,6 +62,16 @@ pub struct Run {
     pub fault: Option<String>,
 }
 
+impl runs::Run for Run {
+    fn told(&self) -> String {
+        format!("stall {} ms", self.stall_ms)
+    }
+
+    fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+}
+
 /// All of them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -86,7 +97,7 @@ impl Report {
     fn of(what: Fault, runs: Vec<Run>) -> Self {
         let known: Vec<&Parts> = runs.iter().filter_map(|r| r.parts.as_ref()).collect();
         Self {
-            ok: runs.iter().all(|r| r.fault.is_none()),
+            ok: runs::are_right(&runs),
             what,
             stall_ms: spread(runs.iter().map(|r| r.stall_ms)),
             quiet_ms: spread(runs.iter().map(|r| r.quiet_ms)),
@@ -101,15 +112,15 @@ impl Report {
         let rows = self.runs.iter().map(|r| {
             vec![
                 r.run.to_string(),
-                r.lost.get(..8).unwrap_or(&r.lost).to_owned(),
-                r.primary.get(..8).unwrap_or(&r.primary).to_owned(),
+                short(&r.lost),
+                short(&r.primary),
                 format!("{} to {}", r.epoch_before, r.epoch_after),
-                format!("{} ms", r.quiet_ms),
-                format!("{} ms", r.stall_ms),
-                format!("{} ms", r.return_stall_ms),
-                format!("{} ms", r.back_in_sync_ms),
+                ms(r.quiet_ms),
+                ms(r.stall_ms),
+                ms(r.return_stall_ms),
+                ms(r.back_in_sync_ms),
                 r.load.writes.to_string(),
-                r.fault.clone().unwrap_or_else(|| "right".into()),
+                r.data(),
             ]
         });
         let header = [
@@ -135,7 +146,6 @@ impl Report {
         let parts = indented.iter().map(|(name, spread)| (name.as_str(), *spread));
         spreads.splice(2..2, parts);
         let rows_of_spreads = spreads.iter().map(|(name, spread)| {
-            let ms = |v: u64| format!("{v} ms");
             vec![(*name).to_owned(), ms(spread.p50), ms(spread.p90), ms(spread.max)]
         });
         let header_of_spreads = [&format!("over {} runs", self.runs.len()), "p50", "p90", "max"];
@@ -169,33 +179,13 @@ pub async fn run(global: &Global, args: DrillArgs, fault: Fault) -> anyhow::Resu
         Fault::Cut => Target::on_a_network().await?,
     };
     let mut bench = Bench::open(target, args.depth).await?;
-    let mut runs = Vec::new();
-    let mut result = Ok(());
-    for number in 1..=args.runs {
-        match once(&mut bench, number, &args, fault).await {
-            Ok(run) => {
-                eprintln!("run {number} of {}: stall {} ms", args.runs, run.stall_ms);
-                let faulty = run.fault.is_some();
-                runs.push(run);
-                if faulty {
-                    break;
-                }
-            }
-            Err(e) => {
-                result = Err(e.context(format!("run {number}")));
-                break;
-            }
-        }
-    }
+    let (runs, result) =
+        runs::all(args.runs, async |number| once(&mut bench, number, &args, fault).await).await;
     let report = Report::of(fault, runs);
     output.show(&report, Report::words)?;
-    let failed = result.is_err() || !report.ok;
-    bench.close(args.keep || failed).await?;
-    result?;
-    if !report.ok {
-        bail!("the drill failed; its reports say where");
-    }
-    Ok(())
+    let ok = result.is_ok() && report.ok;
+    bench.close(args.keep || !ok).await?;
+    runs::end(result, ok)
 }
 
 /// Loses the primary once; see the module.
@@ -222,7 +212,7 @@ pub async fn once(
     bench.target.mend(&lost, harmed).await?;
     let returned = Instant::now();
     let after = bench.whole().await?;
-    let back_in_sync_ms = u64::try_from(returned.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let back_in_sync_ms = runs::since(returned);
     bench.load_goes_on(&load, args.seconds).await?;
     let at_return = load.stop(ANSWER).await?;
     let verified = bench.verify(&client).await?;
@@ -252,8 +242,8 @@ fn fault_of(
     load: &LoadStats,
     verified: &Verified,
 ) -> Option<String> {
-    if let Some(error) = &load.first_error {
-        return Some(format!("{} requests failed, the first: {error}", load.errors));
+    if let Some(failed) = runs::fault_of(&[load], &[]) {
+        return Some(failed);
     }
     if before.epoch >= after.epoch || before.primary == after.primary {
         return Some("nothing failed over".into());

@@ -43,6 +43,32 @@ impl LoopDisk {
         &self.mounted
     }
 
+    /// Fills it with a file, up to so many bytes that are left free.
+    ///
+    /// # Errors
+    /// If less is free.
+    pub fn fill(&self, left: u64) -> anyhow::Result<()> {
+        let found = rustix::fs::statvfs(&self.mounted).context("looking at the free space")?;
+        let free = found.f_bavail * found.f_frsize;
+        let bytes = free.checked_sub(left).filter(|bytes| *bytes > 0);
+        let bytes = bytes.with_context(|| format!("only {free} bytes are free"))?;
+        let file = File::create(self.ballast()).context("making a file that fills a disk")?;
+        let flags = rustix::fs::FallocateFlags::empty();
+        rustix::fs::fallocate(&file, flags, 0, bytes).context("filling a disk")
+    }
+
+    /// Removes that file.
+    ///
+    /// # Errors
+    /// If there is none.
+    pub fn clear(&self) -> anyhow::Result<()> {
+        fs::remove_file(self.ballast()).context("making room on a disk")
+    }
+
+    fn ballast(&self) -> PathBuf {
+        self.mounted.join("ballast")
+    }
+
     /// Has it fail for good.
     ///
     /// # Errors

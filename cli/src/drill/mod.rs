@@ -9,6 +9,7 @@ pub mod calibrate;
 pub mod chaos;
 pub mod demo;
 pub mod disk_fail;
+pub mod disk_full;
 mod engine_families;
 pub mod failover;
 pub mod footprint;
@@ -20,6 +21,7 @@ pub mod parts;
 pub mod planned;
 pub mod replica_return;
 pub mod routes;
+mod runs;
 pub mod target;
 
 /// Runs the command.
@@ -33,6 +35,7 @@ pub async fn run(global: &Global, command: DrillCommand) -> anyhow::Result<()> {
         DrillCommand::ReplicaReturn(args) => replica_return::run(global, args).await,
         DrillCommand::BitRot(args) => bit_rot::run(global, args).await,
         DrillCommand::DiskFail(args) => disk_fail::run(global, args).await,
+        DrillCommand::DiskFull(args) => disk_full::run(global, args).await,
         DrillCommand::Many(args) => many::run(global, args).await,
         DrillCommand::Load(args) => load::run(global, args).await,
         DrillCommand::Chaos(args) => chaos::run(global, args).await,

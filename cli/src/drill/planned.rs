@@ -3,13 +3,14 @@
 
 use std::time::{Duration, Instant};
 
-use anyhow::{Context as _, bail};
+use anyhow::Context as _;
 use sbk_proto::v1::MovePrimaryRequest;
 use serde::Serialize;
 use uuid::Uuid;
 
 use super::bench::{ANSWER, Bench, Verified};
 use super::parts::{Spread, spread};
+use super::runs::{self, Run as _, ms, short};
 use super::target::Target;
 use crate::args::{DrillArgs, Global};
 use crate::dev::cluster::Which;
@@ -51,6 +52,16 @@ pub struct Run {
     pub fault: Option<String>,
 }
 
+impl runs::Run for Run {
+    fn told(&self) -> String {
+        format!("{}, stall {} ms", self.what, self.stall_ms)
+    }
+
+    fn fault(&self) -> Option<&str> {
+        self.fault.as_deref()
+    }
+}
+
 /// All of them.
 #[derive(Clone, Debug, Serialize)]
 pub struct Report {
@@ -69,7 +80,7 @@ pub struct Report {
 impl Report {
     fn of(runs: Vec<Run>) -> Self {
         Self {
-            ok: runs.iter().all(|r| r.fault.is_none()),
+            ok: runs::are_right(&runs),
             stall_ms: spread(runs.iter().map(|r| r.stall_ms)),
             quiet_ms: spread(runs.iter().map(|r| r.quiet_ms)),
             whole_ms: spread(runs.iter().map(|r| r.whole_ms)),
@@ -83,11 +94,11 @@ impl Report {
                 r.run.to_string(),
                 r.what.clone(),
                 format!("{} to {}", r.epoch_before, r.epoch_after),
-                format!("{} ms", r.quiet_ms),
-                format!("{} ms", r.stall_ms),
-                format!("{} ms", r.whole_ms),
+                ms(r.quiet_ms),
+                ms(r.stall_ms),
+                ms(r.whole_ms),
                 r.load.writes.to_string(),
-                r.fault.clone().unwrap_or_else(|| "right".into()),
+                r.data(),
             ]
         });
         let header = ["run", "done", "epoch", "before", "stall", "whole", "writes", "data"];
@@ -126,9 +137,7 @@ pub async fn move_primary(global: &Global, args: DrillArgs) -> anyhow::Result<()
 
 /// Restarts every process, one after the other.
 pub async fn rolling_restart(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
-    if global.dir.is_some() {
-        bail!("this drill ends processes, so it makes a cluster of its own: leave --dir away");
-    }
+    runs::only_its_own(global, "ends processes")?;
     let bench = Bench::open(Target::open(None, None).await?, args.depth).await?;
     let file = bench.target.file()?;
     let mut acts = Vec::new();
@@ -151,33 +160,16 @@ async fn all(
     acts: Vec<Act>,
 ) -> anyhow::Result<()> {
     let output = Output::new(global.output);
-    let (mut runs, mut result) = (Vec::new(), Ok(()));
-    let of = acts.len();
-    for (number, act) in (1..).zip(acts) {
-        match once(&mut bench, number, &act, args.seconds).await {
-            Ok(run) => {
-                eprintln!("run {number} of {of}: {}, stall {} ms", run.what, run.stall_ms);
-                let faulty = run.fault.is_some();
-                runs.push(run);
-                if faulty {
-                    break;
-                }
-            }
-            Err(e) => {
-                result = Err(e.context(format!("run {number}")));
-                break;
-            }
-        }
-    }
+    let of = acts.len() as u32;
+    let (runs, result) = runs::all(of, async |number| {
+        once(&mut bench, number, &acts[number as usize - 1], args.seconds).await
+    })
+    .await;
     let report = Report::of(runs);
     output.show(&report, Report::words)?;
-    let failed = result.is_err() || !report.ok;
-    bench.close(args.keep || failed).await?;
-    result?;
-    if !report.ok {
-        bail!("the drill failed; its reports say where");
-    }
-    Ok(())
+    let ok = result.is_ok() && report.ok;
+    bench.close(args.keep || !ok).await?;
+    runs::end(result, ok)
 }
 
 async fn once(bench: &mut Bench, number: u32, act: &Act, time: Duration) -> anyhow::Result<Run> {
@@ -196,7 +188,7 @@ async fn once(bench: &mut Bench, number: u32, act: &Act, time: Duration) -> anyh
     let started = Instant::now();
     let what = carry_out(bench, act, &primary).await?;
     let after = bench.whole().await?;
-    let whole_ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+    let whole_ms = runs::since(started);
     bench.load_goes_on(&load, time).await?;
     let load = load.stop(ANSWER).await?;
     let verified = bench.verify(&client).await?;
@@ -205,12 +197,9 @@ async fn once(bench: &mut Bench, number: u32, act: &Act, time: Duration) -> anyh
         Act::Move { to } => after.primary.as_ref() == Some(to),
         Act::Restart { .. } => true,
     };
-    let failed = load.first_error.as_ref().or(quiet.first_error.as_ref());
-    let fault = match failed {
-        Some(error) => Some(format!("{} requests failed, the first: {error}", load.errors)),
-        None if !moved => Some("another one is primary".to_owned()),
-        None => verified.fault(),
-    };
+    let fault = runs::fault_of(&[&load, &quiet], &[])
+        .or_else(|| (!moved).then(|| "another one is primary".to_owned()))
+        .or_else(|| verified.fault());
     Ok(Run {
         run: number,
         what,
@@ -245,10 +234,6 @@ async fn carry_out(bench: &mut Bench, act: &Act, primary: &str) -> anyhow::Resul
             })
         }
     }
-}
-
-fn short(id: &str) -> &str {
-    id.get(..8).unwrap_or(id)
 }
 
 #[cfg(test)]
