@@ -407,6 +407,9 @@ pub struct CreateArgs {
     /// Put the copies into different zones
     #[arg(long)]
     pub zone_spread: bool,
+    /// Encrypt each copy where it lies; the datanodes need a --key-file
+    #[arg(long)]
+    pub encrypt: bool,
     /// What its clients may do, all together
     #[command(flatten)]
     pub limits: LimitArgs,
@@ -622,6 +625,7 @@ fn volume_spec(text: &str) -> Result<VolumeSpec, String> {
         write_ack: authority::WriteAck::Durable,
         min_in_sync: None,
         zone_spread: false,
+        encrypted: false,
         limits: authority::Limits::default(),
     };
     check_request(&request).map_err(|refusal| refusal.to_string())?;

@@ -33,6 +33,8 @@ pub struct VolumeView {
     pub durability: &'static str,
     /// `durable` or `written`.
     pub write_ack: &'static str,
+    /// Whether its replicas are encrypted where they lie.
+    pub encrypted: bool,
     /// Requests a second that its clients may make, all together; `null`: any number.
     pub iops: Option<u64>,
     /// Bytes a second that they may read and write; `null`: any number.
@@ -144,6 +146,7 @@ impl VolumeView {
             replicas: info.replicas,
             durability: durability(info.durability()),
             write_ack: write_ack(info.write_ack()),
+            encrypted: info.encrypted,
             iops: some(limits.iops),
             bandwidth: some(limits.bandwidth),
             burst_seconds: limits.burst_seconds.max(1),
@@ -219,6 +222,7 @@ impl VolumeView {
             ("id", self.id.clone()),
             ("size", self.size_words()),
             ("durability", format!("{}, acknowledged when {}", self.durability, self.write_ack)),
+            ("encrypted", if self.encrypted { "yes, each replica".into() } else { "no".into() }),
             ("limits", self.limit_words()),
             ("epoch", self.epoch.map_or_else(none, |e| e.to_string())),
             ("primary", self.primary.clone().unwrap_or_else(none)),

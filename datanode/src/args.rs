@@ -98,6 +98,10 @@ pub struct Args {
     /// The zone that the node is in; replicas of a volume are spread over zones if asked for.
     #[arg(long, env = "SBK_ZONE", value_name = "NAME")]
     pub zone: Option<String>,
+    /// File with the keys that the keys of encrypted volumes' replicas are wrapped with, one a line, the one for new
+    /// ones first; only its owner may read it [default: the node holds no replicas of encrypted volumes]
+    #[arg(long, env = "SBK_KEY_FILE", value_name = "FILE")]
+    pub key_file: Option<PathBuf>,
     /// Bytes of WAL that each replica keeps for others that come back, beyond what it needs itself
     /// (256MiB, 1GiB, or plain bytes) [default: 256MiB]
     #[arg(long, env = "SBK_WAL_RETAIN", value_name = "BYTES", value_parser = parse_bytes)]
@@ -160,6 +164,7 @@ struct FileArgs {
     nbd_tls_client_ca: Option<PathBuf>,
     advertise: Option<String>,
     zone: Option<String>,
+    key_file: Option<PathBuf>,
     wal_retain: Option<Amount>,
     wal_retain_time: Option<String>,
     recovery_rate: Option<Amount>,
@@ -221,6 +226,8 @@ pub struct Settings {
     pub advertise: Option<String>,
     /// The node's zone, empty for none.
     pub zone: String,
+    /// The keys that the keys of encrypted replicas are wrapped with.
+    pub key_file: Option<PathBuf>,
     /// Bytes of WAL that each replica keeps beyond what it needs itself.
     pub wal_retain: u64,
     /// For how long at most it is kept; zero: for as long as there is room for it.
@@ -357,6 +364,7 @@ impl Args {
             nbd_tls,
             advertise: self.advertise.or(file.advertise),
             zone: self.zone.or(file.zone).unwrap_or_default(),
+            key_file: self.key_file.or(file.key_file),
             wal_retain: bytes(self.wal_retain, file.wal_retain, "wal_retain")?.unwrap_or(256 << 20),
             wal_retain_time: retain_time.unwrap_or(WAL_RETAIN_TIME),
             recovery_rate,

@@ -4,6 +4,7 @@ mod args;
 pub mod catalogue;
 pub mod disks;
 pub mod frontend;
+pub mod keys;
 pub mod link;
 pub mod node;
 pub mod ops;

@@ -19,6 +19,7 @@ use tonic::transport::Server;
 use crate::args::{Args, Settings};
 use crate::frontend::nbd::{self, AtStop, Tls};
 use crate::frontend::{BlockApi, Frontends};
+use crate::keys::Keys;
 use crate::node::{Node, NodeConfig, Storage};
 use crate::ops;
 use crate::store::Replicas;
@@ -102,6 +103,8 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
     sbk_listen::take_descriptors();
     keep_at_panic();
     let listeners = Listeners::bind(&settings).await?;
+    let key_file = settings.key_file.as_deref();
+    let keys = tokio::task::block_in_place(|| Keys::read(key_file))?;
     let options = StoreOptions {
         tail_memory: Some(TailMemory::new(TAIL_MEMORY)),
         wal_retain_ms: settings.wal_retain_time.as_millis() as u64,
@@ -118,7 +121,7 @@ pub async fn run(args: Args, shutdown: impl Future<Output = ()> + Send) -> anyho
         format!("open {}", places.iter().map(what).collect::<Vec<_>>().join(" and "))
     })?;
     let replicas = tokio::task::block_in_place(|| {
-        Replicas::new(dirs, settings.space, &settings.runtime_dir, options)
+        Replicas::new(dirs, settings.space, keys, &settings.runtime_dir, options)
     });
     serve(replicas, settings, listeners, shutdown).await
 }

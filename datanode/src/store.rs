@@ -22,7 +22,8 @@ use sbk_wal::Storage;
 use tokio::sync::watch;
 
 use crate::disks::{self, DataDisk, Watched};
-use crate::node::Storage as NodeStorage;
+use crate::keys::Keys;
+use crate::node::{NewReplica, Storage as NodeStorage};
 use crate::space::{Pending, SpaceLimits};
 use crate::transport::{EntriesLost, ReadEntries, WireEntry};
 use crate::volume::clock;
@@ -45,15 +46,16 @@ pub struct ReplicaFiles {
 /// Where a replica's files are.
 #[derive(Debug)]
 enum Home {
-    /// On a disk, and asked for at each opening: after a failure a device gives its files anew.
-    Disk(Arc<Watched>),
+    /// On a disk, and asked for at each opening: after a failure a device gives its files anew. They may be
+    /// encrypted with one of the keys.
+    Disk(Arc<Watched>, Keys),
     Files(Arc<dyn Storage>),
 }
 
 impl Home {
     fn disk(&self) -> Option<&Arc<Watched>> {
         match self {
-            Self::Disk(disk) => Some(disk),
+            Self::Disk(disk, _) => Some(disk),
             Self::Files(_) => None,
         }
     }
@@ -61,9 +63,10 @@ impl Home {
     /// The replica's files.
     fn storage(&self, replica: &Identity) -> Result<Arc<dyn Storage>, DiskError> {
         match self {
-            Self::Disk(disk) => {
+            Self::Disk(disk, keys) => {
                 let dir = disk.dir().ok_or_else(away)?;
-                dir.storage(replica).map_err(disk_error("open its files"))
+                let files = dir.storage(replica).map_err(disk_error("open its files"))?;
+                keys.open(files, replica).map_err(disk_error("decrypt its files"))
             }
             Self::Files(storage) => Ok(Arc::clone(storage)),
         }
@@ -79,19 +82,17 @@ impl ReplicaFiles {
         tails: Arc<Tails>,
         options: StoreOptions,
     ) -> Self {
-        let home = Home::Files(storage);
-        Self { home, identity, process, tails, options, opens: AtomicU64::new(0) }
+        Self::on(Home::Files(storage), identity, process, tails, options)
     }
 
-    /// The same, of a replica on a disk of the node.
+    /// The same, wherever it is.
     fn on(
-        disk: &Arc<Watched>,
+        home: Home,
         identity: Identity,
         process: u64,
         tails: Arc<Tails>,
         options: StoreOptions,
     ) -> Self {
-        let home = Home::Disk(Arc::clone(disk));
         Self { home, identity, process, tails, options, opens: AtomicU64::new(0) }
     }
 }
@@ -103,16 +104,19 @@ pub struct Replicas {
     watched: Vec<Arc<Watched>>,
     disks: Vec<Arc<DataDisk>>,
     scratch: PathBuf,
+    keys: Keys,
     tails: Arc<Tails>,
     options: StoreOptions,
 }
 
 impl Replicas {
-    /// Those in `dirs`, each of which has these limits, each replica kept as `options` say; what tells of their
+    /// Those in `dirs`, each of which has these limits, each replica kept as `options` say, those of encrypted volumes
+    /// with these keys; what tells of their
     /// tails is in `runtime_dir`, and so is what would be in a directory where there are only devices.
     pub fn new(
         dirs: DataDirs,
         limits: SpaceLimits,
+        keys: Keys,
         runtime_dir: &Path,
         options: StoreOptions,
     ) -> Self {
@@ -136,7 +140,7 @@ impl Replicas {
             // More are missing than were given and can't be used.
             disks.push(disks::not_given(&missing));
         }
-        let replicas = Self { member, watched, disks, scratch, tails, options };
+        let replicas = Self { member, watched, disks, scratch, keys, tails, options };
         replicas.look();
         replicas
     }
@@ -184,6 +188,10 @@ impl NodeStorage for Replicas {
         self.scratch.clone()
     }
 
+    fn encrypts(&self) -> bool {
+        self.keys.are_there()
+    }
+
     fn disks(&self) -> &[Arc<DataDisk>] {
         &self.disks
     }
@@ -201,20 +209,21 @@ impl NodeStorage for Replicas {
     fn opener(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> ReplicaFiles {
         let identity = Identity { volume, replica };
         let (process, tails) = (self.member.process, Arc::clone(&self.tails));
-        ReplicaFiles::on(&self.watched[disk], identity, process, tails, self.options.clone())
+        let home = Home::Disk(Arc::clone(&self.watched[disk]), self.keys.clone());
+        ReplicaFiles::on(home, identity, process, tails, self.options.clone())
     }
 
-    fn create(
-        &self,
-        disk: usize,
-        volume: VolumeId,
-        replica: ReplicaId,
-        blocks: u64,
-    ) -> Result<(), DiskError> {
+    fn create(&self, disk: usize, new: &NewReplica) -> Result<(), DiskError> {
+        let NewReplica { volume, replica, blocks, encrypted } = *new;
         let identity = Identity { volume, replica };
         // A replica that never reconciled did so under no loss generation.
         let spec = CreateSpec { identity, blocks, loss_generation: LossGeneration(0) };
-        self.dir(disk)?.create(&spec, &self.options).map_err(disk_error("make a replica"))
+        let files = self.dir(disk)?.make_files(&identity).map_err(disk_error("make its place"))?;
+        let files = match encrypted {
+            true => self.keys.make(files, &identity).map_err(disk_error("make its key"))?,
+            false => files,
+        };
+        Store::create(&files, &spec, &self.options).map_err(disk_error("make a replica"))
     }
 
     fn remove(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError> {

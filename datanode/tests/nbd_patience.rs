@@ -43,6 +43,7 @@ async fn server_within(params: Params) -> SocketAddr {
         name: format!("vol{n}"),
         blocks: 1 << 20,
         created_blocks: 1 << 20,
+        encrypted: false,
         replicas: BTreeMap::new(),
         config: None,
         deleted: false,

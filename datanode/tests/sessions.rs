@@ -127,6 +127,7 @@ async fn frontend(params: Params) -> (Frontends, mpsc::UnboundedReceiver<Stream>
         name: "vol".to_owned(),
         blocks: 64,
         created_blocks: 64,
+        encrypted: false,
         replicas: BTreeMap::new(),
         retired: BTreeMap::new(),
         wish: Wish::default(),

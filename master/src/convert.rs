@@ -155,6 +155,7 @@ pub(crate) fn registration(raw: &v1::RegisterRequest) -> Result<Registration, St
         zone: optional(&raw.zone),
         capacity_bytes: raw.capacity_bytes,
         disks: raw.disk_capacities.clone(),
+        encrypts: raw.encrypts,
         replicas,
     })
 }
@@ -249,6 +250,7 @@ pub(crate) fn assignment(volume: &AssignedVolume) -> v1::VolumeAssignment {
         name: volume.spec.name.clone(),
         blocks: volume.blocks,
         created_blocks: volume.spec.blocks,
+        encrypted: volume.spec.encrypted,
         replicas: volume
             .replicas
             .iter()

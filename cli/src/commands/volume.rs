@@ -88,6 +88,7 @@ pub(crate) fn create_request(name: &str, size: u64, replicas: u32) -> CreateVolu
         write_ack: v1::WriteAck::Durable.into(),
         min_in_sync: 0,
         zone_spread: false,
+        encrypted: false,
         limits: None,
     }
 }
@@ -107,6 +108,7 @@ async fn create(context: &Context, args: CreateArgs) -> anyhow::Result<()> {
     request.set_write_ack(write_ack);
     request.min_in_sync = args.min_in_sync.unwrap_or(0);
     request.zone_spread = args.zone_spread;
+    request.encrypted = args.encrypt;
     let LimitArgs { iops, bandwidth, burst } = args.limits;
     request.limits = Some(v1::Limits {
         iops: iops.unwrap_or(0),

@@ -10,6 +10,7 @@ use sbk_ports::Reserved;
 use sbk_proto::v1::VolumeInfo;
 
 use super::child::{Process, Recipe};
+use super::keys;
 use super::plan::{DatanodePlan, Host, Hosts, MasterPlan, Plan, Wanted};
 use crate::args::VolumeSpec;
 use crate::cluster_file::{ClusterFile, DatanodeEntry, DirLock, MasterEntry, VolumeEntry};
@@ -42,6 +43,8 @@ pub struct Options {
     pub volumes: Vec<VolumeSpec>,
     /// `--wal-retain` of the datanodes.
     pub wal_retain: Option<u64>,
+    /// `--key-file` of the datanodes, made with a key in it if it is not there; `None`: they have no key.
+    pub key_file: Option<PathBuf>,
     /// More options of the datanodes.
     pub datanode_args: Vec<String>,
     /// `--capacity` of the datanodes.
@@ -67,6 +70,7 @@ impl Options {
         let volumes = Vec::new();
         // A developer's disk is often nearly full, and the cluster small.
         let growth_watermark = Some("64MiB".to_owned());
+        let key_file = Some(dir.join("keys"));
         Ok(Self {
             dir,
             exe,
@@ -74,6 +78,7 @@ impl Options {
             hosts: None,
             volumes,
             wal_retain: None,
+            key_file,
             datanode_args: Vec::new(),
             capacity: None,
             disks: 1,
@@ -140,6 +145,10 @@ impl DevCluster {
             .dir
             .canonicalize()
             .with_context(|| format!("finding the directory {}", options.dir.display()))?;
+        if let Some(path) = &mut options.key_file {
+            *path = keys::make(path)
+                .with_context(|| format!("making the key file {}", path.display()))?;
+        }
         let lock = take_lock(&options.dir).await?;
         ClusterFile::remove(&options.dir)?;
         let mut ports = Reserved::default();
@@ -241,6 +250,10 @@ impl DevCluster {
         }
         if let Some(watermark) = &self.options.growth_watermark {
             args.extend(["--growth-watermark", watermark]);
+        }
+        if let Some(path) = &self.options.key_file {
+            let path = path.to_str().context("the key file's name is not UTF-8")?;
+            args.extend(["--key-file", path]);
         }
         args.extend(self.options.datanode_args.iter().map(String::as_str));
         let more: Vec<_> = (2..=self.options.disks)

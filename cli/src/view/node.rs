@@ -26,6 +26,8 @@ pub struct NodeView {
     pub nbd_addr: String,
     /// Its failure zone; empty if none was given.
     pub zone: String,
+    /// Whether it has a key, and can hold replicas of encrypted volumes.
+    pub encrypts: bool,
     /// Space for sbk.
     pub capacity_bytes: u64,
     /// Space in use.
@@ -143,6 +145,7 @@ impl NodeView {
             http_addr: info.http_addr.clone(),
             nbd_addr: info.nbd_addr.clone(),
             zone: info.zone.clone(),
+            encrypts: info.encrypts,
             capacity_bytes: info.capacity_bytes,
             used_bytes: info.used_bytes,
             free_bytes: info.free_bytes,
@@ -191,6 +194,7 @@ impl NodeView {
             ("http", self.http_addr.clone()),
             ("nbd", self.nbd_addr.clone()),
             ("zone", if self.zone.is_empty() { "-".into() } else { self.zone.clone() }),
+            ("has a key", if self.encrypts { "yes".into() } else { "no".into() }),
             ("capacity", show_size(self.capacity_bytes)),
             (
                 "allocated",

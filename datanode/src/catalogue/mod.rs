@@ -33,6 +33,8 @@ pub struct Volume {
     pub blocks: u64,
     /// The size in blocks that it was created with, in which an empty replica is made.
     pub created_blocks: u64,
+    /// Its replicas are encrypted where they lie.
+    pub encrypted: bool,
     /// Every replica, confirmed or not, and where it is.
     pub replicas: BTreeMap<ReplicaId, Replica>,
     /// Replicas that left the list, and where they are: to be removed.

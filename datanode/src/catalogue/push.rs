@@ -44,6 +44,7 @@ fn volume(told: v1::VolumeAssignment) -> Result<Volume, Malformed> {
         name: told.name,
         blocks: told.blocks,
         created_blocks: if told.created_blocks == 0 { told.blocks } else { told.created_blocks },
+        encrypted: told.encrypted,
         replicas,
         retired: told
             .retired

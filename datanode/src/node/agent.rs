@@ -16,7 +16,7 @@ use super::Findings;
 use super::homes::remove_everywhere;
 use super::masters::{self, Identity, Open};
 use super::report::Key;
-use super::storage::Storage;
+use super::storage::{NewReplica, Storage};
 use crate::catalogue::{self, Catalogue, Volume};
 use crate::disks::DataDisk;
 use crate::volume::events::Control;
@@ -386,14 +386,20 @@ impl<S: Storage> Agent<S> {
             return;
         }
         match self.locals.get(&id) {
-            None => self.create(id, *replica, volume.created_blocks),
+            None => self.create(NewReplica {
+                volume: id,
+                replica: *replica,
+                blocks: volume.created_blocks,
+                encrypted: volume.encrypted,
+            }),
             Some(local) if local.handle.replica == *replica => self.confirm(id, *replica),
             // Another replica of the volume is here: that is reported, and nothing overwritten.
             Some(_) => {}
         }
     }
 
-    fn create(&mut self, volume: VolumeId, replica: ReplicaId, blocks: u64) {
+    fn create(&mut self, new: NewReplica) {
+        let NewReplica { volume, replica, blocks, encrypted } = new;
         if self.pausing.contains(&volume)
             || self.removing.contains(&volume)
             || self.creating.contains_key(&volume)
@@ -406,11 +412,13 @@ impl<S: Storage> Agent<S> {
         let disk = Arc::clone(&self.storage.disks()[number]);
         let (storage, notices) = (Arc::clone(&self.storage), self.notices.clone());
         self.work.spawn(async move {
-            let create = move || storage.create(number, volume, replica, blocks);
+            let create = move || storage.create(number, &new);
             let made = disk.threads().spawn_blocking(create).await.expect("making does not panic");
             let path = disk.path().display();
             match &made {
-                Ok(()) => tracing::info!(%volume, %replica, blocks, %path, "created a replica"),
+                Ok(()) => {
+                    tracing::info!(%volume, %replica, blocks, encrypted, %path, "created a replica");
+                }
                 Err(error) => {
                     tracing::error!(%volume, %replica, %path, %error, "a replica can't be created");
                 }

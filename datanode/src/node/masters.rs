@@ -46,6 +46,7 @@ pub(super) struct Identity {
     pub(super) http_addr: String,
     pub(super) nbd_addr: String,
     pub(super) zone: String,
+    pub(super) encrypts: bool,
 }
 
 /// What a node has for its volumes.
@@ -164,6 +165,7 @@ fn registration(identity: &Identity, revision: u64, open: &Open) -> v1::Register
         zone: identity.zone.clone(),
         capacity_bytes: open.disks.iter().sum(),
         disk_capacities: open.disks.clone(),
+        encrypts: identity.encrypts,
         replicas: open
             .replicas
             .iter()

@@ -27,7 +27,7 @@ use tokio_util::sync::CancellationToken;
 use agent::Agent;
 use masters::Identity;
 pub use report::mode;
-pub use storage::Storage;
+pub use storage::{NewReplica, Storage};
 
 use crate::catalogue::{Catalogue, CatalogueWatch};
 use crate::disks::{DataDisk, Fault};
@@ -185,6 +185,7 @@ impl Node {
             http_addr: config.http_addr,
             nbd_addr: config.nbd_addr,
             zone: config.zone,
+            encrypts: storage.encrypts(),
         };
         let client = MasterClient::new(config.masters);
         let (proposals, orders) = mpsc::channel(PROPOSAL_QUEUE);

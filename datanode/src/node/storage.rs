@@ -22,6 +22,8 @@ pub trait Storage: Send + Sync + 'static {
     fn boot(&self) -> BootId;
     /// A directory for small files that may be lost.
     fn scratch(&self) -> PathBuf;
+    /// Whether it has a key, and can hold encrypted replicas.
+    fn encrypts(&self) -> bool;
     /// The disks, always the same.
     fn disks(&self) -> &[Arc<DataDisk>];
     /// Looks how much room there is, and which disks hang. Blocks briefly, on no disk.
@@ -30,17 +32,24 @@ pub trait Storage: Send + Sync + 'static {
     fn replicas(&self, disk: usize) -> Result<Vec<(VolumeId, ReplicaId)>, DiskError>;
     /// What opens a replica that is there.
     fn opener(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> Self::Opener;
-    /// Makes an empty replica of `blocks` blocks. Durable when it returns; again for one that is
+    /// Makes an empty replica. Durable when it returns; again for one that is
     /// there it changes nothing. Blocks.
-    fn create(
-        &self,
-        disk: usize,
-        volume: VolumeId,
-        replica: ReplicaId,
-        blocks: u64,
-    ) -> Result<(), DiskError>;
+    fn create(&self, disk: usize, new: &NewReplica) -> Result<(), DiskError>;
     /// Removes a replica that nothing uses. Again for one that is gone it does nothing. Blocks.
     fn remove(&self, disk: usize, volume: VolumeId, replica: ReplicaId) -> Result<(), DiskError>;
     /// Has the next process be one above `process` at the least. Blocks.
     fn count_past(&self, process: u64) -> Result<(), DiskError>;
+}
+
+/// A replica that is to be made.
+#[derive(Clone, Copy, Debug)]
+pub struct NewReplica {
+    /// Of which volume.
+    pub volume: VolumeId,
+    /// Its id.
+    pub replica: ReplicaId,
+    /// Its size.
+    pub blocks: u64,
+    /// It is encrypted where it lies.
+    pub encrypted: bool,
 }

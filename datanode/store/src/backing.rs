@@ -161,12 +161,19 @@ impl<'a> dyn Backing + 'a {
     /// # Errors
     /// As that one's.
     pub fn create(&self, spec: &CreateSpec, options: &StoreOptions) -> Result<(), StoreError> {
-        self.make_place(&spec.identity)?;
-        let storage = self.storage(&spec.identity).map_err(|source| {
+        Store::create(&self.make_files(&spec.identity)?, spec, options)
+    }
+
+    /// The files of a replica that is to be made, in a place that is durable. Blocks.
+    ///
+    /// # Errors
+    /// What the disk said.
+    pub fn make_files(&self, replica: &Identity) -> Result<Arc<dyn Storage>, StoreError> {
+        self.make_place(replica)?;
+        self.storage(replica).map_err(|source| {
             let path = self.path().to_owned();
             StoreError::Io { doing: "open", path, source }
-        })?;
-        Store::create(&storage, spec, options)
+        })
     }
 
     /// Raises the count of starts in its record, durably; one that is as high or higher stays. Blocks.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 
 use sbk_datanode::disks::{DataDisk, DiskState};
-use sbk_datanode::node::Storage;
+use sbk_datanode::node::{NewReplica, Storage};
 use sbk_datanode::volume::disk::DiskError;
 use sbk_engine::types::{BootId, NodeId, ReplicaId, VolumeId};
 use tokio::sync::watch;
@@ -81,13 +81,12 @@ impl Storage for MemDir {
         self.stores.lock().unwrap()[&(volume, replica)].clone()
     }
 
-    fn create(
-        &self,
-        _disk: usize,
-        volume: VolumeId,
-        replica: ReplicaId,
-        blocks: u64,
-    ) -> Result<(), DiskError> {
+    fn encrypts(&self) -> bool {
+        false
+    }
+
+    fn create(&self, _disk: usize, new: &NewReplica) -> Result<(), DiskError> {
+        let NewReplica { volume, replica, blocks, .. } = *new;
         let mut stores = self.stores.lock().unwrap();
         stores.entry((volume, replica)).or_insert_with(|| {
             let store = MemStore::create(volume, replica, blocks);

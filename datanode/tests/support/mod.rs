@@ -243,6 +243,7 @@ impl Cluster {
             name: "vol".to_owned(),
             blocks: config.blocks,
             created_blocks: config.blocks,
+            encrypted: false,
             replicas: replicas.collect(),
             config: Some(config.clone()),
             deleted: false,

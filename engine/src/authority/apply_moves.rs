@@ -4,7 +4,7 @@
 //! one that leaves it must have left the in-sync set before.
 
 use super::command::{Accepted, Response};
-use super::placement::{free_bytes, is_used};
+use super::placement::{can_hold, free_bytes, is_used};
 use super::refusal::Refusal;
 use super::state::{Duty, Fate, Registration, Replica, State, Volume, Wish};
 use crate::bugs::{Bug, on};
@@ -43,6 +43,9 @@ impl State {
         let registered = self.nodes.get(&node).ok_or(Refusal::UnknownNode { node })?;
         if self.duty(node).is_some() {
             return Err(Refusal::NotPlaceable { node });
+        }
+        if !can_hold(&live.spec, registered) {
+            return Err(Refusal::NoKey { volume, node });
         }
         if self.is_taken(live, node) {
             return Err(Refusal::NodeTaken { volume, node });

@@ -29,6 +29,9 @@ pub struct VolumeRequest {
     pub min_in_sync: Option<u32>,
     /// Every replica in another zone, or refused.
     pub zone_spread: bool,
+    /// Every replica encrypted where it lies.
+    #[serde(default)]
+    pub encrypted: bool,
     /// What its clients may do.
     #[serde(default)]
     pub limits: Limits,

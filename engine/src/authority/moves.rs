@@ -10,7 +10,7 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use super::command::Command;
 use super::detector::Detector;
-use super::placement::{free_bytes, placeable_bytes, takes_new};
+use super::placement::{can_hold, free_bytes, placeable_bytes, takes_new};
 use super::refusal::beside_low;
 use super::state::{Assignment, Durability, Duty, Fate, Registration, State, Volume, Wish};
 use crate::bugs::{Bug, on};
@@ -242,6 +242,7 @@ impl Look<'_> {
             self.detector.is_heard(self.now, n.node)
                 && self.state.duty(n.node).is_none()
                 && !self.state.is_taken(self.volume, n.node)
+                && can_hold(&self.volume.spec, n)
                 && !(self.volume.spec.zone_spread && used.contains_key(&n.zone))
         });
         able.collect()
@@ -351,7 +352,9 @@ impl Look<'_> {
         let node = self.volume.replicas[&id].node;
         let low = self.detector.low_disks(node);
         let registered = self.state.nodes().get(&node);
-        let takes = registered.zip(low).is_some_and(|(node, low)| takes_new(node, low));
+        let able = |node: &Registration| can_hold(&self.volume.spec, node);
+        let takes =
+            registered.zip(low).is_some_and(|(node, low)| takes_new(node, low) && able(node));
         takes || on(Bug::GoesFirstForNothing)
     }
 
@@ -423,9 +426,16 @@ impl Look<'_> {
         } else if stuck {
             let own =
                 self.volume.replicas[id].fate == Fate::GoesFirst && !self.can_be_made_anew(*id);
-            let own = if own { "; its own is below the placement watermark" } else { "" };
+            let registered = self.state.nodes().get(&self.volume.replicas[id].node);
+            let has_key = registered.is_none_or(|node| can_hold(&self.volume.spec, node));
+            let own = match (own, has_key) {
+                (false, _) => "",
+                (true, true) => "; its own is below the placement watermark",
+                (true, false) => "; its own has no key for it",
+            };
+            let key = if self.volume.spec.encrypted { "a key and " } else { "" };
             format!(
-                "{what}, but no other node that is alive has room for one in its place{beside}{own}"
+                "{what}, but no other node that is alive has {key}room for one in its place{beside}{own}"
             )
         } else {
             let (in_sync, wanted) = (self.assignment.isr.len(), self.volume.spec.replicas);

@@ -41,8 +41,17 @@ pub fn check_request(request: &VolumeRequest) -> Result<VolumeSpec, Refusal> {
     request.limits.check()?;
     let min_in_sync = min_in_sync(request)?;
     let blocks = size_bytes / BLOCK_SIZE;
-    let zone_spread = request.zone_spread;
-    Ok(VolumeSpec { name, blocks, durability, write_ack, min_in_sync, replicas, zone_spread })
+    let VolumeRequest { zone_spread, encrypted, .. } = *request;
+    Ok(VolumeSpec {
+        name,
+        blocks,
+        durability,
+        write_ack,
+        min_in_sync,
+        replicas,
+        zone_spread,
+        encrypted,
+    })
 }
 
 /// Fewest in-sync replicas: asked for, or the default. In `sync_quorum` nobody chooses: the majority
@@ -156,6 +165,11 @@ fn room(state: &State, node: &Registration, overcommit_percent: u32) -> Vec<u64>
     disks.into_iter().zip(claims).map(left).collect()
 }
 
+/// Whether a replica of the volume may be on the node, whatever room there is: an encrypted one needs a key.
+pub(super) fn can_hold(spec: &VolumeSpec, node: &Registration) -> bool {
+    node.encrypts || !spec.encrypted
+}
+
 /// Chooses nodes for a new volume: different nodes, then zones that have fewest of its replicas,
 /// then the node with the most free space.
 ///
@@ -163,7 +177,7 @@ fn room(state: &State, node: &Registration, overcommit_percent: u32) -> Vec<u64>
 /// disks that are low on room, and how much of a node's capacity may be claimed, in percent.
 ///
 /// # Errors
-/// [`Refusal::TooFewNodes`], [`Refusal::NoCapacity`] or [`Refusal::TooFewZones`].
+/// [`Refusal::TooFewNodes`], [`Refusal::TooFewKeys`], [`Refusal::NoCapacity`] or [`Refusal::TooFewZones`].
 pub fn place(
     state: &State,
     spec: &VolumeSpec,
@@ -179,6 +193,15 @@ pub fn place(
             replicas: spec.replicas,
             registered: state.nodes().len() as u32,
             alive: live.len() as u32,
+        });
+    }
+    let alive_nodes = live.len() as u32;
+    let live: Vec<_> = live.into_iter().filter(|n| can_hold(spec, n)).collect();
+    if live.len() < spec.replicas as usize {
+        return Err(Refusal::TooFewKeys {
+            replicas: spec.replicas,
+            alive: alive_nodes,
+            with_key: live.len() as u32,
         });
     }
     let placeable =
@@ -251,6 +274,9 @@ pub(super) fn check_placement(
         zones.insert(registered.zone.as_deref());
         if state.duty(*node).is_some() {
             return Err(Refusal::NotPlaceable { node: *node });
+        }
+        if !can_hold(spec, registered) {
+            return bad("a node has no key for it");
         }
         if free_bytes(state, registered, overcommit_percent) < spec.bytes() {
             return bad("a node has no room left for it");

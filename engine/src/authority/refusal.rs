@@ -91,6 +91,11 @@ pub enum Refusal {
         "{replicas} replicas need {replicas} nodes, but of {registered} registered nodes only {alive} are alive: start more datanodes or ask for fewer replicas"
     )]
     TooFewNodes { replicas: u32, registered: u32, alive: u32 },
+    /// Fewer nodes with a key than replicas of an encrypted volume.
+    #[error(
+        "{replicas} encrypted replicas need {replicas} nodes with a key, but of {alive} live nodes {with_key} have one: give the datanodes a --key-file, or ask for fewer replicas"
+    )]
+    TooFewKeys { replicas: u32, alive: u32, with_key: u32 },
     /// Fewer zones than replicas of a zone-spread volume.
     #[error(
         "{replicas} replicas in different zones need {replicas} zones, but nodes with room are in {zones}{}: add nodes in other zones, ask for fewer replicas, or leave zone spreading out", beside_low(*low)
@@ -275,6 +280,11 @@ pub enum Refusal {
         "volume {volume} has no complete replica on a node that answers: start a node that holds one"
     )]
     NothingLeft { volume: VolumeId },
+    /// The volume is encrypted, and the node has no key.
+    #[error(
+        "volume {volume} is encrypted and node {node} has no key: give its datanode a --key-file, or choose another"
+    )]
+    NoKey { volume: VolumeId, node: NodeId },
     /// The node takes no new replicas.
     #[error(
         "node {node} is drained or removed, or its replica is to go: `sbkctl node undrain` lets it hold replicas again, or choose another"
@@ -332,6 +342,7 @@ impl Refusal {
             Self::BadLimit { .. } => "bad-limit",
             Self::Unsupported { .. } => "unsupported",
             Self::TooFewNodes { .. } => "too-few-nodes",
+            Self::TooFewKeys { .. } => "too-few-keys",
             Self::TooFewZones { .. } => "too-few-zones",
             Self::NoCapacity { .. } => "no-capacity",
             Self::BadPlacement { .. } => "bad-placement",
@@ -372,6 +383,7 @@ impl Refusal {
             Self::OtherRecovery { .. } => "other-recovery",
             Self::NothingLeft { .. } => "nothing-left",
             Self::NotPlaceable { .. } => "not-placeable",
+            Self::NoKey { .. } => "no-key",
             Self::NodeTaken { .. } => "node-taken",
             Self::NoRoom { .. } => "no-room",
             Self::ListedInSync { .. } => "listed-in-sync",

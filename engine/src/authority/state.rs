@@ -106,6 +106,9 @@ pub struct Registration {
     /// The same of each disk, 0 of one that can't be used; empty: there is one.
     #[serde(default)]
     pub disks: Vec<u64>,
+    /// It has a key, and can hold replicas of encrypted volumes.
+    #[serde(default)]
+    pub encrypts: bool,
     /// The replicas that are open. A replica that was listed once and is missing here is lost
     /// until a later registration lists it again: it is not promotable.
     pub replicas: BTreeMap<ReplicaId, RegisteredReplica>,
@@ -135,6 +138,9 @@ pub struct VolumeSpec {
     pub replicas: u32,
     /// Every replica in another zone.
     pub zone_spread: bool,
+    /// Every replica is encrypted where it lies: it is placed on nodes that have a key.
+    #[serde(default)]
+    pub encrypted: bool,
 }
 
 impl VolumeSpec {

@@ -49,6 +49,7 @@ pub(super) fn registration(n: u128, process: u64, revision: u64, holds: bool) ->
         zone: None,
         capacity_bytes: 100 << 30,
         disks: Vec::new(),
+        encrypts: false,
         replicas: if holds { BTreeMap::from([(replica(n), entry)]) } else { BTreeMap::new() },
     }
 }
@@ -62,6 +63,7 @@ pub(super) fn request(name: &str) -> VolumeRequest {
         write_ack: WriteAck::Durable,
         min_in_sync: None,
         zone_spread: false,
+        encrypted: false,
         limits: sbk_engine::authority::Limits::default(),
     }
 }

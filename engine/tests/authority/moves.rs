@@ -38,6 +38,8 @@ struct Cluster {
     off: BTreeSet<NodeId>,
     /// Disks that are low on room, by their nodes.
     low: BTreeMap<NodeId, BTreeSet<u32>>,
+    /// Nodes that have a key.
+    keys: BTreeSet<u128>,
     revision: u64,
     fresh: u128,
     /// What was proposed, in order.
@@ -51,7 +53,19 @@ impl Cluster {
     }
 
     fn of(nodes: u128, replicas: u32, durability: Durability) -> Self {
+        Self::with_keys(nodes, replicas, durability, None)
+    }
+
+    /// The same; the volume is encrypted if some nodes, the first three among them, have a key.
+    fn with_keys(
+        nodes: u128,
+        replicas: u32,
+        durability: Durability,
+        keys: Option<BTreeSet<u128>>,
+    ) -> Self {
+        let encrypted = keys.is_some();
         let mut cluster = Self {
+            keys: keys.unwrap_or_default(),
             state: State::new(),
             detector: Detector::new(DetectorParams::default()),
             now: Millis(0),
@@ -71,6 +85,7 @@ impl Cluster {
             write_ack: WriteAck::Durable,
             min_in_sync: None,
             zone_spread: false,
+            encrypted,
             limits: sbk_engine::authority::Limits::default(),
         };
         let placement = (1..=u128::from(replicas)).map(|n| (replica(n), node(n))).collect();
@@ -111,6 +126,7 @@ impl Cluster {
             zone: None,
             capacity_bytes: 1 << 30,
             disks: Vec::new(),
+            encrypts: self.keys.contains(&n),
             replicas,
         }));
     }
@@ -662,3 +678,5 @@ fn replacements_that_were_lost_before_they_joined_leave_room_for_others() {
 
 #[path = "moves_disks.rs"]
 mod disks;
+#[path = "moves_keys.rs"]
+mod keys;

@@ -31,6 +31,7 @@ impl Cluster {
             zone: None,
             capacity_bytes: disks.iter().sum(),
             disks: disks.to_vec(),
+            encrypts: false,
             replicas: held.collect(),
         }));
     }
@@ -103,6 +104,7 @@ fn spec(size_bytes: u64) -> VolumeSpec {
         write_ack: WriteAck::Durable,
         min_in_sync: None,
         zone_spread: false,
+        encrypted: false,
         limits: sbk_engine::authority::Limits::default(),
     };
     check_request(&request).expect("is right")

@@ -193,6 +193,7 @@ impl Run {
             zone: None,
             capacity_bytes: 1 << 20,
             disks: Vec::new(),
+            encrypts: false,
             replicas: replicas.collect(),
         };
         self.apply(&Command::RegisterNode(registration));
@@ -217,6 +218,7 @@ impl Run {
             write_ack: WriteAck::Durable,
             min_in_sync: Some(1 + u32::from(v % 2)),
             zone_spread: off == 4,
+            encrypted: false,
             limits: Limits { iops: (off == 5).then_some(100), ..Limits::default() },
         };
         let nodes = (v..NODES + v).take(3);

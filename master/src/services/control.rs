@@ -128,6 +128,7 @@ impl Control for ControlService {
             write_ack: convert::write_ack_from(raw.write_ack)?,
             min_in_sync: (raw.min_in_sync > 0).then_some(raw.min_in_sync),
             zone_spread: raw.zone_spread,
+            encrypted: raw.encrypted,
             limits: convert::limits_from(raw.limits.as_ref()),
         };
         let refuse = |refusal: Refusal| refused(&refusal);

@@ -92,6 +92,7 @@ impl Source<'_> {
             wished_primary: volume.wish.primary.map(|id| convert::bytes(id.0)).unwrap_or_default(),
             limits: Some(convert::limits(volume.limits)),
             wished_size_bytes: volume.wished_blocks().map_or(0, |blocks| blocks * BLOCK_SIZE),
+            encrypted: spec.encrypted,
             size_refused: volume.size_refused.map(|refused| v1::SizeRefused {
                 size_bytes: refused.blocks * BLOCK_SIZE,
                 offset: refused.lba.0 * BLOCK_SIZE,
@@ -159,6 +160,7 @@ impl Source<'_> {
             wished_primary: Vec::new().into(),
             limits: None,
             wished_size_bytes: 0,
+            encrypted: tombstone.spec.encrypted,
             size_refused: None,
             history: Vec::new(),
             now_ms: 0,
@@ -203,6 +205,7 @@ impl Source<'_> {
             replicas: on_node.collect(),
             duty: convert::duty(self.state.duty(id)).into(),
             disks,
+            encrypts: registration.encrypts,
             allocated_bytes: self.state.committed_bytes(id),
             claimable_bytes: u64::try_from(claimable).unwrap_or(u64::MAX),
         }

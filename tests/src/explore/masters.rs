@@ -35,6 +35,7 @@ fn registration(replica: ReplicaId, process: u64, revision: u64) -> Registration
         zone: None,
         capacity_bytes: 1 << 30,
         disks: Vec::new(),
+        encrypts: false,
         replicas: BTreeMap::new(),
     }
 }
@@ -57,6 +58,7 @@ impl Masters {
             write_ack: WriteAck::Durable,
             min_in_sync: (durability == Durability::SyncAll).then_some(least),
             zone_spread: false,
+            encrypted: false,
             limits: sbk_engine::authority::Limits::default(),
         };
         let placement = ids.iter().map(|id| (*id, node_of(*id))).collect();

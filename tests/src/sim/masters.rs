@@ -102,6 +102,7 @@ fn registration(volume: VolumeId, told: &Told) -> Registration {
         zone: None,
         capacity_bytes: 1 << 30,
         disks: Vec::new(),
+        encrypts: false,
         replicas: open.into_iter().collect(),
     }
 }
@@ -142,6 +143,7 @@ impl Masters {
             write_ack: faults.write_ack,
             min_in_sync: least,
             zone_spread: false,
+            encrypted: false,
             limits: sbk_engine::authority::Limits::default(),
         };
         let placement = replicas.clone();

@@ -109,6 +109,7 @@ mod tests {
                 },
                 min_in_sync: kind.min_in_sync,
                 zone_spread: false,
+                encrypted: false,
                 limits: sbk_engine::authority::Limits::default(),
             };
             check_request(&request).expect(kind.name);

@@ -56,6 +56,7 @@ fn catalogue(deleted: bool) -> Arc<Catalogue> {
         name: "vol".to_owned(),
         blocks: 256,
         created_blocks: 256,
+        encrypted: false,
         replicas: BTreeMap::new(),
         retired: BTreeMap::new(),
         wish: Wish::default(),

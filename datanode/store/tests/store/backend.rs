@@ -1,11 +1,13 @@
-//! What a store is tried on: a simulated disk with files, or with a block device that holds them.
+//! What a store is tried on: a simulated disk with files, plain or encrypted, or with a block device
+//! that holds them.
 
 use std::ops::Deref;
 use std::path::Path;
 use std::sync::Arc;
 
 use sbk_device::{Device, FormatOptions};
-use sbk_wal::{Memory, Storage};
+use sbk_sealed::{KeyRing, Sealed};
+use sbk_wal::{Memory, Owner, Storage};
 use uuid::Uuid;
 
 /// Where the files are.
@@ -13,6 +15,8 @@ use uuid::Uuid;
 pub(crate) enum Backend {
     /// On the simulated disk.
     Files,
+    /// The same, encrypted.
+    Sealed,
     /// On a block device, which is the one file of the simulated disk.
     Device,
 }
@@ -31,6 +35,11 @@ const DEVICE_BYTES: u64 = 14 << 20;
 /// So small that snapshots are frequent.
 const JOURNAL_BYTES: u64 = 24 << 10;
 const DIR: &str = "replica";
+const OWNER: Owner = Owner([0xee; 32]);
+
+fn keys() -> KeyRing {
+    KeyRing::parse(&"5e".repeat(32), Path::new("keys")).expect("a key")
+}
 
 impl Deref for Disk {
     type Target = Memory;
@@ -70,6 +79,11 @@ impl Disk {
     pub(crate) fn storage(&self) -> Result<Arc<dyn Storage>, String> {
         match self.backend {
             Backend::Files => Ok(Arc::new(self.memory.clone())),
+            Backend::Sealed => {
+                // Made again until it was made: the replica is not there before.
+                let sealed = Sealed::create(Arc::new(self.memory.clone()), OWNER, &keys());
+                Ok(Arc::new(sealed.map_err(|e| e.to_string())?))
+            }
             Backend::Device => {
                 let device = self.device()?;
                 device.create_dir(DIR).map_err(|e| format!("{DEVICE}: {e}"))?;

@@ -23,7 +23,7 @@ fn replica(backend: Backend, seed: u64) -> (Disk, Model) {
 
 /// What a failure's message must name: a file of the store, or the device.
 fn names_a_file(message: &str) -> bool {
-    ["superblock", "logstate", "extents", "checksums", "regions", "wal", "device"]
+    ["superblock", "logstate", "extents", "checksums", "regions", "wal", "device", "seal"]
         .iter()
         .any(|name| message.contains(name))
 }
@@ -132,6 +132,15 @@ fn a_device_that_fails_stops_the_store_and_nothing_is_trusted_again() {
         let (all, failures) = every_operation(Backend::Device, kind, Fault::Io);
         println!("{kind:?}: {all} faults, {failures} failures");
         assert!(failures > 40, "{failures} of {all}");
+    }
+}
+
+#[test]
+fn an_encrypted_replica_whose_disk_fails_stops_the_store_and_nothing_is_trusted_again() {
+    for kind in [OpKind::Sync, OpKind::Write, OpKind::Meta] {
+        let (all, failures) = every_operation(Backend::Sealed, kind, Fault::Io);
+        println!("{kind:?}: {all} faults, {failures} failures");
+        assert!(failures > 10 && failures < all, "{failures} of {all}");
     }
 }
 

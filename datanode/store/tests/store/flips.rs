@@ -1,24 +1,24 @@
 //! One rotten bit anywhere in a replica's files: it is told, by file and byte, or it changes nothing.
 
-use std::sync::Arc;
-
 use sbk_engine::replication::io::Opened;
-use sbk_wal::{Memory, Storage, is_zero};
+use sbk_store::Store;
+use sbk_wal::is_zero;
 
+use super::backend::{Backend, Disk};
 use super::driver::{self, Driver};
 use super::events::Event;
 use super::model::Model;
 
-fn storage(disk: &Memory) -> Arc<dyn Storage> {
-    Arc::new(disk.clone())
+fn open(disk: &Disk) -> Result<(Store, Opened), String> {
+    driver::open(&disk.storage()?, 0).map_err(|e| e.to_string())
 }
 
 /// A replica that was worked on, and stopped in order or not.
-fn replica(seed: u64, in_order: bool) -> (Memory, Model) {
-    let disk = Memory::new(seed);
-    driver::create(&storage(&disk), 0).expect("a replica");
+fn replica(backend: Backend, seed: u64, in_order: bool) -> (Disk, Model) {
+    let disk = Disk::new(backend, seed);
+    driver::create(&disk.storage().expect("a disk"), 0).expect("a replica");
     let mut model = Model::new(seed, 0);
-    let open = driver::open(&storage(&disk), 0).expect("a store");
+    let open = open(&disk).expect("a store");
     let mut hear = |event: Event| model.hear(event);
     let mut driver = Driver::new(seed, 1, open, false, &mut hear);
     driver.run(110).and_then(|()| driver.settle()).expect("the disk is sound");
@@ -51,9 +51,18 @@ fn tells(message: &str, path: &str) -> bool {
 
 #[test]
 fn a_rotten_bit_is_told_or_changes_nothing() {
+    every_file(Backend::Files);
+}
+
+#[test]
+fn a_rotten_bit_of_an_encrypted_replica_is_told_or_changes_nothing() {
+    every_file(Backend::Sealed);
+}
+
+fn every_file(backend: Backend) {
     let (mut told, mut nothing) = (0, 0);
     for (seed, in_order) in [(21, true), (22, false)] {
-        let (disk, model) = replica(seed, in_order);
+        let (disk, model) = replica(backend, seed, in_order);
         let paths = disk.paths();
         let last = paths.iter().rfind(|path| path.ends_with(".seg")).expect("a segment").clone();
         for path in &paths {
@@ -62,10 +71,9 @@ fn a_rotten_bit_is_told_or_changes_nothing() {
                 let context = format!("seed {seed}, {path}, byte {}, bit {}", bit / 8, bit % 8);
                 let disk = disk.fork();
                 assert!(disk.flip(path, bit), "{context}");
-                let (store, opened) = match driver::open(&storage(&disk), 0) {
+                let (store, opened) = match open(&disk) {
                     Ok(open) => open,
-                    Err(error) => {
-                        let message = error.to_string();
+                    Err(message) => {
                         assert!(tells(&message, path), "{context}: {message}");
                         told += 1;
                         continue;
@@ -93,8 +101,17 @@ fn a_rotten_bit_is_told_or_changes_nothing() {
 /// which must not copy it to the extents.
 #[test]
 fn a_bit_that_rots_under_an_open_store_is_told_and_not_copied() {
+    under_an_open_store(Backend::Files);
+}
+
+#[test]
+fn a_bit_of_an_encrypted_replica_that_rots_under_an_open_store_is_told_and_not_copied() {
+    under_an_open_store(Backend::Sealed);
+}
+
+fn under_an_open_store(backend: Backend) {
     let seed = 23;
-    let (disk, model) = replica(seed, true);
+    let (disk, model) = replica(backend, seed, true);
     let (mut told, mut nothing) = (0, 0);
     for path in disk.paths() {
         // The others are in memory while the store is open.
@@ -105,7 +122,7 @@ fn a_bit_that_rots_under_an_open_store_is_told_and_not_copied() {
         for bit in bits(&content, seed) {
             let context = format!("{path}, byte {}, bit {}", bit / 8, bit % 8);
             let disk = disk.fork();
-            let (mut store, opened) = driver::open(&storage(&disk), 0).expect("it is sound");
+            let (mut store, opened) = open(&disk).expect("it is sound");
             disk.flip(&path, bit);
             let refused =
                 model.survey(&store, &opened).unwrap_or_else(|e| panic!("{context}: {e}"));

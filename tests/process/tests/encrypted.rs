@@ -1,0 +1,242 @@
+//! An encrypted volume on real processes: nothing of it lies on the disks in plain, it outlives its primary, and its
+//! replicas are served by nodes that have their keys, and by no others.
+
+use std::fs;
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use bytes::Bytes;
+use rustix::process::Signal;
+use sbk_cli::commands::verify::compare;
+use sbk_cli::dev::cluster::{DevCluster, Options, data_dir};
+use sbk_cli::dev::plan::Wanted;
+use sbk_cli::view::{NodeView, VolumeView};
+use sbk_cli::wait::{Look, answered, until};
+use sbk_cli::workload::nbd::NbdClient;
+use sbk_proto::v1::CreateVolumeRequest;
+use uuid::Uuid;
+
+const LIMIT: Duration = Duration::from_secs(120);
+const VOLUME: u64 = 64 << 20;
+/// What is looked for on the disks.
+const SECRET: &[u8; 32] = b"what nobody is to find on a disk";
+
+fn options(dir: &Path) -> Options {
+    let mut options = Options::new(dir.to_owned()).expect("options");
+    options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
+    options.limit = LIMIT;
+    options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
+    options
+}
+
+fn request(name: &str, encrypted: bool) -> CreateVolumeRequest {
+    CreateVolumeRequest {
+        id: Uuid::new_v4().as_bytes().to_vec().into(),
+        name: name.to_owned(),
+        size_bytes: VOLUME,
+        replicas: 3,
+        encrypted,
+        ..CreateVolumeRequest::default()
+    }
+}
+
+async fn volume(
+    cluster: &DevCluster,
+    name: &str,
+    what: &str,
+    right: impl Fn(&VolumeView) -> bool,
+) -> VolumeView {
+    let masters = cluster.client();
+    until(what, LIMIT, async || {
+        answered(masters.get_volume(name).await, |info| {
+            let view = VolumeView::of(&info);
+            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
+        })
+    })
+    .await
+    .expect("comes about")
+}
+
+async fn write(cluster: &DevCluster, name: &str) {
+    let via = &cluster.file().datanodes[0];
+    let client = NbdClient::connect(&via.nbd, name).await.expect("connects");
+    for at in (0..VOLUME).step_by(4 << 20) {
+        client.write(at, Bytes::from(SECRET.repeat(2048))).await.expect("writes");
+        client.write(at + (1 << 20), Bytes::from(SECRET.repeat(128))).await.expect("writes");
+    }
+    client.flush().await.expect("flushes");
+    client.disconnect().await;
+}
+
+async fn read(cluster: &DevCluster, name: &str, via: usize) {
+    let via = &cluster.file().datanodes[via];
+    let client = NbdClient::connect(&via.nbd, name).await.expect("connects");
+    for at in (0..VOLUME).step_by(4 << 20) {
+        let large = client.read(at, 64 << 10).await.expect("reads");
+        let small = client.read(at + (1 << 20), 4096).await.expect("reads");
+        assert!(large == SECRET.repeat(2048) && small == SECRET.repeat(128), "at {at}");
+    }
+    client.disconnect().await;
+}
+
+/// The files below `dir` in which the secret stands.
+fn found_in(dir: &Path) -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    for entry in fs::read_dir(dir).expect("lists") {
+        let path = entry.expect("an entry").path();
+        if path.is_dir() {
+            out.extend(found_in(&path));
+        } else {
+            // A part of it, as it would lie at any offset.
+            let content = fs::read(&path).expect("reads");
+            if content.windows(16).any(|bytes| bytes == &SECRET[8..24]) {
+                out.push(path);
+            }
+        }
+    }
+    out
+}
+
+/// The directories of a volume's replicas.
+fn replicas(cluster: &DevCluster, id: &str) -> Vec<PathBuf> {
+    let mut out = Vec::new();
+    for number in 1..=3 {
+        let replicas = data_dir(cluster.dir(), number, 1).join("replicas");
+        let listed = fs::read_dir(replicas).expect("lists").map(|e| e.expect("an entry"));
+        let here = listed.filter(|e| e.file_name().to_string_lossy().starts_with(id));
+        out.extend(here.map(|e| e.path()));
+    }
+    out
+}
+
+fn put_keys(path: &Path, keys: &[&str]) {
+    fs::write(path, keys.join("\n")).expect("written");
+}
+
+/// Ends a datanode and starts it again; the masters have heard the new process when this returns.
+async fn restart(cluster: &mut DevCluster, id: &str) {
+    let before = process_of(cluster, id).await;
+    let which = cluster.which(id).expect("a node");
+    cluster.signal(which, Signal::TERM);
+    let (status, log) = until(format!("the end of {which}"), LIMIT, async || {
+        let ended = cluster.how_ended(which);
+        Ok(ended.map_or_else(|| Look::NotYet("it runs".into()), Look::Done))
+    })
+    .await
+    .expect("ends");
+    assert!(status.success(), "{log}");
+    cluster.start_again(which).expect("starts");
+    until("its new process", LIMIT, async || {
+        let now = process_of(cluster, id).await;
+        Ok(if now > before { Look::Done(()) } else { Look::NotYet(format!("process {now}")) })
+    })
+    .await
+    .expect("comes");
+}
+
+/// How often the node was started, as far as the masters know.
+async fn process_of(cluster: &DevCluster, id: &str) -> u64 {
+    let nodes = cluster.client().list_nodes().await.expect("answers").nodes;
+    let mut views = nodes.iter().map(NodeView::of);
+    views.find(|view| view.id == id).expect("is known").incarnation
+}
+
+/// All replicas are in sync, and their nodes say so.
+fn is_served_by_all(view: &VolumeView) -> bool {
+    view.is_whole() && view.members.iter().all(|member| member.mode == "healthy")
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn nothing_of_an_encrypted_volume_lies_on_a_disk_in_plain() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut cluster = DevCluster::start(options(dir.path())).await.expect("starts");
+    for (name, encrypted) in [("plain", false), ("secret", true)] {
+        cluster.client().create_volume(request(name, encrypted)).await.expect("creates");
+    }
+    let plain = volume(&cluster, "plain", "all in sync", VolumeView::is_whole).await;
+    let secret = volume(&cluster, "secret", "all in sync", VolumeView::is_whole).await;
+    assert!(secret.encrypted && !plain.encrypted);
+    for name in ["plain", "secret"] {
+        write(&cluster, name).await;
+    }
+    let found = |cluster: &DevCluster, id: &str| {
+        let dirs = replicas(cluster, id);
+        assert_eq!(dirs.len(), 3);
+        dirs.iter().filter(|dir| !found_in(dir).is_empty()).count()
+    };
+    assert_eq!(found(&cluster, &plain.id), 3, "else it could not be found in the other");
+    assert_eq!(found(&cluster, &secret.id), 0);
+
+    // Its primary dies, and comes back: what it missed is brought to it, and all of it is as it was.
+    let primary = secret.primary.expect("there is one");
+    let which = cluster.which(&primary).expect("a node");
+    cluster.kill(which);
+    let nodes = &cluster.file().datanodes;
+    let other = nodes.iter().position(|node| node.id != primary).expect("three nodes");
+    read(&cluster, "secret", other).await;
+    let via = cluster.file().datanodes[other].nbd.clone();
+    let client = NbdClient::connect(&via, "secret").await.expect("connects");
+    client.write(8192, Bytes::from(SECRET.repeat(128))).await.expect("writes");
+    client.disconnect().await;
+    cluster.start_again(which).expect("starts");
+    volume(&cluster, "secret", "all in sync again", VolumeView::is_whole).await;
+    read(&cluster, "secret", other).await;
+    let info = cluster.client().get_volume("secret").await.expect("answers");
+    let report = compare(&info, LIMIT).await.expect("compares");
+    assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
+    // The checkpoints of the end too.
+    cluster.stop().await.expect("stops");
+    let cluster = DevCluster::start(options(dir.path())).await.expect("starts");
+    read(&cluster, "secret", 0).await;
+    assert_eq!(found(&cluster, &secret.id), 0);
+    cluster.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn a_replica_is_served_by_a_node_that_has_its_key() {
+    let dir = tempfile::tempdir().expect("dir");
+    let mut cluster = DevCluster::start(options(dir.path())).await.expect("starts");
+    let keys = cluster.dir().join("keys");
+    let mode = fs::metadata(&keys).expect("is there").permissions().mode();
+    assert_eq!(mode & 0o777, 0o600);
+    let old = fs::read_to_string(&keys).expect("reads").trim().to_owned();
+    let new = "ab".repeat(32);
+    cluster.client().create_volume(request("secret", true)).await.expect("creates");
+    volume(&cluster, "secret", "all in sync", VolumeView::is_whole).await;
+    write(&cluster, "secret").await;
+    let id = cluster.file().datanodes[1].id.clone();
+
+    // It comes back without the key.
+    put_keys(&keys, &[&new]);
+    restart(&mut cluster, &id).await;
+    volume(&cluster, "secret", "the missing key", |view| {
+        let told = view.members.iter().any(|m| m.node == id && m.reason.contains("key"));
+        told && view.isr.len() == 2 && !view.isr.contains(&id)
+    })
+    .await;
+    read(&cluster, "secret", 0).await;
+
+    // With both, the new one first; then the old one is not needed any more.
+    put_keys(&keys, &[&new, &old]);
+    restart(&mut cluster, &id).await;
+    volume(&cluster, "secret", "all in sync with both keys", is_served_by_all).await;
+    put_keys(&keys, &[&new]);
+    restart(&mut cluster, &id).await;
+    volume(&cluster, "secret", "all in sync with the new key", is_served_by_all).await;
+    read(&cluster, "secret", 1).await;
+    cluster.stop().await.expect("stops");
+}
+
+#[tokio::test(flavor = "multi_thread")]
+async fn without_keys_no_encrypted_volume_is_created() {
+    let dir = tempfile::tempdir().expect("dir");
+    let none = Options { key_file: None, ..options(dir.path()) };
+    let cluster = DevCluster::start(none).await.expect("starts");
+    let refused = cluster.client().create_volume(request("secret", true)).await;
+    let refused = refused.expect_err("nobody could hold it").to_string();
+    assert!(refused.contains("--key-file"), "{refused}");
+    let nodes = cluster.client().list_nodes().await.expect("answers").nodes;
+    assert!(nodes.iter().all(|node| !NodeView::of(node).encrypts));
+    cluster.stop().await.expect("stops");
+}
