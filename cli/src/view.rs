@@ -103,6 +103,25 @@ pub struct SessionView {
     pub target_lsn: u64,
     /// How far it came.
     pub achieved_lsn: u64,
+    /// Payload bytes of entries sent since it began: what the replica missed, and what clients write meanwhile.
+    pub entries_bytes: u64,
+    /// Base blocks, in a delta or a rebuild.
+    pub base: Option<BaseView>,
+}
+
+/// How far the base blocks of a delta or a rebuild have come.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct BaseView {
+    /// Regions of 1 MiB that are to be sent; 0 before it is known.
+    pub regions: u64,
+    /// Those that were.
+    pub regions_sent: u64,
+    /// Bytes of all of them; zeros take next to nothing on the way.
+    pub bytes_most: u64,
+    /// Bytes that were sent.
+    pub bytes_sent: u64,
+    /// Bytes that the replica has written.
+    pub bytes_taken: u64,
 }
 
 /// Milliseconds since 1970 on this machine's clock.
@@ -312,7 +331,20 @@ impl MemberView {
 
 impl SessionView {
     fn words(&self) -> String {
-        format!("{} {} at {} of {}", self.kind, self.id, self.achieved_lsn, self.target_lsn)
+        let Self { kind, id, target_lsn, achieved_lsn, entries_bytes, base } = self;
+        let base = base.filter(|base| base.regions > 0).map(|base| {
+            let BaseView { regions, regions_sent, bytes_most, bytes_taken, .. } = base;
+            let (taken, most) = (show_size(bytes_taken), show_size(bytes_most));
+            format!(", {regions_sent} of {regions} regions, {taken} of at most {most}")
+        });
+        let entries = match entries_bytes {
+            0 => String::new(),
+            bytes => format!(", {} of entries", show_size(*bytes)),
+        };
+        format!(
+            "{kind} {id} at {achieved_lsn} of {target_lsn}{}{entries}",
+            base.unwrap_or_default()
+        )
     }
 }
 

@@ -100,6 +100,19 @@ The disk is of the primary's node and of another one by turns. Exit code 1 if an
 request failed, anything new was acknowledged while there was no room, a replica left, or replicas differ. It
 needs root: the disk is a loop device.")]
     DiskFull(DrillArgs),
+    /// Keep a replica away for long, and bring it back: to a delta, and to nothing, for it was replaced
+    #[command(after_help = "\
+Examples:
+  sbkctl drill long-absence
+  sbkctl drill long-absence --runs 3 -o json
+
+Each run is two, each on a cluster of its own with a volume that is written to everywhere. First a datanode is
+killed, a part of the volume changes until the primary's log no longer reaches back, and the datanode comes back:
+it must get what changed, and not all. Then one is killed for as long as it takes until the masters have put
+another replica in the place of its own, which must be gone after its return. Told are the bytes that changed and
+those that were moved, and how long it took; every block is read back and checked, replicas compared. Exit code
+1 if an acknowledged write was lost, a request failed, more was moved, or replicas differ.")]
+    LongAbsence(DrillArgs),
     /// Many volumes with many clients, and the datanode with the most primaries is killed
     #[command(after_help = "\
 Examples:

@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::http;
-use crate::view::{MemberView, SessionView, VolumeView, id_text};
+use crate::view::{BaseView, MemberView, SessionView, VolumeView, id_text};
 
 /// Bytes of the smallest log entry: a lag is known in entries, and told as if all were so small.
 const BLOCK_BYTES: u64 = 4096;
@@ -69,6 +69,7 @@ fn merge(view: &mut VolumeView, info: &VolumeInfo, statuses: &BTreeMap<String, V
             member.r = Some(durable);
         }
         let Some(primary) = primary else { continue };
+        let sent = &statuses[view.primary.as_deref().unwrap_or_default()]["sessions"];
         member.s = primary["retained"].as_u64();
         member.h = primary["end"].as_u64();
         if told.primary {
@@ -79,12 +80,13 @@ fn merge(view: &mut VolumeView, info: &VolumeInfo, statuses: &BTreeMap<String, V
                 member.reason = reason.to_owned();
             }
         } else if let Some(peer) = primary["peers"].get(id_text(&told.replica)) {
-            merge_peer(member, peer);
+            merge_peer(member, peer, &sent[id_text(&told.replica)]);
         }
     }
 }
 
-fn merge_peer(member: &mut MemberView, peer: &Value) {
+/// `sent`: what the primary says that it sent in the session that is under way.
+fn merge_peer(member: &mut MemberView, peer: &Value, sent: &Value) {
     let recovery = &peer["recovery"];
     // Of a replica that it has not met in this run, the primary knows nothing; what the replica
     // said last is nearer to the truth than "all is missing".
@@ -99,7 +101,7 @@ fn merge_peer(member: &mut MemberView, peer: &Value) {
         }
     }
     member.decision = word(&recovery["decision"]);
-    member.session = session(&recovery["session"]);
+    member.session = session(&recovery["session"], sent);
 }
 
 /// An enum as serde writes it: a word, or an object with the word as its only key.
@@ -111,18 +113,32 @@ fn word(value: &Value) -> Option<String> {
     }
 }
 
-fn session(value: &Value) -> Option<SessionView> {
+fn session(value: &Value, sent: &Value) -> Option<SessionView> {
     let id = match &value["id"] {
         Value::Object(id) => format!("{}.{}", id.get("epoch")?, id.get("number")?),
         Value::String(id) => id.clone(),
         Value::Null | Value::Bool(_) | Value::Number(_) | Value::Array(_) => return None,
     };
+    // Told of the session before, if that was published earlier.
+    let sent = Some(sent).filter(|sent| sent["session"] == value["id"]);
+    let base = sent.map(|sent| &sent["base"]).filter(|base| !base.is_null()).map(|base| {
+        let number = |name: &str| base[name].as_u64().unwrap_or(0);
+        BaseView {
+            regions: number("regions"),
+            regions_sent: number("regions_sent"),
+            bytes_most: number("bytes_most"),
+            bytes_sent: number("bytes_sent"),
+            bytes_taken: number("bytes_taken"),
+        }
+    });
     let number = |names: [&str; 2]| names.iter().find_map(|n| value[*n].as_u64());
     Some(SessionView {
         id,
         kind: word(&value["kind"])?,
         target_lsn: number(["target_lsn", "target"])?,
         achieved_lsn: number(["achieved_lsn", "achieved"]).unwrap_or(0),
+        entries_bytes: sent.and_then(|sent| sent["entries_bytes"].as_u64()).unwrap_or(0),
+        base,
     })
 }
 
@@ -168,7 +184,14 @@ mod tests {
                     "achieved": 12},
             },
         }});
-        let primary = json!({"view": {"durable": 20, "end": 20, "retained": 4, "peers": peers}});
+        let base = json!({"regions": 9, "regions_sent": 4, "bytes_most": 9 << 20,
+            "bytes_sent": 3 << 20, "bytes_taken": 2 << 20});
+        let sent =
+            json!({"session": {"epoch": 4, "number": 2}, "entries_bytes": 8192, "base": base});
+        let primary = json!({
+            "view": {"durable": 20, "end": 20, "retained": 4, "peers": peers},
+            "sessions": {id_text(&[12; 16]): sent},
+        });
         let follower = json!({"view": {"durable": 17, "end": 17, "retained": 1}});
         let statuses = [(id_text(&[1; 16]), primary), (id_text(&[2; 16]), follower)];
         merge(&mut view, &info, &statuses.into_iter().collect());
@@ -180,7 +203,27 @@ mod tests {
         let session = member.session.as_ref().expect("a session");
         assert_eq!((session.id.as_str(), session.kind.as_str()), ("4.2", "catch_up"));
         assert_eq!((session.target_lsn, session.achieved_lsn), (20, 12));
+        let base = session.base.expect("base blocks");
+        assert_eq!((session.entries_bytes, base.regions_sent, base.regions), (8192, 4, 9));
+        let shown = view.detail();
+        let words =
+            "catch_up 4.2 at 12 of 20, 4 of 9 regions, 2 MiB of at most 9 MiB, 8 KiB of entries";
+        assert!(shown.contains(words), "{shown}");
         assert_eq!(view.members[0].r, Some(20));
+    }
+
+    /// What was published of the session before is not taken for this one's.
+    #[test]
+    fn what_another_session_sent_is_not_shown() {
+        let id = json!({"epoch": 4, "number": 2});
+        let told = json!({"id": id, "kind": "delta", "target": 20});
+        let of = |number: u64| {
+            let id = json!({"epoch": 4, "number": number});
+            session(&told, &json!({"session": id, "entries_bytes": 7, "base": null}))
+        };
+        assert_eq!(of(2).expect("a session").entries_bytes, 7);
+        assert_eq!(of(1).expect("a session").entries_bytes, 0);
+        assert!(session(&told, &Value::Null).is_some(), "an older datanode says nothing");
     }
 
     #[test]

@@ -23,7 +23,7 @@ use crate::workload::nbd::NbdClient;
 use crate::workload::stamp::BLOCK;
 
 /// The size of the drill's volume.
-const VOLUME: u64 = 256 << 20;
+pub(super) const VOLUME: u64 = 256 << 20;
 /// The part of it that the load uses.
 pub(super) const USED_BLOCKS: u64 = (64 << 20) / BLOCK as u64;
 /// How long the volume may take to serve, and to be whole.
@@ -145,6 +145,11 @@ impl Bench {
         let right = |info: &VolumeInfo| right(&VolumeView::of(info));
         let info = wait_for(&self.masters, &self.id, what, WHOLE, right).await?;
         Ok(VolumeView::of(&info))
+    }
+
+    /// The record of what the loads did.
+    pub(super) fn history(&self) -> &History {
+        &self.history
     }
 
     /// The volume's name.

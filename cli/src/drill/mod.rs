@@ -14,6 +14,7 @@ mod engine_families;
 pub mod failover;
 pub mod footprint;
 pub mod load;
+pub mod long_absence;
 pub mod loop_disk;
 pub mod many;
 mod network;
@@ -36,6 +37,7 @@ pub async fn run(global: &Global, command: DrillCommand) -> anyhow::Result<()> {
         DrillCommand::BitRot(args) => bit_rot::run(global, args).await,
         DrillCommand::DiskFail(args) => disk_fail::run(global, args).await,
         DrillCommand::DiskFull(args) => disk_full::run(global, args).await,
+        DrillCommand::LongAbsence(args) => long_absence::run(global, args).await,
         DrillCommand::Many(args) => many::run(global, args).await,
         DrillCommand::Load(args) => load::run(global, args).await,
         DrillCommand::Chaos(args) => chaos::run(global, args).await,

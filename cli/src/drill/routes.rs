@@ -16,7 +16,7 @@ use crate::workload::load::{Load, LoadStats};
 /// WAL that the datanodes of a routes cluster retain: little, so that a long absence is soon long.
 pub const SMALL_WAL: u64 = 32 << 20;
 /// Bytes a second of the load: so slow that what a short absence misses is far less than that.
-const GENTLE: u64 = 2 << 20;
+pub(super) const GENTLE: u64 = 2 << 20;
 
 /// How a replica comes to be in sync.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord, Serialize)]
@@ -160,7 +160,7 @@ async fn absence(
 
 /// Waits until the primary's log begins (S) beyond where it ends (H) now, so that who is away now
 /// can't catch up any more.
-async fn log_moves_on(bench: &Bench, load: &Load) -> anyhow::Result<()> {
+pub(super) async fn log_moves_on(bench: &Bench, load: &Load) -> anyhow::Result<()> {
     let frontiers = async || {
         let view = bench.view().await?;
         let known = view.members.iter().find_map(|m| m.s.zip(m.h));

@@ -155,6 +155,18 @@ impl History {
         self.inner().acknowledged
     }
 
+    /// The number of the newest write of a block.
+    pub fn last_write(&self) -> u64 {
+        self.inner().last_write
+    }
+
+    /// How many blocks were written since that one, as far as the record was not settled since.
+    pub fn blocks_since(&self, write: u64) -> u64 {
+        let inner = self.inner();
+        let newer = |block: &&Block| block.writes.last_key_value().is_some_and(|(n, _)| *n > write);
+        inner.blocks.values().filter(newer).count() as u64
+    }
+
     /// Operations recorded since the record was last settled. The load stops at
     /// [`MAX_OPERATIONS`].
     pub fn operations(&self) -> u64 {

@@ -72,6 +72,24 @@ fn gather(node: &Node) -> Registry {
     });
     let lag = Gauges::default();
     registry.register("peer_lag_entries", "Entries that another replica lacks", lag.clone());
+    let sent = [
+        ("peer_entries_sent_bytes", "Payload bytes of entries sent to another replica"),
+        ("peer_base_sent_bytes", "Bytes of base blocks sent to another replica"),
+    ]
+    .map(|(name, help)| {
+        let family = Counters::default();
+        registry.register(name, help, family.clone());
+        family
+    });
+    let regions = [
+        ("peer_base_regions", "Regions to send in the delta or rebuild that is under way"),
+        ("peer_base_regions_sent", "Of these, regions that were sent"),
+    ]
+    .map(|(name, help)| {
+        let family = Gauges::default();
+        registry.register(name, help, family.clone());
+        family
+    });
     let throttled = Counters::default();
     let help = "Requests that waited for the volume's limits";
     registry.register("throttled_requests", help, throttled.clone());
@@ -124,6 +142,15 @@ fn gather(node: &Node) -> Registry {
         for (replica, peer) in status.view.iter().flat_map(|view| &view.peers) {
             let labels = [volume.clone(), vec![("replica", replica.to_string())]].concat();
             set(&lag, &labels, peer.lag);
+            let to = handle.counters.sent_to(*replica);
+            for (family, bytes) in sent.iter().zip([to.entries_bytes(), to.base_bytes()]) {
+                family.get_or_create(&labels).inc_by(bytes);
+            }
+            let session = status.sessions.get(replica);
+            let base = session.and_then(|session| session.base).unwrap_or_default();
+            for (family, count) in regions.iter().zip([base.regions, base.regions_sent]) {
+                set(family, &labels, count);
+            }
         }
         for ((kind, name), count) in ALWAYS.into_iter().chain(handle.counters.named()) {
             let family = match kind {

@@ -69,7 +69,7 @@ async fn status(State(node): State<Node>) -> Json<Value> {
                 "volume": status.volume, "replica": status.replica, "run": status.run, "mode": mode,
                 "reason": reason, "data_dir": handle.disk.path(), "role": view.map(|v| v.role), "epoch": view.map(|v| v.epoch),
                 "serving": view.is_some_and(|v| v.serving), "wal_full": status.wal_full,
-                "links": status.links, "scrubs": scrubs.0.get(&status.replica),
+                "links": status.links, "sessions": status.sessions, "scrubs": scrubs.0.get(&status.replica),
             })
         })
         .collect();

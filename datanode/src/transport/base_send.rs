@@ -8,6 +8,7 @@
 //! highest of them.
 
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use sbk_engine::recovery::FailureKind;
@@ -25,6 +26,7 @@ use tokio_stream::wrappers::ReceiverStream;
 
 use super::channels::Channels;
 use super::convert::{self, Beside, Recover, ZEROS_BYTES};
+use super::sent::{BaseSent, Progress, Sent};
 use crate::volume::disk::CommittedReadPlan;
 use crate::volume::events::{LaneId, PeerEvent};
 use crate::volume::{LONGEST, Pace, VolumeStatus};
@@ -84,6 +86,7 @@ pub struct BaseLane {
     lineage: Lineage,
     messages: mpsc::Sender<(Lineage, Recover)>,
     start: Option<oneshot::Sender<BaseSource>>,
+    progress: Arc<Progress>,
     task: AbortHandle,
 }
 
@@ -94,16 +97,17 @@ impl Drop for BaseLane {
 }
 
 impl BaseLane {
-    /// Opens the stream and sends `begin`. What comes back and how it ends goes to `events`.
+    /// Opens the stream and sends `begin`. What comes back and how it ends is told under the lane's number.
     pub fn open(
         channels: Arc<Channels>,
         addr: String,
         lineage: Lineage,
         session: RecoveryId,
         begin: ToReplica,
-        lane: LaneId,
-        events: mpsc::Sender<PeerEvent>,
+        (lane, events): (LaneId, mpsc::Sender<PeerEvent>),
+        sent: Arc<Sent>,
     ) -> Self {
+        let progress = Arc::<Progress>::default();
         let (messages, outgoing) = mpsc::channel(LANE_QUEUE);
         let (start, started) = oneshot::channel();
         let sender = Sender {
@@ -112,6 +116,8 @@ impl BaseLane {
             messages: messages.clone(),
             events: events.clone(),
             taken: watch::channel(0).0,
+            sent,
+            progress: Arc::clone(&progress),
         };
         let first = Recover::ToReplica(begin);
         let task = tokio::spawn(async move {
@@ -123,12 +129,17 @@ impl BaseLane {
             let _ended = events.send(PeerEvent::BaseFailed { session, lane, cause }).await;
         })
         .abort_handle();
-        Self { session, lane, lineage, messages, start: Some(start), task }
+        Self { session, lane, lineage, messages, start: Some(start), progress, task }
     }
 
     /// Its session.
     pub fn session(&self) -> RecoveryId {
         self.session
+    }
+
+    /// How far it has come.
+    pub fn progress(&self) -> BaseSent {
+        self.progress.now()
     }
 
     /// Its number.
@@ -163,6 +174,8 @@ struct Sender {
     messages: mpsc::Sender<(Lineage, Recover)>,
     events: mpsc::Sender<PeerEvent>,
     taken: watch::Sender<u64>,
+    sent: Arc<Sent>,
+    progress: Arc<Progress>,
 }
 
 impl Sender {
@@ -218,6 +231,7 @@ impl Sender {
             }
             Recover::Taken(bytes) => {
                 self.taken.send_replace(bytes);
+                self.progress.bytes_taken.store(bytes, Ordering::Relaxed);
                 PeerEvent::BaseProgress { session, bytes }
             }
             Recover::ToReplica(_)
@@ -237,16 +251,20 @@ impl Sender {
         let mut through = source.table.iter().copied().max().unwrap_or(Lsn(0));
         // Regions of zeros send nothing, and the session comes on by what is sent.
         let mut may_wait = LONGEST;
-        for region in &source.regions {
-            let first = region * REGION_BLOCKS;
-            // A receiver that was not wiped may have something beyond the volume's end.
-            let end = if delta { first + REGION_BLOCKS } else { source.blocks };
-            if first >= end {
-                break;
-            }
-            let blocks = REGION_BLOCKS.min(end - first) as u32;
-            let range = BlockRange { lba: Lba(first), blocks };
-            let bytes = u64::from(blocks) * BLOCK_SIZE;
+        let ranges = || {
+            source.regions.iter().map_while(|region| {
+                let first = region * REGION_BLOCKS;
+                // A receiver that was not wiped may have something beyond the volume's end.
+                let end = if delta { first + REGION_BLOCKS } else { source.blocks };
+                let blocks = REGION_BLOCKS.min(end.saturating_sub(first)) as u32;
+                (blocks > 0).then_some(BlockRange { lba: Lba(first), blocks })
+            })
+        };
+        let most: u64 = ranges().map(|range| u64::from(range.blocks) * BLOCK_SIZE).sum();
+        self.progress.regions.store(ranges().count() as u64, Ordering::Relaxed);
+        self.progress.bytes_most.store(most, Ordering::Relaxed);
+        for range in ranges() {
+            let bytes = u64::from(range.blocks) * BLOCK_SIZE;
             let waits = Instant::now();
             source.pace.wait(bytes, may_wait, source.is_needed()).await;
             may_wait = may_wait.saturating_sub(waits.elapsed());
@@ -256,6 +274,7 @@ impl Sender {
                 let message = match run {
                     Run::Data(lba, data) => {
                         sent += data.len() as u64;
+                        self.sent.add_base(data.len());
                         let crc = convert::data_crc(&data);
                         Recover::Blocks { lba, data, read_at, crc }
                     }
@@ -268,7 +287,9 @@ impl Sender {
                 };
                 may_wait = LONGEST;
                 self.push(message).await?;
+                self.progress.bytes_sent.store(sent, Ordering::Relaxed);
             }
+            self.progress.regions_sent.fetch_add(1, Ordering::Relaxed);
             self.wait_taken(sent.saturating_sub(WINDOW_BYTES)).await?;
         }
         for (index, lsns) in source.table.chunks(TABLE_CHUNK).enumerate() {

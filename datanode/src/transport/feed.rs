@@ -16,6 +16,7 @@ use tokio::task::AbortHandle;
 
 use super::channels::{Channels, is_refusal};
 use super::convert::{self, WireEntry};
+use super::sent::Sent;
 use crate::volume::events::{LaneId, PeerEvent};
 
 /// Items that wait for one replica. The engine's window bounds the entries; this bounds the
@@ -88,10 +89,20 @@ impl Feed {
         lineage: &Lineage,
         lane: LaneId,
         events: mpsc::Sender<PeerEvent>,
+        sent: Arc<Sent>,
     ) -> Self {
         let (queue, items) = mpsc::channel(FEED_QUEUE);
         let replica = lineage.to.id;
-        let task = tokio::spawn(run(channels, addr.to_owned(), replica, lane, items, events));
+        let out = Outgoing {
+            items,
+            next: None,
+            events: events.clone(),
+            replica,
+            lane,
+            reading: None,
+            sent,
+        };
+        let task = tokio::spawn(run(channels, addr.to_owned(), out, events));
         let task = task.abort_handle();
         Self { to: lineage.to, from: lineage.from, addr: addr.to_owned(), lane, queue, task }
     }
@@ -115,12 +126,11 @@ impl Feed {
 async fn run(
     channels: Arc<Channels>,
     addr: String,
-    replica: ReplicaId,
-    lane: LaneId,
-    items: mpsc::Receiver<FeedItem>,
+    outgoing: Outgoing,
     events: mpsc::Sender<PeerEvent>,
 ) {
-    let event = match stream(&channels, &addr, replica, lane, items, &events).await {
+    let (replica, lane) = (outgoing.replica, outgoing.lane);
+    let event = match stream(&channels, &addr, outgoing, &events).await {
         Ok(()) => PeerEvent::FeedBroken { replica, lane, refused: false },
         Err(status) => {
             let refused = is_refusal(&status);
@@ -135,15 +145,11 @@ async fn run(
 async fn stream(
     channels: &Channels,
     addr: &str,
-    replica: ReplicaId,
-    lane: LaneId,
-    items: mpsc::Receiver<FeedItem>,
+    outgoing: Outgoing,
     events: &mpsc::Sender<PeerEvent>,
 ) -> Result<(), tonic::Status> {
     let mut client =
         channels.replication(addr).map_err(|e| tonic::Status::invalid_argument(e.to_string()))?;
-    let events_out = events.clone();
-    let outgoing = Outgoing { items, next: None, events: events_out, replica, lane, reading: None };
     let mut answers = client.feed(messages(outgoing)).await?.into_inner();
     while let Some(answer) = answers.message().await? {
         let (lineage, message, beside) = convert::to_primary_in(answer)
@@ -164,6 +170,7 @@ struct Outgoing {
     replica: ReplicaId,
     lane: LaneId,
     reading: Option<Reading>,
+    sent: Arc<Sent>,
 }
 
 /// A stretch of the log that is being read and sent.
@@ -224,7 +231,8 @@ fn messages(outgoing: Outgoing) -> impl Stream<Item = v1::ReplicationMessage> {
         loop {
             if let Some(reading) = outgoing.reading.take() {
                 match read_some(reading).await {
-                    Ok((message, rest)) => {
+                    Ok((message, bytes, rest)) => {
+                        outgoing.sent.add_entries(bytes);
                         outgoing.reading = rest;
                         return Some((message, outgoing));
                     }
@@ -246,6 +254,7 @@ fn messages(outgoing: Outgoing) -> impl Stream<Item = v1::ReplicationMessage> {
                     if let ToReplica::Append(append) = &mut message {
                         outgoing.gather(&lineage, append, &mut entries);
                     }
+                    outgoing.sent.add_entries(payload_bytes(&entries));
                     let message = convert::to_replica_out(lineage, &message, &entries);
                     return Some((message, outgoing));
                 }
@@ -257,10 +266,10 @@ fn messages(outgoing: Outgoing) -> impl Stream<Item = v1::ReplicationMessage> {
     })
 }
 
-/// Reads the next piece and makes its message; the rest is what follows it.
+/// Reads the next piece and makes its message, with its payload's bytes; the rest is what follows it.
 async fn read_some(
     mut reading: Reading,
-) -> Result<(v1::ReplicationMessage, Option<Reading>), EntriesLost> {
+) -> Result<(v1::ReplicationMessage, usize, Option<Reading>), EntriesLost> {
     let threads = reading.threads.clone();
     let joined = threads.spawn_blocking(move || {
         let entries = reading.read.next(MESSAGE_BYTES, MESSAGE_ENTRIES);
@@ -280,7 +289,7 @@ async fn read_some(
     reading.append.stamp = None;
     reading.append.prev = end;
     let rest = (end < reading.last).then_some(reading);
-    Ok((message, rest))
+    Ok((message, payload_bytes(&entries), rest))
 }
 
 #[cfg(test)]
@@ -344,8 +353,15 @@ mod tests {
         drop(queue);
         let (events, _kept) = mpsc::channel(1);
         let (replica, lane) = (a_ref(3).id, LaneId(1));
-        let outgoing =
-            Outgoing { items: waiting, next: None, events, replica, lane, reading: None };
+        let outgoing = Outgoing {
+            items: waiting,
+            next: None,
+            events,
+            replica,
+            lane,
+            reading: None,
+            sent: Arc::default(),
+        };
         let messages: Vec<_> = messages(outgoing).collect().await;
         messages
             .into_iter()

@@ -13,6 +13,7 @@ mod calls;
 mod channels;
 pub mod convert;
 mod feed;
+mod sent;
 mod server;
 
 pub use answers::Answers;
@@ -24,4 +25,5 @@ pub use channels::{
 };
 pub use convert::{Beside, Recover, WireBlock, WireEntry, ZEROS_BYTES};
 pub use feed::{EntriesLost, Feed, FeedItem, ReadEntries};
+pub use sent::{BaseSent, Sent};
 pub use server::ReplicationService;

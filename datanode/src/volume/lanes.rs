@@ -9,6 +9,7 @@ use sbk_engine::types::{ReplicaId, ReplicaRef};
 use tokio::sync::{mpsc, oneshot};
 
 use super::events::{Answer, AnswerPath, LaneId, PeerEvent};
+use super::status::{Counters, SessionSent};
 use crate::transport::{self, Answers, BaseLane, Beside, Channels, Feed, FeedItem, Recover};
 
 /// Primaries that may feed this replica at a time, old ones included.
@@ -24,6 +25,9 @@ pub(super) struct Outgoing {
     feeds: BTreeMap<ReplicaId, Feed>,
     bases: BTreeMap<RecoveryId, BaseLane>,
     lanes: u64,
+    counters: Arc<Counters>,
+    /// What was sent to each replica when its session began.
+    begun: BTreeMap<ReplicaId, (RecoveryId, u64)>,
 }
 
 impl Outgoing {
@@ -31,8 +35,26 @@ impl Outgoing {
         channels: Arc<Channels>,
         events: mpsc::Sender<PeerEvent>,
         lanes: u64,
+        counters: Arc<Counters>,
     ) -> Self {
-        Self { channels, events, feeds: BTreeMap::new(), bases: BTreeMap::new(), lanes }
+        let (feeds, bases, begun) = (BTreeMap::new(), BTreeMap::new(), BTreeMap::new());
+        Self { channels, events, feeds, bases, lanes, counters, begun }
+    }
+
+    /// What was sent in the sessions that are under way, as the engine shows them.
+    pub(super) fn sessions(
+        &mut self,
+        now: impl Iterator<Item = (ReplicaId, RecoveryId)>,
+    ) -> BTreeMap<ReplicaId, SessionSent> {
+        let now: BTreeMap<_, _> = now.collect();
+        self.begun.retain(|replica, (session, _)| now.get(replica) == Some(session));
+        let shown = now.into_iter().map(|(replica, session)| {
+            let entries = self.counters.sent_to(replica).entries_bytes();
+            let (_, before) = *self.begun.entry(replica).or_insert((session, entries));
+            let base = self.bases.get(&session).map(BaseLane::progress);
+            (replica, SessionSent { session, entries_bytes: entries - before, base })
+        });
+        shown.collect()
     }
 
     /// How many lanes were numbered, for the next opening to go on from.
@@ -72,8 +94,9 @@ impl Outgoing {
                 let lane = self.next_lane();
                 self.bases.retain(|_, base| !base.serves(&lineage));
                 let (channels, events) = (Arc::clone(&self.channels), self.events.clone());
+                let (session, sent) = (mark.session, self.counters.sent_to(lineage.to.id));
                 let base =
-                    BaseLane::open(channels, addr, lineage, mark.session, message, lane, events);
+                    BaseLane::open(channels, addr, lineage, session, message, (lane, events), sent);
                 self.bases.insert(mark.session, base);
                 true
             }
@@ -94,7 +117,8 @@ impl Outgoing {
         if !fits {
             let lane = self.next_lane();
             let (channels, events) = (Arc::clone(&self.channels), self.events.clone());
-            self.feeds.insert(replica, Feed::open(channels, addr, lineage, lane, events));
+            let sent = self.counters.sent_to(replica);
+            self.feeds.insert(replica, Feed::open(channels, addr, lineage, lane, events, sent));
         }
         let sent = self.feeds[&replica].send(item);
         if !sent {

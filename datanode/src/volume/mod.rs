@@ -29,8 +29,8 @@ pub use recorder::{MAX_FILES, Recorder, Recordings, keep_at_panic};
 pub use registry::{Registry, VolumeHandle};
 pub use runner::{Context, ProposalOrder, open_link, start};
 pub use status::{
-    Counters, OpenReplica, READ_FAILED, RunState, TRACE_CAPACITY, TraceEntry, TraceRing,
-    VolumeStatus,
+    Counters, OpenReplica, READ_FAILED, RunState, SessionSent, TRACE_CAPACITY, TraceEntry,
+    TraceRing, VolumeStatus,
 };
 
 /// Events from peers that wait for the task.

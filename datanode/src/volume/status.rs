@@ -2,15 +2,18 @@
 
 use std::collections::{BTreeMap, VecDeque};
 use std::sync::atomic::{AtomicU64, Ordering};
-use std::sync::{Mutex, PoisonError};
+use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
 use sbk_engine::authority::Limits;
 use sbk_engine::replication::mend::MendCounts;
+use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::replication::trace::TraceEvent;
 use sbk_engine::replication::view::View;
 use sbk_engine::types::{Incarnation, Lsn, Millis, ReplicaId, ReplicaRef, TailId, VolumeId};
 use serde::Serialize;
+
+use crate::transport::{BaseSent, Sent};
 
 /// Decisions kept for `/trace`; the oldest go first.
 pub const TRACE_CAPACITY: usize = 4096;
@@ -73,6 +76,8 @@ pub struct VolumeStatus {
     /// Up to here the disk has it recorded that the log was durable: damage there is told from a
     /// torn write.
     pub recorded: Lsn,
+    /// Primary: what was sent in the recovery sessions that are under way, by their replicas.
+    pub sessions: BTreeMap<ReplicaId, SessionSent>,
     /// When this was published, on the machine's boot clock.
     pub at: Millis,
 }
@@ -90,6 +95,7 @@ impl VolumeStatus {
             held_bytes: 0,
             limits: Limits::default(),
             recorded: Lsn(0),
+            sessions: BTreeMap::new(),
             at: super::clock::now(),
         }
     }
@@ -105,6 +111,17 @@ impl VolumeStatus {
             doubtful: view.doubtful,
         })
     }
+}
+
+/// What was sent in a recovery session so far.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize)]
+pub struct SessionSent {
+    /// Which.
+    pub session: RecoveryId,
+    /// Payload bytes of entries since it began: what the replica missed, and what clients write meanwhile.
+    pub entries_bytes: u64,
+    /// Base blocks, in a delta or a rebuild.
+    pub base: Option<BaseSent>,
 }
 
 /// A replica that is open, as its node registers it.
@@ -172,6 +189,8 @@ pub struct Counters {
     /// What became of rotten blocks, over all openings.
     mends: Mutex<MendCounts>,
     named: Mutex<BTreeMap<(&'static str, &'static str), u64>>,
+    /// What was sent to other replicas, over all openings.
+    sent: Mutex<BTreeMap<ReplicaId, Arc<Sent>>>,
 }
 
 impl Counters {
@@ -202,6 +221,12 @@ impl Counters {
         mends.mended += more.mended;
         mends.not_mended += more.not_mended;
         mends.scrubbed += more.scrubbed;
+    }
+
+    /// What was sent to a replica in this process.
+    pub fn sent_to(&self, replica: ReplicaId) -> Arc<Sent> {
+        let mut sent = self.sent.lock().unwrap_or_else(PoisonError::into_inner);
+        Arc::clone(sent.entry(replica).or_default())
     }
 
     /// What became of rotten blocks in this process.

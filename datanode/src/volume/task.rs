@@ -16,6 +16,7 @@ use sbk_engine::replication::io::{Input, OpenStream, Opened, Reader, StreamEnd, 
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::replication::room::Space;
+use sbk_engine::replication::view::PeerView;
 use sbk_engine::replication::{Replica, Verdict};
 use sbk_engine::types::{Config, Lsn, Millis, ReplicaRef, VolumeId, Wish};
 use sbk_master_client::in_one_line;
@@ -172,7 +173,8 @@ impl<D: Disk> Running<D> {
         let (base_reads, base_reads_in) = mpsc::channel(BASE_READS);
         let (volume, me, durable) = (opened.volume, opened.me, opened.durable);
         let now = clock::now();
-        let outgoing = Outgoing::new(Arc::clone(&context.channels), shared.peers.clone(), lanes);
+        let (channels, counters) = (Arc::clone(&context.channels), Arc::clone(&shared.counters));
+        let outgoing = Outgoing::new(channels, shared.peers.clone(), lanes, counters);
         let replica = Replica::open(now, opened, context.params.clone());
         shared.recorder.opened(volume, me, &replica);
         Self {
@@ -603,6 +605,9 @@ impl<D: Disk> Running<D> {
         }
         (self.changed, self.urgent, self.published) = (false, false, now);
         let view = self.replica.view(now);
+        let session = |peer: &PeerView| Some(peer.recovery.as_ref()?.session.as_ref()?.id);
+        let sessions = view.peers.iter().filter_map(|(id, peer)| Some((*id, session(peer)?)));
+        let sessions = self.outgoing.sessions(sessions);
         self.shared.status.send_replace(Arc::new(VolumeStatus {
             volume: self.volume,
             replica: self.me.id,
@@ -613,6 +618,7 @@ impl<D: Disk> Running<D> {
             held_bytes: self.clients.held_bytes(),
             limits: self.shared.limits(),
             recorded: self.recorded.0,
+            sessions,
             at: now,
         }));
     }
