@@ -48,7 +48,7 @@ pub struct NodeView {
     pub replicas: Vec<NodeReplicaView>,
 }
 
-/// A data directory of a node.
+/// A data directory of a node, or a device.
 #[derive(Clone, Debug, Serialize)]
 pub struct DiskView {
     /// Where it is.
@@ -224,7 +224,7 @@ impl NodeView {
                 disk.state(),
             ]
         });
-        let columns = ["data directory", "id", "capacity", "allocated", "used", "free", "state"];
+        let columns = ["disk", "id", "capacity", "allocated", "used", "free", "state"];
         let disks = table(&columns, disks);
         format!("{head}\n{disks}\n{}", table(&["volume", "id", "role"], rows))
     }

@@ -64,7 +64,8 @@ impl Storage for MemDir {
     }
 
     fn scratch(&self) -> PathBuf {
-        PathBuf::new()
+        // None that is there: nothing is kept.
+        "memory".into()
     }
 
     fn disks(&self) -> &[Arc<DataDisk>] {
