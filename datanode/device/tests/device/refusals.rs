@@ -6,7 +6,7 @@ use sbk_device::{CHUNK, Device, DeviceError, FormatOptions};
 use sbk_wal::{Memory, Storage, crc32c, write_all};
 use uuid::Uuid;
 
-use super::work::{BYTES, disk, node, open};
+use super::work::{BYTES, JOURNAL, disk, node, open};
 
 /// What is said; the device is as it was.
 fn refused(memory: &Memory) -> DeviceError {
@@ -121,7 +121,8 @@ fn one_is_made_anew_for_another_node_only_as_long_as_nothing_is_on_it() {
     let memory = set_up();
     let (path, other, id) = (Path::new("device"), Uuid::from_u128(1), Uuid::from_u128(2));
     let file = || memory.open("device").expect("it");
-    let make = |id| Device::make(file(), path, id, other, FormatOptions::default());
+    let options = FormatOptions { journal_bytes: Some(JOURNAL) };
+    let make = |id| Device::make(file(), path, id, other, options);
     let device = make(id).expect("nothing was on it");
     assert_eq!((device.node(), device.id(), device.is_empty()), (other, id, true));
     device.create_dir("d").expect("made");

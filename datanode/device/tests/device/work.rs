@@ -17,7 +17,7 @@ use uuid::Uuid;
 const SECTOR: usize = 512;
 /// A few more chunks than the least.
 pub(crate) const BYTES: u64 = 5 << 20;
-const JOURNAL: u64 = 20 << 10;
+pub(crate) const JOURNAL: u64 = 20 << 10;
 /// Longest file, in sectors: six chunks.
 const LONGEST: u64 = 3 << 10;
 const NAMES: [&str; 6] = ["a", "b", "d/a", "d/b", "d/c", "d/d"];
