@@ -476,6 +476,10 @@ impl Disk for KeptStore {
         done
     }
 
+    fn set_short(&mut self, short: bool) {
+        self.store.set_short(short);
+    }
+
     fn wal_full(&self) -> bool {
         self.store.wal_pressure() == Pressure::Full
     }

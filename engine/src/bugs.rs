@@ -269,6 +269,20 @@ bugs! {
     RecycleFirst,
     /// A base block is written over one that the WAL lane has brought since. [The older data stays.]
     BaseOverWal,
+    /// The payload of a large write is not synced before the log refers to it. [A loss of power took it, and what
+    /// was acknowledged is nowhere.]
+    PayloadNotSynced,
+    /// The payload of a large write goes to where its blocks lie. [It is not committed, and is cut; what the
+    /// blocks had been is gone.]
+    PlaceOverCurrent,
+    /// A checkpoint writes a block to where a payload lies that an entry of the log refers to. [A replica that
+    /// comes back can't be sent the entry.]
+    WriteOverHeld,
+    /// The payload of a large write goes to a second home of its blocks while the disk is short of room. [Clients
+    /// that only overwrite fill it up.]
+    PlaceOnShortDisk,
+    /// A checkpoint leaves the stamp of the home that a block had. [Nobody can tell which of both counts.]
+    KeepOldStamp,
     /// A rebuild does not wipe the extents. [Blocks of the old image stay where the base has zeros.]
     WipeKeepsExtents,
     /// A delta takes the extents for the image of the log's end, though a part of it is in the log only.

@@ -289,6 +289,10 @@ impl Directory {
 }
 
 impl Storage for Directory {
+    fn unit(&self) -> u64 {
+        CHUNK
+    }
+
     fn create_dir(&self, path: &str) -> io::Result<()> {
         self.volume.create_dir(&self.path(path))
     }

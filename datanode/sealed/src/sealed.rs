@@ -240,4 +240,8 @@ impl Storage for Sealed {
     fn describe(&self, path: &str) -> PathBuf {
         self.inner.describe(path)
     }
+
+    fn unit(&self) -> u64 {
+        self.inner.unit()
+    }
 }

@@ -161,6 +161,8 @@ pub trait Disk: Send + Sized + 'static {
         &mut self,
         outcome: <Self::Checkpoint as Work>::Outcome,
     ) -> Result<(Lsn, Lsn), DiskError>;
+    /// The disk is short of room, or is not any more: what can do with less takes less.
+    fn set_short(&mut self, short: bool);
     /// Whether nothing more can be appended until a checkpoint made room.
     fn wal_full(&self) -> bool;
 

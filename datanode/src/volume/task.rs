@@ -15,7 +15,7 @@ use bytes::Bytes;
 use sbk_engine::replication::io::{Input, OpenStream, Opened, Reader, StreamEnd, StreamId};
 use sbk_engine::replication::log::RequestTag;
 use sbk_engine::replication::message::RecoveryId;
-use sbk_engine::replication::room::Space;
+use sbk_engine::replication::room::{Room, Space};
 use sbk_engine::replication::view::PeerView;
 use sbk_engine::replication::{Replica, Verdict};
 use sbk_engine::types::{Config, Lsn, Millis, ReplicaRef, VolumeId, Wish};
@@ -222,8 +222,7 @@ impl<D: Disk> Running<D> {
     pub(super) async fn run(&mut self, stop: &CancellationToken, config: Option<Config>) -> Exit {
         self.clients.set_limits(self.shared.limits());
         // Before anything that may be logged.
-        let space = *self.space.borrow_and_update();
-        self.inbox.push_back(Input::Space(space));
+        self.look_at_room();
         let wish = self.shared.wish();
         self.inbox.extend((wish != Wish::default()).then_some(Input::Wish(wish)));
         self.inbox.extend(self.shared.is_resigning().then_some(Input::Resign));
@@ -241,6 +240,12 @@ impl<D: Disk> Running<D> {
                 Exit::Failed(failure)
             }
         }
+    }
+
+    fn look_at_room(&mut self) {
+        let space = *self.space.borrow_and_update();
+        self.disk.set_short(space.room > Room::Ample);
+        self.inbox.push_back(Input::Space(space));
     }
 
     async fn turns(&mut self, stop: &CancellationToken) -> Result<Exit, DiskError> {
@@ -266,10 +271,7 @@ impl<D: Disk> Running<D> {
                     self.checkpoint_done(generation, outcome)?;
                 }
                 Found::Read(done) => self.reads_done(done),
-                Found::Space => {
-                    let space = *self.space.borrow_and_update();
-                    self.inbox.push_back(Input::Space(space));
-                }
+                Found::Space => self.look_at_room(),
                 Found::Peers(events) => {
                     for event in events {
                         self.peer(event).await?;

@@ -45,15 +45,6 @@ impl Store {
             self.ages.note(now, self.checkpoint, keep_ms);
         }
     }
-
-    /// Whether the oldest segment has been kept for others long enough.
-    pub(super) fn outlived(&self) -> bool {
-        let old = self.ages.old().0;
-        let mut segments = self.log.segments().map(|(_, last, _)| last);
-        // The newest one is in use.
-        let (Some(last), Some(_)) = (segments.next(), segments.next()) else { return false };
-        last <= old && !self.pins.values().any(|from| from.0 <= last)
-    }
 }
 
 #[cfg(test)]

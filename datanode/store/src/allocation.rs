@@ -6,7 +6,8 @@
 use std::ops::{ControlFlow, Range};
 
 use sbk_engine::replication::log::BlockRange;
-use sbk_engine::types::{Lba, Lsn, REGION_BLOCKS};
+use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
+use sbk_wal::is_zero;
 
 use super::core::Store;
 use super::error::ReadError;
@@ -63,14 +64,16 @@ impl AllocationPlan {
     fn collect(&self, runs: &mut Runs) -> Result<ControlFlow<()>, ReadError> {
         let first_region = self.read.range.start / REGION_BLOCKS;
         for Piece { range, source } in &self.read.pieces {
-            let hole = match source {
-                Source::Zeros => true,
-                Source::Memory(_) | Source::Wal { .. } => false,
+            let flow = match source {
+                Source::Zeros => runs.push(range.end - range.start, true),
+                Source::Memory(_) | Source::Wal { .. } | Source::Placed(_) => {
+                    blocks_of(source).try_for_each(|hole| runs.push(1, hole))
+                }
                 Source::Extents => {
                     for part in by_region(range.clone()) {
                         let region = (part.start / REGION_BLOCKS - first_region) as usize;
                         let flow = if self.written.get(region).copied().unwrap_or(false) {
-                            self.read.image.holes(part, |blocks, hole| runs.push(blocks, hole))?
+                            self.read.holes(part, |blocks, hole| runs.push(blocks, hole))?
                         } else {
                             runs.push(part.end - part.start, true)
                         };
@@ -81,12 +84,26 @@ impl AllocationPlan {
                     continue;
                 }
             };
-            if runs.push(range.end - range.start, hole).is_break() {
-                return Ok(ControlFlow::Break(()));
+            if flow.is_break() {
+                return Ok(flow);
             }
         }
         Ok(ControlFlow::Continue(()))
     }
+}
+
+/// Whether each block of what an entry wrote is zeros: a hole, as it will be in the image. [A block of zeros
+/// counted as data until its checkpoint, and as a hole from then on: a write to it was taken for one that
+/// needs no new space, and needed some.]
+fn blocks_of(source: &Source) -> impl Iterator<Item = bool> + '_ {
+    let (data, stamps): (&[u8], &[u32]) = match source {
+        Source::Memory(data) => (data, &[]),
+        Source::Wal { stamps, .. } => (&[], stamps),
+        Source::Placed(placed) => (&[], &placed.stamps),
+        Source::Zeros | Source::Extents => (&[], &[]),
+    };
+    let of_data = data.chunks_exact(BLOCK_SIZE as usize).map(is_zero);
+    of_data.chain(stamps.iter().map(|stamp| *stamp == 0))
 }
 
 /// A look for the first block that is no hole.
@@ -103,7 +120,11 @@ impl FindDataPlan {
         for Piece { range, source } in &self.read.pieces {
             match source {
                 Source::Zeros => {}
-                Source::Memory(_) | Source::Wal { .. } => return Ok(Some(Lba(range.start))),
+                Source::Memory(_) | Source::Wal { .. } | Source::Placed(_) => {
+                    if let Some(at) = blocks_of(source).position(|hole| !hole) {
+                        return Ok(Some(Lba(range.start + at as u64)));
+                    }
+                }
                 Source::Extents => {
                     if let Some(found) = self.find_in_extents(range)? {
                         return Ok(Some(found));
@@ -124,7 +145,7 @@ impl FindDataPlan {
                 break;
             }
             let mut at = start;
-            let flow = self.read.image.holes(start..end, |blocks, hole| {
+            let flow = self.read.holes(start..end, |blocks, hole| {
                 if !hole {
                     return ControlFlow::Break(());
                 }

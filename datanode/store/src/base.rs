@@ -3,6 +3,7 @@
 use std::collections::BTreeMap;
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::Ordering;
 
 use bytes::Bytes;
 use sbk_engine::bugs::{Bug, on};
@@ -10,13 +11,14 @@ use sbk_engine::replication::io::Kept;
 use sbk_engine::replication::log::LogState;
 use sbk_engine::replication::message::Incomplete;
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
-use sbk_wal::crc32c;
 
 use super::ages::Ages;
 use super::core::Store;
 use super::error::StoreError;
+use super::homes::{Held, stamp_of};
 use super::image::{REGIONS_PER_SECTOR, encode_sector};
 use super::open::state_record;
+use super::read::Rewriting;
 
 const WORDS: usize = REGION_BLOCKS.div_ceil(64) as usize;
 
@@ -81,7 +83,7 @@ impl Store {
             self.checkpoint
         );
         // [A verification read the image that a rebuild was writing, and told of differences.]
-        std::mem::take(&mut self.rewriting).leave();
+        std::mem::replace(&mut self.rewriting, Arc::new(Rewriting::new(mark.base))).leave();
         self.superblock.cut = None;
         if on(Bug::LogBeforeMark) {
             self.log.reset(mark.base.0 + 1).map_err(|e| self.fail(e.into()))?;
@@ -100,6 +102,9 @@ impl Store {
         self.regions = Vec::new();
         self.entries = self.options.entries(mark.base.next());
         self.map.clear();
+        self.references.clear();
+        self.references.sweep_all();
+        self.last_reference = Lsn(0);
         self.resident = 0;
         self.resident_entries = 0;
         self.written = Some(Written::default());
@@ -112,6 +117,7 @@ impl Store {
         self.checkpoint = mark.base;
         self.given_up = Lsn(0);
         self.superblock.checkpoint = mark.base;
+        self.log_begins.store(self.log.first_index(), Ordering::SeqCst);
         self.write_state()?;
         self.write_superblock()?;
         self.blank = false;
@@ -120,7 +126,12 @@ impl Store {
 
     /// Writes the log's state as of the checkpoint. Blocks.
     fn write_state(&mut self) -> Result<(), StoreError> {
-        let record = state_record(&self.superblock.identity, &self.state, self.checkpoint);
+        let record = state_record(
+            &self.superblock.identity,
+            &self.state,
+            self.checkpoint,
+            self.last_reference,
+        );
         let file = self.state_file.as_mut().expect("no checkpoint is out");
         // A slot with the state of what was wiped would be taken for a later one.
         let result = file.write(&record).and_then(|()| file.sync());
@@ -147,7 +158,8 @@ impl Store {
             }
             let end = (at..blocks.len()).find(|i| !wanted(*i)).unwrap_or(blocks.len());
             let run = &blocks[at..end];
-            result = self.image.write(lba.0 + at as u64, run, run.iter().map(|b| crc32c(b)));
+            let stamps: Vec<u32> = run.iter().map(|block| stamp_of(block)).collect();
+            result = self.image.write(lba.0 + at as u64, run, &stamps, &Held::default());
             at = end;
         }
         result.map_err(|e| self.fail(e))
@@ -170,7 +182,7 @@ impl Store {
                 continue;
             }
             let end = (at..range.end).find(|block| !wanted(block)).unwrap_or(range.end);
-            result = self.image.zero(at..end);
+            result = self.image.zero(&(at..end), &Held::default());
             at = end;
         }
         result.map_err(|e| self.fail(e))

@@ -1,18 +1,29 @@
 //! Making entries durable, many with one write and one sync.
 
+use bytes::Bytes;
 use sbk_engine::types::Lsn;
 use sbk_wal::{Append, Appended, Marks, Record, Sync, Synced};
 
+use super::codec;
 use super::core::Store;
+use super::entries::{Entry, Fate};
 use super::error::StoreError;
-use crate::entry::{CANONICAL_HEADER, canonical};
+use super::placement::{Placed, Placement};
+use crate::entry::canonical;
 
 /// Most entries of one batch: two buffers each fit one vectored write.
 const BATCH_ENTRIES: usize = 500;
 
-/// Entries on their way to the WAL: one write, and one sync unless a [`WalSync`] is to follow.
+/// Entries on their way to the WAL: one write, and one sync unless a [`WalSync`] is to follow. Or the
+/// payloads of large ones, whose entries go with the next batch.
 #[derive(Debug)]
-pub struct WalBatch(Append);
+pub struct WalBatch(Part);
+
+#[derive(Debug)]
+enum Part {
+    Payloads(Placement),
+    Entries(Append),
+}
 
 /// A sync of batches that were only written.
 #[derive(Debug)]
@@ -24,24 +35,39 @@ pub struct SyncResult(Synced);
 
 /// What came of a [`WalBatch`].
 #[derive(Debug)]
-pub struct BatchResult(Appended);
+pub struct BatchResult(Outcome);
+
+#[derive(Debug)]
+enum Outcome {
+    Payloads(Result<Placed, StoreError>),
+    Entries(Appended),
+}
 
 impl WalBatch {
     /// Writes and syncs. Blocks.
     pub fn run(self) -> BatchResult {
-        BatchResult(self.0.run())
+        BatchResult(match self.0 {
+            Part::Payloads(placement) => Outcome::Payloads(placement.run()),
+            Part::Entries(append) => Outcome::Entries(append.run()),
+        })
     }
 
-    /// Writes, and leaves the sync to a [`WalSync`]. Blocks.
+    /// Writes, and leaves the sync of the log to a [`WalSync`]. Blocks.
     pub fn write_only(self) -> BatchResult {
-        BatchResult(self.0.write_only())
+        BatchResult(match self.0 {
+            Part::Payloads(placement) => Outcome::Payloads(placement.run()),
+            Part::Entries(append) => Outcome::Entries(append.write_only()),
+        })
     }
 }
 
 impl BatchResult {
     /// Whether it failed: what was written before may be gone.
     pub fn failed(&self) -> bool {
-        self.0.failed()
+        match &self.0 {
+            Outcome::Payloads(result) => result.is_err(),
+            Outcome::Entries(appended) => appended.failed(),
+        }
     }
 }
 
@@ -61,28 +87,37 @@ impl SyncResult {
 
 impl Store {
     /// The entries that were appended since the last batch, as many as one batch takes; `None` if
-    /// there is none or a batch is out.
+    /// there is none or a batch is out. If there are large ones among them that go by reference, their
+    /// payloads come first, and the entries with the next batch.
     pub fn take_batch(&mut self) -> Option<WalBatch> {
         let next = Lsn(self.log.next_index());
         if self.batching || self.failed.is_some() || next > self.end() {
             return None;
         }
-        let mut bytes = 0;
-        let metas: Vec<[u8; CANONICAL_HEADER]> = self
-            .entries
-            .from(next)
-            .take(BATCH_ENTRIES)
-            .take_while(|entry| {
-                let before = bytes;
-                bytes += entry.header.kind.payload_len();
-                before == 0 || bytes <= self.options.batch_bytes
+        // What was placed goes into the log before more is: otherwise it could wait for ever.
+        if self.batch_of(next, false).all(|entry| !matches!(entry.fate, Fate::Placed(_))) {
+            let last = self.batch_of(next, false).last().map_or(next, |entry| entry.header.lsn);
+            if let Some(placement) = self.plan_placement(next, last) {
+                self.batching = true;
+                return Some(WalBatch(Part::Payloads(placement)));
+            }
+        }
+        let metas: Vec<Vec<u8>> = self
+            .batch_of(next, true)
+            .map(|entry| match &entry.fate {
+                Fate::Placed(homes) => {
+                    codec::put_reference(&entry.header, entry.crc, &entry.stamps, homes)
+                }
+                Fate::Open | Fate::Logged | Fate::Placing => canonical(&entry.header).to_vec(),
             })
-            .map(|entry| canonical(&entry.header))
             .collect();
-        let records = self.entries.from(next).zip(&metas).map(|(entry, meta)| Record {
-            meta,
-            payload: entry.payload.clone().expect("an entry keeps its payload until it is durable"),
-            crc: entry.crc,
+        let records = self.entries.from(next).zip(&metas).map(|(entry, meta)| match entry.fate {
+            Fate::Placed(_) => Record { meta, payload: Bytes::new(), crc: sbk_wal::crc32c(meta) },
+            Fate::Open | Fate::Logged | Fate::Placing => Record {
+                meta,
+                payload: entry.payload.clone().expect("it is kept until it is durable"),
+                crc: entry.crc,
+            },
         });
         let marks = Marks { durable: self.durable.0, committed: self.committed().0 };
         let (append, places) = match self.log.plan_append(records, marks) {
@@ -99,7 +134,20 @@ impl Store {
             lsn = lsn.next();
         }
         self.batching = true;
-        Some(WalBatch(append))
+        Some(WalBatch(Part::Entries(append)))
+    }
+
+    /// The entries from `next` on that one batch takes; `decided`: before the first one of which is yet to be
+    /// decided whether it goes by reference.
+    fn batch_of(&self, next: Lsn, decided: bool) -> impl Iterator<Item = &Entry> {
+        let mut bytes = 0;
+        let (most, large) = (self.options.batch_bytes, self.options.large_write_bytes);
+        self.entries.from(next).take(BATCH_ENTRIES).take_while(move |entry| {
+            let open = entry.fate == Fate::Open && entry.header.kind.payload_len() >= large;
+            let before = bytes;
+            bytes += entry.logged_len();
+            (before == 0 || bytes <= most) && !(decided && open)
+        })
     }
 
     /// Takes a batch's outcome back. Returns the log's durable end. After an error the store has
@@ -108,7 +156,15 @@ impl Store {
         assert!(self.batching, "a batch is out");
         self.batching = false;
         self.check()?;
-        let end = self.log.append_done(result.0).map_err(|e| self.fail(e.into()))?;
+        let appended = match result.0 {
+            Outcome::Payloads(placed) => {
+                let placed = placed.map_err(|e| self.fail(e))?;
+                self.placement_done(placed);
+                return Ok(self.durable);
+            }
+            Outcome::Entries(appended) => appended,
+        };
+        let end = self.log.append_done(appended).map_err(|e| self.fail(e.into()))?;
         Ok(self.durable_to(end))
     }
 

@@ -1,12 +1,18 @@
 //! Moving committed entries from the WAL to the extents.
 //!
 //! The order is: the WAL is durable up to X before a checkpoint to X is planned; the plan writes
-//! and syncs the region LSNs, then extents and checksums, then the log state; the owner then
+//! and syncs the region LSNs, then blocks and their stamps, then the log state; the owner then
 //! writes the superblock with X; segments below X are released only after that, by the file work
 //! of a later plan. A crash anywhere in between leaves blocks half-written, all of which the WAL
 //! still holds and overrides.
+//!
+//! A payload that was placed is not written again: the stamps say that the homes in which it lies are
+//! current from now on. What else is written goes to the current home of its block, or to the other one if
+//! an entry that the log still holds refers to that. No step touches a block in which a payload is being
+//! placed, and none is placed where a step is.
 
 use std::collections::BTreeSet;
+use std::ops::Range;
 use std::sync::Arc;
 
 use sbk_engine::bugs::{Bug, on};
@@ -15,7 +21,9 @@ use sbk_engine::types::{BLOCK_SIZE, Lsn};
 use sbk_wal::{Housekeeping, Housekept, Slots};
 
 use super::core::{Store, resident_cost};
+use super::entries::Fate;
 use super::error::{ReadError, StoreError};
+use super::homes::{Held, stamp_of};
 use super::image::{Image, REGIONS_PER_SECTOR, encode_sector};
 use super::map::BlockMap;
 use super::open::state_record;
@@ -30,7 +38,16 @@ const RUN_BLOCKS: u64 = 256;
 #[derive(Debug)]
 pub struct CheckpointPlan {
     advance: Option<Advance>,
+    sweep: Option<Sweep>,
     housekeeping: Option<Housekeeping>,
+}
+
+/// Homes of blocks that the log let go of.
+#[derive(Debug)]
+struct Sweep {
+    ranges: Vec<Range<u64>>,
+    held: Held,
+    image: Arc<Image>,
 }
 
 #[derive(Debug)]
@@ -42,8 +59,12 @@ struct Advance {
     regions: Vec<Lsn>,
     sectors: Vec<(u64, Vec<u8>)>,
     pieces: Arc<Vec<Piece>>,
-    /// The CRC-32C of each block of the pieces that is not zeros, as it was when the entry came.
-    crcs: Vec<u32>,
+    /// The stamp of each block of the pieces that are to be copied, as it was when the entry came.
+    stamps: Vec<u32>,
+    /// What of these blocks must stay where it is.
+    held: Held,
+    /// The last entry up to there that refers to a payload.
+    last_reference: Lsn,
     image: Arc<Image>,
 }
 
@@ -51,6 +72,7 @@ struct Advance {
 #[derive(Debug)]
 pub struct CheckpointDone {
     advance: Option<(Advance, Result<(), StoreError>)>,
+    swept: Option<Result<(), StoreError>>,
     housekept: Option<Housekept>,
 }
 
@@ -61,8 +83,20 @@ impl CheckpointPlan {
             let result = advance.write();
             (advance, result)
         });
-        CheckpointDone { advance, housekept: self.housekeeping.map(Housekeeping::run) }
+        let swept = self.sweep.map(|sweep| sweep.run());
+        CheckpointDone { advance, swept, housekept: self.housekeeping.map(Housekeeping::run) }
     }
+}
+
+impl Sweep {
+    fn run(self) -> Result<(), StoreError> {
+        self.ranges.iter().try_for_each(|range| self.image.sweep(range, &self.held))
+    }
+}
+
+/// Whether a piece is to be copied.
+fn is_copied(piece: &Piece) -> bool {
+    matches!(piece.source, Source::Memory(_) | Source::Wal { .. })
 }
 
 impl Advance {
@@ -71,23 +105,26 @@ impl Advance {
             self.image.write_regions(&self.sectors)?;
         }
         let mut rest = &self.pieces[..];
-        let mut crcs = &self.crcs[..];
+        let mut stamps = &self.stamps[..];
         while let Some(piece) = rest.first() {
-            if let Source::Zeros = piece.source {
-                self.image.zero(piece.range.clone())?;
+            if !is_copied(piece) {
+                match &piece.source {
+                    Source::Placed(placed) => self.image.adopt(&piece.range, placed, &self.held)?,
+                    _ => self.image.zero(&piece.range, &self.held)?,
+                }
                 rest = &rest[1..];
                 continue;
             }
             // Neighbours go in one write.
             let mut run = 1;
             while let Some(next) = rest.get(run)
-                && !matches!(next.source, Source::Zeros)
+                && is_copied(next)
                 && next.range.start == rest[run - 1].range.end
                 && next.range.end - piece.range.start <= RUN_BLOCKS
             {
                 run += 1;
             }
-            crcs = self.write_run(&rest[..run], crcs)?;
+            stamps = self.write_run(&rest[..run], stamps)?;
             rest = &rest[run..];
         }
         if on(Bug::RegionsLast) {
@@ -96,15 +133,15 @@ impl Advance {
         if !on(Bug::ExtentsNotSynced) {
             self.image.sync()?;
         }
-        let record = state_record(&self.identity, &self.state, self.upto);
+        let record = state_record(&self.identity, &self.state, self.upto, self.last_reference);
         self.state_file.write(&record)?;
         // Also without one of its slots it must not be behind the superblock's checkpoint.
         self.state_file.sync()?;
         Ok(())
     }
 
-    /// Writes blocks that lie side by side. Takes their CRCs from `crcs`, and returns the rest.
-    fn write_run<'a>(&self, run: &[Piece], crcs: &'a [u32]) -> Result<&'a [u32], StoreError> {
+    /// Writes blocks that lie side by side. Takes their stamps from `stamps`, and returns the rest.
+    fn write_run<'a>(&self, run: &[Piece], stamps: &'a [u32]) -> Result<&'a [u32], StoreError> {
         let mut data = Vec::with_capacity(run.len());
         let mut blocks = 0;
         for piece in run {
@@ -116,12 +153,12 @@ impl Advance {
                 }
             })?;
             for (at, block) in loaded.chunks_exact(BLOCK_SIZE as usize).enumerate() {
-                let (found, expected) = (sbk_wal::crc32c(block), crcs[blocks + at]);
+                let (found, expected) = (stamp_of(block), stamps[blocks + at]);
                 if found != expected {
                     // [It got a stamp of its own, and was served as what the client had written.]
                     let block = piece.range.start + at as u64;
                     let cause = format!(
-                        "block {block} changed in memory: CRC {found:08x}, expected {expected:08x}"
+                        "block {block} changed in memory: stamp {found:08x}, expected {expected:08x}"
                     );
                     return Err(StoreError::Failed { cause });
                 }
@@ -129,9 +166,9 @@ impl Advance {
             blocks += loaded.len() / BLOCK_SIZE as usize;
             data.push(loaded);
         }
-        let (mine, rest) = crcs.split_at(blocks);
+        let (mine, rest) = stamps.split_at(blocks);
         let slices: Vec<&[u8]> = data.iter().map(|d| &d[..]).collect();
-        self.image.write(run[0].range.start, &slices, mine.iter().copied())?;
+        self.image.write(run[0].range.start, &slices, mine, &self.held)?;
         Ok(rest)
     }
 }
@@ -149,19 +186,28 @@ impl Store {
         }
         let advance = if budget > 0 { self.plan_advance(budget) } else { None };
         let housekeeping = self.log.housekeeping();
-        if advance.is_none() && housekeeping.is_none() && !self.outlived() {
+        // A rebuild writes to the image beside the steps.
+        let quiet = advance.is_some() && self.written.is_none();
+        let sweep = self.references.sweep(quiet.then_some(self.blocks)).map(|(ranges, held)| {
+            let image = Arc::clone(&self.image);
+            Sweep { ranges, held, image }
+        });
+        let idle = advance.is_none() && housekeeping.is_none() && sweep.is_none();
+        if idle && !self.outlived() {
             return None;
         }
         self.checkpointing = true;
-        Some(CheckpointPlan { advance, housekeeping })
+        Some(CheckpointPlan { advance, sweep, housekeeping })
     }
 
-    /// Whether files wait to be made, renamed or removed, or memory to be given back to other stores.
+    /// Whether files wait to be made, renamed or removed, space in them, or memory to be given back to
+    /// other stores.
     pub fn wants_housekeeping(&self) -> bool {
         self.failed.is_none()
             && !self.blank
             && (self.log.wants_housekeeping()
                 || self.outlived()
+                || self.references.has_loose()
                 || self.entries.outgrew_share(self.durable))
     }
 
@@ -172,6 +218,7 @@ impl Store {
         let mut regions = self.regions.clone();
         let mut touched = BTreeSet::new();
         let mut upto = self.checkpoint;
+        let mut last_reference = self.last_reference;
         let mut cost = 0;
         for entry in self.entries.from(self.checkpoint.next()) {
             let header = &entry.header;
@@ -180,6 +227,9 @@ impl Store {
             }
             cost += header.kind.payload_len() + 1;
             if let Some((range, data)) = effect(header, state.blocks) {
+                if self.references.is_placing(&range) {
+                    break;
+                }
                 for region in regions_of(&range) {
                     let at = region as usize;
                     if regions.len() <= at {
@@ -190,6 +240,9 @@ impl Store {
                 }
                 map.insert(range, header.lsn, data);
             }
+            if let Fate::Placed(_) = entry.fate {
+                last_reference = header.lsn;
+            }
             state.apply(header);
             upto = header.lsn;
         }
@@ -199,18 +252,38 @@ impl Store {
         if let Some(written) = &mut self.written {
             map.iter().for_each(|(range, _)| written.add(&range));
         }
-        let crcs = map.iter().filter_map(|(_, span)| {
+        let stamps = map.iter().filter_map(|(_, span)| {
             let skip = span.skip? as usize;
-            Some(&self.entries.get(span.lsn)?.crcs[skip..skip + span.len as usize])
+            let entry = self.entries.get(span.lsn)?;
+            let copied = !matches!(entry.fate, Fate::Placed(_));
+            copied.then(|| &entry.stamps[skip..skip + span.len as usize])
         });
-        let crcs = crcs.flatten().copied().collect();
-        let pieces = Arc::new(self.pieces(map.iter()));
+        let stamps = stamps.flatten().copied().collect();
+        let held = self.references.held(map.iter().map(|(range, _)| range));
+        let pieces = map.iter().map(|(range, span)| match self.placed(span) {
+            // It may be in memory as well.
+            Some(placed) => Piece { range, source: Source::Placed(placed) },
+            None => self.piece(range, Some(span)),
+        });
+        let pieces = Arc::new(pieces.collect::<Vec<_>>());
         self.rewriting.begin(Arc::clone(&pieces), upto);
         let sectors = touched.into_iter().map(|n| (n, encode_sector(n, &regions))).collect();
         let state_file = self.state_file.take().expect("one checkpoint at a time");
         let image = Arc::clone(&self.image);
         let identity = self.superblock.identity;
-        Some(Advance { identity, upto, state, state_file, regions, sectors, pieces, crcs, image })
+        Some(Advance {
+            identity,
+            upto,
+            state,
+            state_file,
+            regions,
+            sectors,
+            pieces,
+            stamps,
+            held,
+            last_reference,
+            image,
+        })
     }
 
     /// Takes a step's outcome back and writes the superblock. Returns the checkpoint and the
@@ -218,8 +291,11 @@ impl Store {
     pub fn checkpoint_done(&mut self, done: CheckpointDone) -> Result<(Lsn, Lsn), StoreError> {
         assert!(self.checkpointing, "a checkpoint was planned");
         self.checkpointing = false;
-        self.rewriting.end();
+        let complete = done.advance.as_ref().filter(|(_, result)| result.is_ok());
+        self.rewriting.end(complete.map(|(advance, _)| advance.upto));
         self.check()?;
+        self.references.swept();
+        done.swept.unwrap_or(Ok(())).map_err(|e| self.fail(e))?;
         if let Some(housekept) = done.housekept {
             // Nothing depends on it: a spare that is missing is made when it is needed, and the
             // write that needs it says if that fails too. But a name may be lost.
@@ -234,9 +310,10 @@ impl Store {
         if let Some((advance, result)) = done.advance {
             self.state_file = Some(advance.state_file);
             result.map_err(|e| self.fail(e))?;
+            self.last_reference = advance.last_reference;
             self.advance_to(advance.upto, advance.state, advance.regions)?;
         }
-        if self.release_segments() {
+        if self.release() {
             // Also without one of its slots the superblock must not go back to where they are needed.
             self.superblock_file.sync().map_err(|e| self.fail(e.into()))?;
         }
@@ -330,8 +407,8 @@ mod tests {
         let content = store.plan_read(all).run().expect("read");
         let mut plan = store.plan_checkpoint(u64::MAX).expect("a step");
         let advance = plan.advance.as_mut().expect("entries");
-        assert_eq!(advance.crcs.len(), 7, "blocks 5 to 11");
-        advance.crcs[3] ^= 1;
+        assert_eq!(advance.stamps.len(), 7, "blocks 5 to 11");
+        advance.stamps[3] ^= 1;
         let error = store.checkpoint_done(plan.run()).expect_err("it is told").to_string();
         assert!(error.contains("block 8 changed in memory"), "{error}");
         assert!(store.failure().is_some());

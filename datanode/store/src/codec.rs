@@ -8,6 +8,7 @@ use sbk_engine::types::{AttachGeneration, Epoch, Lba, Lsn, SessionId};
 use sbk_wal::{Get, Put};
 use uuid::Uuid;
 
+use super::homes::Homes;
 use crate::entry::{CANONICAL_HEADER, canonical};
 
 /// The header whose canonical form `bytes` starts with. `None` if it is none: a kind that is not
@@ -42,10 +43,83 @@ pub(super) fn header(bytes: &[u8]) -> Option<EntryHeader> {
 }
 
 /// The header and the payload of an entry's bytes in the log.
-pub(super) fn entry(body: &Bytes) -> Option<(EntryHeader, Bytes)> {
+fn entry(body: &Bytes) -> Option<(EntryHeader, Bytes)> {
     let header = header(body)?;
     let payload = body.slice(CANONICAL_HEADER..);
     (payload.len() as u64 == header.kind.payload_len()).then_some((header, payload))
+}
+
+/// What a record of a write holds that went by reference, in place of the write's number among the kinds.
+const REFERENCE: u32 = 7;
+/// Where a header has its kind.
+const KIND: std::ops::Range<usize> = 16..20;
+
+/// A write whose payload is in homes of its blocks, as the log has it.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Reference {
+    pub(super) header: EntryHeader,
+    /// Over canonical header and payload.
+    pub(super) crc: u32,
+    pub(super) stamps: Box<[u32]>,
+    pub(super) homes: Homes,
+}
+
+/// What a record of the log holds.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Stored {
+    Entry(EntryHeader, Bytes),
+    Reference(Reference),
+}
+
+impl Stored {
+    pub(super) fn header(&self) -> &EntryHeader {
+        match self {
+            Stored::Entry(header, _) => header,
+            Stored::Reference(reference) => &reference.header,
+        }
+    }
+}
+
+/// The bytes of a reference in the log.
+pub(super) fn put_reference(
+    header: &EntryHeader,
+    crc: u32,
+    stamps: &[u32],
+    homes: &Homes,
+) -> Vec<u8> {
+    let mut start = canonical(header);
+    start[KIND].copy_from_slice(&REFERENCE.to_le_bytes());
+    let mut out = Put::default();
+    out.bytes(&start).u32(crc);
+    for stamp in stamps {
+        out.u32(*stamp);
+    }
+    out.bytes(homes.bytes());
+    out.0
+}
+
+fn get_reference(body: &[u8]) -> Option<Reference> {
+    let mut start: [u8; CANONICAL_HEADER] = body.get(..CANONICAL_HEADER)?.try_into().ok()?;
+    let kind = u32::from_le_bytes(start[KIND].try_into().ok()?);
+    start[KIND].copy_from_slice(&1u32.to_le_bytes());
+    let header = header(&start).filter(|_| kind == REFERENCE)?;
+    let EntryKind::Write { blocks, .. } = header.kind else { return None };
+    let mut get = Get(&body[CANONICAL_HEADER..]);
+    let crc = get.u32()?;
+    let rest = get.0.len() as u64;
+    let blocks = blocks as usize;
+    if rest != 4 * blocks as u64 + Homes::bytes_for(blocks) as u64 {
+        return None;
+    }
+    let stamps = (0..blocks).map(|_| get.u32()).collect::<Option<_>>()?;
+    let homes = Homes::decode(blocks, get.0)?;
+    Some(Reference { header, crc, stamps, homes })
+}
+
+/// What a record of the log holds, from its bytes.
+pub(super) fn stored(body: &Bytes) -> Option<Stored> {
+    let whole = entry(body).map(|(header, payload)| Stored::Entry(header, payload));
+    whole.or_else(|| get_reference(body).map(Stored::Reference))
 }
 
 /// A log state and the LSN that it is as of.
@@ -132,7 +206,27 @@ mod tests {
                 prop_assert_eq!(&canonical(&it)[..], &bytes[..CANONICAL_HEADER]);
             }
             get_state(&mut Get(&bytes));
+            stored(&Bytes::from(bytes));
         }
+    }
+
+    #[test]
+    fn a_reference_comes_back_and_is_no_entry() {
+        use crate::homes::Home::{Extents, Shadow};
+        let kind = EntryKind::Write { lba: Lba(9), blocks: 3 };
+        let header = EntryHeader { epoch: Epoch(2), lsn: Lsn(7), kind, origin: None };
+        let (stamps, homes) = (Box::new([0x11, 0, 0x33]), Homes::new(&[Shadow, Extents, Shadow]));
+        let body = Bytes::from(put_reference(&header, 0x77, &stamps[..], &homes));
+        assert_eq!(entry(&body), None);
+        let reference = Reference { header, crc: 0x77, stamps, homes };
+        assert_eq!(stored(&body), Some(Stored::Reference(reference)));
+        for len in 0..body.len() {
+            assert_eq!(stored(&body.slice(..len)), None);
+        }
+        // None of another kind is taken for one.
+        let mut other = body.to_vec();
+        other[16] = 8;
+        assert_eq!(stored(&Bytes::from(other)), None);
     }
 
     #[test]

@@ -3,23 +3,25 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::ops::Range;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use bytes::Bytes;
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::Kept;
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind, EpochTable, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
-use sbk_engine::types::{BLOCK_SIZE, Lsn, REGION_BLOCKS};
+use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use sbk_wal::{Log, Slots};
 
 use super::ages::Ages;
 use super::base::Written;
-use super::entries::{Entries, Entry};
+use super::entries::{Entries, Entry, Fate};
 use super::error::StoreError;
 use super::image::Image;
 use super::map::{BlockMap, Span};
 use super::open::StoreOptions;
-use super::read::{Piece, ReadPlan, Rewriting, Source};
+use super::read::{Piece, Placed, ReadPlan, Rewriting, Source};
+use super::references::References;
 use super::superblock::{MAX_EPOCHS, Superblock};
 use super::{effect, regions_of};
 use crate::entry::CANONICAL_HEADER;
@@ -47,6 +49,13 @@ pub struct Store {
     pub(super) log: Log,
     pub(super) entries: Entries,
     pub(super) map: BlockMap,
+    pub(super) references: References,
+    /// The last entry up to the checkpoint that refers to a payload.
+    pub(super) last_reference: Lsn,
+    /// What is retained begins here, for those who read the log and payloads that it refers to.
+    pub(super) log_begins: Arc<AtomicU64>,
+    /// The disk is short of room.
+    pub(super) short: bool,
     /// The log's state as of the checkpoint.
     pub(super) state: LogState,
     /// The volume's size as of the log's end.
@@ -125,6 +134,16 @@ impl Store {
         self.failed.as_deref()
     }
 
+    /// Whether the log has a reference to the payload of an entry in place of the payload.
+    pub fn refers(&self, lsn: Lsn) -> bool {
+        self.references.has(lsn)
+    }
+
+    /// The entry that the log has a reference of to a payload in one of the block's homes, if there is one.
+    pub fn referred(&self, block: Lba) -> Option<Lsn> {
+        self.references.of_block(block.0)
+    }
+
     /// WAL bytes that are not in the extents yet.
     pub fn resident_bytes(&self) -> u64 {
         self.resident
@@ -194,13 +213,29 @@ impl Store {
                 let block = BLOCK_SIZE as usize;
                 Source::Memory(payload.slice(blocks.start * block..blocks.end * block))
             }
+            None if let Some(placed) = self.placed(span) => Source::Placed(placed),
             None => {
                 let at = entry.place.and_then(|place| self.log.locate(place));
                 let at = at.expect("an entry without its payload is in the WAL");
-                Source::Wal { at, skip, crcs: entry.crcs[blocks].into() }
+                Source::Wal { at, skip, stamps: entry.stamps[blocks].into() }
             }
         };
         Piece { range, source }
+    }
+
+    /// Where the blocks of a span were placed, if they were.
+    pub(super) fn placed(&self, span: Span) -> Option<Placed> {
+        let (skip, entry) = (span.skip?, self.entries.get(span.lsn)?);
+        let Fate::Placed(homes) = &entry.fate else { return None };
+        let stamps = entry.stamps[skip as usize..(skip + span.len) as usize].into();
+        Some(Placed {
+            lsn: span.lsn,
+            homes: Arc::clone(homes),
+            skip,
+            stamps,
+            image: Arc::clone(&self.image),
+            done: self.rewriting.done(),
+        })
     }
 
     pub(super) fn pieces(&self, spans: impl Iterator<Item = (Range<u64>, Span)>) -> Vec<Piece> {
@@ -323,6 +358,7 @@ impl Store {
         }
         self.told_committed = self.told_committed.min(end);
         self.entries.truncate(end);
+        self.references.cut(end);
         self.reindex();
         self.superblock.cut = None;
         self.persist(kept)
@@ -339,27 +375,6 @@ impl Store {
         for header in &headers {
             self.index(header);
         }
-    }
-
-    /// Keeps the WAL from `from` on for a session, as long as the bound on pins allows.
-    pub fn pin(&mut self, session: RecoveryId, from: Lsn) {
-        self.lost_pins.remove(&session);
-        if from < self.retained() {
-            self.lost_pins.insert(session);
-        } else {
-            self.pins.insert(session, from);
-        }
-    }
-
-    /// The session needs its pin no more.
-    pub fn unpin(&mut self, session: RecoveryId) {
-        self.pins.remove(&session);
-        self.lost_pins.remove(&session);
-    }
-
-    /// Whether the bound on pinned WAL, or recycling before the pin, took the session's pin.
-    pub fn pin_lost(&self, session: RecoveryId) -> bool {
-        self.lost_pins.contains(&session)
     }
 
     /// Has the checkpoint go on until it has reached `upto`, as far as that is committed, whether its
@@ -399,54 +414,6 @@ impl Store {
         let mut table = table.clone();
         table.prune(self.checkpoint);
         table.pairs().len()
-    }
-
-    /// Whether any session lost its pin.
-    pub fn lost_a_pin(&self) -> bool {
-        !self.lost_pins.is_empty()
-    }
-
-    /// Lets segments go that are checkpointed, beyond what is retained for catch-up. A pin keeps
-    /// them, up to its own bound; then it is lost. Returns whether any went.
-    pub(super) fn release_segments(&mut self) -> bool {
-        let checkpoint = self.checkpoint.0;
-        let mut released = false;
-        loop {
-            let spent: Vec<(u64, u64)> = self
-                .log
-                .segments()
-                .take_while(|(_, last, _)| *last <= checkpoint)
-                .map(|(_, last, bytes)| (last, bytes))
-                .collect();
-            let total: u64 = spent.iter().map(|(_, bytes)| bytes).sum();
-            let Some(&(last, oldest)) = spent.first() else { return released };
-            // What stays is at least what is to be retained: a replica that was away for less than
-            // that catches up.
-            if total - oldest < self.options.wal_retain_bytes && last > self.ages.old().0 {
-                return released;
-            }
-            let pinned = self.pins.values().any(|from| from.0 <= last);
-            if pinned && total <= self.options.wal_retain_bytes + self.options.wal_pin_bytes {
-                return released;
-            }
-            if !self.log.release_oldest() {
-                return released;
-            }
-            released = true;
-            self.drop_pins();
-        }
-    }
-
-    /// Pins of what the WAL does not hold any more are lost.
-    pub(super) fn drop_pins(&mut self) {
-        let retained = self.retained();
-        let lost: Vec<RecoveryId> =
-            self.pins.iter().filter(|(_, from)| **from < retained).map(|(s, _)| *s).collect();
-        for session in lost {
-            tracing::info!(session = ?session, %retained, "a WAL pin was lost");
-            self.pins.remove(&session);
-            self.lost_pins.insert(session);
-        }
     }
 
     /// Ends a run in order: the superblock says so, and how far the log is durable, so the next

@@ -2,12 +2,14 @@
 //! are, for the feed.
 
 use std::collections::VecDeque;
+use std::sync::Arc;
 
 use bytes::Bytes;
 use sbk_engine::replication::log::EntryHeader;
-use sbk_engine::types::{BLOCK_SIZE, Lsn};
-use sbk_wal::{Place, crc32c};
+use sbk_engine::types::Lsn;
+use sbk_wal::Place;
 
+use super::homes::{Homes, stamps_of};
 use super::tail_memory::Share;
 
 /// What an entry costs beside its payload, about.
@@ -23,8 +25,23 @@ pub(super) struct Entry {
     pub(super) payload: Option<Bytes>,
     /// Where it is in the WAL, once it has been handed over to be written.
     pub(super) place: Option<Place>,
-    /// CRC-32C of each block.
-    pub(super) crcs: Box<[u32]>,
+    /// The stamp of each block.
+    pub(super) stamps: Box<[u32]>,
+    /// How its payload gets into the log.
+    pub(super) fate: Fate,
+}
+
+/// How the payload of an entry gets into the log.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) enum Fate {
+    /// That was not decided.
+    Open,
+    /// In its record.
+    Logged,
+    /// By reference: it is on its way to homes of its blocks.
+    Placing,
+    /// By reference: it is in these.
+    Placed(Arc<Homes>),
 }
 
 impl Entry {
@@ -36,8 +53,26 @@ impl Entry {
             "entry {} comes with its payload",
             header.lsn
         );
-        let crcs = payload.chunks_exact(BLOCK_SIZE as usize).map(crc32c).collect();
-        Self { header, crc, payload: Some(payload), place: None, crcs }
+        let (stamps, fate) = (stamps_of(&payload), Fate::Open);
+        Self { header, crc, payload: Some(payload), place: None, stamps, fate }
+    }
+
+    /// Takes one whose payload is in the homes of its blocks.
+    pub(super) fn referring(
+        header: EntryHeader,
+        crc: u32,
+        stamps: Box<[u32]>,
+        homes: Arc<Homes>,
+    ) -> Self {
+        Self { header, crc, payload: None, place: None, stamps, fate: Fate::Placed(homes) }
+    }
+
+    /// What of its payload goes through the log's files.
+    pub(super) fn logged_len(&self) -> u64 {
+        match self.fate {
+            Fate::Placed(_) => 0,
+            Fate::Open | Fate::Logged | Fate::Placing => self.header.kind.payload_len(),
+        }
     }
 
     fn cost(&self) -> u64 {
@@ -133,8 +168,6 @@ impl Entries {
 
 #[cfg(test)]
 mod tests {
-    use std::sync::Arc;
-
     use sbk_engine::replication::log::EntryKind;
     use sbk_engine::types::{Epoch, Lba};
 

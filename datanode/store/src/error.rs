@@ -58,6 +58,19 @@ pub enum StoreError {
         /// The newest that is understood.
         expected: u32,
     },
+    /// A file was written by a version that nothing was released of.
+    #[error(
+        "{path} has format version {found}, this program reads only {expected}. Have it replaced: \
+         sbkctl volume replace NAME --node NODE"
+    )]
+    Older {
+        /// The file.
+        path: PathBuf,
+        /// Its version.
+        found: u32,
+        /// The one that is understood.
+        expected: u32,
+    },
     /// A file is damaged.
     #[error("{path} is damaged: {what}. Have it replaced: sbkctl volume replace NAME --node NODE")]
     Damaged {
@@ -74,31 +87,33 @@ pub enum StoreError {
     },
 }
 
-/// A block of the extents that does not match its checksum.
+/// A block of the image that does not match its checksum.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub struct RottenBlock {
     /// Which block.
     pub lba: Lba,
-    /// At which byte of the file it lies.
+    /// In which file it lies: `extents` or `shadow`.
+    pub file: &'static str,
+    /// At which byte of it.
     pub offset: u64,
     /// The CRC-32C of what was read.
     pub found: u32,
-    /// What it should be; 0 for a block that should be zeros.
+    /// What its stamp says that it should be.
     pub expected: u32,
 }
 
 impl std::fmt::Display for RottenBlock {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
-        let Self { lba, offset, found, expected } = self;
+        let Self { lba, file, offset, found, expected } = self;
         write!(
             f,
-            "block {lba} at byte {offset} of the extents has CRC {found:08x}, expected {expected:08x}"
+            "block {lba} at byte {offset} of {file} has CRC {found:08x}, expected {expected:08x}"
         )
     }
 }
 
 fn in_words(path: &std::path::Path, blocks: &[RottenBlock]) -> String {
-    let Some(RottenBlock { lba, offset, found, expected }) = blocks.first() else {
+    let Some(RottenBlock { lba, offset, found, expected, file: _ }) = blocks.first() else {
         return format!("no block of {} is damaged", path.display());
     };
     let more = match blocks.len() - 1 {
@@ -114,16 +129,16 @@ fn in_words(path: &std::path::Path, blocks: &[RottenBlock]) -> String {
 /// Why blocks can't be read. Data that may be wrong is never returned.
 #[derive(Debug, thiserror::Error)]
 pub enum ReadError {
-    /// Blocks of the extents don't match their checksums. All else that was asked for could be read, and
+    /// Blocks of the image don't match their checksums. All else that was asked for could be read, and
     /// another replica may have these.
     #[error("{}", in_words(path, blocks))]
     Rotten {
-        /// Where they lie.
+        /// Where the first of them lies.
         path: PathBuf,
         /// All of what was asked for, ascending; at least one.
         blocks: Vec<RottenBlock>,
     },
-    /// A block of the WAL does not match its checksum.
+    /// A block of an entry that is not in the image does not match its checksum.
     #[error(
         "block {lba} at byte {offset} of {path} is damaged: CRC {found:08x}, expected {expected:08x}"
     )]

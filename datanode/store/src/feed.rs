@@ -1,14 +1,20 @@
 //! Reading entries back, for replicas that missed them.
 
-use bytes::Bytes;
+use std::collections::VecDeque;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+
+use bytes::{Bytes, BytesMut};
 use sbk_engine::replication::log::EntryHeader;
 use sbk_engine::types::Lsn;
-use sbk_wal::{LogError, LogReader};
+use sbk_wal::{LogError, LogReader, ReadRecord};
 
-use super::codec;
+use super::codec::{self, Reference, Stored};
 use super::core::Store;
 use super::entries::Entry;
 use super::error::{LogReadError, StoreError};
+use super::image::{Image, bytes};
+use super::read::Placed;
 
 /// An entry of the log.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -26,6 +32,12 @@ pub struct LogEntry {
 pub struct LogReadPlan {
     /// What is on the disk.
     stored: Option<LogReader>,
+    /// What was read of it and not returned yet.
+    ahead: VecDeque<ReadRecord>,
+    /// Where the payloads are that entries refer to.
+    image: Arc<Image>,
+    /// The log begins here: payloads that older entries refer to may be gone.
+    log_begins: Arc<AtomicU64>,
     /// What is in memory; follows what is on the disk.
     recent: std::vec::IntoIter<LogEntry>,
     /// One entry that was taken out of `recent` and did not fit.
@@ -73,7 +85,14 @@ impl Store {
         } else {
             None
         };
-        Ok(LogReadPlan { stored, recent: recent.into_iter(), pushed_back: None })
+        Ok(LogReadPlan {
+            stored,
+            ahead: VecDeque::new(),
+            image: Arc::clone(&self.image),
+            log_begins: Arc::clone(&self.log_begins),
+            recent: recent.into_iter(),
+            pushed_back: None,
+        })
     }
 
     /// An entry of the log can't be read back. One that a checkpoint has moved is in the extents:
@@ -105,26 +124,10 @@ impl LogReadPlan {
     /// The next entries, up to about `bytes` of payload and `entries` of them, at least one; empty
     /// at the end. Blocks.
     pub fn next(&mut self, bytes: usize, entries: usize) -> Result<Vec<LogEntry>, LogReadError> {
-        if let Some(stored) = &mut self.stored {
-            let records = stored.next(bytes, entries).map_err(|error| {
-                let lsn = Lsn(stored.next_index());
-                LogReadError::Unreadable { lsn, what: error.to_string() }
-            })?;
-            if !records.is_empty() {
-                return records
-                    .into_iter()
-                    .map(|record| {
-                        let lsn = Lsn(record.index);
-                        let damaged = || LogReadError::Unreadable {
-                            lsn,
-                            what: "its bytes are no entry of this LSN".to_owned(),
-                        };
-                        let (header, payload) = codec::entry(&record.body)
-                            .filter(|(header, _)| header.lsn == lsn)
-                            .ok_or_else(damaged)?;
-                        Ok(LogEntry { header, crc: record.crc, payload })
-                    })
-                    .collect();
+        if self.stored.is_some() {
+            let read = self.next_stored(bytes, entries)?;
+            if !read.is_empty() {
+                return Ok(read);
             }
             self.stored = None;
         }
@@ -140,5 +143,73 @@ impl LogReadPlan {
             out.push(entry);
         }
         Ok(out)
+    }
+
+    /// The same of what is on the disk.
+    fn next_stored(&mut self, bytes: usize, entries: usize) -> Result<Vec<LogEntry>, LogReadError> {
+        if self.ahead.is_empty()
+            && let Some(stored) = &mut self.stored
+        {
+            let read = stored.next(bytes, entries).map_err(|error| {
+                let lsn = Lsn(stored.next_index());
+                LogReadError::Unreadable { lsn, what: error.to_string() }
+            })?;
+            self.ahead.extend(read);
+        }
+        let mut out = Vec::new();
+        let mut sum = 0;
+        while out.len() < entries.max(1)
+            && let Some(record) = self.ahead.pop_front()
+        {
+            let lsn = Lsn(record.index);
+            let damaged = || LogReadError::Unreadable {
+                lsn,
+                what: "its bytes are no entry of this LSN".to_owned(),
+            };
+            let stored = codec::stored(&record.body)
+                .filter(|s| s.header().lsn == lsn)
+                .ok_or_else(damaged)?;
+            // A reference is small, and what it refers to is not.
+            sum += stored.header().kind.payload_len() as usize;
+            if !out.is_empty() && sum > bytes {
+                self.ahead.push_front(record);
+                break;
+            }
+            out.push(match stored {
+                Stored::Entry(header, payload) => LogEntry { header, crc: record.crc, payload },
+                Stored::Reference(reference) => self.fetch(reference)?,
+            });
+        }
+        Ok(out)
+    }
+
+    /// The payload that an entry refers to.
+    fn fetch(&self, reference: Reference) -> Result<LogEntry, LogReadError> {
+        let Reference { header, crc, stamps, homes } = reference;
+        let lsn = header.lsn;
+        let unreadable = |what: String| {
+            // Whatever lies there now may be another's.
+            let retained = Lsn(self.log_begins.load(Ordering::SeqCst));
+            if lsn < retained {
+                return LogReadError::Recycled { lsn, retained };
+            }
+            LogReadError::Unreadable { lsn, what }
+        };
+        let range = header.kind.range().ok_or_else(|| unreadable("it has no blocks".to_owned()))?;
+        let range = range.lba.0..range.end();
+        let mut data = BytesMut::zeroed(bytes(range.end - range.start) as usize);
+        let placed = Placed {
+            lsn,
+            homes: Arc::new(homes),
+            skip: 0,
+            stamps,
+            image: Arc::clone(&self.image),
+            done: Arc::default(),
+        };
+        match self.image.read_placed(&range, &placed, &mut data) {
+            Ok(bad) if bad.is_empty() => Ok(LogEntry { header, crc, payload: data.freeze() }),
+            Ok(bad) => Err(unreadable(format!("its payload is damaged: {}", bad[0].rotten()))),
+            Err(error) => Err(unreadable(error.to_string())),
+        }
     }
 }

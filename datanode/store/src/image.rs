@@ -1,34 +1,34 @@
-//! The committed image: extents, their checksums, and the region table.
+//! The files of the committed image: two homes for each block, the stamps, and the region table.
 //!
-//! Each of the three files starts with a 4 KiB header that names its kind, format version, volume
-//! and replica. Behind it:
+//! Each of them starts with a 4 KiB header that names its kind, format version, volume and replica.
+//! Behind it:
 //!
-//! * `extents`: the blocks, sparse;
-//! * `checksums`: one 32-bit stamp for each block; 0 says that the block is zeros;
+//! * `extents` and `shadow`: the homes of the blocks, sparse;
+//! * `checksums`: two 32-bit stamps for each block, one for each of its homes;
 //! * `regions`: 512-byte sectors of 62 LSNs, the sector's number and a CRC-32C, so that a torn
 //!   update leaves each sector whole, old or new.
 
-use std::ops::{ControlFlow, Range};
+use std::io;
 use std::path::PathBuf;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, PoisonError};
 
-use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn};
+use sbk_engine::types::{BLOCK_SIZE, Lsn};
 use sbk_wal::{Get, Put, RawFile, Storage, crc32c, is_zero, read_exact, write_all};
 
-use super::error::{ReadError, RottenBlock, StoreError};
+use super::error::StoreError;
+use super::homes::Home;
 use super::superblock::Identity;
 
 /// Bytes of a file before its content.
 pub(super) const HEADER: u64 = 4096;
-const VERSION: u32 = 1;
-const STAMP: u64 = 4;
+const VERSION: u32 = 2;
+/// Bytes of the two stamps of a block.
+pub(super) const STAMPS: u64 = 8;
 const SECTOR: u64 = 512;
-/// Blocks that are read at once to see whether they are holes.
-const HOLE_READ: u64 = 64;
 /// LSNs in a sector of the region table.
 pub(super) const REGIONS_PER_SECTOR: u64 = 62;
 
-/// One of the three files.
+/// One of the files.
 #[derive(Clone, Copy, Debug)]
 struct Kind {
     name: &'static str,
@@ -36,6 +36,7 @@ struct Kind {
 }
 
 const EXTENTS: Kind = Kind { name: "extents", magic: b"SBKEXTNT" };
+const SHADOW: Kind = Kind { name: "shadow", magic: b"SBKSHADW" };
 const CHECKSUMS: Kind = Kind { name: "checksums", magic: b"SBKCHKSM" };
 const REGIONS: Kind = Kind { name: "regions", magic: b"SBKREGNS" };
 
@@ -43,14 +44,34 @@ const REGIONS: Kind = Kind { name: "regions", magic: b"SBKREGNS" };
 #[derive(Debug)]
 pub(super) struct Image {
     storage: Arc<dyn Storage>,
-    extents: Arc<dyn RawFile>,
-    checksums: Arc<dyn RawFile>,
+    extents: Part,
+    shadow: Part,
+    pub(super) checksums: Part,
     regions: Arc<dyn RawFile>,
 }
 
-/// The stamp of a block with this CRC-32C: 0 is taken for zeros.
-pub(super) fn stamp(crc: u32) -> u32 {
-    crc.max(1)
+/// A file that is synced by whoever has written to it. One sync at a time, and none after one that failed:
+/// the system tells of lost data once, to whoever syncs first, and whoever came next would take theirs for
+/// durable.
+#[derive(Debug)]
+pub(super) struct Part {
+    pub(super) name: &'static str,
+    pub(super) file: Arc<dyn RawFile>,
+    failed: Mutex<bool>,
+}
+
+impl Part {
+    fn new(kind: Kind, file: Arc<dyn RawFile>) -> Self {
+        Self { name: kind.name, file, failed: Mutex::new(false) }
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        let mut failed = self.failed.lock().unwrap_or_else(PoisonError::into_inner);
+        if *failed {
+            return Err(io::Error::other("an earlier sync of it failed"));
+        }
+        self.file.sync().inspect_err(|_| *failed = true)
+    }
 }
 
 pub(super) fn bytes(blocks: u64) -> u64 {
@@ -74,10 +95,11 @@ impl Image {
             };
             make().map_err(|e| io_error(&*storage, kind.name, "make", e))
         };
-        let extents = make(EXTENTS, bytes(blocks))?;
-        let checksums = make(CHECKSUMS, blocks * STAMP)?;
+        let extents = Part::new(EXTENTS, make(EXTENTS, bytes(blocks))?);
+        let shadow = Part::new(SHADOW, make(SHADOW, bytes(blocks))?);
+        let checksums = Part::new(CHECKSUMS, make(CHECKSUMS, blocks * STAMPS)?);
         let regions = make(REGIONS, 0)?;
-        Ok(Self { storage: Arc::clone(&storage), extents, checksums, regions })
+        Ok(Self { storage: Arc::clone(&storage), extents, shadow, checksums, regions })
     }
 
     /// Opens the files and checks whose they are.
@@ -88,124 +110,58 @@ impl Image {
             check_header(&*storage, kind, &*file, identity)?;
             Ok::<_, StoreError>(file)
         };
-        let (extents, checksums, regions) = (open(EXTENTS)?, open(CHECKSUMS)?, open(REGIONS)?);
-        Ok(Self { storage: Arc::clone(&storage), extents, checksums, regions })
+        // A version before this one had no shadow: the extents say so first.
+        let part = |kind| Ok::<_, StoreError>(Part::new(kind, open(kind)?));
+        let (extents, shadow) = (part(EXTENTS)?, part(SHADOW)?);
+        let (checksums, regions) = (part(CHECKSUMS)?, open(REGIONS)?);
+        Ok(Self { storage: Arc::clone(&storage), extents, shadow, checksums, regions })
     }
 
-    /// Where a kind of file is, for messages.
-    pub(super) fn path(&self) -> PathBuf {
-        self.storage.describe(EXTENTS.name)
-    }
-
-    /// Reads blocks into `out`, each checked against its stamp. A block that does not match is
-    /// left out of `out` (its bytes there mean nothing) and named in the result.
-    pub(super) fn read(
-        &self,
-        range: Range<u64>,
-        out: &mut [u8],
-    ) -> Result<Vec<BadBlock>, ReadError> {
-        let error =
-            |name: &str, source| ReadError::Io { path: self.storage.describe(name), source };
-        let mut stamps = vec![0; ((range.end - range.start) * STAMP) as usize];
-        read_exact(&*self.checksums, &mut stamps, HEADER + range.start * STAMP, true)
-            .map_err(|e| error(CHECKSUMS.name, e))?;
-        read_exact(&*self.extents, out, HEADER + bytes(range.start), true)
-            .map_err(|e| error(EXTENTS.name, e))?;
-        let mut bad = Vec::new();
-        for ((block, data), expected) in
-            range.zip(out.chunks_exact(BLOCK_SIZE as usize)).zip(stamps.chunks_exact(4))
-        {
-            let expected = u32::from_le_bytes([expected[0], expected[1], expected[2], expected[3]]);
-            if expected == 0 {
-                if is_zero(data) {
-                    continue;
-                }
-                bad.push(BadBlock { block, found: crc32c(data), expected });
-            } else {
-                let found = crc32c(data);
-                if stamp(found) != expected {
-                    bad.push(BadBlock { block, found, expected });
-                }
-            }
+    pub(super) fn home(&self, home: Home) -> &Part {
+        match home {
+            Home::Extents => &self.extents,
+            Home::Shadow => &self.shadow,
         }
-        Ok(bad)
     }
 
-    /// Tells `range` as runs of blocks, and whether they are holes. A block is one if its stamp says
-    /// that it is zeros, and it is: a damaged stamp alone must not make a client skip data. What is
-    /// being rewritten meanwhile is data. Goes on until `run` breaks.
-    pub(super) fn holes(
-        &self,
-        range: Range<u64>,
-        mut run: impl FnMut(u64, bool) -> ControlFlow<()>,
-    ) -> Result<ControlFlow<()>, ReadError> {
-        let error =
-            |name: &str, source| ReadError::Io { path: self.storage.describe(name), source };
-        let mut stamps = vec![0; ((range.end - range.start) * STAMP) as usize];
-        read_exact(&*self.checksums, &mut stamps, HEADER + range.start * STAMP, true)
-            .map_err(|e| error(CHECKSUMS.name, e))?;
-        let mut buffer = vec![0; bytes(HOLE_READ.min(range.end - range.start)) as usize];
-        let mut at = range.start;
-        for stamps in stamps.chunks(buffer.len() / BLOCK_SIZE as usize * STAMP as usize) {
-            let count = stamps.len() as u64 / STAMP;
-            if stamps.chunks_exact(4).any(is_zero) {
-                let data = &mut buffer[..bytes(count) as usize];
-                read_exact(&*self.extents, data, HEADER + bytes(at), true)
-                    .map_err(|e| error(EXTENTS.name, e))?;
-                for (stamp, block) in
-                    stamps.chunks_exact(4).zip(data.chunks_exact(BLOCK_SIZE as usize))
-                {
-                    if run(1, is_zero(stamp) && is_zero(block)).is_break() {
-                        return Ok(ControlFlow::Break(()));
-                    }
-                }
-            } else if run(count, false).is_break() {
-                return Ok(ControlFlow::Break(()));
-            }
-            at += count;
+    /// Bytes in which its files take space and give it back.
+    pub(super) fn unit(&self) -> u64 {
+        self.storage.unit()
+    }
+
+    /// Where a file is, for messages.
+    pub(super) fn describe(&self, name: &str) -> PathBuf {
+        self.storage.describe(name)
+    }
+
+    pub(super) fn error(&self, name: &str, doing: &'static str, source: io::Error) -> StoreError {
+        io_error(&*self.storage, name, doing, source)
+    }
+
+    /// Makes all that lies in the homes of blocks durable.
+    pub(super) fn sync_homes(&self) -> Result<(), StoreError> {
+        for home in Home::BOTH {
+            self.sync_home(home)?;
         }
-        Ok(ControlFlow::Continue(()))
+        Ok(())
     }
 
-    /// Writes consecutive blocks and their stamps; not durable before [`Image::sync`].
-    pub(super) fn write(
-        &self,
-        first: u64,
-        data: &[&[u8]],
-        crcs: impl IntoIterator<Item = u32>,
-    ) -> Result<(), StoreError> {
-        let mut stamps = Put::default();
-        for crc in crcs {
-            stamps.u32(stamp(crc));
-        }
-        write_all(&*self.extents, data, HEADER + bytes(first))
-            .map_err(|e| io_error(&*self.storage, EXTENTS.name, "write", e))?;
-        write_all(&*self.checksums, &[&stamps.0], HEADER + first * STAMP)
-            .map_err(|e| io_error(&*self.storage, CHECKSUMS.name, "write", e))
+    /// The same of one of them.
+    pub(super) fn sync_home(&self, home: Home) -> Result<(), StoreError> {
+        self.home(home).sync().map_err(|e| self.error(home.file(), "sync", e))
     }
 
-    /// Makes blocks zeros; not durable before [`Image::sync`].
-    pub(super) fn zero(&self, range: Range<u64>) -> Result<(), StoreError> {
-        let len = range.end - range.start;
-        self.extents
-            .punch(HEADER + bytes(range.start), bytes(len))
-            .map_err(|e| io_error(&*self.storage, EXTENTS.name, "punch", e))?;
-        self.checksums
-            .punch(HEADER + range.start * STAMP, len * STAMP)
-            .map_err(|e| io_error(&*self.storage, CHECKSUMS.name, "punch", e))
-    }
-
-    /// Makes extents and checksums durable.
+    /// Makes blocks and their stamps durable.
     pub(super) fn sync(&self) -> Result<(), StoreError> {
-        self.extents.sync().map_err(|e| io_error(&*self.storage, EXTENTS.name, "sync", e))?;
-        self.checksums.sync().map_err(|e| io_error(&*self.storage, CHECKSUMS.name, "sync", e))
+        self.sync_homes()?;
+        self.checksums.sync().map_err(|e| self.error(CHECKSUMS.name, "sync", e))
     }
 
     /// Drops every block, durably.
     pub(super) fn wipe(&self) -> Result<(), StoreError> {
-        for (file, kind) in
-            [(&self.extents, EXTENTS), (&self.checksums, CHECKSUMS), (&self.regions, REGIONS)]
-        {
+        let homes = [(&self.extents.file, EXTENTS), (&self.shadow.file, SHADOW)];
+        let rest = [(&self.checksums.file, CHECKSUMS), (&self.regions, REGIONS)];
+        for (file, kind) in homes.into_iter().chain(rest) {
             let wipe = || {
                 let len = file.len()?;
                 file.set_len(HEADER)?;
@@ -262,21 +218,6 @@ impl Image {
     }
 }
 
-/// A block that does not match its stamp.
-#[derive(Clone, Copy, Debug, PartialEq, Eq)]
-pub(super) struct BadBlock {
-    pub(super) block: u64,
-    pub(super) found: u32,
-    pub(super) expected: u32,
-}
-
-impl BadBlock {
-    pub(super) fn rotten(&self) -> RottenBlock {
-        let Self { block, found, expected } = *self;
-        RottenBlock { lba: Lba(block), offset: HEADER + bytes(block), found, expected }
-    }
-}
-
 /// Sector `number` of a region table.
 pub(super) fn encode_sector(number: u64, table: &[Lsn]) -> Vec<u8> {
     let mut out = Put(Vec::with_capacity(SECTOR as usize));
@@ -286,7 +227,7 @@ pub(super) fn encode_sector(number: u64, table: &[Lsn]) -> Vec<u8> {
     }
     out.u64(number);
     let crc = crc32c(&out.0);
-    out.u32(stamp(crc)).u32(0);
+    out.u32(crc.max(1)).u32(0);
     out.0
 }
 
@@ -299,7 +240,7 @@ fn decode_sector(number: u64, sector: &[u8]) -> Option<Vec<Lsn>> {
     let lsns = (0..REGIONS_PER_SECTOR).map(|_| get.u64().map(Lsn)).collect::<Option<Vec<_>>>()?;
     let found = get.u64()?;
     let crc = get.u32()?;
-    let right = stamp(crc32c(&sector[..SECTOR as usize - 8])) == crc && get.u32()? == 0;
+    let right = crc32c(&sector[..SECTOR as usize - 8]).max(1) == crc && get.u32()? == 0;
     (right && found == number).then_some(lsns)
 }
 
@@ -338,6 +279,9 @@ fn check_header(
     }
     if version > VERSION {
         return Err(StoreError::Newer { path, found: version, expected: VERSION });
+    }
+    if version < VERSION {
+        return Err(StoreError::Older { path, found: version, expected: VERSION });
     }
     identity.check(found, &path)
 }

@@ -3,20 +3,23 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::path::Path;
 use std::sync::Arc;
+use std::sync::atomic::AtomicU64;
 
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{EpochTable, LogState};
-use sbk_engine::types::{Epoch, Incarnation, LossGeneration, Lsn, ReplicaRef, TailId};
+use sbk_engine::types::{BLOCK_SIZE, Epoch, Incarnation, LossGeneration, Lsn, ReplicaRef, TailId};
 use sbk_wal::{Expect, Get, Log, LogOptions, Place, Put, ReadRecord, Slots, Storage};
 
 use super::ages::Ages;
-use super::codec;
+use super::codec::{self, Stored};
 use super::core::Store;
 use super::entries::{Entries, Entry};
 use super::error::StoreError;
 use super::image::{Image, io_error};
 use super::map::BlockMap;
+use super::placement::Referred;
 use super::read::Rewriting;
+use super::references::References;
 use super::superblock::{Identity, Superblock};
 use super::tail_memory::TailMemory;
 
@@ -30,6 +33,8 @@ const STATE_MAGIC: [u8; 8] = *b"SBKLGSTA";
 /// Fits 64 sessions with 1024 sequences each, and the identity.
 const STATE_SLOT: usize = 1088 << 10;
 const VERSION: u32 = 1;
+/// Version 1 has no image beside it that is read.
+const STATE_VERSION: u32 = 2;
 const WAL: &str = "wal";
 /// Size of a WAL's first segment. [Each replica began with 192 MiB of prepared segments, so that a disk was
 /// full of volumes that nobody wrote to, and making one of them took seconds.]
@@ -79,6 +84,12 @@ pub struct StoreOptions {
     pub wal_max_entries: u64,
     /// Memory for payloads of recent entries.
     pub tail_cache_bytes: u64,
+    /// Least payload bytes of a write that may go into the log by reference, its payload written once, to where
+    /// its blocks stay. None does on a storage that gives space back in larger units than blocks.
+    pub large_write_bytes: u64,
+    /// Least payload bytes of a batch that do so. What is less goes through the log: the second sync costs more
+    /// than the second write then.
+    pub large_batch_bytes: u64,
     /// What all stores of the process have together for that, if there is a limit.
     pub tail_memory: Option<Arc<TailMemory>>,
     /// Committed bytes at which a checkpoint is worth its syncs; also the size of one step.
@@ -96,6 +107,8 @@ impl Default for StoreOptions {
             wal_max_bytes: 512 << 20,
             wal_max_entries: 256 << 10,
             tail_cache_bytes: 16 << 20,
+            large_write_bytes: 64 << 10,
+            large_batch_bytes: 1 << 20,
             tail_memory: None,
             checkpoint_bytes: 16 << 20,
         }
@@ -127,10 +140,16 @@ impl StoreOptions {
     }
 }
 
-/// The record of the `logstate` file.
-pub(super) fn state_record(identity: &Identity, state: &LogState, upto: Lsn) -> Vec<u8> {
+/// The record of the `logstate` file. `last_reference`: the last entry up to there that refers to a payload.
+pub(super) fn state_record(
+    identity: &Identity,
+    state: &LogState,
+    upto: Lsn,
+    last_reference: Lsn,
+) -> Vec<u8> {
     let mut record = Put::default();
     identity.put(&mut record);
+    record.u64(last_reference.0);
     codec::put_state(state, upto, &mut record);
     record.0
 }
@@ -156,7 +175,7 @@ impl Store {
             // The one who made it may have been killed before its name was durable, or not been able to sync it.
             return sync_names(storage);
         }
-        for name in ["extents", "checksums", "regions", STATE, UNFINISHED] {
+        for name in ["extents", "shadow", "checksums", "regions", STATE, UNFINISHED] {
             if names.iter().any(|n| n == name) {
                 storage.remove(name).map_err(error(name, "remove"))?;
             }
@@ -167,9 +186,9 @@ impl Store {
             storage.remove(&path).map_err(|e| io_error(&**storage, &path, "remove", e))?;
         }
         Image::create(Arc::clone(storage), &spec.identity, spec.blocks)?;
-        let state = state_record(&spec.identity, &LogState::new(spec.blocks), Lsn(0));
+        let state = state_record(&spec.identity, &LogState::new(spec.blocks), Lsn(0), Lsn(0));
         let shared = || Arc::clone(storage);
-        Slots::create(shared(), STATE, STATE_MAGIC, VERSION, STATE_SLOT, &state)?;
+        Slots::create(shared(), STATE, STATE_MAGIC, STATE_VERSION, STATE_SLOT, &state)?;
         // The first segment is ready before the first write.
         let owner = spec.identity.owner();
         let mut log = Log::create(shared(), WAL, owner, options.log(), 1);
@@ -230,8 +249,10 @@ impl Store {
         }
         let image = Arc::new(Image::open(Arc::clone(storage), &identity)?);
         let shared = Arc::clone(storage);
-        let (state_file, record) = Slots::open(shared, STATE, STATE_MAGIC, VERSION, STATE_SLOT)?;
-        let (state, as_of) = decode_state(storage, &identity, &record)?;
+        let (state_file, record) =
+            Slots::open(shared, STATE, STATE_MAGIC, STATE_VERSION, STATE_SLOT)?;
+        let kept_state = decode_state(storage, &identity, &record)?;
+        let as_of = kept_state.as_of;
         let clean = std::mem::replace(&mut superblock.clean, false);
         let me = ReplicaRef { id: identity.replica, incarnation };
         let files = Files { superblock_file, superblock, state_file, image };
@@ -247,7 +268,7 @@ impl Store {
         }
         let mut files = files;
         let found = Found::scan(storage, &mut files, as_of, &options)?;
-        let (store, opened) = found.build(storage, files, (state, as_of), me, tail, options)?;
+        let (store, opened) = found.build(storage, files, kept_state, me, tail, options)?;
         tracing::info!(
             volume = %identity.volume, replica = %identity.replica, clean,
             doubtful = opened.kept.doubtful, durable = %opened.durable, committed = %opened.committed,
@@ -303,10 +324,15 @@ impl Store {
         entries: Entries,
         state: LogState,
         regions: Vec<Lsn>,
-        options: StoreOptions,
+        mut options: StoreOptions,
     ) -> Self {
         let durable = entries.end();
         let checkpoint = files.superblock.checkpoint;
+        if files.image.unit() > BLOCK_SIZE {
+            // Each unit of both homes could have some current block, and a volume take twice its size.
+            options.large_write_bytes = u64::MAX;
+        }
+        let log_begins = Arc::new(AtomicU64::new(log.first_index()));
         Self {
             options,
             superblock_file: files.superblock_file,
@@ -316,6 +342,10 @@ impl Store {
             log,
             entries,
             map: BlockMap::default(),
+            references: References::default(),
+            last_reference: Lsn(0),
+            log_begins,
+            short: false,
             blocks: state.blocks,
             state,
             regions,
@@ -327,7 +357,7 @@ impl Store {
             ages: Ages::default(),
             pins: BTreeMap::new(),
             lost_pins: BTreeSet::new(),
-            rewriting: Arc::new(Rewriting::default()),
+            rewriting: Arc::new(Rewriting::new(checkpoint)),
             verifying: Arc::new(()),
             written: None,
             wanted: Lsn(0),
@@ -369,6 +399,8 @@ struct Found {
     committed: Lsn,
     /// The region table.
     regions: Vec<Lsn>,
+    /// Where entries refer to payloads.
+    references: References,
 }
 
 impl Found {
@@ -388,16 +420,23 @@ impl Found {
         let from = superblock.checkpoint.next();
         let mut entries = options.entries(from);
         let mut epoch = Epoch(0);
+        let mut referred = Referred { image: Arc::clone(&files.image), as_of, all: Vec::new() };
         let mut visit = |record: &ReadRecord, place: Place| {
-            let (header, payload) = codec::entry(&record.body)
-                .filter(|(header, _)| header.lsn.0 == record.index)
+            let stored = codec::stored(&record.body)
+                .filter(|stored| stored.header().lsn.0 == record.index)
                 .ok_or_else(|| format!("record {} is no entry of that LSN", record.index))?;
+            let header = *stored.header();
             if header.epoch < epoch {
                 let (lsn, found) = (header.lsn, header.epoch);
-                return Err(format!("entry {lsn} is of epoch {found}, behind one of {epoch}"));
+                return Err(
+                    format!("entry {lsn} is of epoch {found}, behind one of {epoch}").into()
+                );
             }
+            let mut entry = match stored {
+                Stored::Entry(header, payload) => Entry::new(header, record.crc, payload),
+                Stored::Reference(reference) => referred.take(reference)?,
+            };
             epoch = header.epoch;
-            let mut entry = Entry::new(header, record.crc, payload);
             entry.place = Some(place);
             entries.push(entry);
             // Payloads need not stay: they can be read where they were found. A record that has
@@ -431,19 +470,22 @@ impl Found {
         }
         let end = Lsn(opened.end);
         let committed = Lsn(opened.committed).max(files.superblock.committed).min(end);
-        Ok(Self { log, entries, end, committed: committed.max(as_of), regions })
+        let references = referred.references(end);
+        Ok(Self { log, entries, end, committed: committed.max(as_of), regions, references })
     }
 
     fn build(
         self,
         storage: &Arc<dyn Storage>,
         mut files: Files,
-        (state, as_of): (LogState, Lsn),
+        KeptState { state, as_of, last_reference }: KeptState,
         me: ReplicaRef,
         tail: TailId,
         options: StoreOptions,
     ) -> Result<(Store, Opened), StoreError> {
-        let Self { log, mut entries, end, committed, regions } = self;
+        let Self { log, mut entries, end, committed, regions, references } = self;
+        // What is in the image is not read again: nobody knows to which homes it refers, and they are used.
+        let given_up = last_reference;
         let block = &mut files.superblock;
         block.cut = None;
         // What was recorded for entries that did not survive is not true of this log.
@@ -496,12 +538,21 @@ impl Found {
             durable: end,
             committed,
             checkpoint: block.checkpoint,
-            retained: Lsn(log.first_index()),
+            retained: Lsn(log.first_index()).max(given_up.next()),
             state: at_committed,
             uncommitted,
         };
         let mut store = Store::assemble(files, log, entries, state, regions, options);
+        store.given_up = given_up;
+        store.drop_pins();
+        store.references = references;
+        if last_reference > Lsn(0) {
+            store.references.sweep_all();
+        }
+        store.last_reference = last_reference;
         store.reindex();
+        // Also without one of its slots the superblock must not go back to where what is given up is needed:
+        // the first record of an opening is synced in both.
         store.write_superblock()?;
         Ok((store, opened))
     }
@@ -525,11 +576,19 @@ fn open_superblock(storage: &Arc<dyn Storage>) -> Result<(Slots, Superblock), St
     Ok((slots, superblock))
 }
 
+/// The record of the log state.
+struct KeptState {
+    state: LogState,
+    as_of: Lsn,
+    /// The last entry up to there that refers to a payload.
+    last_reference: Lsn,
+}
+
 fn decode_state(
     storage: &Arc<dyn Storage>,
     identity: &Identity,
     record: &[u8],
-) -> Result<(LogState, Lsn), StoreError> {
+) -> Result<KeptState, StoreError> {
     let path = storage.describe(STATE);
     let mut get = Get(record);
     let damaged = || StoreError::Damaged {
@@ -538,5 +597,7 @@ fn decode_state(
     };
     let found = Identity::get(&mut get).ok_or_else(damaged)?;
     identity.check(found, &path)?;
-    codec::get_state(&mut get).ok_or_else(damaged)
+    let last_reference = Lsn(get.u64().ok_or_else(damaged)?);
+    let (state, as_of) = codec::get_state(&mut get).ok_or_else(damaged)?;
+    Ok(KeptState { state, as_of, last_reference })
 }

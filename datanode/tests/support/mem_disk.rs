@@ -305,6 +305,7 @@ impl MemDisk {
         let rotten = within.filter(|lba| !logged.contains(lba));
         let rotten = rotten.map(|lba| RottenBlock {
             lba: Lba(*lba),
+            file: "extents",
             offset: lba * BLOCK_SIZE,
             found: 1,
             expected: 2,
@@ -497,6 +498,8 @@ impl Disk for MemDisk {
         self.checkpoint_out = false;
         outcome
     }
+
+    fn set_short(&mut self, _short: bool) {}
 
     fn wal_full(&self) -> bool {
         let disk = self.disk();

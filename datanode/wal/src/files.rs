@@ -74,6 +74,11 @@ impl Storage for Files {
     fn describe(&self, path: &str) -> PathBuf {
         self.path(path)
     }
+
+    /// That of a page: file systems have no larger blocks, but for such as were made so.
+    fn unit(&self) -> u64 {
+        4096
+    }
 }
 
 #[derive(Debug)]

@@ -46,7 +46,7 @@ pub use log::{Append, Appended, Located, Log, LogOptions, Place, Record, Sync, S
 pub use manage::{Housekeeping, Housekept};
 pub use memory::{Fault, Memory, OpKind};
 pub use reader::{LogReader, ReadRecord};
-pub use scan::{Expect, Opened, Scanned, Visit};
+pub use scan::{Expect, Opened, Scanned, Unfit, Visit};
 pub use segment::{HEADER_BYTES, Owner, Segment};
 pub use slots::Slots;
 pub use storage::{RawFile, Storage, read_exact, write_all};

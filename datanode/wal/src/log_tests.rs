@@ -626,6 +626,10 @@ impl Storage for Beside {
     fn describe(&self, path: &str) -> PathBuf {
         self.disk.describe(path)
     }
+
+    fn unit(&self) -> u64 {
+        self.disk.unit()
+    }
 }
 
 /// 1. An append gives its segment a name, and is about to sync the directory.

@@ -202,6 +202,10 @@ impl Storage for Memory {
     fn describe(&self, path: &str) -> PathBuf {
         PathBuf::from(path)
     }
+
+    fn unit(&self) -> u64 {
+        4096
+    }
 }
 
 #[derive(Debug)]

@@ -55,8 +55,25 @@ pub struct Opened {
     pub notes: Vec<String>,
 }
 
-/// Takes a record that a scan found; an error says why it can't be right, which is damage.
-pub type Visit<'a> = dyn FnMut(&ReadRecord, Place) -> Result<(), String> + 'a;
+/// Takes a record that a scan found.
+pub type Visit<'a> = dyn FnMut(&ReadRecord, Place) -> Result<(), Unfit> + 'a;
+
+/// Why a record whose checksum is right does not count.
+#[derive(Debug)]
+pub enum Unfit {
+    /// It can't be right: that is damage.
+    Damaged(String),
+    /// What it stands for is not there: it ends the log, or is damage, as if its checksum were wrong.
+    Torn(String),
+    /// What it stands for can't be looked at now.
+    Failed(LogError),
+}
+
+impl From<String> for Unfit {
+    fn from(what: String) -> Self {
+        Self::Damaged(what)
+    }
+}
 
 /// A log that was read and not changed.
 #[derive(Debug)]
@@ -222,13 +239,19 @@ impl Log {
                     return scan.stop(&segment, (offset, chain), next, expect, &what);
                 }
             };
-            let piece = &mut self.pieces[at];
-            piece.mark(scan.index, offset);
             if let Some(record) = record {
                 let place = Place { segment: segment.sequence(), body: record.offset };
-                visit(&record, place).map_err(|what| segment.damaged(offset, what))?;
-                scan.unproven.push(record);
+                match visit(&record, place) {
+                    Ok(()) => scan.unproven.push(record),
+                    Err(Unfit::Damaged(what)) => return Err(segment.damaged(offset, what)),
+                    Err(Unfit::Torn(what)) => {
+                        return scan.stop(&segment, (offset, chain), next, expect, &what);
+                    }
+                    Err(Unfit::Failed(error)) => return Err(error),
+                }
             }
+            let piece = &mut self.pieces[at];
+            piece.mark(scan.index, offset);
             scan.index += 1;
             scan.marks.committed = scan.marks.committed.max(frame.marks.committed);
             scan.proven(frame.marks.durable);

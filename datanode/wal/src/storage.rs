@@ -28,6 +28,8 @@ pub trait Storage: Debug + Send + Sync {
     fn sync_dir(&self, dir: &str) -> io::Result<()>;
     /// The path as a person would look it up.
     fn describe(&self, path: &str) -> PathBuf;
+    /// Bytes in which files take space and give it back, at these multiples of an offset.
+    fn unit(&self) -> u64;
 }
 
 /// An open file. Reads and writes may come from several threads at once.

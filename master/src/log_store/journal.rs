@@ -135,7 +135,7 @@ impl Journal {
             outcome.map_err(|error| {
                 let text = error.to_string();
                 replay = Err(error);
-                text
+                sbk_wal::Unfit::Damaged(text)
             })
         };
         let storage = Arc::clone(storage);

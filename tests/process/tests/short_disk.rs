@@ -26,10 +26,14 @@ const LOW: u64 = 100 << 20;
 /// Much more than is written: no block twice, but those that are overwritten.
 const VOLUME: u64 = 4 << 30;
 const WRITE: usize = 64 << 10;
+/// So much at once is written to a second home of its blocks while there is room, and goes through the log while
+/// there is not. Where it is overwritten again and again.
+const LARGE: usize = 1 << 20;
+const LARGE_AT: u64 = 1 << 30;
 const DISK: u64 = 512 << 20;
 /// The growth watermark, and what is left free by whoever fills the disk: less, and more than a quarter of it.
 const WATERMARK: u64 = 80 << 20;
-const LEFT: u64 = 56 << 20;
+const LEFT: u64 = 72 << 20;
 
 /// An ext4 in a file; unmounted when dropped, whoever still has files on it.
 struct Small(PathBuf);
@@ -126,17 +130,18 @@ async fn wait_for(
 /// What was acknowledged: at which write, which byte.
 type Acknowledged = Arc<Mutex<BTreeMap<u64, u8>>>;
 
-/// Writes until it is ended, one write after the other, where `place` says. Every write has to succeed.
+/// Writes of so many bytes until it is ended, one after the other, where `place` says. Every write has to succeed.
 fn writes(
     client: NbdClient,
     acknowledged: &Acknowledged,
+    len: usize,
     place: impl Fn(u64) -> u64 + Send + 'static,
 ) -> JoinHandle<()> {
     let acknowledged = Arc::clone(acknowledged);
     tokio::spawn(async move {
         for n in 0.. {
             let (at, byte) = (place(n), (n % 251) as u8 + 1);
-            let data = Bytes::from(vec![byte; WRITE]);
+            let data = Bytes::from(vec![byte; len]);
             client.write(at * WRITE as u64, data).await.expect("a write succeeds, if late");
             acknowledged.lock().expect("not poisoned").insert(at, byte);
             tokio::time::sleep(Duration::from_millis(20)).await;
@@ -182,9 +187,21 @@ async fn writes_that_need_new_space_wait_until_there_is_some() {
     let primary = whole.primary.clone().expect("there is one");
     let others: Vec<_> = nodes.iter().filter(|d| d.id != primary).collect();
     let client = NbdClient::connect(&others[0].nbd, "v").await.expect("connects");
-    let (new, old) = (Acknowledged::default(), Acknowledged::default());
+    let (new, old, large) =
+        (Acknowledged::default(), Acknowledged::default(), Acknowledged::default());
     client.write(0, Bytes::from(vec![1; WRITE])).await.expect("writes");
-    let jobs = [writes(client.clone(), &new, |n| n + 1), writes(client.clone(), &old, |_| 0)];
+    for n in 0..8 {
+        client
+            .write(LARGE_AT + n * LARGE as u64, Bytes::from(vec![1; LARGE]))
+            .await
+            .expect("writes");
+    }
+    let units = (LARGE / WRITE) as u64;
+    let jobs = [
+        writes(client.clone(), &new, WRITE, |n| n + 1),
+        writes(client.clone(), &old, WRITE, |_| 0),
+        writes(client.clone(), &large, LARGE, move |n| LARGE_AT / WRITE as u64 + n % 8 * units),
+    ];
     // A member's disk, and the primary's own.
     for node in [&others[1].id, &primary] {
         grows(&new, 20).await;
@@ -202,6 +219,7 @@ async fn writes_that_need_new_space_wait_until_there_is_some() {
         assert!(told.is_whole(), "nobody leaves for it: {told:?}");
         let before = new.lock().expect("not poisoned").len();
         overwrites(&old, 20).await;
+        overwrites(&large, 12).await;
         let after = new.lock().expect("not poisoned").len();
         assert_eq!(before, after, "a block that held nothing was acknowledged");
         // What needs no space is answered, and what is there is read.

@@ -7,7 +7,7 @@ use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::EntryHeader;
 use sbk_engine::types::{
-    BootId, Incarnation, LossGeneration, Lsn, ReplicaId, ReplicaRef, TailId, VolumeId,
+    BootId, Incarnation, Lba, LossGeneration, Lsn, ReplicaId, ReplicaRef, TailId, VolumeId,
 };
 use sbk_store::{CreateSpec, Identity, Pressure, Store, StoreError, StoreOptions};
 use sbk_wal::{Memory, Storage};
@@ -111,6 +111,8 @@ pub(crate) struct Keeping {
     pub(crate) retain: u64,
     /// Bytes at which a checkpoint is due.
     pub(crate) checkpoint: u64,
+    /// Least bytes of a write that goes into the log by reference.
+    pub(crate) large: u64,
 }
 
 impl Keeping {
@@ -124,6 +126,8 @@ impl Keeping {
             wal_max_bytes: 1 << 20,
             wal_max_entries: 400,
             tail_cache_bytes: 24 << 10,
+            large_write_bytes: self.large,
+            large_batch_bytes: 0,
             tail_memory: None,
             checkpoint_bytes: self.checkpoint,
         }
@@ -143,6 +147,8 @@ pub(crate) struct Disk {
     /// The count of the tail.
     tail: u64,
     pub(crate) store: Option<Store>,
+    /// Since its log ended there the disk has been short of room.
+    pub(crate) short_since: Option<Lsn>,
     pub(crate) shadow: Shadow,
 }
 
@@ -167,6 +173,7 @@ impl Disk {
             boot: 1,
             tail: 0,
             store: None,
+            short_since: None,
             shadow: Shadow::default(),
         }
     }
@@ -273,12 +280,25 @@ impl Disk {
     }
 
     /// Opens a copy of the disk as it would be opened itself.
-    pub(crate) fn open_copy(&self, copy: Memory) -> Result<Opened, StoreError> {
+    pub(crate) fn open_copy(&self, copy: Memory) -> Result<(Store, Opened), StoreError> {
         let storage: Arc<dyn Storage> = Arc::new(copy);
         let incarnation = Incarnation { process: self.process, open: self.opens + 1 };
         let options = self.options.clone();
-        let (_, opened) = Store::open(&storage, self.identity, incarnation, self.tail(), options)?;
-        Ok(opened)
+        Store::open(&storage, self.identity, incarnation, self.tail(), options)
+    }
+
+    /// Whether the log behind the checkpoint refers to a payload in one of the block's homes.
+    pub(crate) fn is_in_log(&self, block: Lba) -> bool {
+        let refers =
+            |store: &Store| store.referred(block).is_some_and(|at| at > store.checkpoint());
+        match &self.store {
+            Some(store) if !self.memory.crashed() => refers(store),
+            Some(_) | None => {
+                let copy = self.memory.fork();
+                copy.mend();
+                self.open_copy(copy).is_ok_and(|(store, _)| refers(&store))
+            }
+        }
     }
 
     /// Takes an opening for true.
@@ -288,6 +308,14 @@ impl Disk {
 
     pub(crate) fn store(&mut self) -> &mut Store {
         self.store.as_mut().expect("a replica that runs has its store open")
+    }
+
+    /// Its disk is short of room, or is not any more.
+    pub(crate) fn set_short(&mut self, short: bool) {
+        if let Some(store) = &mut self.store {
+            store.set_short(short);
+            self.short_since = short.then(|| self.short_since.unwrap_or(store.end()));
+        }
     }
 
     /// Bytes of the WAL's files.

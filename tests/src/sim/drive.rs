@@ -217,11 +217,16 @@ impl World {
                 self.quiesce(index)?;
                 self.summary.cuts += 1;
                 let disk = &mut self.nodes[index].disk;
+                let last = disk.store().end();
+                let referred = (end.0 + 1..=last.0).any(|lsn| disk.store().refers(Lsn(lsn)));
                 disk.shadow.cutting(end);
                 disk.store().cut(end, &kept)?;
                 disk.shadow.was_cut(end, kept);
+                if referred {
+                    self.mark(Mark::ReferenceCut);
+                }
                 // What was synced while the cut waited was told of the log before it.
-                let (now, lsn) = (self.now, disk.shadow.durable);
+                let (now, lsn) = (self.now, self.nodes[index].disk.shadow.durable);
                 let node = &mut self.nodes[index];
                 let clock = node.clock(now);
                 if let Some(replica) = &node.replica
@@ -424,7 +429,15 @@ impl World {
     ) -> Result<Result<Vec<LogEntry>, FailureKind>, StoreError> {
         let store = self.nodes[index].disk.store();
         let (lsn, what) = match read_all(store, first, last) {
-            Ok(entries) => return Ok(Ok(entries)),
+            Ok(entries) => {
+                let in_memory = store.recent(first, last).first().map(|entry| entry.header.lsn);
+                let read = |lsn: Lsn| in_memory.is_none_or(|from| lsn < from);
+                let referred = |lsn| read(lsn) && store.refers(lsn);
+                if (first.0..=last.0).any(|lsn| referred(Lsn(lsn))) {
+                    self.mark(Mark::ReferenceFed);
+                }
+                return Ok(Ok(entries));
+            }
             Err(LogReadError::Recycled { .. }) if lane.is_some_and(|id| !store.pin_lost(id)) => {
                 panic!("R7: the log from {first} on is recycled, and session {lane:?} needs it");
             }

@@ -4,7 +4,7 @@ use sbk_engine::authority::detector::DetectorParams;
 use sbk_engine::replication::Params;
 use sbk_engine::replication::io::Input;
 use sbk_engine::replication::room::Room;
-use sbk_engine::types::{Durability, WriteAck};
+use sbk_engine::types::{BLOCK_SIZE, Durability, WriteAck};
 use sbk_wal::{Fault, OpKind};
 
 use super::disk::Keeping;
@@ -73,6 +73,10 @@ pub struct Faults {
     pub(crate) short_wal: bool,
     /// Clients use the second region now and then only: it stays as it is while replicas are away.
     pub(crate) cold: bool,
+    /// Writes count as large: they go into the log by reference wherever they may.
+    pub(crate) large: bool,
+    /// They never do.
+    pub(crate) small: bool,
     /// Replicas' clocks run at different speeds.
     pub(crate) drift: bool,
     /// Replicas' clocks jump, by less than the leases allow for.
@@ -141,6 +145,8 @@ impl Faults {
             blink: false,
             short_wal: false,
             cold: false,
+            large: false,
+            small: false,
             drift: false,
             jump: false,
             exclusive: false,
@@ -308,10 +314,12 @@ impl Faults {
 
     /// How the disks are kept.
     pub(crate) fn keeping(&self) -> Keeping {
+        // Clients write single blocks.
+        let large = if self.large { BLOCK_SIZE } else { u64::MAX };
         if self.short_wal {
-            Keeping { segment: 16 << 10, retain: 24 << 10, checkpoint: 8 << 10 }
+            Keeping { segment: 16 << 10, retain: 24 << 10, checkpoint: 8 << 10, large }
         } else {
-            Keeping { segment: 64 << 10, retain: 64 << 20, checkpoint: 32 << 10 }
+            Keeping { segment: 64 << 10, retain: 64 << 20, checkpoint: 32 << 10, large }
         }
     }
 

@@ -238,7 +238,7 @@ impl World {
         if let Some((path, bit)) = flipped {
             memory.flip(path, bit);
         }
-        disk.open_copy(memory)
+        Ok(disk.open_copy(memory)?.1)
     }
 
     /// A file of the replica and a bit of it that may flip.
@@ -250,7 +250,7 @@ impl World {
         let (path, range) = match self.rng.below(10) {
             0 => ("superblock".to_owned(), slot * HEADER..(slot + 1) * HEADER),
             1 => ("logstate".to_owned(), slot * STATE_SLOT..(slot + 1) * STATE_SLOT),
-            2 => ("extents".to_owned(), 0..HEADER),
+            2 => (["extents", "shadow"][slot].to_owned(), 0..HEADER),
             3 => ("checksums".to_owned(), 0..HEADER),
             4 => ("regions".to_owned(), 0..usize::MAX),
             5..=7 => {

@@ -62,6 +62,14 @@ counted! {
         Joined = "replica joined",
         /// A replica caught up from the WAL.
         CatchUp = "catch-up",
+        /// What the log refers to was moved to the image.
+        ReferenceKept = "payload checkpointed by reference",
+        /// What the log refers to was cut.
+        ReferenceCut = "reference cut",
+        /// Another replica was sent an entry whose payload the log refers to, from the disk.
+        ReferenceFed = "entry fed by reference",
+        /// A replica was opened with references in the log behind its checkpoint.
+        ReferenceFound = "reference found by an opening",
         /// A replica was rebuilt.
         Rebuilt = "rebuild completed",
         /// A base block was read newer than the session's base.

@@ -392,6 +392,10 @@ impl World {
                 }
             )
         });
+        let store = self.nodes[index].disk.store();
+        if (opened.checkpoint.0 + 1..=opened.durable.0).any(|lsn| store.refers(Lsn(lsn))) {
+            self.mark(Mark::ReferenceFound);
+        }
         let node = &mut self.nodes[index];
         node.disk.accept(&opened);
         node.reach = node.reach.max(opened.committed);

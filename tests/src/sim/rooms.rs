@@ -11,7 +11,7 @@ use sbk_engine::replication::io::{Input, StreamId};
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind, RequestTag};
 use sbk_engine::replication::message::ToPrimary;
 use sbk_engine::replication::room::{Room, Space, SpaceTold};
-use sbk_engine::types::{Durability, ReplicaRef};
+use sbk_engine::types::{Durability, Lsn, ReplicaRef};
 
 use super::event::Event;
 use super::marks::{Injected, Mark};
@@ -90,7 +90,21 @@ impl World {
     pub(super) fn tell_room(&mut self, index: usize) {
         if self.faults.space {
             let space = self.nodes[index].space;
+            self.nodes[index].disk.set_short(space.room > Room::Ample);
             self.step(index, Input::Space(space), Vec::new());
+        }
+    }
+
+    /// The entries up to here are durable at a node.
+    pub(super) fn check_second_homes(&mut self, index: usize, durable: Lsn) {
+        let node = &mut self.nodes[index];
+        let Some(since) = node.disk.short_since else { return };
+        let store = node.disk.store();
+        let mut new = since.0.max(store.checkpoint().0) + 1..=durable.0;
+        if let Some(lsn) = new.find(|lsn| store.refers(Lsn(*lsn))) {
+            panic!(
+                "L8: entry {lsn} takes a second home on the disk of node {index}, short of room"
+            );
         }
     }
 

@@ -61,13 +61,40 @@ impl World {
     /// Any block of any node.
     pub(super) fn rot_anywhere(&mut self) {
         let node = self.any_node();
-        let block = address(self.rng.below(BLOCKS));
-        self.rot(node, block);
+        if let Some(block) = self.any_block(node) {
+            self.rot(node, block);
+        }
+    }
+
+    /// A block that a bit can flip in.
+    fn any_block(&mut self, node: usize) -> Option<u64> {
+        let first = self.rng.below(BLOCKS);
+        let all = (0..BLOCKS).map(|n| address((first + n) % BLOCKS));
+        all.into_iter().find(|block| self.home(node, *block).is_some())
+    }
+
+    /// Where a block lies, as its stamps say. What lies elsewhere is nobody's, or the log's.
+    fn home(&self, node: usize, block: u64) -> Option<&'static str> {
+        let disk = &self.nodes[node].disk;
+        let stamps = disk.memory.content("checksums").unwrap_or_default();
+        let has = |home: u64| {
+            let at = (HEADER + 8 * block + home) as usize;
+            stamps.get(at..at + 4).is_some_and(|stamp| stamp.iter().any(|byte| *byte != 0))
+        };
+        let home = match (has(0), has(4)) {
+            (_, true) => "shadow",
+            (true, false) => "extents",
+            (false, false) => return None,
+        };
+        // What the log behind the checkpoint refers to is a part of the log: without it a replica is refused, as
+        // without a record. A step of the checkpoint may have made it current already.
+        (!disk.is_in_log(Lba(block))).then_some(home)
     }
 
     pub(super) fn rot(&mut self, node: usize, block: u64) {
         let bit = (HEADER + BLOCK * block + self.rng.below(BLOCK)) * 8 + self.rng.below(8);
-        if self.nodes[node].disk.memory.flip("extents", bit) {
+        let Some(home) = self.home(node, block) else { return };
+        if self.nodes[node].disk.memory.flip(home, bit) {
             self.scrubs.rots_again(node, Lba(block));
             self.inject(Injected::Flip);
             self.note(node, || format!("a bit of block {block} flips"));
@@ -76,11 +103,12 @@ impl World {
 
     /// Strikes a block that another in-sync member has, as a rule of the primary.
     pub(super) fn rot_turn(&mut self) {
-        if self.rng.below(60) == 0 {
+        if self.rng.below(55) == 0 {
             let primary = self.index(self.masters.config.primary.id);
             let node = if self.rng.chance(70) { primary } else { self.any_node() };
-            let block = address(self.rng.below(BLOCKS));
-            if self.is_spared(node, Lba(block)) {
+            if let Some(block) = self.any_block(node)
+                && self.is_spared(node, Lba(block))
+            {
                 self.rot(node, block);
             }
         }

@@ -2,9 +2,11 @@
 //! Each begins and ends at a time of its own, so a node dies before, within and after it.
 
 use sbk_engine::replication::io::Input;
+use sbk_engine::types::Lsn;
 use sbk_store::StoreError;
 
 use super::event::Event;
+use super::marks::Mark;
 use super::node::{Batch, Work};
 use super::world::World;
 
@@ -164,6 +166,7 @@ impl World {
             node.inbox.push_back((wrote, Vec::new()));
         }
         node.inbox.push_back((Input::Durable { generation, lsn }, Vec::new()));
+        self.check_second_homes(index, lsn);
         Ok(())
     }
 
@@ -187,8 +190,15 @@ impl World {
             Work::Planned(plan) => plan.run(),
             Work::Done(done) => done,
         };
+        let before = node.disk.store().checkpoint();
         let (checkpoint, retained) = node.disk.store().checkpoint_done(done)?;
+        let store = node.disk.store();
+        let kept = (before.0 + 1..=checkpoint.0).any(|lsn| store.refers(Lsn(lsn)));
         self.summary.checkpoints += 1;
+        if kept {
+            self.mark(Mark::ReferenceKept);
+        }
+        let node = &mut self.nodes[index];
         node.inbox
             .push_back((Input::Checkpointed { generation, checkpoint, retained }, Vec::new()));
         self.check_scrubbed(index, checkpoint);

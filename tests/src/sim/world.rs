@@ -88,6 +88,8 @@ pub(crate) struct World {
 
 impl World {
     pub(crate) fn new(seed: u64, faults: Faults) -> Self {
+        let large = !faults.small && !seed.is_multiple_of(3);
+        let faults = Faults { large, ..faults };
         let volume = VolumeId(Uuid::from_u128(7));
         let mut rng = Rng::new(seed);
         let nodes = 1..=faults.replicas + faults.spares;

@@ -29,8 +29,9 @@ fn a_broken_rebuild_opens_with_no_epoch_and_no_log() {
     let kind = EntryKind::Attach { generation: AttachGeneration(1), exclusive: false };
     let header = EntryHeader { epoch: Epoch(4), lsn: Lsn(10), kind, origin: None };
     store.append(header, entry_crc(&header, &[]), Bytes::new()).expect("appended");
-    let batch = store.take_batch().expect("a batch");
-    store.batch_done(batch.run()).expect("durable");
+    while let Some(batch) = store.take_batch() {
+        store.batch_done(batch.run()).expect("durable");
+    }
     store.record_durable().expect("recorded");
     drop(store);
     let (_, opened) = driver::open(&storage, 0).expect("a store");

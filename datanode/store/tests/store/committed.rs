@@ -26,8 +26,9 @@ fn append(store: &mut Store, kind: EntryKind, payload: &Bytes) {
     let lsn = store.end().next();
     let header = EntryHeader { epoch: Epoch(1), lsn, kind, origin: None };
     store.append(header, entry_crc(&header, payload), payload.clone()).expect("appended");
-    let batch = store.take_batch().expect("a batch");
-    store.batch_done(batch.run()).expect("durable");
+    while let Some(batch) = store.take_batch() {
+        store.batch_done(batch.run()).expect("durable");
+    }
 }
 
 fn write(store: &mut Store, block: u64, tags: &[u64]) {

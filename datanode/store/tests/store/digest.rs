@@ -22,8 +22,9 @@ fn store_on(storage: &Arc<dyn Storage>) -> Store {
         let lsn = store.end().next();
         let header = EntryHeader { epoch: Epoch(1), lsn, kind, origin: None };
         store.append(header, entry_crc(&header, &payload), payload).expect("appended");
-        let batch = store.take_batch().expect("a batch");
-        store.batch_done(batch.run()).expect("durable");
+        while let Some(batch) = store.take_batch() {
+            store.batch_done(batch.run()).expect("durable");
+        }
         store.set_committed(lsn);
         let plan = store.plan_checkpoint(u64::MAX).expect("a checkpoint");
         store.checkpoint_done(plan.run()).expect("checkpointed");

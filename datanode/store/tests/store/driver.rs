@@ -34,6 +34,8 @@ pub(crate) fn options() -> StoreOptions {
         wal_max_bytes: 256 << 10,
         wal_max_entries: 400,
         tail_cache_bytes: 20 << 10,
+        large_write_bytes: 12 << 10,
+        large_batch_bytes: 0,
         tail_memory: None,
         checkpoint_bytes: 16 << 10,
     }
@@ -249,9 +251,13 @@ impl<'a> Driver<'a> {
     /// Hands a batch out, or takes the one that is out back.
     pub(crate) fn batch(&mut self) -> Result<(), StoreError> {
         if let Some(job) = self.batch.take() {
+            let before = self.store.written();
             let lsn = self.store.batch_done(job.finish())?.0;
-            self.tell(Event::Durable { lsn });
-            return Ok(());
+            // The entries of payloads that were placed go out at once.
+            if self.store.written() > before {
+                self.tell(Event::Durable { lsn });
+                return Ok(());
+            }
         }
         if let Some(batch) = self.store.take_batch() {
             self.tell(Event::BatchBegins);
@@ -292,7 +298,7 @@ impl<'a> Driver<'a> {
 
     /// Takes back all that is out.
     pub(crate) fn settle(&mut self) -> Result<(), StoreError> {
-        if self.batch.is_some() {
+        while self.batch.is_some() {
             self.batch()?;
         }
         if self.checkpoint.is_some() {

@@ -35,8 +35,9 @@ fn a_volume_that_logs_little_goes_through_any_number_of_epochs() {
         let kind = EntryKind::Trim { lba: Lba(0), blocks: 1 };
         let header = EntryHeader { epoch, lsn, kind, origin: None };
         store.append(header, entry_crc(&header, &[]), bytes::Bytes::new()).expect("appended");
-        let batch = store.take_batch().expect("a batch");
-        store.batch_done(batch.run()).expect("durable");
+        while let Some(batch) = store.take_batch() {
+            store.batch_done(batch.run()).expect("durable");
+        }
         store.set_committed(lsn);
         if let Some(budget) = store.checkpoint_budget(false)
             && let Some(plan) = store.plan_checkpoint(budget)

@@ -23,9 +23,18 @@ fn replica(backend: Backend, seed: u64) -> (Disk, Model) {
 
 /// What a failure's message must name: a file of the store, or the device.
 fn names_a_file(message: &str) -> bool {
-    ["superblock", "logstate", "extents", "checksums", "regions", "wal", "device", "seal"]
-        .iter()
-        .any(|name| message.contains(name))
+    let names = [
+        "superblock",
+        "logstate",
+        "extents",
+        "shadow",
+        "checksums",
+        "regions",
+        "wal",
+        "device",
+        "seal",
+    ];
+    names.iter().any(|name| message.contains(name))
 }
 
 /// Opens the replica and works on it. Returns the failure, if there is one; by then the store has

@@ -44,8 +44,9 @@ fn bits(content: &[u8], salt: u64) -> Vec<u64> {
 
 /// Where the message says that the damage is, if it names the file.
 fn tells(message: &str, path: &str) -> bool {
-    // A block of the extents and its stamp in `checksums` don't match: either may be rotten.
-    let image = message.contains("extents") && path == "checksums";
+    // A block and its stamp in `checksums` don't match: either may be rotten.
+    let home = message.contains("extents") || message.contains("shadow");
+    let image = home && path == "checksums";
     (message.contains(path) || image) && (message.contains("byte") || message.contains("header"))
 }
 
@@ -115,7 +116,7 @@ fn under_an_open_store(backend: Backend) {
     let (mut told, mut nothing) = (0, 0);
     for path in disk.paths() {
         // The others are in memory while the store is open.
-        if !path.contains("wal/") && path != "extents" && path != "checksums" {
+        if !path.contains("wal/") && !["extents", "shadow", "checksums"].contains(&&path[..]) {
             continue;
         }
         let content = disk.content(&path).expect("it is there");

@@ -105,8 +105,9 @@ fn append(store: &mut Store, epoch: u64, kind: EntryKind, sequence: u64, payload
     let header = EntryHeader { epoch: Epoch(epoch), lsn: store.end().next(), kind, origin };
     let crc = entry_crc(&header, payload);
     store.append(header, crc, payload.clone()).expect("appended");
-    let batch = store.take_batch().expect("a batch");
-    store.batch_done(batch.run()).expect("durable");
+    while let Some(batch) = store.take_batch() {
+        store.batch_done(batch.run()).expect("durable");
+    }
 }
 
 /// The replica of the document's examples.
@@ -125,6 +126,7 @@ fn example() -> (Memory, Bytes) {
     kept.fenced = Epoch(3);
     store.persist(&kept).expect("promised");
     append(&mut store, 3, EntryKind::Write { lba: Lba(8), blocks: 1 }, 3, &data);
+    append(&mut store, 3, EntryKind::Write { lba: Lba(20), blocks: 3 }, 4, &bytes_of(&[78, 0, 79]));
     store.close_clean().expect("closed");
     (disk, data)
 }
@@ -164,18 +166,26 @@ fn the_document_describes_the_bytes() {
     assert_eq!(content.len(), 2 * (1088 << 10));
     let (slot, record) = newer_slot(&content);
     assert_eq!(&slot[..8], b"SBKLGSTA");
+    assert_eq!(u32_at(slot, 8), 2, "its version");
     check("logstate", record, &[]);
 
     let content = file("extents");
     check("image header", &content[..4096], &[(44, crc32c(&content[..44]))]);
-    for (name, magic) in [("checksums", b"SBKCHKSM"), ("regions", b"SBKREGNS")] {
+    let others: [(&str, &[u8; 8]); 3] =
+        [("shadow", b"SBKSHADW"), ("checksums", b"SBKCHKSM"), ("regions", b"SBKREGNS")];
+    for (name, magic) in others {
         assert_eq!(&file(name)[..8], magic);
         assert_eq!(file(name)[8..44], content[8..44]);
     }
     assert_eq!(content[4096 + 7 * BLOCK..4096 + 8 * BLOCK], data);
     let stamps = file("checksums");
-    assert_eq!(u32_at(&stamps, 4096 + 7 * 4), crc32c(&data));
-    assert_eq!(u32_at(&stamps, 4096 + 8 * 4), 0, "block 8 is not in the extents");
+    let stamps_of = |block: usize| [0, 4].map(|home| u32_at(&stamps, 4096 + block * 8 + home));
+    assert_eq!(stamps_of(7), [crc32c(&data), 0], "it is in the extents, and not in the shadow");
+    assert_eq!(stamps_of(8), [0, 0], "block 8 is in the log only");
+    // The payload of the last entry is in its place, and not current yet.
+    let large = bytes_of(&[78, 0, 79]);
+    assert_eq!(content[4096 + 20 * BLOCK..4096 + 23 * BLOCK], large);
+    assert_eq!(stamps_of(20), [0, 0]);
     let sector = &file("regions")[4096..4096 + 512];
     check("regions sector", sector, &[(504, crc32c(&sector[..504]))]);
 
@@ -191,6 +201,14 @@ fn the_document_describes_the_bytes() {
     assert_eq!(u32_at(second, 8), frame_crc, "the second frame names the first");
     check("entry", &second[56..56 + 80], &[]);
     assert_eq!(second[136..136 + BLOCK], data);
+    let reference = &content[10240 + 56..10240 + 512];
+    let session = SessionId(Uuid::from_u128(0xc0));
+    let origin = Some(Origin { tag: RequestTag { session, sequence: 4 }, low: 0 });
+    let kind = EntryKind::Write { lba: Lba(20), blocks: 3 };
+    let header = EntryHeader { epoch: Epoch(3), lsn: Lsn(4), kind, origin };
+    let stamp = |block: usize| crc32c(&large[block * BLOCK..(block + 1) * BLOCK]);
+    let crcs = [(80, entry_crc(&header, &large)), (84, stamp(0)), (92, stamp(2))];
+    check("reference", reference, &crcs);
 
     let _alone = no_fork_meanwhile();
     let dir = tempfile::tempdir().expect("a directory");
@@ -254,7 +272,7 @@ fn files_of_others_and_of_newer_versions_are_refused() {
         Err(error) => error.to_string(),
     };
     let segment = "wal/0000000000000001.seg";
-    for path in ["superblock", "logstate", "extents", "checksums", "regions", segment] {
+    for path in ["superblock", "logstate", "extents", "shadow", "checksums", "regions", segment] {
         let theirs = other.content(path).expect("it is there");
         let message = refused(&replace(path, &theirs));
         let ids = [0, 1].map(|n| driver::identity(n).replica.to_string());
@@ -263,29 +281,41 @@ fn files_of_others_and_of_newer_versions_are_refused() {
 
         // A newer version, with the checksums that it would have.
         let mut newer = disk.content(path).expect("it is there");
+        let image = |path| ["extents", "shadow", "checksums", "regions"].contains(&path);
+        let ours = if path == "logstate" || image(path) { 2 } else { 1 };
+        let version = ours + 1;
         match path {
             "superblock" | "logstate" => {
                 let half = newer.len() / 2;
                 for slot in newer.chunks_mut(half) {
                     let end = 32 + u32_at(slot, 24) as usize;
-                    slot[8] = 2;
+                    slot[8] = version;
                     let crc = crc_of(&[&slot[..12], &slot[16..end]]);
                     slot[12..16].copy_from_slice(&crc.to_le_bytes());
                 }
             }
             _ if path == segment => {
-                newer[8] = 2;
+                newer[8] = version;
                 let crc = crc_of(&[&newer[..12], &newer[16..72]]);
                 newer[12..16].copy_from_slice(&crc.to_le_bytes());
             }
             _ => {
-                newer[8] = 2;
+                newer[8] = version;
                 let crc = crc32c(&newer[..44]);
                 newer[44..48].copy_from_slice(&crc.to_le_bytes());
             }
         }
         let message = refused(&replace(path, &newer));
-        let told = message.contains(path) && message.contains("version 2");
-        assert!(told && message.contains("up to 1"), "{path}: {message}");
+        let told = message.contains(path) && message.contains(&format!("version {version}"));
+        assert!(told && message.contains(&format!("up to {ours}")), "{path}: {message}");
+        // The image of version 1 had one home for each block, and other stamps.
+        if image(path) {
+            newer[8] = 1;
+            let crc = crc32c(&newer[..44]);
+            newer[44..48].copy_from_slice(&crc.to_le_bytes());
+            let message = refused(&replace(path, &newer));
+            let told = message.contains(path) && message.contains("version 1");
+            assert!(told && message.contains("reads only 2"), "{path}: {message}");
+        }
     }
 }

@@ -9,6 +9,8 @@ use std::sync::{Mutex, MutexGuard, PoisonError};
 mod backend;
 mod committed;
 mod content;
+mod costs;
+mod counting;
 mod digest;
 mod doubts;
 mod driver;
@@ -30,6 +32,7 @@ mod faults;
 mod flips;
 mod format;
 mod kill;
+mod large;
 mod making;
 
 /// Held while a process is started, and while a data directory is open. Otherwise the new process

@@ -22,8 +22,9 @@ pub(crate) fn append(store: &mut Store, count: u64) {
         let kind = EntryKind::Write { lba: Lba(lsn.0 % 100), blocks: 1 };
         let header = EntryHeader { epoch: Epoch(1), lsn, kind, origin: None };
         store.append(header, entry_crc(&header, &payload), payload).expect("appended");
-        let batch = store.take_batch().expect("a batch");
-        store.batch_done(batch.run()).expect("durable");
+        while let Some(batch) = store.take_batch() {
+            store.batch_done(batch.run()).expect("durable");
+        }
         store.set_committed(lsn);
         if lsn.0.is_multiple_of(10) {
             let plan = store.plan_checkpoint(u64::MAX).expect("a checkpoint");
@@ -119,8 +120,9 @@ fn what_is_not_durable_is_had_without_the_disk_and_of_the_rest_the_newest() {
     let first = all[0];
     assert!(first <= durable + 1 && all == (first..=end).collect::<Vec<_>>(), "{all:?}");
     assert_eq!(recent(&store, end - 3, end - 1), [end - 3, end - 2, end - 1]);
-    let batch = store.take_batch().expect("a batch");
-    store.batch_done(batch.run()).expect("durable");
+    while let Some(batch) = store.take_batch() {
+        store.batch_done(batch.run()).expect("durable");
+    }
     let kept = recent(&store, 1, end);
     let first = kept[0];
     assert!(first > durable + 1 && kept == (first..=end).collect::<Vec<_>>(), "{kept:?}");
@@ -353,4 +355,35 @@ fn what_was_in_the_extents_for_long_is_not_kept_for_others() {
     drop(store);
     let store = open(&kept);
     assert_eq!((store.end(), store.retained()), (Lsn(70), retained));
+}
+
+/// A cut to the checkpoint must leave a segment that ends there, whatever is not to be kept any more.
+#[test]
+fn the_segment_with_the_checkpoint_stays_however_old_it_is() {
+    let storage: Arc<dyn Storage> = Arc::new(Memory::new(1));
+    let options = StoreOptions { wal_retain_ms: 100, wal_retain_bytes: 0, ..options() };
+    let mut store = super::large::open_with(&storage, 300, &options);
+    let mut begun = 0;
+    for n in 1..200 {
+        let before = store.retained();
+        append(&mut store, 10);
+        // Entries that are not committed follow, and may begin another segment.
+        let payload = bytes_of(&[7; 9]);
+        super::large::append(&mut store, 0, &payload);
+        super::large::log_all(&mut store);
+        store.pass_time(Millis(1000 * n));
+        while store.wants_housekeeping()
+            && let Some(plan) = store.plan_checkpoint(0)
+        {
+            store.checkpoint_done(plan.run()).expect("done");
+        }
+        assert!(
+            store.retained() <= store.checkpoint(),
+            "{} {}",
+            store.retained(),
+            store.checkpoint()
+        );
+        begun += u64::from(store.retained() > before);
+    }
+    assert!(begun > 10, "{begun} segments were let go");
 }

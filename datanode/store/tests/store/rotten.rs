@@ -16,6 +16,8 @@ use super::driver;
 /// Bytes of a file before its content, and of a block.
 const HEADER: u64 = 4096;
 const BLOCK: u64 = 4096;
+/// Bytes of the stamps of a block.
+const STAMPS: u64 = 8;
 
 fn new_store() -> (Memory, Store) {
     let memory = Memory::new(1);
@@ -29,8 +31,9 @@ fn write(store: &mut Store, block: u64, tags: &[u64]) {
     let (lsn, payload) = (store.end().next(), bytes_of(tags));
     let header = EntryHeader { epoch: Epoch(1), lsn, kind, origin: None };
     store.append(header, entry_crc(&header, &payload), payload).expect("appended");
-    let batch = store.take_batch().expect("a batch");
-    store.batch_done(batch.run()).expect("durable");
+    while let Some(batch) = store.take_batch() {
+        store.batch_done(batch.run()).expect("durable");
+    }
 }
 
 fn checkpoint(store: &mut Store) {
@@ -87,15 +90,42 @@ fn all_rotten_blocks_of_a_read_are_told_and_no_others() {
     assert_eq!(read, bytes_of(&[0, 1, 2, 3, 33, 5, 0]));
 }
 
-/// A block of zeros has no stamp: what appears there is rot as well, and so is a stamp that does.
+/// A block of zeros has no stamp: one that appears is rot. What lies in its homes is nobody's.
 #[test]
-fn what_should_be_zeros_rots_too() {
+fn a_stamp_of_zeros_rots_too() {
     let (memory, mut store) = new_store();
     write(&mut store, 10, &[1]);
     checkpoint(&mut store);
     rot(&memory, 12);
-    assert!(memory.flip("checksums", (HEADER + 13 * 4) * 8));
-    assert_eq!(refused(store.plan_read(range(10, 8)).run()), [12, 13]);
+    assert!(memory.flip("checksums", (HEADER + 13 * STAMPS) * 8));
+    assert!(memory.flip("checksums", (HEADER + 14 * STAMPS + 4) * 8 + 31));
+    assert_eq!(refused(store.plan_read(range(10, 8)).run()), [13, 14]);
+}
+
+/// Each bit of both stamps of a block, and of one that was never written.
+#[test]
+fn no_bit_of_a_stamp_hides_a_block() {
+    for home in [0, 4] {
+        let (memory, mut store) = new_store();
+        write(&mut store, 10, &[1, 2, 3]);
+        checkpoint(&mut store);
+        if home == 4 {
+            // Into the other home.
+            write(&mut store, 40, &[7]);
+            write(&mut store, 10, &[1, 2, 3]);
+            checkpoint(&mut store);
+        }
+        for bit in 0..64 {
+            for block in [11, 20] {
+                let at = (HEADER + block * STAMPS) * 8 + bit;
+                assert!(memory.flip("checksums", at));
+                assert_eq!(refused(store.plan_read(range(10, 12)).run()), [block], "bit {bit}");
+                let runs = store.plan_allocation(range(block, 1)).run(9).expect("runs");
+                assert!(runs.iter().all(|run| !run.hole), "bit {bit} of block {block}");
+                assert!(memory.flip("checksums", at));
+            }
+        }
+    }
 }
 
 /// What a scrub is told: damage in the extents, until the log has the block anew.
@@ -109,9 +139,9 @@ fn a_digest_names_the_damaged_blocks_of_the_committed_image() {
     write(&mut store, 10, &[1, 2, 3, 4, 5]);
     checkpoint(&mut store);
     assert!(damaged(&store).is_empty());
-    for block in [11, 14, 20] {
-        rot(&memory, block);
-    }
+    rot(&memory, 11);
+    rot(&memory, 14);
+    assert!(memory.flip("checksums", (HEADER + 20 * STAMPS) * 8));
     assert_eq!(damaged(&store), [11, 14, 20], "20 should be zeros");
     write(&mut store, 14, &[5]);
     assert_eq!(damaged(&store), [11, 14, 20], "what is not committed is not in the image");
