@@ -90,6 +90,25 @@ pub struct MemberView {
     pub lag_bytes: Option<u64>,
     /// Why it is in this mode, in words.
     pub reason: String,
+    /// What its scrubs in the background found; `null` before one came to its end.
+    pub scrub: Option<ScrubView>,
+}
+
+/// What scrubs of a replica in the background found.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize)]
+pub struct ScrubView {
+    /// How many came to their end.
+    pub passes: u64,
+    /// When the last of them did, in seconds since 1970.
+    pub ended: u64,
+    /// Damaged blocks that it found.
+    pub damaged: u64,
+    /// Of these, blocks that nobody repaired.
+    pub not_repaired: u64,
+    /// Damaged blocks that all of them found, those that came to no end included.
+    pub found: u64,
+    /// Why the one that was begun last was broken off, if it was.
+    pub failed: Option<String>,
 }
 
 /// A recovery session.
@@ -270,7 +289,13 @@ impl VolumeView {
             ]
         });
         let header = ["node", "role", "mode", "r", "s", "h", "lag", "session", "reason"];
-        format!("{head}\n{}", table(&header, rows))
+        let scrubs = self.members.iter().filter_map(|m| Some(m.scrub.as_ref()?.row(&m.node)));
+        let scrubs: Vec<_> = scrubs.collect();
+        let scrubs = match scrubs.is_empty() {
+            true => String::new(),
+            false => format!("\n{}", table(&ScrubView::COLUMNS, scrubs.into_iter())),
+        };
+        format!("{head}\n{}{scrubs}", table(&header, rows))
     }
 
     /// Short: durable acknowledgements are what everybody expects.
@@ -326,6 +351,25 @@ impl MemberView {
         let (mode, reason) = (mode.to_owned(), reason.to_owned());
         let r = info.confirmed.then_some(info.durable_lsn);
         Self { node: id_text(&info.node), mode, reason, r, ..Self::default() }
+    }
+}
+
+impl ScrubView {
+    const COLUMNS: [&str; 5] = ["node", "scrubbed", "damaged", "not repaired", "found in all"];
+
+    fn row(&self, node: &str) -> Vec<String> {
+        let ago = (unix_ms() / 1000).saturating_sub(self.ended);
+        let when = match (ago / 86_400, ago / 3600) {
+            (0, 0) => format!("{} min ago", ago / 60),
+            (0, hours) => format!("{hours} h ago"),
+            (days, _) => format!("{days} days ago"),
+        };
+        let when = match &self.failed {
+            Some(why) => format!("{when}, since then broken off: {why}"),
+            None => when,
+        };
+        let numbers = [self.damaged, self.not_repaired, self.found].map(|n| n.to_string());
+        [node.to_owned(), when].into_iter().chain(numbers).collect()
     }
 }
 

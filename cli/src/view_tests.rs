@@ -36,14 +36,14 @@ fn a_volume_has_the_documented_fields() {
     let member = |n: u8| {
         serde_json::json!({
             "node": node(n), "mode": "healthy", "decision": null, "session": null,
-            "r": 7, "s": null, "h": null, "lag_bytes": null, "reason": "",
+            "r": 7, "s": null, "h": null, "lag_bytes": null, "reason": "", "scrub": null,
         })
     };
     assert_eq!(
         serde_json::to_value(&view).expect("json"),
         serde_json::json!({
             "name": "v", "id": id_text(&[9; 16]), "size_bytes": 1u64 << 30, "replicas": 2,
-            "wished_size_bytes": null, "size_refused": null,
+            "encrypted": false, "wished_size_bytes": null, "size_refused": null,
             "durability": "sync_all", "write_ack": "durable", "iops": null, "bandwidth": null,
             "burst_seconds": 1, "epoch": 3, "primary": node(1),
             "loss_generation": 0, "isr": [node(1), node(2)], "serving": true, "reason": "",

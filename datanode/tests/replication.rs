@@ -312,6 +312,10 @@ fn a_follower_whose_log_stays_full_goes_on_listening() {
         cluster.wait(replica(2), "a full log", |status| {
             status.wal_full && status.view.as_ref().is_some_and(|view| view.durable > head)
         });
+        let status = cluster.nodes.lock().unwrap()[&replica(2)].handle.current();
+        let (_, reason) = sbk_datanode::node::mode(&status);
+        let told = "wal_full: its WAL has reached its limit, and clients wait for a checkpoint";
+        assert!(reason.contains(told), "{reason}");
         let (peers, me) = {
             let node = &cluster.nodes.lock().unwrap()[&replica(2)];
             (

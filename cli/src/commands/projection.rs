@@ -8,7 +8,7 @@ use serde_json::Value;
 use tokio::task::JoinSet;
 
 use crate::http;
-use crate::view::{BaseView, MemberView, SessionView, VolumeView, id_text};
+use crate::view::{BaseView, MemberView, ScrubView, SessionView, VolumeView, id_text};
 
 /// Bytes of the smallest log entry: a lag is known in entries, and told as if all were so small.
 const BLOCK_BYTES: u64 = 4096;
@@ -64,7 +64,9 @@ pub(super) fn volume_status<'a>(projection: &'a Value, volume: &str) -> Option<&
 fn merge(view: &mut VolumeView, info: &VolumeInfo, statuses: &BTreeMap<String, Value>) {
     let primary = view.primary.as_ref().and_then(|node| statuses.get(node)).map(|s| &s["view"]);
     for (member, told) in view.members.iter_mut().zip(&info.members) {
-        let own = statuses.get(&member.node).map(|s| &s["view"]);
+        let status = statuses.get(&member.node);
+        member.scrub = status.and_then(|status| scrub(&status["scrubs"]));
+        let own = status.map(|s| &s["view"]);
         if let Some(durable) = own.and_then(|v| v["durable"].as_u64()) {
             member.r = Some(durable);
         }
@@ -81,8 +83,33 @@ fn merge(view: &mut VolumeView, info: &VolumeInfo, statuses: &BTreeMap<String, V
             }
         } else if let Some(peer) = primary["peers"].get(id_text(&told.replica)) {
             merge_peer(member, peer, &sent[id_text(&told.replica)]);
+        } else {
+            continue;
+        }
+        // The primary does not know these. [A replica's disk ran short of room, or its log was full, and all that
+        // was shown of it was that it is in sync.]
+        let conditions = status.and_then(|status| status["conditions"].as_array());
+        for condition in conditions.into_iter().flatten().filter_map(Value::as_str) {
+            if !member.reason.is_empty() {
+                member.reason.push_str("; ");
+            }
+            member.reason.push_str(condition);
         }
     }
+}
+
+/// What came of the scrubs in the background; `None` before the first one came to its end.
+fn scrub(record: &Value) -> Option<ScrubView> {
+    let number = |name: &str| record[name].as_u64();
+    let passes = number("passes").filter(|passes| *passes > 0)?;
+    Some(ScrubView {
+        passes,
+        ended: number("ended")?,
+        damaged: number("damaged")?,
+        not_repaired: number("not_repaired")?,
+        found: number("found")?,
+        failed: record["failed"].as_str().map(str::to_owned),
+    })
 }
 
 /// `sent`: what the primary says that it sent in the session that is under way.
@@ -210,6 +237,55 @@ mod tests {
             "catch_up 4.2 at 12 of 20, 4 of 9 regions, 2 MiB of at most 9 MiB, 8 KiB of entries";
         assert!(shown.contains(words), "{shown}");
         assert_eq!(view.members[0].r, Some(20));
+    }
+
+    #[test]
+    fn what_a_replica_says_of_its_disk_and_log_is_shown_beside_its_primarys_words() {
+        let info = info();
+        let peers = |reason: &str| {
+            json!({id_text(&[12; 16]): {"lag": 0, "acked": 20,
+            "recovery": {"mode": "healthy", "reason": reason}}})
+        };
+        let full = "wal_full: its WAL has reached its limit, and clients wait for a checkpoint";
+        let of = |reason: &str, primary: Value, follower: Value| {
+            let mut view = VolumeView::of(&info);
+            let shown = json!({"end": 20, "reason": "clients wait", "peers": peers(reason)});
+            let primary = json!({"view": shown, "conditions": primary});
+            let follower = json!({"view": {"durable": 20}, "conditions": follower});
+            let statuses = [(id_text(&[1; 16]), primary), (id_text(&[2; 16]), follower)];
+            merge(&mut view, &info, &statuses.into_iter().collect());
+            let [one, two] = &view.members[..] else { panic!("two members") };
+            (one.reason.clone(), two.reason.clone())
+        };
+        let (primary, follower) = of("", json!([full]), json!([full, "its disk has 1 MiB free"]));
+        assert_eq!(primary, format!("clients wait; {full}"));
+        assert_eq!(follower, format!("{full}; its disk has 1 MiB free"));
+        assert_eq!(of("at 4", json!([]), json!([full])).1, format!("at 4; {full}"));
+        assert_eq!(
+            of("at 4", Value::Null, Value::Null).1,
+            "at 4",
+            "an older datanode says nothing"
+        );
+    }
+
+    #[test]
+    fn what_scrubs_found_is_shown_once_one_came_to_its_end() {
+        let info = info();
+        let shown = |passes: u64| {
+            let mut view = VolumeView::of(&info);
+            let scrubs = json!({"passes": passes, "ended": 1_000_000_000, "damaged": 3,
+                "not_repaired": 1, "found": 5, "failed": null});
+            let status = json!({"view": {"durable": 17}, "scrubs": scrubs});
+            merge(&mut view, &info, &BTreeMap::from([(id_text(&[2; 16]), status)]));
+            assert_eq!(view.members[0].scrub, None);
+            (view.members[1].scrub.clone(), view.detail())
+        };
+        let (none, words) = shown(0);
+        assert!(none.is_none() && !words.contains("SCRUBBED"), "{words}");
+        let (some, words) = shown(2);
+        let scrub = some.expect("it is told");
+        assert_eq!((scrub.damaged, scrub.not_repaired, scrub.found), (3, 1, 5));
+        assert!(words.contains("SCRUBBED") && words.contains("days ago"), "{words}");
     }
 
     /// What was published of the session before is not taken for this one's.

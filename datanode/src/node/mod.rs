@@ -26,7 +26,7 @@ use tokio_util::sync::CancellationToken;
 
 use agent::Agent;
 use masters::Identity;
-pub use report::mode;
+pub use report::{conditions, mode};
 pub use storage::{NewReplica, Storage};
 
 use crate::catalogue::{Catalogue, CatalogueWatch};

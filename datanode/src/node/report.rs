@@ -11,19 +11,18 @@ use crate::volume::{OpenReplica, RunState, VolumeStatus};
 
 /// How a replica is, in a word and a sentence.
 pub fn mode(status: &VolumeStatus) -> (&'static str, String) {
-    let (mode, mut reason) = role_of(status);
-    let mut also = |why: String| match reason.is_empty() {
-        true => reason = why,
-        false => reason = format!("{reason}; {why}"),
-    };
-    if status.wal_full {
-        also("wal_full: its WAL has reached its limit, and clients wait for a checkpoint".into());
-    }
+    let (mode, reason) = role_of(status);
+    let all = std::iter::once(reason).filter(|reason| !reason.is_empty()).chain(conditions(status));
+    (mode, all.collect::<Vec<_>>().join("; "))
+}
+
+/// What only the replica itself knows of its disk and its log, in words: beside whatever its primary says of it.
+pub fn conditions(status: &VolumeStatus) -> Vec<String> {
+    let wal_full = "wal_full: its WAL has reached its limit, and clients wait for a checkpoint";
     let waits = status.view.as_ref().filter(|view| !view.growth_waits);
-    if let Some(view) = waits.filter(|view| view.space.room > Room::Ample) {
-        also(format!("its disk has {}", view.space));
-    }
-    (mode, reason)
+    let short = waits.filter(|view| view.space.room > Room::Ample);
+    let short = short.map(|view| format!("its disk has {}", view.space));
+    status.wal_full.then(|| wal_full.to_owned()).into_iter().chain(short).collect()
 }
 
 fn role_of(status: &VolumeStatus) -> (&'static str, String) {

@@ -14,7 +14,7 @@ use sbk_engine::types::VolumeId;
 use serde::Deserialize;
 use serde_json::{Value, json};
 
-use crate::node::{Node, mode};
+use crate::node::{Node, conditions, mode};
 use crate::volume::{RunState, VolumeHandle, clock};
 
 /// A volume task turns at least once a second; one that didn't for so long is stuck.
@@ -117,6 +117,7 @@ async fn ready(State(node): State<Node>) -> Response {
 }
 
 async fn projection(State(node): State<Node>) -> Json<Value> {
+    let scrubs = node.scrubs.borrow().clone();
     let volumes: Vec<_> = node
         .volumes
         .all()
@@ -129,6 +130,8 @@ async fn projection(State(node): State<Node>) -> Json<Value> {
             let mut shown = json!(*status);
             shown["mode"] = mode.into();
             shown["reason"] = reason.into();
+            shown["conditions"] = json!(conditions(&status));
+            shown["scrubs"] = json!(scrubs.0.get(&status.replica));
             shown["facts"] = facts.unwrap_or(Value::Null);
             shown
         })
