@@ -8,7 +8,9 @@ use std::process::Command;
 use std::sync::Arc;
 use std::time::Duration;
 
+use bytes::Bytes;
 use rustix::process::Signal;
+use sbk_cli::commands::scrub::scrub;
 use sbk_cli::commands::verify::compare;
 use sbk_cli::dev::cluster::{DevCluster, Options, Which};
 use sbk_cli::dev::plan::Wanted;
@@ -17,7 +19,7 @@ use sbk_cli::wait::{Look, answered, until};
 use sbk_cli::workload::history::History;
 use sbk_cli::workload::load::{Load, LoadOptions, read_back};
 use sbk_cli::workload::nbd::NbdClient;
-use sbk_proto::v1::CreateVolumeRequest;
+use sbk_proto::v1::{CreateVolumeRequest, ResizeVolumeRequest};
 use sbk_test_support::LoopDevice;
 use uuid::Uuid;
 
@@ -45,10 +47,14 @@ fn paths(devices: &[LoopDevice]) -> Vec<Vec<PathBuf>> {
 }
 
 async fn create(cluster: &DevCluster, name: &str) {
+    create_of(cluster, name, VOLUME).await;
+}
+
+async fn create_of(cluster: &DevCluster, name: &str, size_bytes: u64) {
     let request = CreateVolumeRequest {
         id: Uuid::new_v4().as_bytes().to_vec().into(),
         name: name.to_owned(),
-        size_bytes: VOLUME,
+        size_bytes,
         replicas: 3,
         ..CreateVolumeRequest::default()
     };
@@ -321,5 +327,85 @@ async fn a_device_that_fails_takes_its_replicas_and_nothing_else() {
     assert_ne!(anew.await.disks[1].id, lost);
     create(&cluster, "third").await;
     all_equal(&cluster, "third").await;
+    cluster.stop().await.expect("stops");
+}
+
+const MIB: usize = 1 << 20;
+
+/// Devices that fill up: writes that need new space wait, overwrites go on, and with a volume that is deleted there is room again. No
+/// store fails for it, and what is there is read and scrubbed.
+#[tokio::test(flavor = "multi_thread")]
+async fn devices_that_fill_up_have_writes_wait_for_room() {
+    let dir = tempfile::tempdir().expect("dir");
+    let Some(devices) = devices(dir.path(), 3) else { return };
+    let options = Options {
+        disks: 0,
+        devices: paths(&devices),
+        capacity: Some(1 << 40),
+        growth_watermark: Some("80MiB".to_owned()),
+        ..options(dir.path(), 600)
+    };
+    let cluster = DevCluster::start(options).await.expect("starts");
+    let nodes = cluster.file().datanodes.clone();
+    for name in ["filler", "grows"] {
+        create_of(&cluster, name, 2 * DEVICE).await;
+        volume(&cluster, name, "all in sync", VolumeView::is_whole).await;
+    }
+    let filler = NbdClient::connect(&nodes[0].nbd, "filler").await.expect("connects");
+    for at in 0..100 {
+        filler.write((at * MIB) as u64, Bytes::from(vec![7; MIB])).await.expect("writes");
+    }
+    filler.disconnect().await;
+    let client = NbdClient::connect(&nodes[0].nbd, "grows").await.expect("connects");
+    let (written, mut count) = tokio::sync::watch::channel(0_usize);
+    let writer = client.clone();
+    let job = tokio::spawn(async move {
+        for at in 0.. {
+            let data = Bytes::from(vec![at as u8 | 1; MIB]);
+            writer.write((at * MIB) as u64, data).await.expect("a write succeeds, if late");
+            written.send_replace(at + 1);
+        }
+    });
+    for id in nodes.iter().map(|node| &node.id) {
+        node(&cluster, id, "a device to be short", |view| view.disks[0].room == "short").await;
+    }
+    // What was on its way may still be answered; then nothing new is, however often one block is overwritten.
+    until("writes to wait", LIMIT, async || {
+        let before = *count.borrow_and_update();
+        for _ in 0..20 {
+            client.write(0, Bytes::from(vec![1; 4096])).await?;
+        }
+        let after = *count.borrow_and_update();
+        Ok(if before == after { Look::Done(()) } else { Look::NotYet(format!("{after} writes")) })
+    })
+    .await
+    .expect("they wait");
+    let before = *count.borrow();
+    cluster.client().delete_volume("filler").await.expect("deletes");
+    tokio::time::timeout(LIMIT, count.wait_for(|now| *now >= before + 10))
+        .await
+        .expect("there is room")
+        .expect("it goes on");
+    job.abort();
+    for at in 0..before {
+        let read = client.read((at * MIB) as u64, MIB as u32).await.expect("reads");
+        assert!(read.iter().all(|byte| *byte == at as u8 | 1), "MiB {at}");
+    }
+    client.disconnect().await;
+    let request = ResizeVolumeRequest {
+        name_or_id: "grows".to_owned(),
+        size_bytes: 3 * DEVICE,
+        ..ResizeVolumeRequest::default()
+    };
+    cluster.client().resize_volume(request).await.expect("is resized");
+    all_equal(&cluster, "grows").await;
+    let info = cluster.client().get_volume("grows").await.expect("answers");
+    let report = scrub(&info, 0).await.expect("scrubs");
+    assert!(report.is_clean(), "{report:?}");
+    for n in 1..=nodes.len() {
+        let log = std::fs::read_to_string(dir.path().join(format!("logs/datanode-{n}.log")));
+        let log = log.expect("a log");
+        assert!(!log.contains("No space left") && !log.contains("is opened again"), "{log}");
+    }
     cluster.stop().await.expect("stops");
 }
