@@ -1,10 +1,11 @@
 //! The node's keys, and the replicas that are encrypted with them.
 
+use std::io;
 use std::path::Path;
 use std::sync::Arc;
 
-use sbk_sealed::{KeyError, KeyRing, SealError, Sealed};
-use sbk_store::Identity;
+use sbk_sealed::{KeyError, KeyRing, SEAL, SealError, Sealed};
+use sbk_store::{Identity, SUPERBLOCK};
 use sbk_wal::{Owner, Storage};
 
 /// What a node was given to encrypt with, if anything.
@@ -30,11 +31,11 @@ impl Keys {
         self.0.is_some()
     }
 
-    /// The files of a replica that is to be made in `files`, encrypted. Again for one that is there
-    /// it changes nothing.
+    /// The files of a replica that is to be made in `files`, encrypted. Of one that is made already, those that
+    /// it has; what the making of one that was cut short has left can't be read any more.
     ///
     /// # Errors
-    /// If there are no keys, or its key can't be written.
+    /// If there are no keys, its key can't be written, or that of one that is made can't be used.
     pub fn make(
         &self,
         files: Arc<dyn Storage>,
@@ -43,7 +44,14 @@ impl Keys {
         let Some(ring) = &self.0 else {
             return Err(SealError::NoKeys { path: files.describe("") });
         };
-        Ok(Arc::new(Sealed::create(files, owner(replica), ring)?))
+        let names = listed(&files, files.list(""))?;
+        if !names.iter().any(|name| name == SUPERBLOCK) {
+            return Ok(Arc::new(Sealed::create(files, owner(replica), ring)?));
+        }
+        match listed(&files, Sealed::is_on(&*files))? {
+            true => self.open(files, replica),
+            false => Err(SealError::Missing { path: files.describe(SEAL) }),
+        }
     }
 
     /// A replica's files, decrypted if they are encrypted.
@@ -55,19 +63,55 @@ impl Keys {
         files: Arc<dyn Storage>,
         replica: &Identity,
     ) -> Result<Arc<dyn Storage>, SealError> {
-        let listed = Sealed::is_on(&*files);
-        let listed = listed.map_err(|source| SealError::Io {
-            doing: "list",
-            path: files.describe(""),
-            source,
-        })?;
-        match listed {
+        match listed(&files, Sealed::is_on(&*files))? {
             true => Ok(Arc::new(Sealed::open(files, owner(replica), self.0.as_deref())?)),
             false => Ok(files),
         }
     }
 }
 
+fn listed<T>(files: &Arc<dyn Storage>, result: io::Result<T>) -> Result<T, SealError> {
+    result.map_err(|source| SealError::Io { doing: "list", path: files.describe(""), source })
+}
+
 fn owner(replica: &Identity) -> Owner {
     Owner::new(*replica.volume.0.as_bytes(), *replica.replica.0.as_bytes())
+}
+
+#[cfg(test)]
+mod tests {
+    use sbk_engine::types::{LossGeneration, ReplicaId, VolumeId};
+    use sbk_store::{CreateSpec, Store, StoreOptions};
+    use sbk_wal::Memory;
+    use uuid::Uuid;
+
+    use super::*;
+
+    fn keys(digit: &str) -> Keys {
+        Keys(Some(Arc::new(KeyRing::parse(&digit.repeat(64), Path::new("keys")).expect("a key"))))
+    }
+
+    /// A making that was cut short is begun anew, also with another key; a replica that is made keeps its key.
+    #[test]
+    fn a_key_is_made_anew_until_its_replica_is_made() {
+        let disk = Memory::new(1);
+        let files = || -> Arc<dyn Storage> { Arc::new(disk.clone()) };
+        let volume = VolumeId(Uuid::from_u128(1));
+        let identity = Identity { volume, replica: ReplicaId(Uuid::from_u128(2)) };
+        let spec = CreateSpec { identity, blocks: 16, loss_generation: LossGeneration(0) };
+        let left = keys("a").make(files(), &identity).expect("made");
+        left.create("extents").expect("the beginning of a replica");
+
+        let sealed = keys("b").make(files(), &identity).expect("begun anew");
+        Store::create(&sealed, &spec, &StoreOptions::default()).expect("a replica");
+        for _ in 0..2 {
+            let again = keys("b").make(files(), &identity).expect("it is there");
+            Store::create(&again, &spec, &StoreOptions::default()).expect("and stays as it is");
+        }
+        let other = keys("a").make(files(), &identity).expect_err("it is wrapped with the other");
+        assert!(matches!(other, SealError::UnknownKey { .. }), "{other}");
+        disk.remove(SEAL).expect("removed");
+        let lost = keys("b").make(files(), &identity).expect_err("its key is lost");
+        assert!(matches!(lost, SealError::Missing { .. }), "{lost}");
+    }
 }

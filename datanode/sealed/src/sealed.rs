@@ -58,6 +58,12 @@ pub enum SealError {
         /// Those that the key file has.
         known: String,
     },
+    /// There is a replica of an encrypted volume, and no key beside it.
+    #[error("{path} is missing: without it the replica can't be read")]
+    Missing {
+        /// The file.
+        path: PathBuf,
+    },
     /// The replica is encrypted, and the node has no key file.
     #[error("{path}: the replica is encrypted, and the node was given no --key-file")]
     NoKeys {
@@ -96,11 +102,12 @@ impl Sealed {
         Ok(inner.list("")?.iter().any(|name| name == SEAL))
     }
 
-    /// Makes a key for the files of a new replica, durably, unless there is one. Nothing else of the replica may
-    /// exist before.
+    /// Makes a key for the files of a new replica, durably, in place of one that is there: what was encrypted with
+    /// that can't be read any more. [The making of a replica was cut short, and its node started again with
+    /// another key file. The key that was there could not be unwrapped, and the replica never be made.]
     ///
     /// # Errors
-    /// If it can't be written, or there is one that can't be used.
+    /// If it can't be written.
     pub fn create(
         inner: Arc<dyn Storage>,
         owner: Owner,
@@ -111,16 +118,14 @@ impl Sealed {
             move |source| SealError::Io { doing, path, source }
         };
         let names = inner.list("").map_err(error("list", ""))?;
-        if !names.iter().any(|name| name == SEAL) {
-            if names.iter().any(|name| name == NEW_SEAL) {
-                inner.remove(NEW_SEAL).map_err(error("remove", NEW_SEAL))?;
-            }
-            let key = DataKey::random().map_err(error("make a key for", SEAL))?;
-            let record = record(owner, &key, keys).map_err(error("make a key for", SEAL))?;
-            Slots::create(Arc::clone(&inner), NEW_SEAL, MAGIC, VERSION, SLOT, &record)?;
-            inner.rename(NEW_SEAL, SEAL).map_err(error("rename", NEW_SEAL))?;
-            inner.sync_dir("").map_err(error("sync the name of", SEAL))?;
+        if names.iter().any(|name| name == NEW_SEAL) {
+            inner.remove(NEW_SEAL).map_err(error("remove", NEW_SEAL))?;
         }
+        let key = DataKey::random().map_err(error("make a key for", SEAL))?;
+        let record = record(owner, &key, keys).map_err(error("make a key for", SEAL))?;
+        Slots::create(Arc::clone(&inner), NEW_SEAL, MAGIC, VERSION, SLOT, &record)?;
+        inner.rename(NEW_SEAL, SEAL).map_err(error("rename", NEW_SEAL))?;
+        inner.sync_dir("").map_err(error("sync the name of", SEAL))?;
         Self::open(inner, owner, Some(keys))
     }
 

@@ -59,7 +59,7 @@ pub use self::digest::{Digest, DigestPlan};
 pub use self::error::{LogReadError, ReadError, RottenBlock, StoreError};
 pub use self::feed::{LogEntry, LogReadPlan};
 pub use self::identity::{DirId, NodeError};
-pub use self::open::{CreateSpec, StoreOptions};
+pub use self::open::{CreateSpec, SUPERBLOCK, StoreOptions};
 pub use self::read::{ReadPlan, SettledBlocks, SettledReadPlan};
 pub use self::reopen::{Failures, Reopening, is_out_of_space};
 pub use self::superblock::Identity;

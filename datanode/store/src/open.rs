@@ -23,7 +23,8 @@ use super::references::References;
 use super::superblock::{Identity, Superblock};
 use super::tail_memory::TailMemory;
 
-pub(super) const SUPERBLOCK: &str = "superblock";
+/// The file without which a directory holds no replica: it is the last that is made.
+pub const SUPERBLOCK: &str = "superblock";
 /// The superblock's name until everything else is in its place.
 const UNFINISHED: &str = "superblock.new";
 const SUPERBLOCK_MAGIC: [u8; 8] = *b"SBKSUPER";

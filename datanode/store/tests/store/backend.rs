@@ -80,8 +80,11 @@ impl Disk {
         match self.backend {
             Backend::Files => Ok(Arc::new(self.memory.clone())),
             Backend::Sealed => {
-                // Made again until it was made: the replica is not there before.
-                let sealed = Sealed::create(Arc::new(self.memory.clone()), OWNER, &keys());
+                let (files, keys) = (Arc::new(self.memory.clone()), keys());
+                let sealed = match Sealed::is_on(&*files).map_err(|e| format!("seal: {e}"))? {
+                    true => Sealed::open(files, OWNER, Some(&keys)),
+                    false => Sealed::create(files, OWNER, &keys),
+                };
                 Ok(Arc::new(sealed.map_err(|e| e.to_string())?))
             }
             Backend::Device => {
