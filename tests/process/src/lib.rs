@@ -2,9 +2,14 @@
 //!
 //! * [`markdown`]: the documentation as tests read it.
 //! * [`commands`]: command lines that are written down, checked against the real parsers.
+//! * [`clusters`]: clusters of real processes, and what is waited for until they show it.
+//! * [`work`], [`writer`]: what clients do to them meanwhile.
 
+pub mod clusters;
 pub mod commands;
 pub mod markdown;
+pub mod work;
+pub mod writer;
 
 use std::path::{Path, PathBuf};
 

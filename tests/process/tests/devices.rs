@@ -5,36 +5,42 @@ use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::Arc;
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::process::Signal;
 use sbk_cli::commands::scrub::scrub;
-use sbk_cli::commands::verify::compare;
-use sbk_cli::dev::cluster::{DevCluster, Options, Which};
-use sbk_cli::dev::plan::Wanted;
-use sbk_cli::view::{NodeView, VolumeView};
-use sbk_cli::wait::{Look, answered, until};
-use sbk_cli::workload::history::History;
-use sbk_cli::workload::load::{Load, LoadOptions, read_back};
+use sbk_cli::dev::cluster::{DevCluster, Options};
+use sbk_cli::wait::{Look, until};
+use sbk_cli::workload::load::LoadOptions;
 use sbk_cli::workload::nbd::NbdClient;
-use sbk_proto::v1::{CreateVolumeRequest, ResizeVolumeRequest};
+use sbk_process_tests::clusters::{
+    self, LIMIT, all_equal, create, in_sync, logs, node, stop, volume_of,
+};
+use sbk_process_tests::work::{Work, all_is_there, new_history};
+use sbk_process_tests::writer::{Writer, Writes};
+use sbk_proto::v1::ResizeVolumeRequest;
 use sbk_test_support::LoopDevice;
-use uuid::Uuid;
 
-const LIMIT: Duration = Duration::from_secs(120);
+const CTL: &str = env!("CARGO_BIN_EXE_sbk-tests-ctl");
 const VOLUME: u64 = 64 << 20;
 const DEVICE: u64 = 512 << 20;
+const LOAD: LoadOptions = LoadOptions {
+    blocks: VOLUME / 4096,
+    depth: 8,
+    read_percent: 20,
+    most_blocks: 64,
+    seed: 3,
+    pace: Some(16 << 20),
+};
+/// Writes of a load that are waited for.
+const SOME: u64 = 200;
 
 fn options(dir: &Path, replace_after: u64) -> Options {
-    let mut options = Options::new(dir.to_owned()).expect("options");
-    options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
-    options.limit = LIMIT;
-    options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
-    options.wal_retain = Some(4 << 20);
-    options.replace_after = Some(Duration::from_secs(replace_after));
-    options
+    Options {
+        wal_retain: Some(4 << 20),
+        replace_after: Some(Duration::from_secs(replace_after)),
+        ..clusters::options(CTL, dir, 3)
+    }
 }
 
 /// One for each of so many datanodes; `None` if there can be none.
@@ -44,65 +50,6 @@ fn devices(dir: &Path, count: usize) -> Option<Vec<LoopDevice>> {
 
 fn paths(devices: &[LoopDevice]) -> Vec<Vec<PathBuf>> {
     devices.iter().map(|device| vec![device.path().to_owned()]).collect()
-}
-
-async fn create(cluster: &DevCluster, name: &str) {
-    create_of(cluster, name, VOLUME).await;
-}
-
-async fn create_of(cluster: &DevCluster, name: &str, size_bytes: u64) {
-    let request = CreateVolumeRequest {
-        id: Uuid::new_v4().as_bytes().to_vec().into(),
-        name: name.to_owned(),
-        size_bytes,
-        replicas: 3,
-        ..CreateVolumeRequest::default()
-    };
-    cluster.client().create_volume(request).await.expect("creates");
-}
-
-async fn volume(
-    cluster: &DevCluster,
-    name: &str,
-    what: &str,
-    right: impl Fn(&VolumeView) -> bool,
-) -> VolumeView {
-    let masters = cluster.client();
-    until(what, LIMIT, async || {
-        answered(masters.get_volume(name).await, |info| {
-            let view = VolumeView::of(&info);
-            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
-        })
-    })
-    .await
-    .expect("comes about")
-}
-
-async fn node(
-    cluster: &DevCluster,
-    id: &str,
-    what: &str,
-    right: impl Fn(&NodeView) -> bool,
-) -> NodeView {
-    let masters = cluster.client();
-    until(what, LIMIT, async || {
-        answered(masters.list_nodes().await, |answer| {
-            let mut views = answer.nodes.iter().map(NodeView::of);
-            let view = views.find(|view| view.id == id).expect("is known");
-            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
-        })
-    })
-    .await
-    .expect("comes about")
-}
-
-async fn ended(cluster: &mut DevCluster, which: Which) -> (std::process::ExitStatus, String) {
-    until(format!("the end of {which}"), LIMIT, async || {
-        let ended = cluster.how_ended(which);
-        Ok(ended.map_or_else(|| Look::NotYet("it runs".into()), Look::Done))
-    })
-    .await
-    .expect("ends")
 }
 
 /// Overwrites a device's head and its end, if nobody has it open for itself.
@@ -117,7 +64,7 @@ fn wipe(device: &Path) -> std::io::Result<()> {
 
 /// What a datanode says that ends at once.
 fn refused(dir: &Path, devices: &[&Path]) -> String {
-    let mut command = Command::new(env!("CARGO_BIN_EXE_sbk-tests-ctl"));
+    let mut command = Command::new(CTL);
     command.args(["datanode", "--masters", "127.0.0.1:1", "--runtime-dir"]).arg(dir.join("run"));
     for listener in ["--listen", "--http", "--nbd"] {
         command.args([listener, "127.0.0.1:0"]);
@@ -130,71 +77,14 @@ fn refused(dir: &Path, devices: &[&Path]) -> String {
     String::from_utf8_lossy(&output.stderr).into_owned()
 }
 
-/// A load that checks itself, by way of one datanode that stays.
-struct Work {
-    client: NbdClient,
-    history: Arc<History>,
-    load: Load,
-}
-
-const LOAD: LoadOptions = LoadOptions {
-    blocks: VOLUME / 4096,
-    depth: 8,
-    read_percent: 20,
-    most_blocks: 64,
-    seed: 3,
-    pace: Some(16 << 20),
-};
-
-impl Work {
-    async fn start(nbd: &str, name: &str, history: &Arc<History>) -> Self {
-        let client = NbdClient::connect(nbd, name).await.expect("connects");
-        let history = Arc::clone(history);
-        let load = Load::start(client.clone(), Arc::clone(&history), LOAD).expect("starts");
-        Self { client, history, load }
-    }
-
-    /// Waits until so many more writes were acknowledged.
-    async fn goes_on(&self) {
-        let before = self.load.stats().writes;
-        until("the load to go on", LIMIT, async || {
-            let now = self.load.stats().writes;
-            Ok(if now >= before + 200 { Look::Done(()) } else { Look::NotYet(format!("{now}")) })
-        })
-        .await
-        .expect("goes on");
-    }
-
-    /// No request failed, and all that was acknowledged is there.
-    async fn stop(self) {
-        let stats = self.load.stop(LIMIT).await.expect("stops");
-        assert_eq!(stats.errors, 0, "{stats:?}");
-        all_is_there(&self.client, &self.history).await;
-        self.client.disconnect().await;
-    }
-}
-
-async fn all_is_there(client: &NbdClient, history: &Arc<History>) {
-    read_back(client, history, LOAD.blocks, |_| ()).await.expect("reads back");
-    let wrong = history.check();
-    assert!(wrong.is_empty(), "{} are wrong, the first: {:?}", wrong.len(), wrong[0]);
-}
-
-async fn all_equal(cluster: &DevCluster, name: &str) {
-    volume(cluster, name, "all in sync", VolumeView::is_whole).await;
-    let info = cluster.client().get_volume(name).await.expect("answers");
-    let report = compare(&info, LIMIT).await.expect("compares");
-    assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_on_devices_alone_loses_nothing_when_its_processes_are_killed() {
     let dir = tempfile::tempdir().expect("dir");
     let Some(devices) = devices(dir.path(), 3) else { return };
     let on_devices = || Options { disks: 0, devices: paths(&devices), ..options(dir.path(), 600) };
     let mut cluster = DevCluster::start(on_devices()).await.expect("starts");
-    create(&cluster, "v").await;
-    let whole = volume(&cluster, "v", "all in sync", VolumeView::is_whole).await;
+    create(&cluster, volume_of("v", VOLUME)).await;
+    let whole = in_sync(&cluster, "v").await;
     let nodes = cluster.file().datanodes.clone();
     let shown = node(&cluster, &nodes[0].id, "its device", |view| !view.disks.is_empty()).await;
     assert_eq!(shown.disks[0].path, devices[0].path().display().to_string());
@@ -203,36 +93,35 @@ async fn a_cluster_on_devices_alone_loses_nothing_when_its_processes_are_killed(
 
     let primary = whole.primary.expect("there is one");
     let stays = nodes.iter().find(|node| node.id != primary).expect("three nodes");
-    let history = Arc::new(History::new(Uuid::new_v4()));
-    let work = Work::start(&stays.nbd, "v", &history).await;
-    work.goes_on().await;
+    let history = new_history();
+    let work = Work::start(&stays.nbd, "v", LOAD, &history).await;
+    work.goes_on(SOME).await;
     // One after the other, the primary first.
     for killed in nodes.iter().filter(|node| node.id != stays.id) {
         cluster.kill_datanode(&killed.id).expect("killed");
-        work.goes_on().await;
+        work.goes_on(SOME).await;
         let which = cluster.which(&killed.id).expect("a node");
         cluster.start_again(which).expect("starts");
-        volume(&cluster, "v", "all in sync", VolumeView::is_whole).await;
+        in_sync(&cluster, "v").await;
     }
-    work.goes_on().await;
+    work.goes_on(SOME).await;
     work.stop().await;
     all_equal(&cluster, "v").await;
 
     // All of them at once, in the middle of it.
-    let work = Work::start(&stays.nbd, "v", &history).await;
-    work.goes_on().await;
-    let Work { client, load, .. } = work;
+    let work = Work::start(&stays.nbd, "v", LOAD, &history).await;
+    work.goes_on(SOME).await;
     for node in &nodes {
         cluster.kill_datanode(&node.id).expect("killed");
     }
-    drop((load, client));
+    drop(work);
     for node in &nodes {
         let which = cluster.which(&node.id).expect("a node");
         cluster.start_again(which).expect("starts");
     }
     all_equal(&cluster, "v").await;
     let client = NbdClient::connect(&stays.nbd, "v").await.expect("connects");
-    all_is_there(&client, &history).await;
+    all_is_there(&client, &history, &LOAD).await;
 
     // A volume that is deleted gives its space back.
     let used = node(&cluster, &nodes[0].id, "what it takes", |view| view.used_bytes > 0).await;
@@ -266,16 +155,16 @@ async fn a_device_that_fails_takes_its_replicas_and_nothing_else() {
     let mut cluster = DevCluster::start(beside(10)).await.expect("starts");
     // One of the two is on each node's device.
     for name in ["one", "other"] {
-        create(&cluster, name).await;
-        volume(&cluster, name, "all in sync", VolumeView::is_whole).await;
+        create(&cluster, volume_of(name, VOLUME)).await;
+        in_sync(&cluster, name).await;
     }
     let id = cluster.file().datanodes[0].id.clone();
     let before = node(&cluster, &id, "its disks", |view| view.disks.len() == 2).await;
     let nbd = cluster.file().datanodes[1].nbd.clone();
-    let new = || Arc::new(History::new(Uuid::new_v4()));
-    let works = [Work::start(&nbd, "one", &new()).await, Work::start(&nbd, "other", &new()).await];
+    let start = async |name| Work::start(&nbd, name, LOAD, &new_history()).await;
+    let works = [start("one").await, start("other").await];
     for work in &works {
-        work.goes_on().await;
+        work.goes_on(SOME).await;
     }
     devices[0].resize(0);
     let told = node(&cluster, &id, "a fault", |view| !view.disks[1].fault.is_empty()).await;
@@ -289,7 +178,7 @@ async fn a_device_that_fails_takes_its_replicas_and_nothing_else() {
     .await
     .expect("comes about");
     for work in works {
-        work.goes_on().await;
+        work.goes_on(SOME).await;
         work.stop().await;
     }
     for name in ["one", "other"] {
@@ -307,9 +196,7 @@ async fn a_device_that_fails_takes_its_replicas_and_nothing_else() {
     .expect("goes");
     let lost = before.disks[1].id.clone();
     let which = cluster.which(&id).expect("a node");
-    cluster.signal(which, Signal::TERM);
-    let (status, log) = ended(&mut cluster, which).await;
-    assert!(status.success(), "{log}");
+    stop(&mut cluster, which).await;
     cluster.start_again(which).expect("starts");
     node(&cluster, &id, "its new process", |view| {
         let told =
@@ -325,12 +212,14 @@ async fn a_device_that_fails_takes_its_replicas_and_nothing_else() {
         view.disks.len() == 2 && view.disks.iter().all(|disk| disk.fault.is_empty())
     });
     assert_ne!(anew.await.disks[1].id, lost);
-    create(&cluster, "third").await;
+    create(&cluster, volume_of("third", VOLUME)).await;
     all_equal(&cluster, "third").await;
     cluster.stop().await.expect("stops");
 }
 
 const MIB: usize = 1 << 20;
+/// The last block of a volume that is twice as large as its devices.
+const LAST: u64 = 2 * DEVICE - 4096;
 
 /// Devices that fill up: writes that need new space wait, overwrites go on, and with a volume that is deleted there is room again. No
 /// store fails for it, and what is there is read and scrubbed.
@@ -348,8 +237,8 @@ async fn devices_that_fill_up_have_writes_wait_for_room() {
     let cluster = DevCluster::start(options).await.expect("starts");
     let nodes = cluster.file().datanodes.clone();
     for name in ["filler", "grows"] {
-        create_of(&cluster, name, 2 * DEVICE).await;
-        volume(&cluster, name, "all in sync", VolumeView::is_whole).await;
+        create(&cluster, volume_of(name, 2 * DEVICE)).await;
+        in_sync(&cluster, name).await;
     }
     let filler = NbdClient::connect(&nodes[0].nbd, "filler").await.expect("connects");
     for at in 0..100 {
@@ -357,40 +246,26 @@ async fn devices_that_fill_up_have_writes_wait_for_room() {
     }
     filler.disconnect().await;
     let client = NbdClient::connect(&nodes[0].nbd, "grows").await.expect("connects");
-    let (written, mut count) = tokio::sync::watch::channel(0_usize);
-    let writer = client.clone();
-    let job = tokio::spawn(async move {
-        for at in 0.. {
-            let data = Bytes::from(vec![at as u8 | 1; MIB]);
-            writer.write((at * MIB) as u64, data).await.expect("a write succeeds, if late");
-            written.send_replace(at + 1);
-        }
-    });
+    client.write(LAST, Bytes::from(vec![1; 4096])).await.expect("writes");
+    let writes = Writes { bytes: MIB, pace: Duration::ZERO };
+    let grows = Writer::start(client.clone(), writes, |n| n * MIB as u64);
     for id in nodes.iter().map(|node| &node.id) {
         node(&cluster, id, "a device to be short", |view| view.disks[0].room == "short").await;
     }
     // What was on its way may still be answered; then nothing new is, however often one block is overwritten.
     until("writes to wait", LIMIT, async || {
-        let before = *count.borrow_and_update();
+        let before = grows.places();
         for _ in 0..20 {
-            client.write(0, Bytes::from(vec![1; 4096])).await?;
+            client.write(LAST, Bytes::from(vec![1; 4096])).await?;
         }
-        let after = *count.borrow_and_update();
+        let after = grows.places();
         Ok(if before == after { Look::Done(()) } else { Look::NotYet(format!("{after} writes")) })
     })
     .await
     .expect("they wait");
-    let before = *count.borrow();
     cluster.client().delete_volume("filler").await.expect("deletes");
-    tokio::time::timeout(LIMIT, count.wait_for(|now| *now >= before + 10))
-        .await
-        .expect("there is room")
-        .expect("it goes on");
-    job.abort();
-    for at in 0..before {
-        let read = client.read((at * MIB) as u64, MIB as u32).await.expect("reads");
-        assert!(read.iter().all(|byte| *byte == at as u8 | 1), "MiB {at}");
-    }
+    grows.grows(10).await;
+    grows.stop(&client).await;
     client.disconnect().await;
     let request = ResizeVolumeRequest {
         name_or_id: "grows".to_owned(),
@@ -402,9 +277,7 @@ async fn devices_that_fill_up_have_writes_wait_for_room() {
     let info = cluster.client().get_volume("grows").await.expect("answers");
     let report = scrub(&info, 0).await.expect("scrubs");
     assert!(report.is_clean(), "{report:?}");
-    for n in 1..=nodes.len() {
-        let log = std::fs::read_to_string(dir.path().join(format!("logs/datanode-{n}.log")));
-        let log = log.expect("a log");
+    for log in logs(&cluster) {
         assert!(!log.contains("No space left") && !log.contains("is opened again"), "{log}");
     }
     cluster.stop().await.expect("stops");

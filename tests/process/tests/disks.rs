@@ -7,74 +7,27 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::process::Signal;
-use sbk_cli::commands::verify::compare;
-use sbk_cli::dev::cluster::{DevCluster, Options, Which, data_dir};
-use sbk_cli::dev::plan::Wanted;
+use sbk_cli::dev::cluster::{DevCluster, Options, data_dir};
 use sbk_cli::view::{MemberView, NodeView, VolumeView, id_text};
 use sbk_cli::wait::{Look, answered, until};
 use sbk_cli::workload::nbd::NbdClient;
-use sbk_proto::v1::CreateVolumeRequest;
-use uuid::Uuid;
+use sbk_process_tests::clusters::{
+    self, LIMIT, all_equal, ended, in_sync, node, restart, stop, volume, volume_of,
+};
 
-const LIMIT: Duration = Duration::from_secs(120);
 const VOLUME: u64 = 64 << 20;
 
 fn options(dir: &Path, replace_after: u64) -> Options {
-    let mut options = Options::new(dir.to_owned()).expect("options");
-    options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
-    options.limit = LIMIT;
-    options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
-    options.capacity = Some(1 << 40);
-    options.wal_retain = Some(4 << 20);
-    options.replace_after = Some(Duration::from_secs(replace_after));
-    options
+    Options {
+        capacity: Some(1 << 40),
+        wal_retain: Some(4 << 20),
+        replace_after: Some(Duration::from_secs(replace_after)),
+        ..clusters::options(env!("CARGO_BIN_EXE_sbk-tests-ctl"), dir, 3)
+    }
 }
 
 async fn create(cluster: &DevCluster, name: &str) {
-    let request = CreateVolumeRequest {
-        id: Uuid::new_v4().as_bytes().to_vec().into(),
-        name: name.to_owned(),
-        size_bytes: VOLUME,
-        replicas: 3,
-        ..CreateVolumeRequest::default()
-    };
-    cluster.client().create_volume(request).await.expect("creates");
-}
-
-async fn volume(
-    cluster: &DevCluster,
-    name: &str,
-    what: &str,
-    right: impl Fn(&VolumeView) -> bool,
-) -> VolumeView {
-    let masters = cluster.client();
-    until(what, LIMIT, async || {
-        answered(masters.get_volume(name).await, |info| {
-            let view = VolumeView::of(&info);
-            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
-        })
-    })
-    .await
-    .expect("comes about")
-}
-
-async fn node(
-    cluster: &DevCluster,
-    id: &str,
-    what: &str,
-    right: impl Fn(&NodeView) -> bool,
-) -> NodeView {
-    let masters = cluster.client();
-    until(what, LIMIT, async || {
-        answered(masters.list_nodes().await, |answer| {
-            let mut views = answer.nodes.iter().map(NodeView::of);
-            let view = views.find(|view| view.id == id).expect("is known");
-            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
-        })
-    })
-    .await
-    .expect("comes about")
+    clusters::create(cluster, volume_of(name, VOLUME)).await;
 }
 
 /// The replicas in a data directory, as their directories are named.
@@ -113,35 +66,13 @@ async fn read(client: &NbdClient, byte: u8) {
     }
 }
 
-/// Restarts a datanode, and waits until the masters know its new process.
-async fn restart(cluster: &mut DevCluster, id: &str) {
-    let which = cluster.which(id).expect("a node");
-    stop(cluster, which).await;
-    cluster.start_again(which).expect("starts");
-}
-
-async fn stop(cluster: &mut DevCluster, which: Which) {
-    cluster.signal(which, Signal::TERM);
-    let (status, log) = ended(cluster, which).await;
-    assert!(status.success(), "{log}");
-}
-
-async fn ended(cluster: &mut DevCluster, which: Which) -> (std::process::ExitStatus, String) {
-    until(format!("the end of {which}"), LIMIT, async || {
-        let ended = cluster.how_ended(which);
-        Ok(ended.map_or_else(|| Look::NotYet("it runs".into()), Look::Done))
-    })
-    .await
-    .expect("ends")
-}
-
 #[tokio::test(flavor = "multi_thread")]
 async fn replicas_of_a_disk_that_fails_are_made_anew_on_the_others() {
     let dir = tempfile::tempdir().expect("dir");
     // A node of one directory gets another one.
     let mut cluster = DevCluster::start(options(dir.path(), 600)).await.expect("starts");
     create(&cluster, "first").await;
-    volume(&cluster, "first", "all in sync", VolumeView::is_whole).await;
+    in_sync(&cluster, "first").await;
     cluster.stop().await.expect("stops");
     let two = Options { disks: 2, ..options(dir.path(), 10) };
     cluster = DevCluster::start(two).await.expect("starts");
@@ -151,7 +82,7 @@ async fn replicas_of_a_disk_that_fails_are_made_anew_on_the_others() {
     let names = ["first", "second", "third", "fourth"];
     let mut primaries = BTreeMap::new();
     for name in names {
-        let whole = volume(&cluster, name, "all in sync", VolumeView::is_whole).await;
+        let whole = in_sync(&cluster, name).await;
         primaries.insert(whole.id.clone(), (name, whole.primary.expect("there is one")));
     }
     let nodes = cluster.file().datanodes.clone();
@@ -223,14 +154,12 @@ async fn replicas_of_a_disk_that_fails_are_made_anew_on_the_others() {
     .await
     .expect("goes");
     create(&cluster, "fifth").await;
-    volume(&cluster, "fifth", "all in sync", VolumeView::is_whole).await;
+    in_sync(&cluster, "fifth").await;
     assert_eq!(replicas(&second).len(), 1, "the emptier one");
     read(&client, 2).await;
     client.disconnect().await;
     for name in names {
-        let info = cluster.client().get_volume(name).await.expect("answers");
-        let report = compare(&info, LIMIT).await.expect("compares");
-        assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
+        all_equal(&cluster, name).await;
     }
     cluster.stop().await.expect("stops");
 }
@@ -244,7 +173,7 @@ async fn a_disk_that_is_missing_at_a_start_is_neither_lost_nor_taken_for_a_new_o
         create(&cluster, name).await;
     }
     for name in ["first", "second"] {
-        volume(&cluster, name, "all in sync", VolumeView::is_whole).await;
+        in_sync(&cluster, name).await;
     }
     let id = cluster.file().datanodes[0].id.clone();
     let which = cluster.which(&id).expect("a node");
@@ -264,7 +193,7 @@ async fn a_disk_that_is_missing_at_a_start_is_neither_lost_nor_taken_for_a_new_o
         if view.id == volume_id {
             away = Some(name);
         } else {
-            volume(&cluster, name, "all in sync", VolumeView::is_whole).await;
+            in_sync(&cluster, name).await;
         }
     }
     let away = away.expect("one of the two");
@@ -279,7 +208,7 @@ async fn a_disk_that_is_missing_at_a_start_is_neither_lost_nor_taken_for_a_new_o
 
     // Mounted while it runs: it is back, and in sync again, as it was.
     unmounted.mount();
-    volume(&cluster, away, "all in sync", VolumeView::is_whole).await;
+    in_sync(&cluster, away).await;
     assert_eq!(replicas(&second), held);
 
     // Now the other way round, and further: the masters know a start that the directory that is left does
@@ -301,7 +230,7 @@ async fn a_disk_that_is_missing_at_a_start_is_neither_lost_nor_taken_for_a_new_o
     node(&cluster, &id, "its new process", |view| view.incarnation == 6 && view.alive).await;
     unmounted.mount();
     for name in ["first", "second"] {
-        volume(&cluster, name, "all in sync", VolumeView::is_whole).await;
+        in_sync(&cluster, name).await;
     }
     cluster.stop().await.expect("stops");
 }

@@ -4,58 +4,24 @@
 use std::fs;
 use std::os::unix::fs::PermissionsExt;
 use std::path::{Path, PathBuf};
-use std::time::Duration;
 
 use bytes::Bytes;
-use rustix::process::Signal;
-use sbk_cli::commands::verify::compare;
 use sbk_cli::dev::cluster::{DevCluster, Options, data_dir};
-use sbk_cli::dev::plan::Wanted;
 use sbk_cli::view::{NodeView, VolumeView};
-use sbk_cli::wait::{Look, answered, until};
 use sbk_cli::workload::nbd::NbdClient;
+use sbk_process_tests::clusters::{self, all_equal, create, in_sync, restart, volume, volume_of};
 use sbk_proto::v1::CreateVolumeRequest;
-use uuid::Uuid;
 
-const LIMIT: Duration = Duration::from_secs(120);
 const VOLUME: u64 = 64 << 20;
 /// What is looked for on the disks.
 const SECRET: &[u8; 32] = b"what nobody is to find on a disk";
 
 fn options(dir: &Path) -> Options {
-    let mut options = Options::new(dir.to_owned()).expect("options");
-    options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
-    options.limit = LIMIT;
-    options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
-    options
+    clusters::options(env!("CARGO_BIN_EXE_sbk-tests-ctl"), dir, 3)
 }
 
 fn request(name: &str, encrypted: bool) -> CreateVolumeRequest {
-    CreateVolumeRequest {
-        id: Uuid::new_v4().as_bytes().to_vec().into(),
-        name: name.to_owned(),
-        size_bytes: VOLUME,
-        replicas: 3,
-        encrypted,
-        ..CreateVolumeRequest::default()
-    }
-}
-
-async fn volume(
-    cluster: &DevCluster,
-    name: &str,
-    what: &str,
-    right: impl Fn(&VolumeView) -> bool,
-) -> VolumeView {
-    let masters = cluster.client();
-    until(what, LIMIT, async || {
-        answered(masters.get_volume(name).await, |info| {
-            let view = VolumeView::of(&info);
-            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
-        })
-    })
-    .await
-    .expect("comes about")
+    CreateVolumeRequest { encrypted, ..volume_of(name, VOLUME) }
 }
 
 async fn write(cluster: &DevCluster, name: &str) {
@@ -114,34 +80,6 @@ fn put_keys(path: &Path, keys: &[&str]) {
     fs::write(path, keys.join("\n")).expect("written");
 }
 
-/// Ends a datanode and starts it again; the masters have heard the new process when this returns.
-async fn restart(cluster: &mut DevCluster, id: &str) {
-    let before = process_of(cluster, id).await;
-    let which = cluster.which(id).expect("a node");
-    cluster.signal(which, Signal::TERM);
-    let (status, log) = until(format!("the end of {which}"), LIMIT, async || {
-        let ended = cluster.how_ended(which);
-        Ok(ended.map_or_else(|| Look::NotYet("it runs".into()), Look::Done))
-    })
-    .await
-    .expect("ends");
-    assert!(status.success(), "{log}");
-    cluster.start_again(which).expect("starts");
-    until("its new process", LIMIT, async || {
-        let now = process_of(cluster, id).await;
-        Ok(if now > before { Look::Done(()) } else { Look::NotYet(format!("process {now}")) })
-    })
-    .await
-    .expect("comes");
-}
-
-/// How often the node was started, as far as the masters know.
-async fn process_of(cluster: &DevCluster, id: &str) -> u64 {
-    let nodes = cluster.client().list_nodes().await.expect("answers").nodes;
-    let mut views = nodes.iter().map(NodeView::of);
-    views.find(|view| view.id == id).expect("is known").incarnation
-}
-
 /// All replicas are in sync, and their nodes say so.
 fn is_served_by_all(view: &VolumeView) -> bool {
     view.is_whole() && view.members.iter().all(|member| member.mode == "healthy")
@@ -152,10 +90,10 @@ async fn nothing_of_an_encrypted_volume_lies_on_a_disk_in_plain() {
     let dir = tempfile::tempdir().expect("dir");
     let mut cluster = DevCluster::start(options(dir.path())).await.expect("starts");
     for (name, encrypted) in [("plain", false), ("secret", true)] {
-        cluster.client().create_volume(request(name, encrypted)).await.expect("creates");
+        create(&cluster, request(name, encrypted)).await;
     }
-    let plain = volume(&cluster, "plain", "all in sync", VolumeView::is_whole).await;
-    let secret = volume(&cluster, "secret", "all in sync", VolumeView::is_whole).await;
+    let plain = in_sync(&cluster, "plain").await;
+    let secret = in_sync(&cluster, "secret").await;
     assert!(secret.encrypted && !plain.encrypted);
     for name in ["plain", "secret"] {
         write(&cluster, name).await;
@@ -180,11 +118,9 @@ async fn nothing_of_an_encrypted_volume_lies_on_a_disk_in_plain() {
     client.write(8192, Bytes::from(SECRET.repeat(128))).await.expect("writes");
     client.disconnect().await;
     cluster.start_again(which).expect("starts");
-    volume(&cluster, "secret", "all in sync again", VolumeView::is_whole).await;
+    in_sync(&cluster, "secret").await;
     read(&cluster, "secret", other).await;
-    let info = cluster.client().get_volume("secret").await.expect("answers");
-    let report = compare(&info, LIMIT).await.expect("compares");
-    assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
+    all_equal(&cluster, "secret").await;
     // The checkpoints of the end too.
     cluster.stop().await.expect("stops");
     let cluster = DevCluster::start(options(dir.path())).await.expect("starts");
@@ -202,8 +138,8 @@ async fn a_replica_is_served_by_a_node_that_has_its_key() {
     assert_eq!(mode & 0o777, 0o600);
     let old = fs::read_to_string(&keys).expect("reads").trim().to_owned();
     let new = "ab".repeat(32);
-    cluster.client().create_volume(request("secret", true)).await.expect("creates");
-    volume(&cluster, "secret", "all in sync", VolumeView::is_whole).await;
+    create(&cluster, request("secret", true)).await;
+    in_sync(&cluster, "secret").await;
     write(&cluster, "secret").await;
     let id = cluster.file().datanodes[1].id.clone();
 

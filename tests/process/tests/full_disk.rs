@@ -2,33 +2,27 @@
 //! there is room the replica is in sync again by itself, in the same process. What keeps it from that, as a rule, is
 //! tried in `short_disk`.
 
-use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::{ErrorKind, Write};
 use std::path::{Path, PathBuf};
 use std::process::Command;
-use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use bytes::Bytes;
-use sbk_cli::commands::verify::compare;
 use sbk_cli::dev::cluster::{DevCluster, Options};
-use sbk_cli::dev::plan::Wanted;
 use sbk_cli::http::get_json;
-use sbk_cli::view::{VolumeView, id_text};
-use sbk_cli::wait::{Look, answered, until};
+use sbk_cli::view::id_text;
+use sbk_cli::wait::{Look, until};
 use sbk_cli::workload::nbd::NbdClient;
-use sbk_proto::v1::{CreateVolumeRequest, MovePrimaryRequest};
+use sbk_process_tests::clusters::{
+    self, LIMIT, all_equal, create, in_sync, logs, page, volume, volume_of,
+};
+use sbk_process_tests::writer::{Writer, Writes};
+use sbk_proto::v1::MovePrimaryRequest;
 use serde_json::Value;
-use tokio::task::JoinHandle;
-use uuid::Uuid;
 
-const LIMIT: Duration = Duration::from_secs(120);
 /// Much more than is written: no block twice, so that every checkpoint needs room.
 const VOLUME: u64 = 4 << 30;
-const WRITE: usize = 64 << 10;
-/// Between two writes. What all of them take fits the disks.
-const PACE: Duration = Duration::from_millis(50);
+const WRITES: Writes = Writes { bytes: 64 << 10, pace: Duration::from_millis(50) };
 /// So often a store that fails for another reason is opened, and one more.
 const OFTEN: u64 = 6;
 
@@ -74,83 +68,35 @@ impl Drop for Small {
 }
 
 async fn cluster(dir: &Path) -> DevCluster {
-    let mut options = Options::new(dir.to_owned()).expect("options");
-    options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
-    options.limit = LIMIT;
-    options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
-    options.capacity = Some(1 << 40);
-    options.wal_retain = Some(4 << 20);
-    // Nobody watches: it is to run full.
-    options.growth_watermark = Some("0".to_owned());
-    let cluster = DevCluster::start(options).await.expect("the cluster starts");
-    let request = CreateVolumeRequest {
-        id: Uuid::new_v4().as_bytes().to_vec().into(),
-        name: "v".to_owned(),
-        size_bytes: VOLUME,
-        replicas: 3,
-        ..CreateVolumeRequest::default()
+    let options = Options {
+        capacity: Some(1 << 40),
+        wal_retain: Some(4 << 20),
+        // Nobody watches: it is to run full.
+        growth_watermark: Some("0".to_owned()),
+        ..clusters::options(env!("CARGO_BIN_EXE_sbk-tests-ctl"), dir, 3)
     };
-    cluster.client().create_volume(request).await.expect("creates");
+    let cluster = DevCluster::start(options).await.expect("the cluster starts");
+    create(&cluster, volume_of("v", VOLUME)).await;
     cluster
 }
 
-async fn wait(cluster: &DevCluster, what: &str, right: impl Fn(&VolumeView) -> bool) -> VolumeView {
-    let masters = cluster.client();
-    until(what, LIMIT, async || {
-        answered(masters.get_volume("v").await, |info| {
-            let view = VolumeView::of(&info);
-            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
-        })
-    })
-    .await
-    .expect("comes about")
-}
-
-/// What was acknowledged: at which write, which byte.
-type Acknowledged = Arc<Mutex<BTreeMap<u64, u8>>>;
-
-/// Writes one block after the other until it is ended. Every write has to succeed.
-fn writes(client: NbdClient, acknowledged: Acknowledged) -> JoinHandle<()> {
-    tokio::spawn(async move {
-        for n in 0..VOLUME / WRITE as u64 {
-            let byte = (n % 251) as u8 + 1;
-            let data = Bytes::from(vec![byte; WRITE]);
-            client.write(n * WRITE as u64, data).await.expect("a write succeeds, if late");
-            acknowledged.lock().expect("not poisoned").insert(n, byte);
-            tokio::time::sleep(PACE).await;
-        }
-    })
-}
-
-/// Waits until the store on a node failed for want of room more often than others may.
+/// Waits until the store on a node failed for want of room more often than others may, and tries again now and then.
 async fn fails_often(http: &str) {
-    until("many failures", LIMIT, async || {
-        let page: Value = match get_json(http, "/projection").await {
-            Ok(page) => page,
-            Err(e) => return Ok(Look::NotYet(e.to_string())),
-        };
+    page(http, "/projection", "many failures", |page| {
         let run = &page["volumes"][0]["run"];
-        let often = run["state"] == "full" && run["failures"].as_u64() >= Some(OFTEN);
-        Ok(if often { Look::Done(()) } else { Look::NotYet(run.to_string()) })
+        run["state"] == "full" && run["failures"].as_u64() >= Some(OFTEN)
     })
-    .await
-    .expect("it waits for room and tries again now and then");
+    .await;
 }
 
 /// Fills the disk of one node, and frees it again.
-async fn run_full(cluster: &DevCluster, disk: &Small, node: &str, written: &Acknowledged) {
+async fn run_full(cluster: &DevCluster, disk: &Small, node: &str, writer: &Writer) {
     let http = &cluster.file().datanodes.iter().find(|d| d.id == node).expect("a datanode").http;
     disk.fill();
     fails_often(http).await;
     // Others serve, and writes are acknowledged.
-    let before = written.lock().expect("not poisoned").len();
-    until("writes", LIMIT, async || {
-        let now = written.lock().expect("not poisoned").len();
-        Ok(if now > before { Look::Done(()) } else { Look::NotYet(format!("{now} writes")) })
-    })
-    .await
-    .expect("others go on");
-    let told = wait(cluster, "the reason to be told", |view| {
+    writer.grows(1).await;
+    let told = volume(cluster, "v", "the reason to be told", |view| {
         view.members.iter().any(|m| m.node == node && m.reason.contains("disk is full"))
     })
     .await;
@@ -160,7 +106,7 @@ async fn run_full(cluster: &DevCluster, disk: &Small, node: &str, written: &Ackn
     // Beside it there may be others, as of a machine that is busy.
     assert!(diagnosis["complaints"].to_string().contains("disk is full"), "{diagnosis}");
     disk.free();
-    wait(cluster, "all in sync again", VolumeView::is_whole).await;
+    in_sync(cluster, "v").await;
 }
 
 /// Has a node be primary, if it is not.
@@ -192,7 +138,7 @@ async fn a_replica_whose_disk_was_full_is_in_sync_again_by_itself() {
         return;
     };
     let cluster = cluster(dir.path()).await;
-    let whole = wait(&cluster, "all in sync", VolumeView::is_whole).await;
+    let whole = in_sync(&cluster, "v").await;
     let nodes = cluster.file().datanodes.clone();
     let disk_of = |node: &str| &disks[nodes.iter().position(|d| d.id == node).expect("a node")];
     let primary = whole.primary.clone().expect("there is one");
@@ -200,30 +146,19 @@ async fn a_replica_whose_disk_was_full_is_in_sync_again_by_itself() {
     let [follower, stays] = others[..] else { panic!("three nodes: {whole:?}") };
     // By way of a node whose disk always has room.
     let client = NbdClient::connect(&stays.nbd, "v").await.expect("connects");
-    let written = Acknowledged::default();
-    let writer = writes(client.clone(), Arc::clone(&written));
+    let writer = Writer::start(client.clone(), WRITES, |n| n * WRITES.bytes as u64);
 
-    run_full(&cluster, disk_of(&follower.id), &follower.id, &written).await;
+    run_full(&cluster, disk_of(&follower.id), &follower.id, &writer).await;
     // A follower that fails moves no primary. One that stood still may have been replaced; it is wanted back.
     let history = cluster.client().get_volume("v").await.expect("answers").history;
     for two in history.windows(2).filter(|two| two[0].primary != two[1].primary) {
         assert!(two[1].reason.contains("was not heard"), "{history:?}");
     }
     make_primary(&cluster, &primary).await;
-    run_full(&cluster, disk_of(&primary), &primary, &written).await;
-    writer.abort();
-
-    let written = written.lock().expect("not poisoned").clone();
-    for (n, byte) in written {
-        let read = client.read(n * WRITE as u64, WRITE as u32).await.expect("reads");
-        assert!(read.iter().all(|b| *b == byte), "write {n}");
-    }
-    let info = cluster.client().get_volume("v").await.expect("answers");
-    let report = compare(&info, LIMIT).await.expect("compares");
-    assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
-    for (n, node) in (1..).zip(&nodes) {
-        let log = dir.path().join(format!("logs/datanode-{n}.log"));
-        let log = std::fs::read_to_string(log).expect("a log");
+    run_full(&cluster, disk_of(&primary), &primary, &writer).await;
+    writer.stop(&client).await;
+    all_equal(&cluster, "v").await;
+    for (log, node) in logs(&cluster).iter().zip(&nodes) {
         assert!(log.contains("waits for room") == (node.id != stays.id), "{log}");
         assert!(!log.contains("is retired"), "{log}");
     }

@@ -6,23 +6,20 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output, Stdio};
-use std::time::Duration;
 
 use bytes::Bytes;
 use sbk_cli::args::VolumeSpec;
 use sbk_cli::cluster_file::DatanodeEntry;
-use sbk_cli::commands::verify::compare;
 use sbk_cli::dev::cluster::{DevCluster, Options};
-use sbk_cli::dev::plan::Wanted;
 use sbk_cli::http::get_json;
-use sbk_cli::view::VolumeView;
-use sbk_cli::wait::{Look, answered, until};
+use sbk_cli::wait::{Look, until};
 use sbk_cli::workload::nbd::NbdClient;
+use sbk_process_tests::clusters::{self, LIMIT, all_equal, in_sync, logs};
 use serde_json::Value;
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::TcpStream;
 
-const LIMIT: Duration = Duration::from_secs(120);
+const CTL: &str = env!("CARGO_BIN_EXE_sbk-tests-ctl");
 const MIB: u64 = 1 << 20;
 const BLOCK: u64 = 4096;
 /// More than a checkpoint waits for.
@@ -69,6 +66,11 @@ fn flip(node: &DatanodeEntry, at: u64) {
     file.expect("the extents").write_all_at(&[was ^ 4], EXTENTS_HEADER + at).expect("writes");
 }
 
+/// A number of what a node's page shows of its only replica.
+fn shown(page: &Value, field: &str) -> Option<u64> {
+    page["volumes"][0]["view"][field].as_u64()
+}
+
 impl Scene {
     /// Three replicas in sync, a volume that is written, and all of it in the extents.
     async fn set() -> Self {
@@ -78,34 +80,21 @@ impl Scene {
     /// The same, with more options of the datanodes.
     async fn set_with(datanode_args: &[&str]) -> Self {
         let dir = tempfile::tempdir().expect("dir");
-        let mut options = Options::new(dir.path().to_owned()).expect("options");
-        options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
-        options.limit = LIMIT;
-        options.datanode_args = datanode_args.iter().map(|arg| (*arg).to_owned()).collect();
-        options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
-        options.volumes = vec![VolumeSpec { name: "v".into(), size: 192 * MIB }];
+        let options = Options {
+            datanode_args: datanode_args.iter().map(|arg| (*arg).to_owned()).collect(),
+            volumes: vec![VolumeSpec { name: "v".into(), size: 192 * MIB }],
+            ..clusters::options(CTL, dir.path(), 3)
+        };
         let cluster = DevCluster::start(options).await.expect("the cluster starts");
         let primary = cluster.file().datanodes[0].clone();
         let mut scene = Self { cluster, dir, primary };
-        let view = scene.whole().await;
+        let view = in_sync(&scene.cluster, "v").await;
         let is_primary = |node: &&DatanodeEntry| view.primary.as_ref() == Some(&node.id);
         let nodes = &scene.cluster.file().datanodes;
         scene.primary = nodes.iter().find(is_primary).expect("one of them").clone();
         scene.write(0xa0, 0).await;
         scene.checkpointed().await;
         scene
-    }
-
-    async fn whole(&self) -> VolumeView {
-        let masters = self.cluster.client();
-        until("all in sync", LIMIT, async || {
-            answered(masters.get_volume("v").await, |info| {
-                let view = VolumeView::of(&info);
-                if view.is_whole() { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
-            })
-        })
-        .await
-        .expect("comes about")
     }
 
     async fn client(&self) -> NbdClient {
@@ -122,29 +111,16 @@ impl Scene {
         client.disconnect().await;
     }
 
-    /// A number of what the primary's node, or another one, shows of its replica.
-    async fn shown(&self, node: &DatanodeEntry, field: &str) -> Result<u64, String> {
-        let page: Value = get_json(&node.http, "/projection").await.map_err(|e| e.to_string())?;
-        let shown = page["volumes"][0]["view"][field].as_u64();
-        shown.ok_or_else(|| format!("no {field}: {page}"))
-    }
-
     /// Waits until most of what was written last is in all extents: what is left is less than a checkpoint is
     /// worth.
     async fn checkpointed(&self) {
-        let end = self.shown(&self.primary, "end").await.expect("the primary tells");
+        let page: Value = get_json(&self.primary.http, "/projection").await.expect("a page");
+        let end = shown(&page, "end").expect("the primary tells");
         for node in &self.cluster.file().datanodes {
-            until("a checkpoint", LIMIT, async || {
-                let checkpoint = self.shown(node, "checkpoint").await;
-                let done = checkpoint.as_ref().is_ok_and(|lsn| *lsn + WRITTEN - 8 > end);
-                Ok(if done {
-                    Look::Done(())
-                } else {
-                    Look::NotYet(format!("{checkpoint:?} of {end}"))
-                })
+            clusters::page(&node.http, "/projection", "a checkpoint", |page| {
+                shown(page, "checkpoint").is_some_and(|lsn| lsn + WRITTEN - 8 > end)
             })
-            .await
-            .expect("comes about");
+            .await;
         }
     }
 
@@ -155,7 +131,7 @@ impl Scene {
 
     /// What a scrub says, and how it ends.
     async fn scrub(&self, more: &[&str]) -> (Option<i32>, Value) {
-        let mut command = Command::new(env!("CARGO_BIN_EXE_sbk-tests-ctl"));
+        let mut command = Command::new(CTL);
         command.args(["volume", "scrub", "v", "-o", "json", "--dir"]).arg(self.dir.path());
         command.args(more);
         command.stdin(Stdio::null());
@@ -221,8 +197,7 @@ async fn a_block_that_rotted_is_read_from_another_replica_and_right_again_on_all
     assert!(diagnosis["complaints"].to_string().contains(told), "{diagnosis}");
     let nodes = scene.cluster.file().datanodes.clone();
     let number = nodes.iter().position(|node| node.id == scene.primary.id).expect("one of them");
-    let log = scene.dir.path().join(format!("logs/datanode-{}.log", number + 1));
-    let log = std::fs::read_to_string(log).expect("a log");
+    let log = &logs(&scene.cluster)[number];
     assert!(log.contains("another replica is asked") && log.contains("logged again"), "{log}");
 
     // The repairs are behind 80 MiB more, so a checkpoint has moved them.
@@ -238,11 +213,8 @@ async fn a_block_that_rotted_is_read_from_another_replica_and_right_again_on_all
             );
         }
     }
-    let info = scene.cluster.client().get_volume("v").await.expect("answers");
-    let report = compare(&info, LIMIT).await.expect("compares");
-    assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
+    all_equal(&scene.cluster, "v").await;
     assert_eq!(scene.counts().await, [2, 2, 0, 2], "it was read once more, and is right");
-    scene.whole().await;
     scene.cluster.stop().await.expect("stops");
 }
 
@@ -292,7 +264,7 @@ async fn a_scrub_tells_what_rotted_on_a_follower_and_has_it_repaired() {
     }
     let (code, told) = scene.scrub(&[]).await;
     assert_eq!((code, damaged(&told)), (Some(0), Vec::new()), "{told}");
-    scene.whole().await;
+    in_sync(&scene.cluster, "v").await;
     scene.cluster.stop().await.expect("stops");
 }
 

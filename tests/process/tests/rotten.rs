@@ -6,22 +6,18 @@ use std::fs::{File, OpenOptions};
 use std::os::unix::fs::FileExt;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
-use std::time::Duration;
 
 use bytes::Bytes;
 use rustix::process::Signal;
 use sbk_cli::args::VolumeSpec;
 use sbk_cli::cluster_file::DatanodeEntry;
-use sbk_cli::commands::verify::compare;
 use sbk_cli::dev::cluster::{DevCluster, Options, Which};
-use sbk_cli::dev::plan::Wanted;
-use sbk_cli::http::get_json;
-use sbk_cli::view::{VolumeView, id_text};
-use sbk_cli::wait::{Look, answered, until};
+use sbk_cli::view::VolumeView;
+use sbk_cli::wait::{Look, until};
 use sbk_cli::workload::nbd::NbdClient;
-use serde_json::Value;
+use sbk_process_tests::clusters::{self, LIMIT, all_equal, logs, nodes, page, volume};
 
-const LIMIT: Duration = Duration::from_secs(120);
+const CTL: &str = env!("CARGO_BIN_EXE_sbk-tests-ctl");
 const NODES: usize = 3;
 const BLOCK: usize = 4096;
 const BLOCKS: u64 = 48;
@@ -144,12 +140,10 @@ impl Scene {
     /// All datanodes are gone, and the last record of the primary's log is rotten.
     async fn set(flip: Flip) -> Self {
         let dir = tempfile::tempdir().expect("dir");
-        let mut options = Options::new(dir.path().to_owned()).expect("options");
-        options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
-        options.limit = LIMIT;
-        options.wanted =
-            Wanted { masters: Some(1), datanodes: Some(NODES as u64), base_port: None };
-        options.volumes = vec![VolumeSpec { name: "v".into(), size: 16 << 20 }];
+        let options = Options {
+            volumes: vec![VolumeSpec { name: "v".into(), size: 16 << 20 }],
+            ..clusters::options(CTL, dir.path(), NODES as u64)
+        };
         let cluster = DevCluster::start(options).await.expect("the cluster starts");
         let rotten = cluster.file().datanodes[0].clone();
         let (acknowledged, others) = (BTreeMap::new(), Vec::new());
@@ -230,29 +224,16 @@ impl Scene {
     }
 
     async fn wait(&self, what: &str, right: impl Fn(&VolumeView) -> bool) -> VolumeView {
-        let masters = self.cluster.client();
-        until(what, LIMIT, async || {
-            answered(masters.get_volume("v").await, |info| {
-                let view = VolumeView::of(&info);
-                if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
-            })
-        })
-        .await
-        .expect("comes about")
+        volume(&self.cluster, "v", what, right).await
     }
 
     /// Waits until the masters hear a node, or know that its process is gone.
     async fn heard(&self, node: &DatanodeEntry, wanted: bool) {
-        let masters = self.cluster.client();
-        until(format!("node {} to be heard: {wanted}", node.id), LIMIT, async || {
-            answered(masters.list_nodes().await, |all| {
-                let right =
-                    all.nodes.iter().any(|n| id_text(&n.id) == node.id && n.alive == wanted);
-                if right { Look::Done(()) } else { Look::NotYet(format!("{:?}", all.nodes)) }
-            })
+        let what = format!("node {} to be heard: {wanted}", node.id);
+        nodes(&self.cluster, &what, |all| {
+            all.iter().any(|view| view.id == node.id && view.alive == wanted)
         })
-        .await
-        .expect("comes about");
+        .await;
     }
 
     /// By way of a node, once it is there.
@@ -269,19 +250,13 @@ impl Scene {
 
     /// Whether the rotten replica's node says on its page that its log may have lost its end.
     async fn doubts(&self, wanted: bool) {
-        until(format!("a doubt to be told: {wanted}"), LIMIT, async || {
-            let page: Value = match get_json(&self.rotten.http, "/diagnose").await {
-                Ok(page) => page,
-                // It has just been started.
-                Err(e) => return Ok(Look::NotYet(e.to_string())),
-            };
+        let what = format!("a doubt to be told: {wanted}");
+        page(&self.rotten.http, "/diagnose", &what, |page| {
             let told = page["complaints"].to_string().contains(ON_PAGE);
             // Before its replica is open it has no complaint either.
-            let right = if wanted { told } else { page["well"] == true };
-            Ok(if right { Look::Done(()) } else { Look::NotYet(page.to_string()) })
+            if wanted { told } else { page["well"] == true }
         })
-        .await
-        .expect("comes about");
+        .await;
     }
 
     fn start(&mut self, node: &DatanodeEntry) {
@@ -290,7 +265,7 @@ impl Scene {
 
     /// What `sbkctl volume show` says.
     fn shown(&self) -> String {
-        let output = Command::new(env!("CARGO_BIN_EXE_sbk-tests-ctl"))
+        let output = Command::new(CTL)
             .args(["--masters", &self.cluster.file().master_addrs().join(",")])
             .args(["volume", "show", "v"])
             .env("XDG_STATE_HOME", self.dir.path())
@@ -317,13 +292,9 @@ impl Scene {
         let whole = self.wait("all in sync", VolumeView::is_whole).await;
         assert_eq!(whole.loss_generation, 0, "{whole:?}");
         self.lost_nothing(&self.rotten).await;
-        let info = self.cluster.client().get_volume("v").await.expect("answers");
-        let report = compare(&info, LIMIT).await.expect("compares");
-        assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
+        all_equal(&self.cluster, "v").await;
         self.doubts(false).await;
-        for (n, node) in (1..).zip(&self.cluster.file().datanodes) {
-            let log = self.dir.path().join(format!("logs/datanode-{n}.log"));
-            let log = std::fs::read_to_string(log).expect("a log");
+        for (log, node) in logs(&self.cluster).iter().zip(&self.cluster.file().datanodes) {
             assert!(log.contains(IN_LOG) == (node.id == self.rotten.id), "{log}");
         }
         self.cluster.stop().await.expect("stops");

@@ -1,25 +1,20 @@
 //! A disk that is low on room gets no new replica. One that runs short of it: writes that need new space wait, overwrites go on, people are told why, and
 //! with room again everything goes on by itself. No store fails meanwhile.
 
-use std::collections::{BTreeMap, BTreeSet};
-use std::fs::File;
-use std::path::{Path, PathBuf};
-use std::process::Command;
-use std::sync::{Arc, Mutex};
+use std::collections::BTreeSet;
+use std::path::Path;
 use std::time::Duration;
 
 use bytes::Bytes;
-use sbk_cli::commands::verify::compare;
 use sbk_cli::dev::cluster::{DevCluster, Options};
-use sbk_cli::dev::plan::Wanted;
+use sbk_cli::drill::loop_disk::LoopDisk;
 use sbk_cli::view::{NodeView, VolumeView};
-use sbk_cli::wait::{Look, answered, until};
 use sbk_cli::workload::nbd::NbdClient;
+use sbk_process_tests::clusters::{self, all_equal, in_sync, logs, nodes, volume, volume_of};
+use sbk_process_tests::writer::{Writer, Writes};
 use sbk_proto::v1::{CreateVolumeRequest, MoveReplicaRequest};
-use tokio::task::JoinHandle;
 use uuid::Uuid;
 
-const LIMIT: Duration = Duration::from_secs(120);
 /// Left free on a disk that is low on room: less than the placement watermark, which is 129 MiB then, and more
 /// than the growth watermark.
 const LOW: u64 = 100 << 20;
@@ -35,160 +30,40 @@ const DISK: u64 = 512 << 20;
 const WATERMARK: u64 = 80 << 20;
 const LEFT: u64 = 72 << 20;
 
-/// An ext4 in a file; unmounted when dropped, whoever still has files on it.
-struct Small(PathBuf);
-
-impl Small {
-    /// `None` if this process may not mount anything.
-    fn mount(at: PathBuf) -> Option<Self> {
-        std::fs::create_dir_all(&at).expect("makes it");
-        let image = at.with_extension("img");
-        File::create(&image).and_then(|file| file.set_len(DISK)).expect("makes a file");
-        let run = |program: &str, args: &[&str], paths: &[&Path]| {
-            let done = Command::new(program).args(args).args(paths).output();
-            done.is_ok_and(|done| done.status.success())
-        };
-        let made = run("mkfs.ext4", &["-q", "-m", "0"], &[&image])
-            && run("mount", &["-o", "loop"], &[&image, &at]);
-        made.then_some(Self(at))
-    }
-
-    fn free(&self) -> u64 {
-        let found = rustix::fs::statvfs(&self.0).expect("looks");
-        found.f_bavail * found.f_frsize
-    }
-
-    /// Fills it, up to `left` bytes.
-    fn fill(&self, left: u64) {
-        let file = File::create(self.0.join("ballast")).expect("makes a file");
-        let flags = rustix::fs::FallocateFlags::empty();
-        rustix::fs::fallocate(&file, flags, 0, self.free() - left).expect("there is room");
-    }
-
-    fn clear(&self) {
-        std::fs::remove_file(self.0.join("ballast")).expect("removes it");
-    }
-}
-
-impl Drop for Small {
-    fn drop(&mut self) {
-        let done = Command::new("umount").arg("-l").arg(&self.0).status().expect("runs umount");
-        assert!(done.success() || std::thread::panicking(), "{} stays mounted", self.0.display());
-    }
+/// One for each of three datanodes, where its data directory is to be. `None` if nothing can be mounted here.
+fn disks(dir: &Path) -> Option<Vec<LoopDisk>> {
+    let mount = |n| LoopDisk::mount(dir, &format!("datanode-{n}"), DISK);
+    let mounted = (1..=3).map(mount).collect::<Result<Vec<_>, _>>();
+    mounted.inspect_err(|e| eprintln!("SKIPPED: no disk can be mounted here: {e:#}")).ok()
 }
 
 async fn started(dir: &Path) -> DevCluster {
-    let mut options = Options::new(dir.to_owned()).expect("options");
-    options.exe = env!("CARGO_BIN_EXE_sbk-tests-ctl").into();
-    options.limit = LIMIT;
-    options.wanted = Wanted { masters: Some(1), datanodes: Some(3), base_port: None };
-    options.capacity = Some(1 << 40);
-    options.wal_retain = Some(4 << 20);
-    options.growth_watermark = Some(WATERMARK.to_string());
+    let options = Options {
+        capacity: Some(1 << 40),
+        wal_retain: Some(4 << 20),
+        growth_watermark: Some(WATERMARK.to_string()),
+        ..clusters::options(env!("CARGO_BIN_EXE_sbk-tests-ctl"), dir, 3)
+    };
     DevCluster::start(options).await.expect("the cluster starts")
 }
 
 async fn create(cluster: &DevCluster, name: &str, replicas: u32) -> Result<(), String> {
-    let request = CreateVolumeRequest {
-        id: Uuid::new_v4().as_bytes().to_vec().into(),
-        name: name.to_owned(),
-        size_bytes: VOLUME,
-        replicas,
-        ..CreateVolumeRequest::default()
-    };
+    let request = CreateVolumeRequest { replicas, ..volume_of(name, VOLUME) };
     let created = cluster.client().create_volume(request).await;
     created.map(drop).map_err(|error| format!("{error:#} {error:?}"))
-}
-
-async fn cluster(dir: &Path) -> DevCluster {
-    let cluster = started(dir).await;
-    create(&cluster, "v", 3).await.expect("creates");
-    cluster
-}
-
-async fn wait(cluster: &DevCluster, what: &str, right: impl Fn(&VolumeView) -> bool) -> VolumeView {
-    wait_for(cluster, "v", what, right).await
-}
-
-async fn wait_for(
-    cluster: &DevCluster,
-    name: &str,
-    what: &str,
-    right: impl Fn(&VolumeView) -> bool,
-) -> VolumeView {
-    let masters = cluster.client();
-    until(what, LIMIT, async || {
-        answered(masters.get_volume(name).await, |info| {
-            let view = VolumeView::of(&info);
-            if right(&view) { Look::Done(view) } else { Look::NotYet(format!("{view:?}")) }
-        })
-    })
-    .await
-    .expect("comes about")
-}
-
-/// What was acknowledged: at which write, which byte.
-type Acknowledged = Arc<Mutex<BTreeMap<u64, u8>>>;
-
-/// Writes of so many bytes until it is ended, one after the other, where `place` says. Every write has to succeed.
-fn writes(
-    client: NbdClient,
-    acknowledged: &Acknowledged,
-    len: usize,
-    place: impl Fn(u64) -> u64 + Send + 'static,
-) -> JoinHandle<()> {
-    let acknowledged = Arc::clone(acknowledged);
-    tokio::spawn(async move {
-        for n in 0.. {
-            let (at, byte) = (place(n), (n % 251) as u8 + 1);
-            let data = Bytes::from(vec![byte; len]);
-            client.write(at * WRITE as u64, data).await.expect("a write succeeds, if late");
-            acknowledged.lock().expect("not poisoned").insert(at, byte);
-            tokio::time::sleep(Duration::from_millis(20)).await;
-        }
-    })
-}
-
-async fn grows(acknowledged: &Acknowledged, by: usize) {
-    let before = acknowledged.lock().expect("not poisoned").len();
-    until("new blocks", LIMIT, async || {
-        let now = acknowledged.lock().expect("not poisoned").len();
-        Ok(if now >= before + by { Look::Done(()) } else { Look::NotYet(format!("{now} writes")) })
-    })
-    .await
-    .expect("it goes on");
-}
-
-/// Waits until the one block was overwritten so often.
-async fn overwrites(acknowledged: &Acknowledged, times: usize) {
-    let mut seen = Vec::new();
-    until("overwrites", LIMIT, async || {
-        let now = acknowledged.lock().expect("not poisoned").values().copied().next();
-        if seen.last() != Some(&now) {
-            seen.push(now);
-        }
-        Ok(if seen.len() > times { Look::Done(()) } else { Look::NotYet(format!("{seen:?}")) })
-    })
-    .await
-    .expect("overwrites go on");
 }
 
 #[tokio::test(flavor = "multi_thread")]
 async fn writes_that_need_new_space_wait_until_there_is_some() {
     let dir = tempfile::tempdir().expect("dir");
-    let mount = |n: usize| Small::mount(dir.path().join(format!("datanode-{n}")));
-    let Some(disks) = (1..=3).map(mount).collect::<Option<Vec<_>>>() else {
-        eprintln!("not tried: nothing can be mounted here, that needs root");
-        return;
-    };
-    let cluster = cluster(dir.path()).await;
-    let whole = wait(&cluster, "all in sync", VolumeView::is_whole).await;
+    let Some(disks) = disks(dir.path()) else { return };
+    let cluster = started(dir.path()).await;
+    create(&cluster, "v", 3).await.expect("creates");
+    let whole = in_sync(&cluster, "v").await;
     let nodes = cluster.file().datanodes.clone();
     let primary = whole.primary.clone().expect("there is one");
     let others: Vec<_> = nodes.iter().filter(|d| d.id != primary).collect();
     let client = NbdClient::connect(&others[0].nbd, "v").await.expect("connects");
-    let (new, old, large) =
-        (Acknowledged::default(), Acknowledged::default(), Acknowledged::default());
     client.write(0, Bytes::from(vec![1; WRITE])).await.expect("writes");
     for n in 0..8 {
         client
@@ -196,18 +71,19 @@ async fn writes_that_need_new_space_wait_until_there_is_some() {
             .await
             .expect("writes");
     }
-    let units = (LARGE / WRITE) as u64;
-    let jobs = [
-        writes(client.clone(), &new, WRITE, |n| n + 1),
-        writes(client.clone(), &old, WRITE, |_| 0),
-        writes(client.clone(), &large, LARGE, move |n| LARGE_AT / WRITE as u64 + n % 8 * units),
-    ];
+    let start = |bytes, place: fn(u64) -> u64| {
+        let writes = Writes { bytes, pace: Duration::from_millis(20) };
+        Writer::start(client.clone(), writes, place)
+    };
+    let new = start(WRITE, |n| (n + 1) * WRITE as u64);
+    let old = start(WRITE, |_| 0);
+    let large = start(LARGE, |n| LARGE_AT + n % 8 * LARGE as u64);
     // A member's disk, and the primary's own.
     for node in [&others[1].id, &primary] {
-        grows(&new, 20).await;
+        new.grows(20).await;
         let disk = &disks[nodes.iter().position(|d| d.id == *node).expect("a node")];
-        disk.fill(LEFT);
-        let told = wait(&cluster, "the reason to be told", |view| {
+        disk.fill(LEFT).expect("fills it");
+        let told = volume(&cluster, "v", "the reason to be told", |view| {
             view.members.iter().any(|member| {
                 let reason = &member.reason;
                 reason.contains("writes that need new space wait for room: node ")
@@ -217,31 +93,23 @@ async fn writes_that_need_new_space_wait_until_there_is_some() {
         })
         .await;
         assert!(told.is_whole(), "nobody leaves for it: {told:?}");
-        let before = new.lock().expect("not poisoned").len();
-        overwrites(&old, 20).await;
-        overwrites(&large, 12).await;
-        let after = new.lock().expect("not poisoned").len();
+        let before = new.places();
+        old.overwrites(20).await;
+        large.overwrites(12).await;
+        let after = new.places();
         assert_eq!(before, after, "a block that held nothing was acknowledged");
         // What needs no space is answered, and what is there is read.
         client.trim(VOLUME - WRITE as u64, WRITE as u32).await.expect("trims");
         client.flush().await.expect("flushes");
-        disk.clear();
-        grows(&new, 20).await;
+        disk.clear().expect("makes room");
+        new.grows(20).await;
     }
-    wait(&cluster, "no reason any more", |view| view.members.iter().all(|m| m.reason.is_empty()))
-        .await;
-    jobs.iter().for_each(JoinHandle::abort);
-    let written = new.lock().expect("not poisoned").clone();
-    for (at, byte) in written {
-        let read = client.read(at * WRITE as u64, WRITE as u32).await.expect("reads");
-        assert!(read.iter().all(|b| *b == byte), "write {at}");
-    }
-    let info = cluster.client().get_volume("v").await.expect("answers");
-    let report = compare(&info, LIMIT).await.expect("compares");
-    assert!(report.is_clean() && report.skipped.is_empty(), "{report:?}");
-    for n in 1..=nodes.len() {
-        let log = std::fs::read_to_string(dir.path().join(format!("logs/datanode-{n}.log")));
-        let log = log.expect("a log");
+    let none = |view: &VolumeView| view.members.iter().all(|member| member.reason.is_empty());
+    volume(&cluster, "v", "no reason any more", none).await;
+    drop((old, large));
+    new.stop(&client).await;
+    all_equal(&cluster, "v").await;
+    for log in logs(&cluster) {
         assert!(!log.contains("No space left") && !log.contains("is opened again"), "{log}");
     }
     client.disconnect().await;
@@ -250,20 +118,12 @@ async fn writes_that_need_new_space_wait_until_there_is_some() {
 
 /// Waits until the masters know which nodes are low on room, as `node list` shows it.
 async fn low(cluster: &DevCluster, expected: &[&str]) {
-    let masters = cluster.client();
-    until("the masters to know whose disk is low", LIMIT, async || {
-        answered(masters.list_nodes().await, |answer| {
-            let nodes: Vec<_> = answer.nodes.iter().map(NodeView::of).collect();
-            let is_low = |node: &&NodeView| node.disks.iter().any(|disk| disk.room == "low");
-            let low: BTreeSet<_> = nodes.iter().filter(is_low).map(|n| n.id.as_str()).collect();
-            match low == expected.iter().copied().collect() {
-                true => Look::Done(()),
-                false => Look::NotYet(format!("{nodes:?}")),
-            }
-        })
+    nodes(cluster, "the masters to know whose disk is low", |views| {
+        let is_low = |node: &&NodeView| node.disks.iter().any(|disk| disk.room == "low");
+        let low: BTreeSet<_> = views.iter().filter(is_low).map(|n| n.id.as_str()).collect();
+        low == expected.iter().copied().collect()
     })
-    .await
-    .expect("in time");
+    .await;
 }
 
 /// The nodes of a volume's replicas.
@@ -277,18 +137,14 @@ async fn nodes_of(cluster: &DevCluster, name: &str) -> Vec<String> {
 #[tokio::test(flavor = "multi_thread")]
 async fn disks_that_are_low_on_room_get_no_replica_until_they_have_some() {
     let dir = tempfile::tempdir().expect("dir");
-    let mount = |n: usize| Small::mount(dir.path().join(format!("datanode-{n}")));
-    let Some(disks) = (1..=3).map(mount).collect::<Option<Vec<_>>>() else {
-        eprintln!("not tried: nothing can be mounted here, that needs root");
-        return;
-    };
+    let Some(disks) = disks(dir.path()) else { return };
     let cluster = started(dir.path()).await;
     let nodes: Vec<_> = cluster.file().datanodes.iter().map(|node| node.id.clone()).collect();
     let [first, second, third] = nodes.iter().map(String::as_str).collect::<Vec<_>>()[..] else {
         panic!("three datanodes: {nodes:?}");
     };
-    disks[0].fill(LOW);
-    disks[1].fill(LOW);
+    disks[0].fill(LOW).expect("fills it");
+    disks[1].fill(LOW).expect("fills it");
     low(&cluster, &[first, second]).await;
     for n in 0..4 {
         create(&cluster, &format!("one-{n}"), 1).await.expect("one node has room");
@@ -312,16 +168,16 @@ async fn disks_that_are_low_on_room_get_no_replica_until_they_have_some() {
     let refused = cluster.client().move_replica(order(first)).await.expect_err("it is low on room");
     assert!(format!("{refused:?}").contains("below the placement watermark"), "{refused:?}");
     cluster.client().move_replica(order("")).await.expect("is taken");
-    wait_for(&cluster, "one-0", "the reason to be told", |view| {
+    volume(&cluster, "one-0", "the reason to be told", |view| {
         view.reason.contains("no other node that is alive has room for one in its place")
             && view.reason.contains("2 nodes whose disks are below the placement watermark")
     })
     .await;
     assert_eq!(nodes_of(&cluster, "one-0").await, [third]);
     // There is room again on one of them.
-    disks[1].clear();
+    disks[1].clear().expect("makes room");
     low(&cluster, &[first]).await;
-    wait_for(&cluster, "one-0", "the move", |view| {
+    volume(&cluster, "one-0", "the move", |view| {
         view.members.len() == 1 && view.members[0].node == second && view.is_whole()
     })
     .await;
