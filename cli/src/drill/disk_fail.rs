@@ -1,22 +1,19 @@
 //! `sbkctl drill disk-fail`: the disk of a volume's primary fails, under load; its node stays.
 
-use std::collections::BTreeMap;
 use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use sbk_proto::v1::{MovePrimaryRequest, VolumeInfo};
 use serde::Serialize;
-use tempfile::TempDir;
 use tokio::task::block_in_place;
 
 use super::bench::{ANSWER, Bench, Verified, WHOLE};
-use super::loop_disk::LoopDisk;
+use super::loop_disk::LoopDisks;
 use super::runs::{self, Run as _, ms, short, since};
-use super::target::Target;
 use crate::args::{DrillArgs, Global};
 use crate::commands::volume::{create_request, wait_for, wait_until_serving};
-use crate::dev::cluster::{DevCluster, Options, data_dir};
-use crate::output::{Output, table};
+use crate::dev::cluster::Options;
+use crate::output::table;
 use crate::view::{NodeView, VolumeView, id_text};
 use crate::wait::{self, Look};
 use crate::workload::load::LoadStats;
@@ -71,102 +68,56 @@ impl runs::Run for Run {
     }
 }
 
-/// All of them.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Whether nothing was lost, no request failed, and the replicas were replaced.
-    pub ok: bool,
-    /// Each of them.
-    pub runs: Vec<Run>,
-}
-
-impl Report {
-    fn words(&self) -> String {
-        let rows = self.runs.iter().map(|r| {
-            vec![
-                r.run.to_string(),
-                short(&r.node),
-                ms(r.before.longest_request_ms),
-                ms(r.load.longest_request_ms),
-                ms(r.other_before.longest_request_ms),
-                ms(r.other.longest_request_ms),
-                ms(r.told_ms),
-                ms(r.replaced_ms),
-                (r.before.writes + r.load.writes).to_string(),
-                r.data(),
-            ]
-        });
-        let columns = [
-            "run",
-            "node",
-            "longest",
-            "stall",
-            "other",
-            "other after",
-            "told",
-            "replaced",
-            "writes",
-            "data",
-        ];
-        table(&columns, rows)
-    }
+fn words(runs: &[Run]) -> String {
+    let rows = runs.iter().map(|r| {
+        vec![
+            r.run.to_string(),
+            short(&r.node),
+            ms(r.before.longest_request_ms),
+            ms(r.load.longest_request_ms),
+            ms(r.other_before.longest_request_ms),
+            ms(r.other.longest_request_ms),
+            ms(r.told_ms),
+            ms(r.replaced_ms),
+            (r.before.writes + r.load.writes).to_string(),
+            r.data(),
+        ]
+    });
+    let columns = [
+        "run",
+        "node",
+        "longest",
+        "stall",
+        "other",
+        "other after",
+        "told",
+        "replaced",
+        "writes",
+        "data",
+    ];
+    table(&columns, rows)
 }
 
 /// Runs the command.
 pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
     runs::only_its_own(global, "makes disks fail")?;
-    let output = Output::new(global.output);
-    let (runs, result) = runs::all(args.runs, async |number| once(number, &args).await).await;
-    let ok = result.is_ok() && runs::are_right(&runs);
-    let report = Report { ok, runs };
-    output.show(&report, Report::words)?;
-    runs::end(result, ok)?;
-    output.note("The disk's replicas were replaced; no request failed, all replicas are equal.")
-}
-
-/// The cluster's disks. Dropped after the cluster, which uses them.
-struct Disks {
-    // Before the directory that they are in.
-    disks: BTreeMap<(u64, usize), LoopDisk>,
-    _dir: TempDir,
-}
-
-impl Disks {
-    /// Mounts them, and has the data directories of a cluster in `cluster` lead to them.
-    fn mount(cluster: &TempDir) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("sbk-disks-").tempdir();
-        let dir = dir.context("creating a temporary directory")?;
-        let mut disks = BTreeMap::new();
-        for datanode in 1..=DATANODES {
-            for disk in 1..=DISKS {
-                let mounted = LoopDisk::mount(dir.path(), &format!("{datanode}-{disk}"), DISK)?;
-                let link = data_dir(cluster.path(), datanode, disk);
-                std::os::unix::fs::symlink(mounted.path(), link).context("linking a disk")?;
-                disks.insert((datanode, disk), mounted);
-            }
-        }
-        Ok(Self { disks, _dir: dir })
-    }
+    let right = "The disk's replicas were replaced; no request failed, all replicas are equal.";
+    runs::report(global, args.runs, async |number| once(number, &args).await, words, right).await
 }
 
 async fn once(number: u32, args: &DrillArgs) -> anyhow::Result<Run> {
-    let dir = tempfile::Builder::new().prefix("sbk-drill-").tempdir();
-    let dir = dir.context("creating a temporary directory")?;
-    let disks = block_in_place(|| Disks::mount(&dir))?;
+    let dir = runs::own_dir()?;
+    let disks = block_in_place(|| LoopDisks::mount(dir.path(), DATANODES, DISKS, DISK))?;
     let mut options = Options::new(dir.path().to_owned())?;
     (options.disks, options.replace_after) = (DISKS, Some(REPLACE));
     options.wal_retain = Some(64 << 20);
-    let cluster = Box::new(DevCluster::start(options).await?);
-    let mut bench = Bench::open(Target::Own { cluster, dir, network: None }, args.depth).await?;
-    let outcome = fail_one(&mut bench, &disks, number, args).await;
-    let faulty = outcome.as_ref().map_or(true, |run| run.fault.is_some());
-    bench.close(args.keep || faulty).await?;
-    outcome
+    runs::on_its_own(dir, options, args, async |bench| fail_one(bench, &disks, number, args).await)
+        .await
 }
 
 async fn fail_one(
     bench: &mut Bench,
-    disks: &Disks,
+    disks: &LoopDisks,
     number: u32,
     args: &DrillArgs,
 ) -> anyhow::Result<Run> {
@@ -182,8 +133,7 @@ async fn fail_one(
     let entry = file.datanodes[at].clone();
     let (volume, replica) = (id_text(&bench.info().await?.id), bench.replica_on(&node).await?);
     let name = format!("replicas/{volume}.{replica}");
-    let mut on_node = (1..=DISKS).filter_map(|disk| disks.disks.get(&(at as u64 + 1, disk)));
-    let disk = on_node.find(|disk| disk.path().join(&name).exists());
+    let disk = disks.of(at as u64 + 1).find(|disk| disk.path().join(&name).exists());
     let disk = disk.context("the primary's replica is on none of its node's disks")?;
     have_primary(bench, &other, &node).await?;
 

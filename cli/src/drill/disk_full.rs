@@ -9,18 +9,16 @@ use std::time::{Duration, Instant};
 use anyhow::{Context as _, bail};
 use bytes::Bytes;
 use serde::Serialize;
-use tempfile::TempDir;
 use tokio::sync::watch;
 use tokio::task::{JoinHandle, block_in_place};
 
 use super::bench::{ANSWER, Bench, USED_BLOCKS, Verified, WHOLE};
 use super::disk_fail::node_view;
-use super::loop_disk::LoopDisk;
+use super::loop_disk::LoopDisks;
 use super::runs::{self, Run as _, ms, short, since};
-use super::target::Target;
 use crate::args::{DrillArgs, Global};
-use crate::dev::cluster::{DevCluster, Options, data_dir};
-use crate::output::{Output, table};
+use crate::dev::cluster::Options;
+use crate::output::table;
 use crate::view::VolumeView;
 use crate::wait::{self, Look};
 use crate::workload::load::LoadStats;
@@ -84,101 +82,57 @@ impl runs::Run for Run {
     }
 }
 
-/// All of them.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Whether nothing was lost, no request failed, and growth waited and went on.
-    pub ok: bool,
-    /// Each of them.
-    pub runs: Vec<Run>,
-}
-
-impl Report {
-    fn words(&self) -> String {
-        let rows = self.runs.iter().map(|r| {
-            vec![
-                r.run.to_string(),
-                short(&r.node),
-                if r.primary { "primary" } else { "replica" }.to_owned(),
-                ms(r.before.longest_request_ms),
-                ms(r.load.longest_request_ms),
-                ms(r.growth_stall_ms),
-                ms(r.told_ms),
-                ms(r.resumed_ms),
-                (r.before.writes + r.load.writes + r.grown).to_string(),
-                r.data(),
-            ]
-        });
-        let columns = [
-            "run",
-            "node",
-            "its replica",
-            "longest",
-            "stall",
-            "new blocks",
-            "told",
-            "went on",
-            "writes",
-            "data",
-        ];
-        let told = self.runs.last().map(|run| format!("The volume said: {}\n", run.told));
-        format!("{}{}", table(&columns, rows), told.unwrap_or_default())
-    }
+fn words(runs: &[Run]) -> String {
+    let rows = runs.iter().map(|r| {
+        vec![
+            r.run.to_string(),
+            short(&r.node),
+            if r.primary { "primary" } else { "replica" }.to_owned(),
+            ms(r.before.longest_request_ms),
+            ms(r.load.longest_request_ms),
+            ms(r.growth_stall_ms),
+            ms(r.told_ms),
+            ms(r.resumed_ms),
+            (r.before.writes + r.load.writes + r.grown).to_string(),
+            r.data(),
+        ]
+    });
+    let columns = [
+        "run",
+        "node",
+        "its replica",
+        "longest",
+        "stall",
+        "new blocks",
+        "told",
+        "went on",
+        "writes",
+        "data",
+    ];
+    let told = runs.last().map(|run| format!("The volume said: {}\n", run.told));
+    format!("{}{}", table(&columns, rows), told.unwrap_or_default())
 }
 
 /// Runs the command.
 pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
     runs::only_its_own(global, "fills disks")?;
-    let output = Output::new(global.output);
-    let (runs, result) = runs::all(args.runs, async |number| once(number, &args).await).await;
-    let ok = result.is_ok() && runs::are_right(&runs);
-    let report = Report { ok, runs };
-    output.show(&report, Report::words)?;
-    runs::end(result, ok)?;
-    output.note("Growth waited for room and went on; no request failed, all replicas are equal.")
-}
-
-/// The disks of a cluster's datanodes, in their order. Dropped after the cluster, which uses them.
-struct Disks {
-    // Before the directory that they are in.
-    disks: Vec<LoopDisk>,
-    _dir: TempDir,
-}
-
-impl Disks {
-    /// Mounts them, and has the data directories of a cluster in `cluster` lead to them.
-    fn mount(cluster: &TempDir) -> anyhow::Result<Self> {
-        let dir = tempfile::Builder::new().prefix("sbk-disks-").tempdir();
-        let dir = dir.context("creating a temporary directory")?;
-        let mut disks = Vec::new();
-        for datanode in 1..=DATANODES {
-            let disk = LoopDisk::mount(dir.path(), &datanode.to_string(), DISK)?;
-            let link = data_dir(cluster.path(), datanode, 1);
-            std::os::unix::fs::symlink(disk.path(), link).context("linking a disk")?;
-            disks.push(disk);
-        }
-        Ok(Self { disks, _dir: dir })
-    }
+    let right = "Growth waited for room and went on; no request failed, all replicas are equal.";
+    runs::report(global, args.runs, async |number| once(number, &args).await, words, right).await
 }
 
 async fn once(number: u32, args: &DrillArgs) -> anyhow::Result<Run> {
-    let dir = tempfile::Builder::new().prefix("sbk-drill-").tempdir();
-    let dir = dir.context("creating a temporary directory")?;
-    let disks = block_in_place(|| Disks::mount(&dir))?;
+    let dir = runs::own_dir()?;
+    let disks = block_in_place(|| LoopDisks::mount(dir.path(), DATANODES, 1, DISK))?;
     let mut options = Options::new(dir.path().to_owned())?;
     options.growth_watermark = Some(WATERMARK.to_string());
     options.wal_retain = Some(64 << 20);
-    let cluster = Box::new(DevCluster::start(options).await?);
-    let mut bench = Bench::open(Target::Own { cluster, dir, network: None }, args.depth).await?;
-    let outcome = fill_one(&mut bench, &disks, number, args).await;
-    let faulty = outcome.as_ref().map_or(true, |run| run.fault.is_some());
-    bench.close(args.keep || faulty).await?;
-    outcome
+    runs::on_its_own(dir, options, args, async |bench| fill_one(bench, &disks, number, args).await)
+        .await
 }
 
 async fn fill_one(
     bench: &mut Bench,
-    disks: &Disks,
+    disks: &LoopDisks,
     number: u32,
     args: &DrillArgs,
 ) -> anyhow::Result<Run> {
@@ -188,7 +142,8 @@ async fn fill_one(
     let nodes = bench.target.file()?.datanodes;
     let at = nodes.iter().position(|entry| (entry.id == of_primary) == primary);
     let at = at.context("no such node is of this cluster")?;
-    let (node, disk) = (nodes[at].id.clone(), &disks.disks[at]);
+    let node = nodes[at].id.clone();
+    let disk = disks.of(at as u64 + 1).next().context("each node has a disk")?;
 
     let client = bench.connect(&node).await?;
     let growth = Growth::start(client.clone());

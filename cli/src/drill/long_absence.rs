@@ -14,12 +14,11 @@ use serde::Serialize;
 use super::bench::{ANSWER, Bench, USED_BLOCKS, VOLUME, Verified, WHOLE};
 use super::routes::{GENTLE, Route, SMALL_WAL, log_moves_on, observed};
 use super::runs::{self, Run as _, ms, short, since};
-use super::target::Target;
 use crate::args::{DrillArgs, Global};
-use crate::dev::cluster::{DevCluster, Options};
+use crate::dev::cluster::Options;
 use crate::dev::plan::Wanted;
 use crate::http::get_text;
-use crate::output::{Output, table};
+use crate::output::table;
 use crate::size::show_size;
 use crate::view::{VolumeView, id_text};
 use crate::wait::{self, Look};
@@ -88,85 +87,64 @@ impl runs::Run for Run {
     }
 }
 
-/// All of them.
-#[derive(Clone, Debug, Serialize)]
-pub struct Report {
-    /// Whether each ended as it had to, and nothing was lost and nothing failed.
-    pub ok: bool,
-    /// Each of them.
-    pub runs: Vec<Run>,
-}
-
-impl Report {
-    fn words(&self) -> String {
-        let rows = self.runs.iter().map(|r| {
-            vec![
-                r.run.to_string(),
-                short(&r.node),
-                match r.end {
-                    End::Delta => "delta".to_owned(),
-                    End::Replaced => "replaced".to_owned(),
-                },
-                ms(r.away_ms),
-                show_size(r.written_bytes),
-                show_size(r.changed_bytes),
-                show_size(r.volume_bytes),
-                show_size(r.base_bytes),
-                show_size(r.entries_bytes),
-                ms(r.whole_ms),
-                ms(r.load.longest_request_ms),
-                r.data(),
-            ]
-        });
-        let columns = [
-            "run",
-            "node",
-            "end",
-            "away",
-            "written",
-            "changed",
-            "volume",
-            "base",
-            "entries",
-            "in sync after",
-            "stall",
-            "data",
-        ];
-        table(&columns, rows)
-    }
+fn words(runs: &[Run]) -> String {
+    let rows = runs.iter().map(|r| {
+        vec![
+            r.run.to_string(),
+            short(&r.node),
+            match r.end {
+                End::Delta => "delta".to_owned(),
+                End::Replaced => "replaced".to_owned(),
+            },
+            ms(r.away_ms),
+            show_size(r.written_bytes),
+            show_size(r.changed_bytes),
+            show_size(r.volume_bytes),
+            show_size(r.base_bytes),
+            show_size(r.entries_bytes),
+            ms(r.whole_ms),
+            ms(r.load.longest_request_ms),
+            r.data(),
+        ]
+    });
+    let columns = [
+        "run",
+        "node",
+        "end",
+        "away",
+        "written",
+        "changed",
+        "volume",
+        "base",
+        "entries",
+        "in sync after",
+        "stall",
+        "data",
+    ];
+    table(&columns, rows)
 }
 
 /// Runs the command.
 pub async fn run(global: &Global, args: DrillArgs) -> anyhow::Result<()> {
     runs::only_its_own(global, "has replicas replaced")?;
-    let output = Output::new(global.output);
     let once = async |number: u32| match number % 2 {
         1 => once(number, End::Delta, &args).await,
         _ => once(number, End::Replaced, &args).await,
     };
-    let (runs, result) = runs::all(2 * args.runs, once).await;
-    let ok = result.is_ok() && runs::are_right(&runs);
-    let report = Report { ok, runs };
-    output.show(&report, Report::words)?;
-    runs::end(result, ok)?;
-    output.note("Each absence ended as it had to; no request failed, all replicas are equal.")
+    let right = "Each absence ended as it had to; no request failed, all replicas are equal.";
+    runs::report(global, 2 * args.runs, once, words, right).await
 }
 
 async fn once(number: u32, end: End, args: &DrillArgs) -> anyhow::Result<Run> {
-    let dir = tempfile::Builder::new().prefix("sbk-drill-").tempdir();
-    let dir = dir.context("creating a temporary directory")?;
+    let dir = runs::own_dir()?;
     let mut options = Options::new(dir.path().to_owned())?;
     options.wal_retain = Some(SMALL_WAL);
     if end == End::Replaced {
         options.wanted = Wanted { masters: None, datanodes: Some(4), base_port: None };
         options.replace_after = Some(REPLACE);
     }
-    let cluster = Box::new(DevCluster::start(options).await?);
-    let mut bench = Bench::open(Target::Own { cluster, dir, network: None }, args.depth).await?;
-    let outcome = be_away(&mut bench, number, end, args).await;
-    let faulty = outcome.as_ref().map_or(true, |run| run.fault.is_some());
-    bench.close(args.keep || faulty).await?;
-    outcome
+    runs::on_its_own(dir, options, args, async |bench| be_away(bench, number, end, args).await)
+        .await
 }
 
 async fn be_away(

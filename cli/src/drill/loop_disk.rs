@@ -4,11 +4,15 @@
 //! at its size again. From then on it answers EIO to whatever has to get to it, as one does that was pulled
 //! out.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File};
 use std::path::{Path, PathBuf};
 use std::process::Command;
 
 use anyhow::{Context, bail};
+use tempfile::TempDir;
+
+use crate::dev::cluster::data_dir;
 
 /// An ext4 on a loop device, mounted; unmounted and detached when dropped.
 #[derive(Debug)]
@@ -87,6 +91,46 @@ impl Drop for LoopDisk {
         if let Err(error) = run(Command::new("losetup").arg("--detach").arg(&self.device)) {
             eprintln!("{} stays: {error:#}", self.device);
         }
+    }
+}
+
+/// The disks of a development cluster. To be dropped after the cluster, which uses them.
+#[derive(Debug)]
+pub struct LoopDisks {
+    // Before the directory that they are in.
+    disks: BTreeMap<(u64, usize), LoopDisk>,
+    _dir: TempDir,
+}
+
+impl LoopDisks {
+    /// Mounts so many of `bytes` each for each of so many datanodes, and has the data directories of a cluster in `cluster` lead
+    /// to them.
+    ///
+    /// # Errors
+    /// As [`LoopDisk::mount`].
+    pub fn mount(
+        cluster: &Path,
+        datanodes: u64,
+        of_each: usize,
+        bytes: u64,
+    ) -> anyhow::Result<Self> {
+        let dir = tempfile::Builder::new().prefix("sbk-disks-").tempdir();
+        let dir = dir.context("creating a temporary directory")?;
+        let mut disks = BTreeMap::new();
+        for datanode in 1..=datanodes {
+            for disk in 1..=of_each {
+                let mounted = LoopDisk::mount(dir.path(), &format!("{datanode}-{disk}"), bytes)?;
+                let link = data_dir(cluster, datanode, disk);
+                std::os::unix::fs::symlink(mounted.path(), link).context("linking a disk")?;
+                disks.insert((datanode, disk), mounted);
+            }
+        }
+        Ok(Self { disks, _dir: dir })
+    }
+
+    /// Those of a datanode, which are numbered from 1, in their order.
+    pub fn of(&self, datanode: u64) -> impl Iterator<Item = &LoopDisk> {
+        self.disks.range((datanode, 0)..(datanode + 1, 0)).map(|(_, disk)| disk)
     }
 }
 

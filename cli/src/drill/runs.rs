@@ -1,10 +1,15 @@
 //! What drills that are run again and again have in common: run after run until one goes wrong, and what their
 //! reports say of each in the same words.
 
-use anyhow::bail;
+use anyhow::{Context as _, bail};
+use serde::Serialize;
+use tempfile::TempDir;
 
-use super::bench::Verified;
-use crate::args::Global;
+use super::bench::{Bench, Verified};
+use super::target::Target;
+use crate::args::{DrillArgs, Global};
+use crate::dev::cluster::{DevCluster, Options};
+use crate::output::Output;
 use crate::workload::load::LoadStats;
 
 /// One time that a drill was run.
@@ -42,6 +47,53 @@ pub(super) async fn all<R: Run>(
         }
     }
     (runs, Ok(()))
+}
+
+/// What a drill tells of all its runs, unless it has more to say of them together.
+#[derive(Clone, Debug, Serialize)]
+struct Report<R> {
+    /// Whether all were done, and nothing is wrong.
+    ok: bool,
+    /// Each of them.
+    runs: Vec<R>,
+}
+
+/// Does it `of` times, as [`all`], and shows what became of it: to people in the words of `words`, and with `right` behind it
+/// if nothing is wrong.
+pub(super) async fn report<R: Run + Serialize>(
+    global: &Global,
+    of: u32,
+    once: impl AsyncFnMut(u32) -> anyhow::Result<R>,
+    words: fn(&[R]) -> String,
+    right: &str,
+) -> anyhow::Result<()> {
+    let output = Output::new(global.output);
+    let (runs, result) = all(of, once).await;
+    let ok = result.is_ok() && are_right(&runs);
+    output.show(&Report { ok, runs }, |report| words(&report.runs))?;
+    end(result, ok)?;
+    output.note(right)
+}
+
+/// A directory for a cluster that a run has to itself.
+pub(super) fn own_dir() -> anyhow::Result<TempDir> {
+    let dir = tempfile::Builder::new().prefix("sbk-drill-").tempdir();
+    dir.context("creating a temporary directory")
+}
+
+/// Has one run on a cluster of its own, in a directory that is kept if anything is wrong.
+pub(super) async fn on_its_own<R: Run>(
+    dir: TempDir,
+    options: Options,
+    args: &DrillArgs,
+    run: impl AsyncFnOnce(&mut Bench) -> anyhow::Result<R>,
+) -> anyhow::Result<R> {
+    let cluster = Box::new(DevCluster::start(options).await?);
+    let mut bench = Bench::open(Target::Own { cluster, dir, network: None }, args.depth).await?;
+    let outcome = run(&mut bench).await;
+    let faulty = outcome.as_ref().map_or(true, |run| run.fault().is_some());
+    bench.close(args.keep || faulty).await?;
+    outcome
 }
 
 /// Whether all was done, and nothing is wrong.
