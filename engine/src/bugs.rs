@@ -424,6 +424,18 @@ bugs! {
     /// A replica that is to be replaced in its place leaves while its node is low on room. [It is removed, no other
     /// is made, and the volume has one copy fewer until there is room.]
     GoesFirstForNothing,
+    /// Log that has been kept for long enough is let go though a session needs it. [A replica that was being brought
+    /// what it had missed has to take all that changed instead, and the same befalls it again.]
+    AgeOverPins,
+    /// Once something has been kept for long enough, all that is in the extents by then is let go with it. [A replica
+    /// that was away for a moment can't be brought what it missed.]
+    AgeOfNewest,
+    /// Zeros that an entry wrote count as data until its checkpoint. [A write to them was let through on a disk that
+    /// was short of room, and took new space.]
+    LoggedZerosAreData,
+    /// What an entry wrote counts as holes if its first block is zeros. [Clients that copy leave the rest out, and
+    /// a volume shrinks to where it begins.]
+    LoggedDataIsHole,
 }
 
 /// Whether the bug is put back, in this thread.

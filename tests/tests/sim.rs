@@ -62,6 +62,11 @@ fn replicas_that_fall_behind_get_what_changed() {
 }
 
 #[test]
+fn log_is_let_go_for_its_age_and_not_from_under_a_session() {
+    sweep("ages", 0..120);
+}
+
+#[test]
 fn blocks_that_rot_are_read_from_another_replica() {
     sweep("rotten", 0..120);
 }

@@ -2,6 +2,7 @@
 
 use std::collections::VecDeque;
 
+use sbk_engine::bugs::{Bug, on};
 use sbk_engine::types::{Lsn, Millis};
 
 use super::core::Store;
@@ -25,7 +26,7 @@ impl Ages {
             self.samples.push_back((now, checkpoint));
         }
         while let Some((_, lsn)) = self.samples.pop_front_if(|(at, _)| now.since(*at) >= keep_ms) {
-            self.old = self.old.max(lsn);
+            self.old = self.old.max(if on(Bug::AgeOfNewest) { checkpoint } else { lsn });
         }
     }
 

@@ -5,6 +5,7 @@
 
 use std::ops::{ControlFlow, Range};
 
+use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::log::BlockRange;
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use sbk_wal::is_zero;
@@ -103,7 +104,11 @@ fn blocks_of(source: &Source) -> impl Iterator<Item = bool> + '_ {
         Source::Zeros | Source::Extents => (&[], &[]),
     };
     let of_data = data.chunks_exact(BLOCK_SIZE as usize).map(is_zero);
-    of_data.chain(stamps.iter().map(|stamp| *stamp == 0))
+    let holes = of_data.chain(stamps.iter().map(|stamp| *stamp == 0));
+    let begins =
+        || data.get(..BLOCK_SIZE as usize).is_some_and(is_zero) || stamps.first() == Some(&0);
+    let all = on(Bug::LoggedDataIsHole) && begins();
+    holes.map(move |hole| (hole || all) && !on(Bug::LoggedZerosAreData))
 }
 
 /// A look for the first block that is no hole.

@@ -9,6 +9,7 @@
 
 use std::sync::atomic::Ordering;
 
+use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::message::RecoveryId;
 use sbk_engine::types::Lsn;
 
@@ -110,7 +111,8 @@ impl Store {
     /// Whether something up to `lsn` stays for a session, `bytes` of log with it.
     fn held_by_pin(&self, lsn: Lsn, bytes: u64) -> bool {
         let most = self.options.wal_retain_bytes + self.options.wal_pin_bytes;
-        self.is_pinned(lsn) && bytes <= most
+        let outlived = on(Bug::AgeOverPins) && lsn <= self.ages.old();
+        self.is_pinned(lsn) && bytes <= most && !outlived
     }
 
     /// The oldest segment that may go: not the one with the checkpoint's last entry, so that a cut always leaves one.

@@ -77,6 +77,7 @@ pub const FAMILIES: &[&str] = &[
     "in-place",
     "hangs",
     "space",
+    "ages",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -13,6 +13,7 @@ use sbk_store::{CreateSpec, Identity, Pressure, Store, StoreError, StoreOptions}
 use sbk_wal::{Memory, Storage};
 use uuid::Uuid;
 
+use super::ages::Ages;
 use super::content::VOLUME_BLOCKS;
 use super::rng::Rng;
 
@@ -109,6 +110,8 @@ pub(crate) struct Keeping {
     pub(crate) segment: u64,
     /// Bytes of checkpointed WAL that stay for catch-up.
     pub(crate) retain: u64,
+    /// For how long it does, in milliseconds; 0: for as long as there is room.
+    pub(crate) retain_ms: u64,
     /// Bytes at which a checkpoint is due.
     pub(crate) checkpoint: u64,
     /// Least bytes of a write that goes into the log by reference.
@@ -121,7 +124,7 @@ impl Keeping {
             wal_segment_bytes: self.segment,
             batch_bytes: 32 << 10,
             wal_retain_bytes: self.retain,
-            wal_retain_ms: 0,
+            wal_retain_ms: self.retain_ms,
             wal_pin_bytes: 24 << 10,
             wal_max_bytes: 1 << 20,
             wal_max_entries: 400,
@@ -150,6 +153,8 @@ pub(crate) struct Disk {
     /// Since its log ended there the disk has been short of room.
     pub(crate) short_since: Option<Lsn>,
     pub(crate) shadow: Shadow,
+    /// For how long the log of the open store has been in the extents.
+    pub(crate) ages: Ages,
 }
 
 impl Disk {
@@ -175,6 +180,7 @@ impl Disk {
             store: None,
             short_since: None,
             shadow: Shadow::default(),
+            ages: Ages::default(),
         }
     }
 
@@ -265,6 +271,7 @@ impl Disk {
     /// must have found is the caller's to check, by the shadow before it.
     pub(crate) fn open(&mut self) -> Result<Opened, StoreError> {
         self.store = None;
+        self.ages = Ages::default();
         self.opens += 1;
         let incarnation = Incarnation { process: self.process, open: self.opens };
         let options = self.options.clone();
@@ -322,6 +329,11 @@ impl Disk {
     pub(crate) fn wal_bytes(&self) -> u64 {
         let paths = self.memory.paths().into_iter().filter(|path| path.starts_with("wal/"));
         paths.map(|path| self.memory.content(&path).map_or(0, |content| content.len() as u64)).sum()
+    }
+
+    /// Bytes of checkpointed WAL that are to stay for others who have no session.
+    pub(crate) fn keeps_bytes(&self) -> u64 {
+        self.options.wal_retain_bytes
     }
 
     /// Bytes of WAL that are to stay for others.

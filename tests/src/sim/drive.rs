@@ -249,6 +249,7 @@ impl World {
                 } else {
                     self.summary.rebuilds += 1;
                 }
+                self.mark_aged(self.sender(&mark), &mark);
                 let image = self.image_log(&mark);
                 let node = &mut self.nodes[index];
                 node.disk.shadow.wiping();
@@ -435,6 +436,9 @@ impl World {
                 let referred = |lsn| read(lsn) && store.refers(lsn);
                 if (first.0..=last.0).any(|lsn| referred(Lsn(lsn))) {
                     self.mark(Mark::ReferenceFed);
+                }
+                if lane.is_some() {
+                    self.mark_kept(index, first);
                 }
                 return Ok(Ok(entries));
             }

@@ -3,6 +3,7 @@
 use sbk_engine::types::{Durability, WriteAck};
 
 use super::Faults;
+use super::faults::AGES;
 
 /// Faults that come together, drawn by the seed.
 #[derive(Clone, Copy, Debug)]
@@ -149,6 +150,34 @@ fn deltas(seed: u64) -> Faults {
         durability,
         replicas: [3, 3, 2, 4][(seed / 5 % 4) as usize],
         min_in_sync: least(seed),
+        ..Faults::none()
+    }
+}
+
+/// Log that is let go for its age, while replicas are away and while they are brought what they missed.
+fn ages(seed: u64) -> Faults {
+    Faults {
+        ages: AGES[(seed % 3) as usize],
+        cold: seed % 4 != 3,
+        loss: seed / 2 % 4,
+        repeat: seed % 5 * 2,
+        slow: seed / 3 % 3 * 5,
+        crash: seed % 4 != 1,
+        power: seed % 5 == 2,
+        partition: seed % 4 == 1,
+        blink: seed % 6 == 2,
+        whim: seed % 4 == 3,
+        leader: seed % 8 == 6,
+        disk: seed / 2 % 3 == 1,
+        slow_link: seed % 10 > 6,
+        drift: seed % 7 == 5,
+        jump: seed % 7 == 6,
+        resize: seed % 9 == 4,
+        busy: [12, 25, 40][(seed / 3 % 3) as usize],
+        durability: [Durability::SyncAll, Durability::SyncAll, Durability::SyncQuorum]
+            [(seed / 2 % 3) as usize],
+        replicas: [3, 3, 2, 4][(seed / 5 % 4) as usize],
+        min_in_sync: 1 + (seed / 7 % 2) as u32 * u32::from(seed / 2 % 3 != 2),
         ..Faults::none()
     }
 }
@@ -551,6 +580,7 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "handovers", faults: Faults::handovers },
     Family { name: "rotten", faults: rotten },
     Family { name: "deltas", faults: deltas },
+    Family { name: "ages", faults: ages },
     Family {
         name: "sizes",
         faults: |seed| Faults {

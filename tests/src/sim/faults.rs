@@ -13,6 +13,9 @@ use super::marks::{Injected, Mark};
 use super::rng::Rng;
 use super::world::World;
 
+/// For how long the WAL is kept for others, in milliseconds, where that is told by time.
+pub(super) const AGES: [u64; 3] = [300, 800, 2_000];
+
 /// Which faults occur, in percent of messages or at all.
 #[derive(Clone, Copy, Debug)]
 pub struct Faults {
@@ -71,6 +74,8 @@ pub struct Faults {
     pub(crate) blink: bool,
     /// The WAL holds so little that replicas that were away need a base lane.
     pub(crate) short_wal: bool,
+    /// For how long the WAL is kept for others, in milliseconds, whatever it takes; 0: by its size.
+    pub(crate) ages: u64,
     /// Clients use the second region now and then only: it stays as it is while replicas are away.
     pub(crate) cold: bool,
     /// Writes count as large: they go into the log by reference wherever they may.
@@ -144,6 +149,7 @@ impl Faults {
             hang: false,
             blink: false,
             short_wal: false,
+            ages: 0,
             cold: false,
             large: false,
             small: false,
@@ -242,6 +248,9 @@ impl Faults {
         faults.resize = matches!(seed % 16, 5 | 10) && faults.keeps_all();
         faults.space = matches!(seed % 16, 8 | 15);
         faults.resize |= faults.space && faults.keeps_all();
+        if seed % 16 == 4 && !faults.short_wal {
+            faults.ages = AGES[(seed / 16 % 3) as usize];
+        }
         faults
     }
 
@@ -316,10 +325,15 @@ impl Faults {
     pub(crate) fn keeping(&self) -> Keeping {
         // Clients write single blocks.
         let large = if self.large { BLOCK_SIZE } else { u64::MAX };
-        if self.short_wal {
-            Keeping { segment: 16 << 10, retain: 24 << 10, checkpoint: 8 << 10, large }
+        let retain_ms = self.ages;
+        if retain_ms > 0 {
+            // More than a run logs: what goes, goes for its age.
+            let retain = 64 << 20;
+            Keeping { segment: 16 << 10, retain, retain_ms, checkpoint: 8 << 10, large }
+        } else if self.short_wal {
+            Keeping { segment: 16 << 10, retain: 24 << 10, retain_ms, checkpoint: 8 << 10, large }
         } else {
-            Keeping { segment: 64 << 10, retain: 64 << 20, checkpoint: 32 << 10, large }
+            Keeping { segment: 64 << 10, retain: 64 << 20, retain_ms, checkpoint: 32 << 10, large }
         }
     }
 

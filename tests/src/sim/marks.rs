@@ -92,6 +92,12 @@ counted! {
         DeltaPastRot = "delta past a rotten block",
         /// A delta brought zeros.
         DeltaZeros = "zeros sent in a delta",
+        /// A part of a log was let go for its age.
+        AgedOut = "log let go for its age",
+        /// A session was brought what would have been, had it not needed it.
+        AgedKept = "log kept beyond its age for a session",
+        /// A delta began where the log was let go for its age.
+        AgedDelta = "delta for log that was let go for its age",
         /// A base lane broke.
         LaneBroke = "base lane broken",
         /// A session lost its pin.

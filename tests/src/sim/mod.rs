@@ -7,6 +7,7 @@
 //! history; the committed images must be equal in the end. What is found to be wrong is a panic.
 
 mod agent;
+mod ages;
 mod attachments;
 mod client;
 mod content;

@@ -37,6 +37,9 @@ impl World {
             let begin = begin.max(node.syncs_from) + self.rng.below(slow);
             self.at(begin, Event::SyncRuns { node: index, run });
         }
+        if self.nodes[index].checkpoint.is_none() {
+            self.pass_time(index);
+        }
         let node = &mut self.nodes[index];
         if node.checkpoint.is_none()
             && let Some(budget) = node.disk.checkpoint_budget()
@@ -191,8 +194,11 @@ impl World {
             Work::Done(done) => done,
         };
         let before = node.disk.store().checkpoint();
-        let (checkpoint, retained) = node.disk.store().checkpoint_done(done)?;
-        let store = node.disk.store();
+        let kept = self.retained(index);
+        let store = self.nodes[index].disk.store();
+        let (checkpoint, retained) = store.checkpoint_done(done)?;
+        self.check_released(index, kept);
+        let store = self.nodes[index].disk.store();
         let kept = (before.0 + 1..=checkpoint.0).any(|lsn| store.refers(Lsn(lsn)));
         self.summary.checkpoints += 1;
         if kept {

@@ -308,6 +308,7 @@ impl Model {
             first += blocks;
         }
         self.check_holes(store, &newest.image)?;
+        self.check_zeros(store, &newest.image)?;
         self.check_log(store, opened)?;
         self.check_regions(store, opened)?;
         self.raise_floor(opened.committed.0);
@@ -349,6 +350,19 @@ impl Model {
             }
         }
         Ok(())
+    }
+
+    /// On a sound disk all zeros are holes, before their checkpoint as after it: what a write takes of a disk is told
+    /// by that, and must not change with a checkpoint.
+    fn check_zeros(&self, store: &Store, image: &[Tag]) -> Result<(), String> {
+        let all = BlockRange { lba: Lba(0), blocks: MAX_BLOCKS as u32 };
+        let runs =
+            store.plan_allocation(all).run(usize::MAX).map_err(|e| format!("no runs: {e}"))?;
+        let data = runs.iter().flat_map(|run| std::iter::repeat_n(!run.hole, run.blocks as usize));
+        match data.zip(image).position(|(data, tag)| data && *tag == 0) {
+            Some(block) => Err(format!("block {block} is zeros, and no hole")),
+            None => Ok(()),
+        }
     }
 
     /// Reads everything of a store whose files may be damaged. Returns what it refused to give and
