@@ -45,6 +45,8 @@ pub struct Options {
     pub wal_retain: Option<u64>,
     /// `--key-file` of the datanodes, made with a key in it if it is not there; `None`: they have no key.
     pub key_file: Option<PathBuf>,
+    /// Each datanode has such a file of its own, with its number behind a `-`, not all of them the same one.
+    pub own_keys: bool,
     /// More options of the datanodes.
     pub datanode_args: Vec<String>,
     /// `--capacity` of the datanodes.
@@ -79,6 +81,7 @@ impl Options {
             volumes,
             wal_retain: None,
             key_file,
+            own_keys: false,
             datanode_args: Vec::new(),
             capacity: None,
             disks: 1,
@@ -145,7 +148,7 @@ impl DevCluster {
             .dir
             .canonicalize()
             .with_context(|| format!("finding the directory {}", options.dir.display()))?;
-        if let Some(path) = &mut options.key_file {
+        if let (Some(path), false) = (&mut options.key_file, options.own_keys) {
             *path = keys::make(path)
                 .with_context(|| format!("making the key file {}", path.display()))?;
         }
@@ -224,6 +227,14 @@ impl DevCluster {
         })
     }
 
+    /// The key file that the datanode with this number, from 1, has for itself, if each has one of its own.
+    pub fn own_key_file(&self, number: u64) -> Option<PathBuf> {
+        let path = self.options.key_file.as_ref().filter(|_| self.options.own_keys)?;
+        let mut name = path.clone().into_os_string();
+        name.push(format!("-{number}"));
+        Some(name.into())
+    }
+
     fn master(&self, plan: &MasterPlan) -> anyhow::Result<Recipe> {
         let (id, cluster) = (plan.id.to_string(), self.plan.cluster());
         let args =
@@ -251,7 +262,12 @@ impl DevCluster {
         if let Some(watermark) = &self.options.growth_watermark {
             args.extend(["--growth-watermark", watermark]);
         }
-        if let Some(path) = &self.options.key_file {
+        let own = self.own_key_file(plan.number);
+        if let Some(path) = &own {
+            keys::make(path).with_context(|| format!("making the key file {}", path.display()))?;
+        }
+        let key_file = own.as_ref().or(self.options.key_file.as_ref());
+        if let Some(path) = key_file {
             let path = path.to_str().context("the key file's name is not UTF-8")?;
             args.extend(["--key-file", path]);
         }
@@ -479,6 +495,12 @@ impl DevCluster {
             self.refresh_pids()?;
         }
         Ok(())
+    }
+
+    /// Has a process be started with more options from now on. One that runs goes on as it was started.
+    pub fn add_options(&mut self, which: Which, options: &[&str]) {
+        let recipe = &mut self.process(which).recipe;
+        recipe.args.extend(options.iter().map(|option| (*option).to_owned()));
     }
 
     /// Kills (SIGKILL) the datanode with this UUID, and waits until it is gone.

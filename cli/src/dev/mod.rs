@@ -15,7 +15,7 @@ use crate::output::Output;
 
 pub(crate) mod child;
 pub mod cluster;
-mod keys;
+pub(crate) mod keys;
 pub(crate) mod part;
 pub mod plan;
 

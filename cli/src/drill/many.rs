@@ -321,6 +321,7 @@ impl Run {
         for (number, name) in (0..).zip(&self.names) {
             let more = u32::from(number < self.args.connections % count);
             let options = RoamingOptions {
+                everything: false,
                 nodes: self.nodes.clone(),
                 export: name.clone(),
                 blocks: USED_BLOCKS,

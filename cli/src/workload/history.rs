@@ -10,6 +10,13 @@
 //! A write that failed, or was never answered, may have taken effect at any time after its start,
 //! or never.
 //!
+//! Zeros are the one value that is written more than once: by writes of zeros and by trims. One that was
+//! acknowledged is a write that nobody is known to have read, and may lie within no zone of another value. A read
+//! of zeros must fit at least one of them: with that one it spans a zone, which has to go with the zones
+//! of all other values. Each read is asked by itself, so all that is refused is wrong, and not all that is
+//! wrong is refused. A write of zeros whose fate is open explains zeros in every later window, and so takes from what
+//! is seen of its blocks; a load is to zero only a part of those it uses.
+//!
 //! The record of a long run is checked window by window: at a point at which nothing is in flight,
 //! every block is read once more, the window is checked and [`History::settle`] forgets it. What
 //! must outlive a window is what each block holds, and the writes whose fate is still open: they may
@@ -86,6 +93,8 @@ struct Block {
 struct Write {
     start: Tick,
     end: Option<Tick>,
+    /// Whether it wrote zeros, or trimmed.
+    zeros: bool,
 }
 
 impl History {
@@ -100,24 +109,23 @@ impl History {
 
     /// A write of `block` is about to be sent: what to put in it.
     pub fn begin_write(&self, block: u64, writer: u32) -> Stamp {
-        let mut inner = self.inner();
-        let start = inner.tick();
-        inner.last_write += 1;
-        let write = inner.last_write;
-        let old =
-            inner.blocks.entry(block).or_default().writes.insert(write, Write { start, end: None });
-        assert!(old.is_none(), "write numbers are never used twice");
+        let write = self.inner().begin(block, false);
         Stamp { run: self.run, block, write, writer }
     }
 
     /// The write was acknowledged.
     pub fn acknowledge(&self, stamp: &Stamp) {
-        let mut inner = self.inner();
-        let end = inner.tick();
-        inner.acknowledged += 1;
-        let write = inner.blocks.get_mut(&stamp.block).and_then(|b| b.writes.get_mut(&stamp.write));
-        let write = write.expect("a write begins before it is acknowledged");
-        write.end = Some(end);
+        self.inner().acknowledge(stamp.block, stamp.write);
+    }
+
+    /// Zeros are about to be written to `block`, or it is about to be trimmed: the number of that.
+    pub fn begin_zeros(&self, block: u64) -> u64 {
+        self.inner().begin(block, true)
+    }
+
+    /// That was acknowledged.
+    pub fn acknowledge_zeros(&self, block: u64, write: u64) {
+        self.inner().acknowledge(block, write);
     }
 
     /// A read is about to be sent.
@@ -231,6 +239,22 @@ impl History {
 }
 
 impl Inner {
+    fn begin(&mut self, block: u64, zeros: bool) -> u64 {
+        let start = self.tick();
+        self.last_write += 1;
+        let (number, write) = (self.last_write, Write { start, end: None, zeros });
+        let old = self.blocks.entry(block).or_default().writes.insert(number, write);
+        assert!(old.is_none(), "write numbers are never used twice");
+        number
+    }
+
+    fn acknowledge(&mut self, block: u64, write: u64) {
+        let end = self.tick();
+        self.acknowledged += 1;
+        let write = self.blocks.get_mut(&block).and_then(|b| b.writes.get_mut(&write));
+        write.expect("a write begins before it is acknowledged").end = Some(end);
+    }
+
     fn tick(&mut self) -> Tick {
         self.operations += 1;
         self.now += 1;
@@ -249,10 +273,11 @@ impl Inner {
     }
 }
 
-/// What all operations on one value span.
+/// What all operations on one value span, or one write of zeros.
 #[derive(Clone, Copy, Debug)]
 struct Zone {
     value: Option<u64>,
+    zeros: bool,
     first_end: Tick,
     last_start: Tick,
 }
@@ -261,9 +286,44 @@ impl Zone {
     fn is_forward(&self) -> bool {
         self.first_end < self.last_start
     }
+
+    /// Whether they can't both be: they would take turns.
+    fn excludes(&self, other: &Self) -> bool {
+        let meet = self.first_end < other.last_start && other.first_end < self.last_start;
+        (self.is_forward() || other.is_forward()) && meet
+    }
 }
 
 impl Block {
+    /// What zeros may be those of: what was there before anything else, writes of zeros, and trims.
+    fn sources_of_zeros(&self) -> impl Iterator<Item = Write> {
+        let before = Write { start: 0, end: Some(0), zeros: true };
+        let writes = self.writes.values().filter(|write| write.zeros).copied();
+        self.base.is_none().then_some(before).into_iter().chain(writes)
+    }
+
+    /// What is wrong with the reads of zeros, where zeros were written, if anything is.
+    fn check_zeros(&self, zones: &[Zone]) -> Option<String> {
+        if !self.writes.values().any(|write| write.zeros) {
+            // They are a value like the others.
+            return None;
+        }
+        let others: Vec<&Zone> = zones.iter().filter(|zone| !zone.zeros).collect();
+        let fits = |start: Tick, end: Tick, source: Write| {
+            let (first_end, last_start) =
+                (source.end.map_or(end, |at| at.min(end)), source.start.max(start));
+            let zone = Zone { value: None, zeros: true, first_end, last_start };
+            source.start < end && !others.iter().any(|other| zone.excludes(other))
+        };
+        let reads = self.reads.get(&None).into_iter().flatten();
+        let wrong = reads
+            .copied()
+            .find(|(start, end)| !self.sources_of_zeros().any(|source| fits(*start, *end, source)));
+        wrong.map(|(start, _)| {
+            format!("the read sent at {start} saw zeros, and no write of zeros or trim explains it")
+        })
+    }
+
     fn open_writes(&self) -> impl Iterator<Item = (&u64, &Write)> {
         self.writes.iter().filter(|(number, write)| {
             write.end.is_none() && !self.reads.contains_key(&Some(**number))
@@ -287,7 +347,8 @@ impl Block {
         let mut lines = vec![(0, format!("at the beginning: {}", name(self.base)))];
         for (number, write) in &self.writes {
             let end = write.end.map_or_else(|| "never".to_owned(), at);
-            let text = format!("write {number}: sent {}, acknowledged {end}", at(write.start));
+            let what = if write.zeros { "zeros" } else { "write" };
+            let text = format!("{what} {number}: sent {}, acknowledged {end}", at(write.start));
             lines.push((write.start, text));
         }
         for (value, reads) in &self.reads {
@@ -304,18 +365,27 @@ impl Block {
     /// The zones of all values that were seen or acknowledged, or why there can be none.
     fn zones(&self) -> Result<Vec<Zone>, String> {
         let mut zones: BTreeMap<Option<u64>, Zone> = BTreeMap::new();
-        let base = Zone { value: self.base, first_end: 0, last_start: 0 };
+        let zeroed = self.writes.values().any(|write| write.zeros);
+        let zeros = zeroed && self.base.is_none();
+        let base = Zone { value: self.base, zeros, first_end: 0, last_start: 0 };
         zones.insert(self.base, base);
         for (number, write) in &self.writes {
             let value = Some(*number);
-            let zone =
-                Zone { value, first_end: write.end.unwrap_or(Tick::MAX), last_start: write.start };
+            let (first_end, last_start) = (write.end.unwrap_or(Tick::MAX), write.start);
+            let zone = Zone { value, zeros: write.zeros, first_end, last_start };
             // One that was neither acknowledged nor seen is free to not have happened.
             if write.end.is_some() || self.reads.contains_key(&value) {
                 zones.insert(value, zone);
             }
         }
         for (value, reads) in &self.reads {
+            if value.is_none() && zeroed {
+                let explained = |end: Tick| self.sources_of_zeros().any(|s| s.start < end);
+                match reads.iter().all(|(_, end)| explained(*end)) {
+                    true => continue,
+                    false => return Err("a read saw zeros before any were sent".to_owned()),
+                }
+            }
             let Entry::Occupied(mut zone) = zones.entry(*value) else {
                 let gone = value.is_none_or(|write| write <= self.settled);
                 let why = if gone { "was overwritten for good" } else { "was never written" };
@@ -365,7 +435,7 @@ impl Block {
                 ));
             }
         }
-        None
+        self.check_zeros(&zones)
     }
 }
 

@@ -365,3 +365,128 @@ fn a_loss_forgives_no_data_that_was_never_there() {
     bench.see(&first);
     wrong(&bench, "never written");
 }
+
+impl Bench {
+    fn zero(&self) {
+        let write = self.history.begin_zeros(9);
+        self.history.acknowledge_zeros(9, write);
+    }
+}
+
+#[test]
+fn zeros_may_be_written_again_and_again() {
+    let bench = Bench::new();
+    bench.see_zeros();
+    for _ in 0..3 {
+        let stamp = bench.write();
+        bench.see(&stamp);
+        bench.zero();
+        bench.see_zeros();
+        bench.zero();
+        bench.see_zeros();
+    }
+    bench.right();
+    bench.history.settle();
+    bench.see_zeros();
+    let stamp = bench.write();
+    bench.see(&stamp);
+    bench.right();
+}
+
+#[test]
+fn what_was_zeroed_does_not_come_back() {
+    let bench = Bench::new();
+    let stamp = bench.write();
+    bench.zero();
+    bench.see(&stamp);
+    bench.wrong("write 2 was lost");
+}
+
+#[test]
+fn what_was_zeroed_before_an_earlier_window_ended_does_not_come_back() {
+    let bench = Bench::new();
+    let stamp = bench.write();
+    bench.zero();
+    bench.see_zeros();
+    bench.right();
+    bench.history.settle();
+    bench.see(&stamp);
+    bench.wrong("overwritten for good");
+}
+
+#[test]
+fn zeros_do_not_come_back_over_a_later_write() {
+    for seen in [true, false] {
+        let bench = Bench::new();
+        bench.zero();
+        let stamp = bench.write();
+        if seen {
+            bench.see(&stamp);
+        }
+        bench.see_zeros();
+        bench.wrong("no write of zeros or trim explains it");
+    }
+}
+
+#[test]
+fn zeros_are_not_seen_before_they_are_sent() {
+    let bench = Bench::new();
+    let stamp = bench.write();
+    bench.see(&stamp);
+    bench.history.settle();
+    bench.see_zeros();
+    bench.zero();
+    bench.wrong("before any were sent");
+}
+
+#[test]
+fn zeros_take_effect_once() {
+    let bench = Bench::new();
+    let first = bench.write();
+    let start = bench.history.begin_read();
+    let zeros = bench.history.begin_zeros(9);
+    bench.see_since(start, &first);
+    bench.see_zeros();
+    let second = bench.write();
+    bench.see(&second);
+    bench.history.acknowledge_zeros(9, zeros);
+    bench.right();
+    // They took effect before the second write, which was seen; no others were sent.
+    bench.see(&second);
+    bench.see_zeros();
+    bench.wrong("no write of zeros or trim explains it");
+}
+
+#[test]
+fn unanswered_zeros_may_have_happened_or_not_in_any_window() {
+    for happened in [true, false] {
+        let bench = Bench::new();
+        let stamp = bench.write();
+        bench.history.begin_zeros(9);
+        bench.see(&stamp);
+        bench.right();
+        assert_eq!(bench.history.open_writes(), 1);
+        bench.history.settle();
+        if happened {
+            bench.see_zeros();
+        } else {
+            bench.see(&stamp);
+        }
+        bench.right();
+    }
+}
+
+#[test]
+fn after_a_loss_zeros_must_still_have_been_written() {
+    let bench = Bench::new();
+    let stamp = bench.write();
+    bench.see(&stamp);
+    bench.history.settle();
+    bench.see_zeros();
+    assert_eq!(bench.history.check_after_loss().len(), 1);
+    let bench = Bench::new();
+    bench.zero();
+    bench.write();
+    bench.see_zeros();
+    assert_eq!(bench.history.check_after_loss(), []);
+}

@@ -31,6 +31,15 @@ const READ_PERCENT: u64 = 40;
 const FLUSH_PERCENT: u64 = 2;
 /// Blocks of one request, at most.
 const MOST_BLOCKS: u64 = 8;
+/// Of 100 requests to a volume on which everything is tried: large writes, writes of zeros, trims.
+const LARGE_PERCENT: u64 = 1;
+const ZERO_PERCENT: u64 = 2;
+const TRIM_PERCENT: u64 = 2;
+/// Blocks of a large write, at least and at most: 1 to 2 MiB, which alone is enough of large writes in a batch for it to go
+/// to the disk once, by reference.
+const LARGE_BLOCKS: (u64, u64) = (256, 512);
+/// One of so many writes of zeros and trims is of so many blocks at most, not of a few.
+const LARGE_ZEROS: u64 = 8;
 /// The error of a session that a loss ended.
 const EIO: u32 = 5;
 /// Errors that are kept in words.
@@ -45,8 +54,11 @@ pub struct RoamingOptions {
     pub nodes: Vec<String>,
     /// The export.
     pub export: String,
-    /// The first so many blocks are used.
+    /// The first so many blocks are used for reads and small writes.
     pub blocks: u64,
+    /// As many again behind these are written in large requests too, and as many behind those are zeroed and
+    /// trimmed as well; `false`: nothing is behind them, and all writes are small.
+    pub everything: bool,
     /// Clients, each with a connection of its own.
     pub clients: u32,
     /// Requests in flight of each.
@@ -66,6 +78,12 @@ pub struct RoamingStats {
     pub writes: u64,
     /// Read requests answered.
     pub reads: u64,
+    /// Of the writes, those of 1 MiB and more.
+    pub large_writes: u64,
+    /// Writes of zeros answered.
+    pub zeroes: u64,
+    /// Trims answered.
+    pub trims: u64,
     /// Flushes answered.
     pub flushes: u64,
     /// Connections that ended under a client.
@@ -89,6 +107,9 @@ impl RoamingStats {
     pub fn add(&mut self, other: &Self) {
         self.writes += other.writes;
         self.reads += other.reads;
+        self.large_writes += other.large_writes;
+        self.zeroes += other.zeroes;
+        self.trims += other.trims;
         self.flushes += other.flushes;
         self.lost_connections += other.lost_connections;
         self.unanswered += other.unanswered;
@@ -168,7 +189,8 @@ enum Connection {
 impl Roaming {
     /// Starts the clients, recording into `history`.
     pub fn start(history: Arc<History>, options: RoamingOptions) -> Self {
-        assert!(!options.nodes.is_empty() && options.blocks >= HOT, "there is something to use");
+        let least = if options.everything { LARGE_BLOCKS.1 } else { HOT };
+        assert!(!options.nodes.is_empty() && options.blocks >= least, "there is something to use");
         let clients = options.clients;
         let shared = Arc::new(Shared {
             options,
@@ -240,8 +262,9 @@ impl Roaming {
         })
         .await?;
         let all = async {
-            for first in (0..options.blocks).step_by(READ_BACK as usize) {
-                let count = READ_BACK.min(options.blocks - first);
+            let blocks = options.used();
+            for first in (0..blocks).step_by(READ_BACK as usize) {
+                let count = READ_BACK.min(blocks - first);
                 read_blocks(&client, history, first, count).await?;
             }
             anyhow::Ok(())
@@ -291,21 +314,21 @@ impl Shared {
                 // The record is full; it is settled at the next rest.
                 tokio::time::sleep(AGAIN).await;
             }
-            let count = 1 + noise.below(MOST_BLOCKS);
-            let span = if noise.below(100) < HOT_PERCENT { HOT } else { self.options.blocks };
-            let first = noise.below(span - count + 1);
-            let turn = self.turn(count * BLOCK as u64);
+            let request = self.options.draw(&mut noise);
+            let turn = self.turn(request.moved() * BLOCK as u64);
             tokio::time::sleep_until(turn.into()).await;
             let _in_flight = self.gate.read().await;
             let sent = Instant::now();
-            let kind = noise.below(100);
-            let result = if kind < READ_PERCENT {
-                read_blocks(connection, &self.history, first, count).await.map(|()| Done::Read)
-            } else if kind < READ_PERCENT + FLUSH_PERCENT {
-                connection.flush().await.map(|()| Done::Flush)
-            } else {
-                self.write(connection, first, count, writer).await.map(|()| Done::Write)
+            let Request { what, first, count } = request;
+            let result = match what {
+                Done::Read => read_blocks(connection, &self.history, first, count).await,
+                Done::Flush => connection.flush().await,
+                Done::Write | Done::LargeWrite => {
+                    self.write(connection, first, count, writer).await
+                }
+                Done::Zeros | Done::Trim => self.zero(connection, request).await,
             };
+            let result = result.map(|()| what);
             if self.note(&attached, sent, result) == Connection::Ended {
                 return;
             }
@@ -329,6 +352,21 @@ impl Shared {
         connection.write(first * BLOCK as u64, data.freeze()).await?;
         for stamp in &stamps {
             self.history.acknowledge(stamp);
+        }
+        Ok(())
+    }
+
+    async fn zero(&self, connection: &NbdClient, request: Request) -> Result<(), NbdError> {
+        let Request { what, first, count } = request;
+        let (at, length) = (first * BLOCK as u64, (count * BLOCK as u64) as u32);
+        let blocks = first..first + count;
+        let writes: Vec<_> = blocks.map(|block| (block, self.history.begin_zeros(block))).collect();
+        match what {
+            Done::Trim => connection.trim(at, length).await?,
+            _ => connection.write_zeroes(at, length).await?,
+        }
+        for (block, write) in writes {
+            self.history.acknowledge_zeros(block, write);
         }
         Ok(())
     }
@@ -358,6 +396,12 @@ impl Shared {
                 match done {
                     Done::Read => stats.reads += 1,
                     Done::Write => stats.writes += 1,
+                    Done::LargeWrite => {
+                        stats.writes += 1;
+                        stats.large_writes += 1;
+                    }
+                    Done::Zeros => stats.zeroes += 1,
+                    Done::Trim => stats.trims += 1,
                     Done::Flush => stats.flushes += 1,
                 }
                 return Connection::Good;
@@ -403,8 +447,109 @@ impl Shared {
     }
 }
 
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
 enum Done {
     Read,
     Write,
+    LargeWrite,
+    Zeros,
+    Trim,
     Flush,
+}
+
+/// What a client asks for.
+#[derive(Clone, Copy, Debug)]
+struct Request {
+    what: Done,
+    first: u64,
+    count: u64,
+}
+
+impl Request {
+    /// The blocks whose content is sent, one way or the other.
+    fn moved(self) -> u64 {
+        match self.what {
+            Done::Read | Done::Write | Done::LargeWrite => self.count,
+            Done::Zeros | Done::Trim | Done::Flush => 1,
+        }
+    }
+}
+
+impl RoamingOptions {
+    /// The first so many blocks are used for anything.
+    pub fn used(&self) -> u64 {
+        if self.everything { 3 * self.blocks } else { self.blocks }
+    }
+
+    /// The next request of a client.
+    fn draw(&self, noise: &mut Noise) -> Request {
+        let few = 1 + noise.below(MOST_BLOCKS);
+        let hot = noise.below(100) < HOT_PERCENT;
+        let kind = noise.below(100);
+        let small = Self::small(kind);
+        let what = match kind.checked_sub(READ_PERCENT + FLUSH_PERCENT) {
+            _ if !self.everything => small,
+            Some(kind) if kind < LARGE_PERCENT => Done::LargeWrite,
+            Some(kind) if kind < LARGE_PERCENT + ZERO_PERCENT => Done::Zeros,
+            Some(kind) if kind < LARGE_PERCENT + ZERO_PERCENT + TRIM_PERCENT => Done::Trim,
+            _ => small,
+        };
+        let (from, to, count) = match what {
+            Done::LargeWrite => {
+                let (least, most) = LARGE_BLOCKS;
+                (self.blocks, self.used(), least + noise.below(most - least + 1))
+            }
+            Done::Zeros | Done::Trim if noise.below(LARGE_ZEROS) == 0 => {
+                (2 * self.blocks, self.used(), 1 + noise.below(LARGE_BLOCKS.1))
+            }
+            Done::Zeros | Done::Trim => (2 * self.blocks, self.used(), few),
+            Done::Read | Done::Write | Done::Flush if hot => (0, HOT, few),
+            Done::Read | Done::Write | Done::Flush => (0, self.used(), few),
+        };
+        Request { what, first: from + noise.below(to - from - count + 1), count }
+    }
+
+    fn small(kind: u64) -> Done {
+        if kind < READ_PERCENT {
+            Done::Read
+        } else if kind < READ_PERCENT + FLUSH_PERCENT {
+            Done::Flush
+        } else {
+            Done::Write
+        }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn options(everything: bool) -> RoamingOptions {
+        let export = String::new();
+        let (nodes, blocks, clients, depth) = (vec![String::new()], 2048, 1, 1);
+        let (pace, seed, may_lose) = (1, 1, false);
+        RoamingOptions { nodes, export, blocks, everything, clients, depth, pace, seed, may_lose }
+    }
+
+    #[test]
+    fn a_volume_is_tried_with_all_requests_or_with_small_ones() {
+        for everything in [true, false] {
+            let (options, mut noise) = (options(everything), Noise::new(7));
+            let mut seen = [0; 6];
+            for _ in 0..20_000 {
+                let Request { what, first, count } = options.draw(&mut noise);
+                seen[what as usize] += 1;
+                assert!(count >= 1 && first + count <= options.used());
+                let (large, zeros) = (first >= 2048, first >= 4096);
+                match what {
+                    Done::LargeWrite => assert!((256..=512).contains(&count) && large),
+                    Done::Zeros | Done::Trim => assert!(count <= 512 && zeros),
+                    Done::Read | Done::Write | Done::Flush => assert!(count <= 8),
+                }
+            }
+            let rare = [Done::LargeWrite, Done::Zeros, Done::Trim];
+            assert!(rare.iter().all(|what| (seen[*what as usize] > 100) == everything), "{seen:?}");
+            assert!(seen[Done::Read as usize] > 7000 && seen[Done::Write as usize] > 9000);
+        }
+    }
 }

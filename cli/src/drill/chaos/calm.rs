@@ -36,6 +36,8 @@ impl Run<'_> {
         let wrong = self.check().await?;
         if wrong.is_empty() {
             self.checks += 1;
+            self.counts.old_keys_dropped += self.stage.drop_old_keys()?;
+            self.counts.look(self.stage.cluster.dir());
             let sums = self.sums();
             self.log.tell(&format!(
                 "healed, whole after {} ms, all is right; {} writes, {} reads",

@@ -18,6 +18,8 @@ use crate::workload::roaming::Roaming;
 const TELLS: Duration = Duration::from_secs(3);
 /// The same for one that is about to be killed.
 const TELLS_SOON: Duration = Duration::from_millis(400);
+/// In a line of a datanode's log: it has read a replica in the background.
+const SCRUBBED: &str = ": scrubbed volume=";
 /// Blocks whose history is kept.
 const BLOCKS: usize = 50;
 
@@ -92,21 +94,32 @@ pub(super) async fn pages(cluster: &DevCluster) -> anyhow::Result<()> {
     Ok(())
 }
 
-/// Counts what the datanodes' logs tell of their replicas' decisions, by word.
-pub(super) fn decisions(dir: &Path) -> anyhow::Result<BTreeMap<String, u64>> {
+/// What the datanodes' logs tell.
+#[derive(Clone, Debug, Default)]
+pub(super) struct Told {
+    /// Their replicas' decisions, by word.
+    pub(super) decisions: BTreeMap<String, u64>,
+    /// Replicas that were read whole in the background.
+    pub(super) scrubs: u64,
+}
+
+/// Counts what the datanodes' logs tell.
+pub(super) fn told(dir: &Path) -> anyhow::Result<Told> {
     let logs = dir.join("logs");
-    let mut counts = BTreeMap::new();
+    let mut told = Told::default();
     for entry in std::fs::read_dir(&logs).with_context(|| format!("reading {}", logs.display()))? {
         let path = entry.with_context(|| format!("reading {}", logs.display()))?.path();
         let file = File::open(&path).with_context(|| format!("reading {}", path.display()))?;
         // A line that a kill cut short may not be UTF-8.
         for line in BufReader::new(file).split(b'\n').map_while(Result::ok) {
-            if let Some(word) = decision(&String::from_utf8_lossy(&line)) {
-                *counts.entry(word.to_owned()).or_default() += 1;
+            let line = String::from_utf8_lossy(&line);
+            if let Some(word) = decision(&line) {
+                *told.decisions.entry(word.to_owned()).or_default() += 1;
             }
+            told.scrubs += u64::from(line.contains(SCRUBBED));
         }
     }
-    Ok(counts)
+    Ok(told)
 }
 
 /// The word of the trace in a line of a log.
@@ -142,10 +155,12 @@ mod tests {
         let dir = tempfile::tempdir().expect("dir");
         std::fs::create_dir(dir.path().join("logs")).expect("dir");
         let log = "INFO promised volume=1 what=\"fenced\"\nINFO else\nINFO x what=\"cut\"\n\
-                   INFO y what=\"fenced\"\n\u{fffd} what=\"torn";
+                   INFO y what=\"fenced\"\n\u{fffd} what=\"torn\n\
+                   INFO sbk_datanode::patrol: scrubbed volume=1 replica=2 bytes=3\n";
         std::fs::write(dir.path().join("logs/datanode-1.log"), log).expect("writes");
-        let counts = decisions(dir.path()).expect("reads");
+        let told = told(dir.path()).expect("reads");
         let expected = [("cut".to_owned(), 1), ("fenced".to_owned(), 2)];
-        assert_eq!(counts, BTreeMap::from(expected));
+        assert_eq!(told.decisions, BTreeMap::from(expected));
+        assert_eq!(told.scrubs, 1);
     }
 }

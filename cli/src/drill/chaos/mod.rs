@@ -26,13 +26,14 @@ use crate::error::Usage;
 use crate::output::Output;
 use crate::view::VolumeView;
 use crate::workload::history::{History, MAX_OPERATIONS};
-use crate::workload::roaming::{Roaming, RoamingOptions};
+use crate::workload::roaming::{Roaming, RoamingOptions, RoamingStats};
 
 mod calm;
 mod disk;
 mod keep;
 mod log;
 mod losses;
+mod reached;
 mod report;
 mod schedule;
 mod stage;
@@ -41,6 +42,7 @@ mod volumes;
 use disk::SmallDisk;
 use log::{Log, Sums};
 use losses::Losses;
+use reached::Counts;
 use report::{Report, VolumeReport};
 use schedule::{CLASSES, Class, Round, Schedule, World};
 use stage::Stage;
@@ -52,11 +54,13 @@ const DATANODES: usize = 4;
 /// Datanodes with a small file system of their own. The others are on the disk that the drill's
 /// directory is on, whose syncs take time.
 const SMALL_DISKS: [usize; 1] = [DATANODES - 1];
-/// Size of each volume, and the part of it that is used.
+/// Size of each volume, and a third of the blocks that are used.
 const VOLUME: u64 = 64 << 20;
 const USED_BLOCKS: u64 = 2048;
+/// How often each replica is read in the background.
+const SCRUB_EVERY: &str = "20s";
 /// WAL that the datanodes keep for others, one of these by the seed: after an absence of some
-/// seconds a rebuild is the rule, the exception, or as it happens.
+/// seconds a delta is the rule, the exception, or as it happens.
 const WAL_RETAIN: [u64; 3] = [1 << 20, 4 << 20, 32 << 20];
 /// What each datanode says that it can hold, so that the one on the small disk gets its share.
 const CAPACITY: u64 = 1 << 40;
@@ -87,6 +91,7 @@ struct Run<'a> {
     schedule: Schedule,
     log: Log,
     losses: Losses,
+    counts: Counts,
     unavailable: BTreeMap<String, String>,
     checks: u64,
     longest_convergence: Duration,
@@ -190,6 +195,8 @@ impl<'a> Run<'a> {
         let mut options = Options::new(dir.to_owned())?;
         options.wal_retain = Some(WAL_RETAIN[(seed % WAL_RETAIN.len() as u64) as usize]);
         options.capacity = Some(CAPACITY);
+        options.own_keys = true;
+        options.datanode_args.extend(["--scrub-every".to_owned(), SCRUB_EVERY.to_owned()]);
         // Its disks are to run full.
         options.growth_watermark = Some("0".to_owned());
         options.wanted = Wanted {
@@ -218,6 +225,7 @@ impl<'a> Run<'a> {
                 nodes: stage.cluster.file().datanodes.iter().map(|d| d.nbd.clone()).collect(),
                 export: kind.name.to_owned(),
                 blocks: USED_BLOCKS,
+                everything: true,
                 clients: CLIENTS,
                 depth: args.depth,
                 pace: args.pace,
@@ -239,6 +247,7 @@ impl<'a> Run<'a> {
             schedule: Schedule::new(seed, world),
             log,
             losses,
+            counts: Counts::default(),
             unavailable,
             checks: 0,
             longest_convergence: Duration::ZERO,
@@ -384,14 +393,18 @@ impl<'a> Run<'a> {
         }
         let volumes = self.volumes().await;
         let keep = failed || self.args.keep;
+        let told = keep::told(self.stage.cluster.dir())?;
+        let mut loads = RoamingStats::default();
+        volumes.iter().for_each(|volume| loads.add(&volume.load));
         let mut report = Report {
+            reached: reached::reached(&told, &self.log.faults, &loads, self.counts),
             ok: !failed,
             seed,
             elapsed_s: self.log.elapsed().as_secs_f64(),
             interrupted,
             unavailable: self.unavailable,
             faults: self.log.faults.clone(),
-            decisions: keep::decisions(self.stage.cluster.dir())?,
+            decisions: told.decisions,
             checks: self.checks,
             longest_convergence_ms: millis(self.longest_convergence),
             volumes,

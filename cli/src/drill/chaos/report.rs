@@ -46,6 +46,8 @@ pub(super) struct Report {
     /// What the replicas decided, by the word of the trace, as far as it is in their logs: which of
     /// the interesting states were reached.
     pub(super) decisions: BTreeMap<String, u64>,
+    /// How often each thing was reached that the drill is there for. A run of some minutes may miss one.
+    pub(super) reached: BTreeMap<&'static str, u64>,
     /// Times that everything was healed, became whole and was checked.
     pub checks: u64,
     /// The longest time from the end of the last fault until all replicas of all volumes were in
@@ -98,6 +100,12 @@ impl Report {
         let decisions: Vec<String> =
             self.decisions.iter().map(|(word, count)| format!("{word} {count}")).collect();
         text += &format!("Decided by the replicas: {}.\n", decisions.join(", "));
+        let reached: Vec<String> =
+            self.reached.iter().map(|(what, count)| format!("{what} {count}")).collect();
+        text += &format!("Reached: {}.\n", reached.join(", "));
+        for (what, _) in self.reached.iter().filter(|(_, count)| **count == 0) {
+            text += &format!("NEVER REACHED, and so not tried: {what}.\n");
+        }
         for (class, why) in &self.unavailable {
             text += &format!("Not tried: {class}, {why}.\n");
         }

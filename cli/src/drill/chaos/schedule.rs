@@ -71,10 +71,12 @@ pub(super) enum Class {
     MovePrimary,
     /// SIGTERM to the datanode of a volume's primary, which hands over and stops.
     StopPrimary,
+    /// SIGTERM to a datanode whose key file has a new first key by then. Once all is whole it has no other.
+    RotateKey,
 }
 
 /// All classes, in the order in which they are told.
-pub(super) const CLASSES: [Class; 22] = [
+pub(super) const CLASSES: [Class; 23] = [
     Class::KillDatanode,
     Class::KillDatanodes,
     Class::KillAllDatanodes,
@@ -97,6 +99,7 @@ pub(super) const CLASSES: [Class; 22] = [
     Class::Drain,
     Class::MovePrimary,
     Class::StopPrimary,
+    Class::RotateKey,
 ];
 
 /// Whom a fault befalls. Roles are looked up when the time has come.
@@ -183,6 +186,7 @@ impl Class {
             Class::Drain => "drain",
             Class::MovePrimary => "move-primary",
             Class::StopPrimary => "stop-primary",
+            Class::RotateKey => "rotate-key",
         }
     }
 
@@ -254,7 +258,8 @@ impl fmt::Display for Fault {
             | Class::FullDisk
             | Class::Drain
             | Class::MovePrimary
-            | Class::StopPrimary => Ok(()),
+            | Class::StopPrimary
+            | Class::RotateKey => Ok(()),
         }
     }
 }
@@ -312,9 +317,11 @@ impl Schedule {
         let all_masters = (0..masters).map(Which::Master);
         let all_datanodes = (0..datanodes).map(Which::Datanode);
         match class {
-            Class::KillDatanode | Class::FreezeDatanode | Class::SlowDatanode | Class::Drain => {
-                Victim::Processes(vec![Which::Datanode(self.below(datanodes))])
-            }
+            Class::KillDatanode
+            | Class::FreezeDatanode
+            | Class::SlowDatanode
+            | Class::Drain
+            | Class::RotateKey => Victim::Processes(vec![Which::Datanode(self.below(datanodes))]),
             Class::KillDatanodes => {
                 let all: Vec<Which> = all_datanodes.collect();
                 let count = 2.max(1 + self.below(datanodes)).min(datanodes);

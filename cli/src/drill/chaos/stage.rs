@@ -2,6 +2,7 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::os::unix::process::ExitStatusExt as _;
+use std::path::PathBuf;
 use std::time::{Duration, Instant};
 
 use anyhow::Context;
@@ -16,6 +17,7 @@ use super::log::Log;
 use super::schedule::{Class, Fault, Victim};
 use super::volumes::KINDS;
 use crate::dev::cluster::{DevCluster, Which};
+use crate::dev::keys;
 use crate::drill::network::{Condition, End, Network, Sending};
 use crate::view::VolumeView;
 
@@ -37,6 +39,8 @@ pub(super) struct Stage {
     harmed: BTreeMap<usize, Instant>,
     /// Datanodes that may be drained.
     drained: BTreeSet<usize>,
+    /// Datanodes that have keys which they need no more once all is whole.
+    rekeyed: BTreeSet<usize>,
     /// Processes that ended by themselves, in words, until they are asked for.
     ended: Vec<String>,
 }
@@ -82,6 +86,8 @@ enum Effect {
     Moved(MovePrimaryRequest),
     /// Told to end; started again when the fault is over.
     Stopped(Which),
+    /// The same, with a new key.
+    Rekeyed(usize),
 }
 
 impl Effect {
@@ -90,7 +96,7 @@ impl Effect {
         match self {
             Effect::Down(all) | Effect::Frozen(all) => all.clone(),
             Effect::Slow { which, .. } | Effect::Stopped(which) => vec![*which],
-            Effect::Full(at) => vec![Which::Datanode(*at)],
+            Effect::Full(at) | Effect::Rekeyed(at) => vec![Which::Datanode(*at)],
             Effect::Cut { .. }
             | Effect::Flap { .. }
             | Effect::Loss(..)
@@ -128,6 +134,7 @@ impl Effect {
             | Effect::Frozen(_)
             | Effect::Slow { .. }
             | Effect::Full(_)
+            | Effect::Rekeyed(_)
             | Effect::Stopped(_) => self.holds().iter().filter_map(datanode).collect(),
         }
     }
@@ -148,6 +155,7 @@ impl Stage {
             active,
             harmed,
             drained: BTreeSet::new(),
+            rekeyed: BTreeSet::new(),
             ended: Vec::new(),
         }
     }
@@ -211,6 +219,13 @@ impl Stage {
             Effect::Stopped(which) => {
                 self.note_end(*which);
                 self.cluster.signal(*which, Signal::TERM);
+            }
+            Effect::Rekeyed(at) => {
+                let path = self.key_file(*at)?;
+                keys::add(&path).with_context(|| format!("changing {}", path.display()))?;
+                self.rekeyed.insert(*at);
+                self.note_end(Which::Datanode(*at));
+                self.cluster.signal(Which::Datanode(*at), Signal::TERM);
             }
             Effect::Slow { .. }
             | Effect::Cut { .. }
@@ -291,15 +306,35 @@ impl Stage {
             | Effect::Sends(..)
             | Effect::Drained(_)
             | Effect::Moved(_) => Ok(()),
-            Effect::Stopped(which) => {
-                // One that has ended well was told to; one that still stops has had its time.
-                if self.cluster.how_ended(which).is_some_and(|(status, _)| !status.success()) {
-                    self.note_end(which);
-                }
-                self.cluster.kill(which);
-                self.cluster.start_again(which)
-            }
+            Effect::Rekeyed(at) => self.end_of_stop(Which::Datanode(at)),
+            Effect::Stopped(which) => self.end_of_stop(which),
         }
+    }
+
+    /// Has a process be there again that was told to end.
+    fn end_of_stop(&mut self, which: Which) -> anyhow::Result<()> {
+        // One that has ended well was told to; one that still stops has had its time.
+        if self.cluster.how_ended(which).is_some_and(|(status, _)| !status.success()) {
+            self.note_end(which);
+        }
+        self.cluster.kill(which);
+        self.cluster.start_again(which)
+    }
+
+    fn key_file(&self, datanode: usize) -> anyhow::Result<PathBuf> {
+        let path = self.cluster.own_key_file(datanode as u64 + 1);
+        path.context("each datanode has a key file of its own")
+    }
+
+    /// Takes all keys but the newest from nodes that were started with that since. To be called when all
+    /// replicas are in sync: each was opened with it then. How many nodes these were.
+    pub(super) fn drop_old_keys(&mut self) -> anyhow::Result<u64> {
+        let rekeyed = std::mem::take(&mut self.rekeyed);
+        for at in &rekeyed {
+            let path = self.key_file(*at)?;
+            keys::keep_first(&path).with_context(|| format!("changing {}", path.display()))?;
+        }
+        Ok(rekeyed.len() as u64)
     }
 
     fn mark_harmed(&mut self, effect: &Effect) {
@@ -330,6 +365,7 @@ impl Stage {
                 | Effect::Full(_)
                 | Effect::Drained(_)
                 | Effect::Moved(_)
+                | Effect::Rekeyed(_)
                 | Effect::Stopped(_) => continue,
             };
             for (a, b) in from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b))) {
@@ -393,6 +429,10 @@ impl Stage {
                 Which::Master(_) => return None,
             },
             Class::StopPrimary => Effect::Stopped(first),
+            Class::RotateKey => match first {
+                Which::Datanode(at) => Effect::Rekeyed(at),
+                Which::Master(_) => return None,
+            },
             _ => Effect::Down(free),
         })
     }

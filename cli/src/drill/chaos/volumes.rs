@@ -18,20 +18,24 @@ pub(super) struct Kind {
     pub(super) durability: Durability,
     /// What "has it" means.
     pub(super) write_ack: WriteAck,
+    /// Whether its replicas lie encrypted.
+    pub(super) encrypted: bool,
 }
 
 /// A line for each kind of volume whose contract the drill is to hold the cluster to.
 #[rustfmt::skip]
 pub(super) const KINDS: &[Kind] = &[
-    Kind { name: "three", replicas: 3, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable },
-    Kind { name: "three-min1", replicas: 3, min_in_sync: Some(1), durability: Durability::SyncAll, write_ack: WriteAck::Durable },
-    Kind { name: "three-min3", replicas: 3, min_in_sync: Some(3), durability: Durability::SyncAll, write_ack: WriteAck::Durable },
-    Kind { name: "two", replicas: 2, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable },
-    Kind { name: "two-min2", replicas: 2, min_in_sync: Some(2), durability: Durability::SyncAll, write_ack: WriteAck::Durable },
-    Kind { name: "three-quorum", replicas: 3, min_in_sync: None, durability: Durability::SyncQuorum, write_ack: WriteAck::Durable },
-    Kind { name: "three-written", replicas: 3, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Written },
-    Kind { name: "three-best-effort", replicas: 3, min_in_sync: None, durability: Durability::BestEffort, write_ack: WriteAck::Durable },
-    Kind { name: "one", replicas: 1, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable },
+    Kind { name: "three", replicas: 3, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: false },
+    Kind { name: "three-min1", replicas: 3, min_in_sync: Some(1), durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: false },
+    Kind { name: "three-min3", replicas: 3, min_in_sync: Some(3), durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: false },
+    Kind { name: "two", replicas: 2, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: false },
+    Kind { name: "two-min2", replicas: 2, min_in_sync: Some(2), durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: false },
+    Kind { name: "three-quorum", replicas: 3, min_in_sync: None, durability: Durability::SyncQuorum, write_ack: WriteAck::Durable, encrypted: false },
+    Kind { name: "three-written", replicas: 3, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Written, encrypted: false },
+    Kind { name: "three-best-effort", replicas: 3, min_in_sync: None, durability: Durability::BestEffort, write_ack: WriteAck::Durable, encrypted: false },
+    Kind { name: "three-encrypted", replicas: 3, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: true },
+    Kind { name: "two-encrypted", replicas: 2, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Written, encrypted: true },
+    Kind { name: "one", replicas: 1, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: false },
 ];
 
 impl Kind {
@@ -45,6 +49,7 @@ impl Kind {
         let mut request = create_request(self.name, size, self.replicas);
         request.set_durability(self.durability);
         request.set_write_ack(self.write_ack);
+        request.encrypted = self.encrypted;
         request.min_in_sync = self.min_in_sync.unwrap_or(0);
         request
     }
@@ -57,6 +62,7 @@ impl Kind {
             min_in_sync: self.min_in_sync,
             durability: word(self.durability.as_str_name(), "DURABILITY_"),
             write_ack: word(self.write_ack.as_str_name(), "WRITE_ACK_"),
+            encrypted: self.encrypted,
         }
     }
 }
@@ -78,6 +84,8 @@ pub(super) struct Told {
     pub(super) durability: String,
     /// What "has it" means.
     pub(super) write_ack: String,
+    /// Whether its replicas lie encrypted.
+    pub(super) encrypted: bool,
 }
 
 #[cfg(test)]
@@ -109,7 +117,7 @@ mod tests {
                 },
                 min_in_sync: kind.min_in_sync,
                 zone_spread: false,
-                encrypted: false,
+                encrypted: kind.encrypted,
                 limits: sbk_engine::authority::Limits::default(),
             };
             check_request(&request).expect(kind.name);
