@@ -131,14 +131,8 @@ impl<S: Storage> Agent<S> {
         for (volume, disk) in running.chain(idle).chain(begun) {
             claims[disk] += catalogue.volumes.get(volume).map_or(0, |v| v.claimed_blocks());
         }
-        let room = self.storage.disks().iter().map(|disk| disk.state()).zip(claims).enumerate();
-        let usable =
-            room.filter(|(_, (state, _))| state.fault.is_none() && state.capacity_bytes > 0);
-        let part = |(_, (state, claimed)): &(usize, (DiskState, u64))| {
-            let low = state.room > DiskRoom::Enough;
-            (low, (u128::from(*claimed) << 64) / u128::from(state.capacity_bytes))
-        };
-        usable.min_by_key(part).map(|(number, _)| number)
+        let states = self.storage.disks().iter().map(|disk| disk.state());
+        least_claimed(states.zip(claims))
     }
 
     /// Ends the task of a replica whose disk is away, and which another one is to replace: it can't be waited
@@ -153,6 +147,18 @@ impl<S: Storage> Agent<S> {
             self.ending.insert(key, task);
         }
     }
+}
+
+/// Of disks and what is claimed of each, in blocks: the one of which the least part is. See [`Agent::choose_disk`].
+fn least_claimed(disks: impl Iterator<Item = (DiskState, u64)>) -> Option<usize> {
+    let usable = disks
+        .enumerate()
+        .filter(|(_, (state, _))| state.fault.is_none() && state.capacity_bytes > 0);
+    let part = |(_, (state, claimed)): &(usize, (DiskState, u64))| {
+        let low = state.room > DiskRoom::Enough;
+        (low, (u128::from(*claimed) << 64) / u128::from(state.capacity_bytes))
+    };
+    usable.min_by_key(part).map(|(number, _)| number)
 }
 
 /// Removes a replica from whichever disk it is on. All that matter can be used.
@@ -171,4 +177,50 @@ pub(super) async fn remove_everywhere<S: Storage>(
         removed.expect("removing does not panic")?;
     }
     Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const GIB: u64 = 1 << 30;
+
+    fn disk(room: DiskRoom, capacity: u64, claimed: u64) -> (DiskState, u64) {
+        (DiskState { room, capacity_bytes: capacity * GIB, ..DiskState::default() }, claimed)
+    }
+
+    fn chosen<const N: usize>(disks: [(DiskState, u64); N]) -> Option<usize> {
+        least_claimed(disks.into_iter())
+    }
+
+    #[test]
+    fn a_new_replica_goes_where_the_least_part_is_claimed() {
+        let enough = |capacity, claimed| disk(DiskRoom::Enough, capacity, claimed);
+        assert_eq!(chosen([enough(1, 7), enough(1, 5), enough(1, 6)]), Some(1));
+        assert_eq!(chosen([enough(1, 5), enough(4, 6)]), Some(1), "it is four times as large");
+        assert_eq!(chosen([enough(1, 5), enough(1, 5)]), Some(0));
+    }
+
+    #[test]
+    fn a_disk_below_its_placement_watermark_is_passed_over_for_one_that_is_not() {
+        for room in [DiskRoom::Low, DiskRoom::Short, DiskRoom::Full] {
+            let enough = disk(DiskRoom::Enough, 1, 1000);
+            assert_eq!(chosen([disk(room, 1, 0), enough.clone()]), Some(1), "{room:?}");
+            assert_eq!(chosen([enough, disk(room, 1, 0)]), Some(0), "{room:?}");
+        }
+        // The masters ordered it before they knew: it has to be somewhere, and there growth waits.
+        let low = |claimed| disk(DiskRoom::Low, 1, claimed);
+        assert_eq!(chosen([low(2), low(1)]), Some(1));
+    }
+
+    #[test]
+    fn a_disk_that_can_not_be_used_gets_none() {
+        let broken = || {
+            let (state, claimed) = disk(DiskRoom::Enough, 1, 0);
+            (DiskState { fault: Some(Fault::now("it is gone".to_owned())), ..state }, claimed)
+        };
+        let none = disk(DiskRoom::Enough, 0, 0);
+        assert_eq!(chosen([broken(), none.clone(), disk(DiskRoom::Low, 1, 9)]), Some(2));
+        assert_eq!(chosen([broken(), none]), None);
+    }
 }

@@ -3,10 +3,12 @@
 //! * [`markdown`]: the documentation as tests read it.
 //! * [`commands`]: command lines that are written down, checked against the real parsers.
 //! * [`clusters`]: clusters of real processes, and what is waited for until they show it.
+//! * [`devices`]: block devices for their datanodes.
 //! * [`work`], [`writer`]: what clients do to them meanwhile.
 
 pub mod clusters;
 pub mod commands;
+pub mod devices;
 pub mod markdown;
 pub mod work;
 pub mod writer;

@@ -3,23 +3,19 @@
 
 use std::fs::File;
 use std::os::unix::fs::{FileExt, OpenOptionsExt};
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::process::Command;
 use std::time::Duration;
 
-use bytes::Bytes;
 use sbk_cli::commands::scrub::scrub;
 use sbk_cli::dev::cluster::{DevCluster, Options};
+use sbk_cli::view::VolumeView;
 use sbk_cli::wait::{Look, until};
 use sbk_cli::workload::load::LoadOptions;
 use sbk_cli::workload::nbd::NbdClient;
-use sbk_process_tests::clusters::{
-    self, LIMIT, all_equal, create, in_sync, logs, node, stop, volume_of,
-};
+use sbk_process_tests::clusters::{self, LIMIT, all_equal, create, in_sync, node, stop, volume_of};
+use sbk_process_tests::devices;
 use sbk_process_tests::work::{Work, all_is_there, new_history};
-use sbk_process_tests::writer::{Writer, Writes};
-use sbk_proto::v1::ResizeVolumeRequest;
-use sbk_test_support::LoopDevice;
 
 const CTL: &str = env!("CARGO_BIN_EXE_sbk-tests-ctl");
 const VOLUME: u64 = 64 << 20;
@@ -32,6 +28,9 @@ const LOAD: LoadOptions = LoadOptions {
     seed: 3,
     pace: Some(16 << 20),
 };
+/// Three of four writes have more than 1 MiB.
+const LARGE: LoadOptions =
+    LoadOptions { depth: 4, most_blocks: 1024, seed: 4, pace: Some(64 << 20), ..LOAD };
 /// Writes of a load that are waited for.
 const SOME: u64 = 200;
 
@@ -43,13 +42,42 @@ fn options(dir: &Path, replace_after: u64) -> Options {
     }
 }
 
-/// One for each of so many datanodes; `None` if there can be none.
-fn devices(dir: &Path, count: usize) -> Option<Vec<LoopDevice>> {
-    (1..=count).map(|n| LoopDevice::make(&dir.join(format!("device-{n}")), DEVICE)).collect()
-}
+/// Kills datanodes of a cluster under a load on the volume `v`: one after the other, and all of them at once. All that was
+/// acknowledged is there then, and the replicas are equal. By way of which datanode a client sees it.
+async fn killed_under(cluster: &mut DevCluster, whole: &VolumeView, of: LoadOptions) -> NbdClient {
+    let nodes = cluster.file().datanodes.clone();
+    let primary = whole.primary.as_ref().expect("there is one");
+    let stays = nodes.iter().find(|node| node.id != *primary).expect("three nodes");
+    let history = new_history();
+    let work = Work::start(&stays.nbd, "v", of.clone(), &history).await;
+    work.goes_on(SOME).await;
+    // The primary first.
+    for killed in nodes.iter().filter(|node| node.id != stays.id) {
+        cluster.kill_datanode(&killed.id).expect("killed");
+        work.goes_on(SOME).await;
+        let which = cluster.which(&killed.id).expect("a node");
+        cluster.start_again(which).expect("starts");
+        in_sync(cluster, "v").await;
+    }
+    work.goes_on(SOME).await;
+    work.stop().await;
+    all_equal(cluster, "v").await;
 
-fn paths(devices: &[LoopDevice]) -> Vec<Vec<PathBuf>> {
-    devices.iter().map(|device| vec![device.path().to_owned()]).collect()
+    // In the middle of it.
+    let work = Work::start(&stays.nbd, "v", of.clone(), &history).await;
+    work.goes_on(SOME).await;
+    for node in &nodes {
+        cluster.kill_datanode(&node.id).expect("killed");
+    }
+    drop(work);
+    for node in &nodes {
+        let which = cluster.which(&node.id).expect("a node");
+        cluster.start_again(which).expect("starts");
+    }
+    all_equal(cluster, "v").await;
+    let client = NbdClient::connect(&stays.nbd, "v").await.expect("connects");
+    all_is_there(&client, &history, &of).await;
+    client
 }
 
 /// Overwrites a device's head and its end, if nobody has it open for itself.
@@ -80,8 +108,9 @@ fn refused(dir: &Path, devices: &[&Path]) -> String {
 #[tokio::test(flavor = "multi_thread")]
 async fn a_cluster_on_devices_alone_loses_nothing_when_its_processes_are_killed() {
     let dir = tempfile::tempdir().expect("dir");
-    let Some(devices) = devices(dir.path(), 3) else { return };
-    let on_devices = || Options { disks: 0, devices: paths(&devices), ..options(dir.path(), 600) };
+    let Some(devices) = devices::make(dir.path(), 3, DEVICE) else { return };
+    let on_devices =
+        || Options { disks: 0, devices: devices::paths(&devices, 1), ..options(dir.path(), 600) };
     let mut cluster = DevCluster::start(on_devices()).await.expect("starts");
     create(&cluster, volume_of("v", VOLUME)).await;
     let whole = in_sync(&cluster, "v").await;
@@ -91,37 +120,7 @@ async fn a_cluster_on_devices_alone_loses_nothing_when_its_processes_are_killed(
     let room = shown.disks[0].capacity_bytes;
     assert!(room > DEVICE / 2 && room < DEVICE, "{shown:?}");
 
-    let primary = whole.primary.expect("there is one");
-    let stays = nodes.iter().find(|node| node.id != primary).expect("three nodes");
-    let history = new_history();
-    let work = Work::start(&stays.nbd, "v", LOAD, &history).await;
-    work.goes_on(SOME).await;
-    // One after the other, the primary first.
-    for killed in nodes.iter().filter(|node| node.id != stays.id) {
-        cluster.kill_datanode(&killed.id).expect("killed");
-        work.goes_on(SOME).await;
-        let which = cluster.which(&killed.id).expect("a node");
-        cluster.start_again(which).expect("starts");
-        in_sync(&cluster, "v").await;
-    }
-    work.goes_on(SOME).await;
-    work.stop().await;
-    all_equal(&cluster, "v").await;
-
-    // All of them at once, in the middle of it.
-    let work = Work::start(&stays.nbd, "v", LOAD, &history).await;
-    work.goes_on(SOME).await;
-    for node in &nodes {
-        cluster.kill_datanode(&node.id).expect("killed");
-    }
-    drop(work);
-    for node in &nodes {
-        let which = cluster.which(&node.id).expect("a node");
-        cluster.start_again(which).expect("starts");
-    }
-    all_equal(&cluster, "v").await;
-    let client = NbdClient::connect(&stays.nbd, "v").await.expect("connects");
-    all_is_there(&client, &history, &LOAD).await;
+    let client = killed_under(&mut cluster, &whole, LOAD).await;
 
     // A volume that is deleted gives its space back.
     let used = node(&cluster, &nodes[0].id, "what it takes", |view| view.used_bytes > 0).await;
@@ -143,12 +142,31 @@ async fn a_cluster_on_devices_alone_loses_nothing_when_its_processes_are_killed(
     cluster.stop().await.expect("stops");
 }
 
+/// A large write is several batches of a device's log, and a checkpoint of it several steps: each may be cut short.
+#[tokio::test(flavor = "multi_thread")]
+async fn large_writes_to_devices_are_whole_when_processes_are_killed() {
+    let dir = tempfile::tempdir().expect("dir");
+    let Some(devices) = devices::make(dir.path(), 3, DEVICE) else { return };
+    let options =
+        Options { disks: 0, devices: devices::paths(&devices, 1), ..options(dir.path(), 600) };
+    let mut cluster = DevCluster::start(options).await.expect("starts");
+    create(&cluster, volume_of("v", VOLUME)).await;
+    let whole = in_sync(&cluster, "v").await;
+    let client = killed_under(&mut cluster, &whole, LARGE).await;
+    client.disconnect().await;
+    // What lies on the devices matches its checksums.
+    let info = cluster.client().get_volume("v").await.expect("answers");
+    let report = scrub(&info, 0).await.expect("scrubs");
+    assert!(report.is_clean(), "{report:?}");
+    cluster.stop().await.expect("stops");
+}
+
 #[tokio::test(flavor = "multi_thread")]
 async fn a_device_that_fails_takes_its_replicas_and_nothing_else() {
     let dir = tempfile::tempdir().expect("dir");
-    let Some(devices) = devices(dir.path(), 3) else { return };
+    let Some(devices) = devices::make(dir.path(), 3, DEVICE) else { return };
     let beside = |replace_after| Options {
-        devices: paths(&devices),
+        devices: devices::paths(&devices, 1),
         capacity: Some(400 << 20),
         ..options(dir.path(), replace_after)
     };
@@ -214,71 +232,5 @@ async fn a_device_that_fails_takes_its_replicas_and_nothing_else() {
     assert_ne!(anew.await.disks[1].id, lost);
     create(&cluster, volume_of("third", VOLUME)).await;
     all_equal(&cluster, "third").await;
-    cluster.stop().await.expect("stops");
-}
-
-const MIB: usize = 1 << 20;
-/// The last block of a volume that is twice as large as its devices.
-const LAST: u64 = 2 * DEVICE - 4096;
-
-/// Devices that fill up: writes that need new space wait, overwrites go on, and with a volume that is deleted there is room again. No
-/// store fails for it, and what is there is read and scrubbed.
-#[tokio::test(flavor = "multi_thread")]
-async fn devices_that_fill_up_have_writes_wait_for_room() {
-    let dir = tempfile::tempdir().expect("dir");
-    let Some(devices) = devices(dir.path(), 3) else { return };
-    let options = Options {
-        disks: 0,
-        devices: paths(&devices),
-        capacity: Some(1 << 40),
-        growth_watermark: Some("80MiB".to_owned()),
-        ..options(dir.path(), 600)
-    };
-    let cluster = DevCluster::start(options).await.expect("starts");
-    let nodes = cluster.file().datanodes.clone();
-    for name in ["filler", "grows"] {
-        create(&cluster, volume_of(name, 2 * DEVICE)).await;
-        in_sync(&cluster, name).await;
-    }
-    let filler = NbdClient::connect(&nodes[0].nbd, "filler").await.expect("connects");
-    for at in 0..100 {
-        filler.write((at * MIB) as u64, Bytes::from(vec![7; MIB])).await.expect("writes");
-    }
-    filler.disconnect().await;
-    let client = NbdClient::connect(&nodes[0].nbd, "grows").await.expect("connects");
-    client.write(LAST, Bytes::from(vec![1; 4096])).await.expect("writes");
-    let writes = Writes { bytes: MIB, pace: Duration::ZERO };
-    let grows = Writer::start(client.clone(), writes, |n| n * MIB as u64);
-    for id in nodes.iter().map(|node| &node.id) {
-        node(&cluster, id, "a device to be short", |view| view.disks[0].room == "short").await;
-    }
-    // What was on its way may still be answered; then nothing new is, however often one block is overwritten.
-    until("writes to wait", LIMIT, async || {
-        let before = grows.places();
-        for _ in 0..20 {
-            client.write(LAST, Bytes::from(vec![1; 4096])).await?;
-        }
-        let after = grows.places();
-        Ok(if before == after { Look::Done(()) } else { Look::NotYet(format!("{after} writes")) })
-    })
-    .await
-    .expect("they wait");
-    cluster.client().delete_volume("filler").await.expect("deletes");
-    grows.grows(10).await;
-    grows.stop(&client).await;
-    client.disconnect().await;
-    let request = ResizeVolumeRequest {
-        name_or_id: "grows".to_owned(),
-        size_bytes: 3 * DEVICE,
-        ..ResizeVolumeRequest::default()
-    };
-    cluster.client().resize_volume(request).await.expect("is resized");
-    all_equal(&cluster, "grows").await;
-    let info = cluster.client().get_volume("grows").await.expect("answers");
-    let report = scrub(&info, 0).await.expect("scrubs");
-    assert!(report.is_clean(), "{report:?}");
-    for log in logs(&cluster) {
-        assert!(!log.contains("No space left") && !log.contains("is opened again"), "{log}");
-    }
     cluster.stop().await.expect("stops");
 }

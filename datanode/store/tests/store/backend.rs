@@ -1,5 +1,5 @@
-//! What a store is tried on: a simulated disk with files, plain or encrypted, or with a block device
-//! that holds them.
+//! What a store is tried on: a simulated disk with files, or with a block device that holds them; plain or
+//! encrypted.
 
 use std::ops::Deref;
 use std::path::Path;
@@ -19,6 +19,14 @@ pub(crate) enum Backend {
     Sealed,
     /// On a block device, which is the one file of the simulated disk.
     Device,
+    /// On one, encrypted.
+    SealedDevice,
+}
+
+impl Backend {
+    fn is_device(self) -> bool {
+        matches!(self, Self::Device | Self::SealedDevice)
+    }
 }
 
 /// The simulated disk.
@@ -52,7 +60,7 @@ impl Disk {
     /// An empty disk.
     pub(crate) fn new(backend: Backend, seed: u64) -> Self {
         let memory = Memory::new(seed);
-        if backend == Backend::Device {
+        if backend.is_device() {
             let file = memory.create(DEVICE).expect("a device");
             file.set_len(DEVICE_BYTES).expect("its size");
             file.sync().and_then(|()| memory.sync_dir("")).expect("it is there");
@@ -77,21 +85,21 @@ impl Disk {
 
     /// The replica's files, as a process sees them that starts now.
     pub(crate) fn storage(&self) -> Result<Arc<dyn Storage>, String> {
-        match self.backend {
-            Backend::Files => Ok(Arc::new(self.memory.clone())),
-            Backend::Sealed => {
-                let (files, keys) = (Arc::new(self.memory.clone()), keys());
-                let sealed = match Sealed::is_on(&*files).map_err(|e| format!("seal: {e}"))? {
-                    true => Sealed::open(files, OWNER, Some(&keys)),
-                    false => Sealed::create(files, OWNER, &keys),
-                };
-                Ok(Arc::new(sealed.map_err(|e| e.to_string())?))
-            }
-            Backend::Device => {
-                let device = self.device()?;
-                device.create_dir(DIR).map_err(|e| format!("{DEVICE}: {e}"))?;
-                Ok(Arc::new(device.directory(DIR).map_err(|e| format!("{DEVICE}: {e}"))?))
-            }
+        let files: Arc<dyn Storage> = if self.backend.is_device() {
+            let device = self.device()?;
+            device.create_dir(DIR).map_err(|e| format!("{DEVICE}: {e}"))?;
+            Arc::new(device.directory(DIR).map_err(|e| format!("{DEVICE}: {e}"))?)
+        } else {
+            Arc::new(self.memory.clone())
+        };
+        if matches!(self.backend, Backend::Files | Backend::Device) {
+            return Ok(files);
         }
+        let keys = keys();
+        let sealed = match Sealed::is_on(&*files).map_err(|e| format!("seal: {e}"))? {
+            true => Sealed::open(files, OWNER, Some(&keys)),
+            false => Sealed::create(files, OWNER, &keys),
+        };
+        Ok(Arc::new(sealed.map_err(|e| e.to_string())?))
     }
 }

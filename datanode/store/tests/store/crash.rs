@@ -55,3 +55,13 @@ fn what_was_durable_encrypted_survives_a_loss_of_power_at_every_io() {
 fn what_was_written_encrypted_survives_a_kill_at_every_io() {
     every_io(Backend::Sealed, Crash::Kill, 8..9, 50);
 }
+
+#[test]
+fn what_was_durable_encrypted_on_a_device_survives_a_loss_of_power_at_every_io() {
+    every_io(Backend::SealedDevice, Crash::PowerLoss, 0..2, 50);
+}
+
+#[test]
+fn what_was_written_encrypted_to_a_device_survives_a_kill_at_every_io() {
+    every_io(Backend::SealedDevice, Crash::Kill, 8..9, 50);
+}
