@@ -9,6 +9,7 @@ use bytes::{Bytes, BytesMut};
 use sbk_engine::replication::io::{Op, Outcome, Request, StreamId};
 use sbk_engine::replication::log::{BlockRange, RequestTag};
 use sbk_engine::types::{BLOCK_SIZE, Lba, MAX_REQUEST_BYTES, SEQUENCE_WINDOW, SessionId};
+use sbk_wal::is_zero;
 use tokio::sync::mpsc;
 
 mod holding;
@@ -336,6 +337,9 @@ fn limited(offset: u64, length: u64) -> Result<(BlockRange, usize), String> {
     Ok((range, at))
 }
 
+/// What a request is to the engine. Whole blocks of zeros are zeroed, however a client writes them: that needs no new space,
+/// so it does not wait for any. [They were logged as data. On a disk that was short of room they waited where nothing was, for
+/// even the stamp that says that a block is zeros would have taken space there.]
 fn blocks_of(op: IoOp) -> Result<Shape, String> {
     let (offset, length) = match &op {
         IoOp::Read { offset, length }
@@ -366,7 +370,9 @@ fn blocks_of(op: IoOp) -> Result<Shape, String> {
         IoOp::Map { .. } => Err(format!("{length} bytes at {offset} are not whole blocks")),
         IoOp::Write { data, .. } => {
             let (range, at) = limited(offset, length)?;
-            Ok(if aligned {
+            Ok(if aligned && is_zero(&data) {
+                Shape::Engine(Op::Zero(range), Held::Nothing)
+            } else if aligned {
                 Shape::Engine(Op::Write(range), Held::Write(data))
             } else {
                 Shape::Engine(Op::PartialWrite(range), Held::Partial { at, data })

@@ -107,6 +107,27 @@ fn zeroes_are_exact() {
 }
 
 #[test]
+fn whole_blocks_of_zeros_are_zeroed_however_they_are_written() {
+    let (mut clients, mut link) = clients();
+    let write = |offset, data: Vec<u8>| IoOp::Write { offset, data: Bytes::from(data) };
+    let request = admit(&mut clients, 1, write(4096, vec![0; 3 * 4096])).expect("engine");
+    assert_eq!(request.op, Op::Zero(range(1, 3)));
+    assert_eq!((clients.held_bytes(), clients.payload(request.tag)), (0, None));
+    clients.answer(STREAM, request.tag, Outcome::Done);
+    assert_eq!(reply(&mut link), (1, LinkOutcome::Done, Bytes::new()));
+
+    // A byte that is none, anywhere, and what is no whole block.
+    for at in [0, 4095, 4096, 3 * 4096 - 1] {
+        let mut data = vec![0; 3 * 4096];
+        data[at] = 1;
+        let op = admit(&mut clients, 2 + at as u64, write(4096, data)).map(|r| r.op);
+        assert_eq!(op, Some(Op::Write(range(1, 3))), "{at}");
+    }
+    let op = admit(&mut clients, 1 << 20, write(4096 + 512, vec![0; 4096])).map(|r| r.op);
+    assert_eq!(op, Some(Op::PartialWrite(range(1, 2))));
+}
+
+#[test]
 fn what_breaks_a_limit_is_refused_at_once() {
     let (mut clients, mut link) = clients();
     let refused = [

@@ -25,6 +25,8 @@ const WRITE: usize = 64 << 10;
 /// there is not. Where it is overwritten again and again.
 const LARGE: usize = 1 << 20;
 const LARGE_AT: u64 = 1 << 30;
+/// Where nothing is ever written but zeros, far from all else: not even a stamp lies near it.
+const HOLES: u64 = 3 << 30;
 const DISK: u64 = 512 << 20;
 /// The growth watermark, and what is left free by whoever fills the disk: less, and more than a quarter of it.
 const WATERMARK: u64 = 80 << 20;
@@ -100,6 +102,15 @@ async fn writes_that_need_new_space_wait_until_there_is_some() {
         assert_eq!(before, after, "a block that held nothing was acknowledged");
         // What needs no space is answered, and what is there is read.
         client.trim(VOLUME - WRITE as u64, WRITE as u32).await.expect("trims");
+        client
+            .write(HOLES, Bytes::from(vec![0; LARGE]))
+            .await
+            .expect("writes zeros where nothing is");
+        client
+            .write(HOLES, Bytes::from(vec![0; 4096]))
+            .await
+            .expect("writes zeros where nothing is");
+        assert_eq!(new.places(), after, "there is no room yet");
         client.flush().await.expect("flushes");
         disk.clear().expect("makes room");
         new.grows(20).await;
