@@ -571,6 +571,10 @@ pub struct DevArgs {
     /// the file system has]
     #[arg(long, value_name = "SIZE", value_parser = parse_size)]
     pub capacity: Option<u64>,
+    /// A block device for a datanode in place of a directory; may be given more than once. The first datanode has the
+    /// first ones, and each as many [default: what the directory has]
+    #[arg(long = "device", value_name = "PATH")]
+    pub devices: Vec<PathBuf>,
     /// How long the cluster may take until it serves, in seconds
     #[arg(long, value_name = "SECONDS", default_value = "60", value_parser = seconds)]
     pub timeout: Duration,

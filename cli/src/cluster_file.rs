@@ -48,7 +48,7 @@ pub struct DatanodeEntry {
     pub http: String,
     /// `host:port` of NBD.
     pub nbd: String,
-    /// Where its data is.
+    /// Where its data is; of a datanode that has block devices alone, what it may lose.
     pub data_dir: PathBuf,
 }
 

@@ -101,6 +101,11 @@ pub fn data_dir(dir: &Path, datanode: u64, disk: usize) -> PathBuf {
     }
 }
 
+/// Where the same datanode has what it may lose.
+fn runtime_dir(dir: &Path, datanode: u64) -> PathBuf {
+    dir.join(format!("datanode-{datanode}-run"))
+}
+
 /// One process of a cluster, by its position from 0.
 #[derive(Clone, Copy, Debug, PartialEq, Eq, PartialOrd, Ord)]
 pub enum Which {
@@ -158,7 +163,8 @@ impl DevCluster {
         let plan = match &options.hosts {
             Some(hosts) => Plan::on(hosts),
             None => {
-                let plan = Plan::load_or_make(&options.dir, options.wanted, &mut ports)?;
+                let (dir, devices) = (&options.dir, &options.devices);
+                let plan = Plan::load_or_make(dir, options.wanted, devices, &mut ports)?;
                 take_ports(&plan, &mut ports)?;
                 plan
             }
@@ -207,14 +213,17 @@ impl DevCluster {
         args: &[&str],
     ) -> anyhow::Result<Recipe> {
         let name = format!("{kind}-{number}");
-        let data_dir = self.options.dir.join(&name);
-        let data_dir = data_dir.to_str().context("the directory's name is not UTF-8")?;
+        let path = |dir: PathBuf| {
+            dir.into_os_string()
+                .into_string()
+                .map_err(|_| anyhow::anyhow!("the directory's name is not UTF-8"))
+        };
         let mut all = vec![kind.to_owned()];
         if kind == "master" || self.options.disks > 0 {
-            all.extend(["--data-dir".into(), data_dir.to_owned()]);
+            all.extend(["--data-dir".into(), path(self.options.dir.join(&name))?]);
         }
         if kind == "datanode" {
-            all.extend(["--runtime-dir".to_owned(), format!("{data_dir}-run")]);
+            all.extend(["--runtime-dir".into(), path(runtime_dir(&self.options.dir, number))?]);
         }
         all.extend(args.iter().map(|arg| (*arg).to_owned()));
         let log = self.options.dir.join("logs").join(format!("{name}.log"));
@@ -396,7 +405,10 @@ impl DevCluster {
                 listen: plan.listen.clone(),
                 http: plan.http.clone(),
                 nbd: plan.nbd.clone(),
-                data_dir: self.options.dir.join(format!("datanode-{}", plan.number)),
+                data_dir: match self.options.disks {
+                    0 => runtime_dir(&self.options.dir, plan.number),
+                    _ => data_dir(&self.options.dir, plan.number, 1),
+                },
             });
         }
         let volumes = self.client().list_volumes().await?.volumes;

@@ -20,7 +20,7 @@ pub(crate) mod part;
 pub mod plan;
 
 use cluster::{DevCluster, Options};
-use plan::Wanted;
+use plan::{Plan, Wanted};
 
 /// How often it is looked whether a process has ended.
 const LOOK: Duration = Duration::from_millis(100);
@@ -40,6 +40,8 @@ pub async fn run(global: &Global, args: DevArgs) -> anyhow::Result<()> {
     };
     options.wal_retain = args.wal_retain;
     options.capacity = args.capacity;
+    options.devices = Plan::devices(&options.dir, args.datanodes, &args.devices)?;
+    options.disks = usize::from(options.devices.is_empty());
     options.limit = args.timeout;
     options.volumes = match (args.no_volume, args.volumes.is_empty()) {
         (true, _) => Vec::new(),

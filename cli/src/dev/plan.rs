@@ -1,7 +1,8 @@
 //! What a development cluster consists of: kept in its directory, so that the same directory
 //! again is the same cluster at the same addresses.
 
-use std::path::Path;
+use std::collections::BTreeSet;
+use std::path::{Path, PathBuf, absolute};
 
 use anyhow::{Context, bail};
 use sbk_ports::Reserved;
@@ -12,6 +13,8 @@ use crate::error::Usage;
 
 const NAME: &str = "plan.json";
 const MOST_DATANODES: u64 = 16;
+/// How many there are where nobody says it.
+const DATANODES: u64 = 3;
 
 /// The processes and their addresses.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
@@ -44,6 +47,9 @@ pub struct DatanodePlan {
     pub http: String,
     /// `host:port` of NBD.
     pub nbd: String,
+    /// Its block devices.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub devices: Vec<PathBuf>,
 }
 
 /// How many processes are wanted; `None` for what there is, or the default.
@@ -92,33 +98,92 @@ impl Plan {
             listen: format!("{addr}:7301"),
             http: format!("{addr}:7401"),
             nbd: format!("{addr}:10809"),
+            devices: Vec::new(),
         });
         Self { masters: masters.collect(), datanodes: datanodes.collect() }
     }
 
-    /// The plan that `dir` has, extended by what is wanted, or a new one; written to `dir`.
+    /// The plan that `dir` has, if it has one.
+    fn load(dir: &Path) -> anyhow::Result<Option<Self>> {
+        let path = dir.join(NAME);
+        match std::fs::read(&path) {
+            Ok(text) => serde_json::from_slice(&text).map(Some).with_context(|| {
+                format!("reading {}; a cluster can't be found again without it", path.display())
+            }),
+            Err(e) if e.kind() == std::io::ErrorKind::NotFound => Ok(None),
+            Err(e) => Err(e).with_context(|| format!("reading {}", path.display())),
+        }
+    }
+
+    /// The plan that `dir` has, extended by what is wanted, or a new one; written to `dir`. `devices`: those of each datanode;
+    /// none leaves what the plan has.
     ///
     /// # Errors
     /// If what is wanted can't be had, or contradicts what the directory has.
     pub(super) fn load_or_make(
         dir: &Path,
         wanted: Wanted,
+        devices: &[Vec<PathBuf>],
         ports: &mut Reserved,
     ) -> anyhow::Result<Self> {
-        let path = dir.join(NAME);
-        let old: Option<Plan> = match std::fs::read(&path) {
-            Ok(text) => Some(serde_json::from_slice(&text).with_context(|| {
-                format!("reading {}; a cluster can't be found again without it", path.display())
-            })?),
-            Err(e) if e.kind() == std::io::ErrorKind::NotFound => None,
-            Err(e) => return Err(e).with_context(|| format!("reading {}", path.display())),
-        };
-        let plan = Self::fit(old.clone(), wanted, dir, ports)?;
+        let old = Self::load(dir)?;
+        let mut plan = Self::fit(old.clone(), wanted, dir, ports)?;
+        for (datanode, devices) in plan.datanodes.iter_mut().zip(devices) {
+            datanode.devices.clone_from(devices);
+        }
         if old.as_ref() != Some(&plan) {
             let text = serde_json::to_vec_pretty(&plan).context("writing JSON")?;
-            write_atomically(&path, &text)?;
+            write_atomically(&dir.join(NAME), &text)?;
         }
         Ok(plan)
+    }
+
+    /// The block devices that each datanode of a cluster in `dir` is to have in place of a directory: those that are `given`, an
+    /// equal part of them for each, or those that it has. Empty: directories.
+    ///
+    /// # Errors
+    /// If they can't be shared so, or contradict what the directory has: a datanode without what it had would be another one.
+    pub(super) fn devices(
+        dir: &Path,
+        datanodes: Option<u64>,
+        given: &[PathBuf],
+    ) -> anyhow::Result<Vec<Vec<PathBuf>>> {
+        let old = Self::load(dir)?.map(|plan| plan.datanodes);
+        let has = old.as_ref().map_or(DATANODES, |old| old.len() as u64);
+        let count = datanodes.unwrap_or(has);
+        let has_some = old.iter().flatten().any(|datanode| !datanode.devices.is_empty());
+        if given.is_empty() {
+            if has_some && count > has {
+                bail!(
+                    "the datanodes of the cluster in {} have block devices; give those of all with \
+                     --device, the new ones last",
+                    dir.display()
+                );
+            }
+            let devices = old.into_iter().flatten().map(|datanode| datanode.devices);
+            return Ok(if has_some { devices.collect() } else { Vec::new() });
+        }
+        let given: Vec<PathBuf> = given.iter().map(absolute).collect::<Result<_, _>>()?;
+        let different: BTreeSet<_> = given.iter().collect();
+        if different.len() < given.len() {
+            return Err(Usage("--device: give each once".into()).into());
+        }
+        if count == 0 || !(given.len() as u64).is_multiple_of(count) {
+            let text = format!(
+                "--device: {} devices can't be shared equally by {count} datanodes",
+                given.len()
+            );
+            return Err(Usage(text).into());
+        }
+        let of_each = given.len() / count as usize;
+        let devices: Vec<_> = given.chunks(of_each).map(<[PathBuf]>::to_vec).collect();
+        if old.iter().flatten().zip(&devices).any(|(old, devices)| old.devices != *devices) {
+            bail!(
+                "the cluster in {} has its disks already; leave --device away, or use another --dir",
+                dir.display()
+            );
+        }
+        Ok(devices)
     }
 
     fn fit(
@@ -139,7 +204,8 @@ impl Plan {
             return Err(Usage(text).into());
         }
         let Some(old) = old else {
-            let (masters, datanodes) = (wanted.masters.unwrap_or(3), wanted.datanodes.unwrap_or(3));
+            let masters = wanted.masters.unwrap_or(3);
+            let datanodes = wanted.datanodes.unwrap_or(DATANODES);
             return Self::make(masters, datanodes, wanted.base_port, ports);
         };
         let has = old.masters.len() as u64;
@@ -221,7 +287,8 @@ impl Plan {
 
 impl DatanodePlan {
     fn at(number: u64, mut port: impl FnMut() -> Option<u16>) -> anyhow::Result<Self> {
-        Ok(Self { number, listen: addr(port())?, http: addr(port())?, nbd: addr(port())? })
+        let (listen, http, nbd) = (addr(port())?, addr(port())?, addr(port())?);
+        Ok(Self { number, listen, http, nbd, devices: Vec::new() })
     }
 }
 
@@ -234,7 +301,7 @@ mod tests {
     use super::*;
 
     fn load(dir: &Path, wanted: Wanted) -> anyhow::Result<Plan> {
-        Plan::load_or_make(dir, wanted, &mut Reserved::default())
+        Plan::load_or_make(dir, wanted, &[], &mut Reserved::default())
     }
 
     #[test]
@@ -257,6 +324,43 @@ mod tests {
             let error = load(dir.path(), wrong).expect_err("contradicts");
             assert!(error.to_string().contains("another --dir"), "{error}");
         }
+    }
+
+    #[test]
+    fn a_datanode_keeps_its_devices() {
+        let dir = tempfile::tempdir().expect("dir");
+        let (dir, two) = (dir.path(), Some(2));
+        let paths = |names: &[&str]| names.iter().map(PathBuf::from).collect::<Vec<_>>();
+        let refused = |datanodes, given: &[&str]| {
+            let refused = Plan::devices(dir, datanodes, &paths(given)).expect_err("refused");
+            (crate::error::exit_code(&refused), refused.to_string())
+        };
+        assert_eq!(Plan::devices(dir, None, &[]).expect("none"), Vec::<Vec<PathBuf>>::new());
+        assert_eq!(refused(None, &["/dev/a", "/dev/b"]).0, 2, "there will be three datanodes");
+        assert_eq!(refused(two, &["/dev/a", "/dev/a"]).0, 2);
+        let four = paths(&["/dev/a", "/dev/b", "/dev/c", "/dev/d"]);
+        let devices = Plan::devices(dir, two, &four).expect("two for each");
+        assert_eq!(devices, [paths(&["/dev/a", "/dev/b"]), paths(&["/dev/c", "/dev/d"])]);
+        let wanted = Wanted { datanodes: two, ..Wanted::default() };
+        let plan = Plan::load_or_make(dir, wanted, &devices, &mut Reserved::default());
+        assert_eq!(plan.expect("made").datanodes[1].devices, devices[1]);
+
+        for again in [&four[..], &[]] {
+            assert_eq!(Plan::devices(dir, None, again).expect("found again"), devices);
+        }
+        assert!(refused(None, &["/dev/a", "/dev/c", "/dev/b", "/dev/d"]).1.contains("--dir"));
+        assert!(refused(None, &["/dev/a", "/dev/b"]).1.contains("--dir"));
+        assert!(refused(Some(3), &[]).1.contains("the new ones last"));
+        let six = [four, paths(&["/dev/e", "/dev/f"])].concat();
+        assert_eq!(Plan::devices(dir, Some(3), &six).expect("one more")[..2], devices);
+    }
+
+    #[test]
+    fn a_cluster_with_directories_keeps_them() {
+        let dir = tempfile::tempdir().expect("dir");
+        load(dir.path(), Wanted { datanodes: Some(1), ..Wanted::default() }).expect("made");
+        let refused = Plan::devices(dir.path(), None, &["/dev/a".into()]).expect_err("refused");
+        assert!(refused.to_string().contains("has its disks already"), "{refused}");
     }
 
     #[test]
