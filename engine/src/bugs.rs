@@ -436,6 +436,15 @@ bugs! {
     /// What an entry wrote counts as holes if its first block is zeros. [Clients that copy leave the rest out, and
     /// a volume shrinks to where it begins.]
     LoggedDataIsHole,
+    /// A node makes a replica anew whose disk has failed, under its name. [It is in sync, or was, and is believed to
+    /// hold what it held.]
+    MakeLostAnew,
+    /// A replica that is to be removed from a disk that can't be used keeps its node from holding another. [The disk
+    /// never is back, and the volume has one copy fewer for good.]
+    FailedDiskTakesNode,
+    /// A primary that its node does not have open any more stays one while the node is heard. [Its disk has failed,
+    /// and the volume is served by nobody.]
+    KeepClosedPrimary,
 }
 
 /// Whether the bug is put back, in this thread.

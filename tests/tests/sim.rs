@@ -52,6 +52,11 @@ fn disks_that_fail_lose_no_acknowledged_write() {
 }
 
 #[test]
+fn disks_that_fail_for_good_lose_no_acknowledged_write() {
+    sweep("failed-disks", 0..120);
+}
+
+#[test]
 fn bits_that_flip_at_rest_cost_one_copy_at_most() {
     sweep("flips", 0..120);
 }

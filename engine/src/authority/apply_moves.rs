@@ -263,7 +263,9 @@ impl State {
     /// Whether the node has a replica of the volume to remove, on a disk that can be used.
     pub(super) fn is_to_remove(&self, volume: &Volume, node: NodeId) -> bool {
         let retired = volume.retired.iter().filter(|(_, on)| **on == node);
-        retired.into_iter().any(|(id, _)| !self.may_be_away(node, *id))
+        retired
+            .into_iter()
+            .any(|(id, _)| !self.may_be_away(node, *id) || on(Bug::FailedDiskTakesNode))
     }
 
     /// How many replicas that volumes list are on the node.

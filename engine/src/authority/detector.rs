@@ -396,7 +396,8 @@ impl Detector {
         }
         let registered = state.registered(volume.id, primary.id);
         let run = registered.map(|r| r.incarnation);
-        if run != Some(primary.incarnation) {
+        let closed = run.is_none() && on(Bug::KeepClosedPrimary);
+        if run != Some(primary.incarnation) && !closed {
             return Some(other_run(primary.incarnation, run));
         }
         // A voter may be wiped for a rebuild while it is listed, and be named before its node has

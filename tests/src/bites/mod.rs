@@ -78,6 +78,7 @@ pub const FAMILIES: &[&str] = &[
     "hangs",
     "space",
     "ages",
+    "failed-disks",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -5,6 +5,7 @@
 use std::rc::Rc;
 
 use sbk_engine::authority::Command;
+use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::Input;
 use sbk_engine::types::{ReplicaId, ReplicaRef};
 
@@ -52,9 +53,23 @@ impl World {
             }
             return;
         }
-        if let Some((replica, _)) = volume.retired.iter().find(|(_, node)| **node == me) {
-            return self.remove(index, *replica);
+        for (replica, _) in volume.retired.iter().filter(|(_, node)| **node == me) {
+            if !self.may_be_away(index, *replica) {
+                return self.remove(index, *replica);
+            }
+            if self.nodes[index].disk.holds() == Some(*replica) && mine.is_some() {
+                self.set_aside(index);
+            }
         }
+        if on(Bug::MakeLostAnew)
+            && let Some(listed) = mine
+            && self.nodes[index].disk.holds() == Some(listed.id)
+            && self.nodes[index].slots.is_away()
+        {
+            self.set_aside(index);
+            return self.create(index, listed.id);
+        }
+        let node = &self.nodes[index];
         let stranger =
             node.disk.holds().filter(|here| mine.is_none_or(|listed| listed.id != *here));
         if stranger.is_some_and(|here| !self.masters.is_to_know(here)) {
@@ -80,6 +95,7 @@ impl World {
     fn create(&mut self, index: usize, replica: ReplicaId) {
         let stops = !self.healed && self.faults.disk && self.rng.chance(30);
         let at = self.rng.below(40);
+        self.choose_disk(index);
         let node = &mut self.nodes[index];
         node.clear();
         node.hold(replica, &mut self.rng);
@@ -138,6 +154,10 @@ impl World {
 
     /// Ends the replica; its directory goes soon.
     fn remove(&mut self, index: usize, replica: ReplicaId) {
+        if self.may_be_away(index, replica) {
+            return;
+        }
+        self.drop_aside(index, replica);
         if self.nodes[index].disk.holds().is_some_and(|here| here != replica) {
             // Another one is here, which the masters forgot with its node. It stays as it is; and the
             // one to go, which it kept from being made, is gone for good.
@@ -171,6 +191,11 @@ impl World {
         if node.disk.memory.crashed() {
             return self.stops(index);
         }
+        if self.may_be_away(index, replica) {
+            self.nodes[index].removing = false;
+            return self.again(index);
+        }
+        let node = &self.nodes[index];
         if node.disk.holds() == Some(replica) {
             self.note(index, || format!("removes replica {replica}"));
             self.check_removal(index, replica);

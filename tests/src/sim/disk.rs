@@ -248,6 +248,18 @@ impl Disk {
         }
     }
 
+    /// It can't be used from now on; what was not synced is gone with it, or not.
+    pub(crate) fn is_pulled(&mut self, unsynced: bool) {
+        self.store = None;
+        if unsynced {
+            self.memory.power_loss();
+        } else {
+            self.memory.process_killed();
+        }
+        self.shadow.written = self.shadow.durable;
+        self.look();
+    }
+
     /// The process is started; no replica is open yet.
     pub(crate) fn process_starts(&mut self) {
         self.process += 1;

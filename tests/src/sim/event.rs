@@ -252,6 +252,11 @@ pub(crate) enum Event {
     Unsynced,
     /// See [`World::crowd`].
     Crowd,
+    /// A disk that had failed is back, or another one is in its place.
+    DiskBack {
+        node: usize,
+        empty: bool,
+    },
     /// A full disk has room again.
     MakeRoom {
         node: usize,

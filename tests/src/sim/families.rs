@@ -182,6 +182,33 @@ fn ages(seed: u64) -> Faults {
     }
 }
 
+/// Disks that fail for good while their nodes go on.
+fn failed_disks(seed: u64) -> Faults {
+    Faults {
+        disk_loss: true,
+        loss: seed % 3,
+        repeat: seed % 4 / 3 * 5,
+        slow: seed % 7,
+        crash: seed.is_multiple_of(2),
+        power: seed.is_multiple_of(4),
+        partition: seed.is_multiple_of(5),
+        blink: seed % 6 == 1,
+        leader: seed % 4 == 1,
+        disk: seed % 8 == 7,
+        short_wal: (seed / 2).is_multiple_of(2),
+        hasty: seed % 3 != 1,
+        handover: seed % 9 == 4,
+        moves: seed % 7 == 3,
+        lost: seed % 10 == 9,
+        delete: seed % 6 == 3,
+        durability: MODES[(seed / 2 % 4) as usize],
+        replicas: [3, 2, 3, 4, 5][(seed / 3 % 5) as usize],
+        min_in_sync: least(seed),
+        spares: [0, 0, 1, 2][(seed / 5 % 4) as usize],
+        ..Faults::none()
+    }
+}
+
 /// Every family, the default first.
 pub const FAMILIES: &[Family] = &[
     Family { name: "swarm", faults: swarm },
@@ -579,6 +606,7 @@ pub const FAMILIES: &[Family] = &[
     },
     Family { name: "handovers", faults: Faults::handovers },
     Family { name: "rotten", faults: rotten },
+    Family { name: "failed-disks", faults: failed_disks },
     Family { name: "deltas", faults: deltas },
     Family { name: "ages", faults: ages },
     Family {

@@ -114,6 +114,8 @@ pub struct Faults {
     pub(crate) moves: bool,
     /// Nodes are lost for ever, and replaced.
     pub(crate) lost: bool,
+    /// Disks fail for good while their nodes go on: see `failed`.
+    pub(crate) disk_loss: bool,
     /// In the end the volume is deleted, and things go wrong once more.
     pub(crate) delete: bool,
 }
@@ -171,6 +173,7 @@ impl Faults {
             spares: 0,
             moves: false,
             lost: false,
+            disk_loss: false,
             delete: false,
         }
     }
@@ -248,6 +251,9 @@ impl Faults {
         faults.resize = matches!(seed % 16, 5 | 10) && faults.keeps_all();
         faults.space = matches!(seed % 16, 8 | 15);
         faults.resize |= faults.space && faults.keeps_all();
+        faults.disk_loss = seed.is_multiple_of(16) && !faults.full;
+        // Of what rots, another disk must have a copy.
+        faults.rot &= !faults.disk_loss;
         if seed % 16 == 4 && !faults.short_wal {
             faults.ages = AGES[(seed / 16 % 3) as usize];
         }
@@ -346,7 +352,7 @@ impl Faults {
         if self.hasty {
             (params.suspect_ms, params.unheard_ms) = (700, 1_500);
         }
-        if self.lost {
+        if self.lost || self.disk_loss {
             params.replace_ms = if self.hasty { 2_000 } else { 4_000 };
         }
         params
@@ -443,6 +449,9 @@ impl World {
         }
         if self.faults.lost && self.rng.below(1_500) == 0 {
             self.lose_node();
+        }
+        if self.faults.disk_loss && self.rng.below(800) == 0 {
+            self.fail_disk();
         }
         self.link_faults();
         self.disk_faults();
@@ -704,6 +713,7 @@ impl World {
         self.clients.iter_mut().for_each(|client| client.pause = None);
         self.elect();
         self.settle_nodes();
+        self.settle_disks();
         if self.faults.rot {
             self.overwrite_all();
         }

@@ -236,6 +236,16 @@ counted! {
         MovedInPlace = "replica replaced in its place",
         /// A replacement died while it was rebuilt.
         ReplacementDied = "replacement died in mid-rebuild",
+        /// The disk of a primary failed for good.
+        PrimaryDiskFailed = "primary's disk failed",
+        /// A replica joined on a node that has another disk with the one whose place it got.
+        JoinedBeside = "replica made anew beside a failed disk",
+        /// As many as the volume wants were in sync while a disk was still gone.
+        WholeWithout = "whole without a failed disk",
+        /// A replica was there again with its disk.
+        DiskBack = "replica back with its disk",
+        /// A replica was removed whose disk had failed, and was back.
+        AsideRemoved = "replica removed from a disk that is back",
         /// The primary failed over while replicas were to be moved.
         DrainRaced = "move raced by a failover",
         /// A replica that is in sync was not taken off the list.
@@ -306,6 +316,7 @@ counted! {
         Drain = "nodes drained",
         RemoveNode = "nodes removed",
         Lost = "nodes lost for ever",
+        DiskLost = "disks that failed for good",
         Delete = "volumes deleted",
     }
 }

@@ -66,7 +66,7 @@ pub(crate) struct Masters {
 }
 
 /// What a node says of itself: its process, and its replica, if it is open.
-#[derive(Clone, Copy, Debug)]
+#[derive(Clone, Debug)]
 pub(crate) struct Told {
     pub(crate) node: NodeId,
     pub(crate) process: u64,
@@ -74,6 +74,8 @@ pub(crate) struct Told {
     /// Counts what it says within its process.
     pub(crate) revision: u64,
     pub(crate) open: Option<Open>,
+    /// Bytes of its disks; none if it does not tell of them.
+    pub(crate) disks: Vec<u64>,
 }
 
 /// A replica that is open.
@@ -82,16 +84,14 @@ pub(crate) struct Open {
     pub(crate) replica: ReplicaRef,
     pub(crate) complete: bool,
     pub(crate) doubtful: bool,
+    pub(crate) disk: Option<u32>,
 }
 
 fn registration(volume: VolumeId, told: &Told) -> Registration {
     let open = told.open.map(|open| {
-        let Open { replica, complete, doubtful } = open;
+        let Open { replica, complete, doubtful, disk } = open;
         let (incarnation, tail) = (replica.incarnation, told.tail.count);
-        (
-            replica.id,
-            RegisteredReplica { volume, incarnation, complete, tail, doubtful, disk: None },
-        )
+        (replica.id, RegisteredReplica { volume, incarnation, complete, tail, doubtful, disk })
     });
     Registration {
         node: told.node,
@@ -100,8 +100,8 @@ fn registration(volume: VolumeId, told: &Told) -> Registration {
         boot: told.tail.boot,
         addrs: Addrs { grpc: format!("node-{}:7301", told.node), http: None, nbd: None },
         zone: None,
-        capacity_bytes: 1 << 30,
-        disks: Vec::new(),
+        capacity_bytes: if told.disks.is_empty() { 1 << 30 } else { told.disks.iter().sum() },
+        disks: told.disks.clone(),
         encrypts: false,
         replicas: open.into_iter().collect(),
     }
@@ -130,7 +130,7 @@ impl Masters {
         must(Command::BootstrapCluster { cluster: ClusterId(Uuid::from_u128(9)) });
         for node in replicas.values().chain(spares).copied() {
             let tail = TailId { boot: BootId(Uuid::from_u128(1)), count: 0 };
-            let told = Told { node, process: 1, tail, revision: 1, open: None };
+            let told = Told { node, process: 1, tail, revision: 1, open: None, disks: Vec::new() };
             must(Command::RegisterNode(registration(volume, &told)));
         }
         let chosen = faults.durability != Durability::SyncQuorum;
@@ -237,9 +237,9 @@ impl Masters {
         let Some(known) = self.state.nodes().get(&told.node) else { return false };
         let replicas = known.replicas.iter().map(|(id, r)| {
             let replica = ReplicaRef { id: *id, incarnation: r.incarnation };
-            Open { replica, complete: r.complete, doubtful: r.doubtful }
+            Open { replica, complete: r.complete, doubtful: r.doubtful, disk: r.disk }
         });
-        known.process == told.process && replicas.eq(told.open)
+        known.process == told.process && known.disks == told.disks && replicas.eq(told.open)
     }
 
     /// What is to be moved, replaced or dropped now, as the leader sees it.

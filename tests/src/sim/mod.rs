@@ -16,6 +16,7 @@ mod disk;
 mod drive;
 mod eight;
 mod event;
+mod failed;
 mod families;
 mod faults;
 mod flips;

@@ -11,6 +11,7 @@ use uuid::Uuid;
 use super::event::Event;
 use super::marks::{Injected, Mark};
 use super::masters::{OVERCOMMIT_PERCENT, Pending};
+use super::node::Node;
 use super::world::World;
 
 /// How often it is looked at what is to be moved, as the masters have it: after a step, and after
@@ -61,7 +62,10 @@ impl World {
 
     /// While somebody leads: takes the steps that can be taken, one after the other.
     pub(super) fn rearrange(&mut self) {
-        let settled = self.faults.spares == 0 && !self.faults.moves && !self.faults.flip;
+        let settled = self.faults.spares == 0
+            && !self.faults.moves
+            && !self.faults.flip
+            && !self.faults.disk_loss;
         if settled || self.now < self.moves.at {
             return;
         }
@@ -351,7 +355,11 @@ impl World {
         // One that can't be opened makes room on its own node.
         let listed: Vec<_> = ordered
             .map(|(id, _)| *id)
-            .filter(|id| self.holder(*id).is_none_or(|node| !node.damaged))
+            .filter(|id| {
+                let here = self.holder(*id);
+                let gone = self.nodes[self.index(*id)].slots.misses(*id);
+                here.is_none_or(|node| !node.damaged && !node.slots.has_failed()) && !gone
+            })
             .collect();
         for replica in listed {
             let (fate, instead) = (Fate::Stays, None);
@@ -376,7 +384,7 @@ impl World {
         let config = &self.masters.config;
         let there = |id: &ReplicaId| {
             let node = &self.nodes[self.index(*id)];
-            !node.lost && node.disk.shadow.kept.incomplete.is_none()
+            !node.lost && !node.slots.is_away() && node.disk.shadow.kept.incomplete.is_none()
         };
         let left = config.isr.iter().filter(|id| there(id)).count();
         let enough = match config.durability {
@@ -389,6 +397,8 @@ impl World {
         if let Some(lost) = lost.filter(|_| !enough || rotten) {
             let index = self.index(lost);
             self.found(index);
+        } else if !enough {
+            self.find_disk();
         }
     }
 
@@ -405,9 +415,10 @@ impl World {
         let clean = self.nodes.iter().enumerate().all(|(index, node)| {
             let here = node.disk.holds();
             let known = here.is_none_or(|id| volume.replicas.contains_key(&id));
-            node.lost || known || !self.is_ordered_away(index)
+            node.lost || known || node.slots.is_away() || !self.is_ordered_away(index)
         });
-        let gone = volume.retired.values().all(|node| self.nodes[self.number_of(*node)].lost);
+        let waits = |node: &Node| node.lost || node.slots.has_failed();
+        let gone = volume.retired.values().all(|node| waits(&self.nodes[self.number_of(*node)]));
         (whole && clean && gone).then_some(members)
     }
 

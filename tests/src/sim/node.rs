@@ -21,6 +21,7 @@ use uuid::Uuid;
 
 use super::disk::Disk;
 use super::event::Event;
+use super::failed::Slots;
 use super::faults::Faults;
 use super::lanes::{Receiving, Sending};
 use super::marks::{Injected, Mark};
@@ -87,10 +88,14 @@ pub(crate) struct Node {
     pub(crate) removing: bool,
     /// Its replica can't be opened: what it keeps is damaged.
     pub(crate) damaged: bool,
+    /// Its disks.
+    pub(crate) slots: Slots,
+    /// Whether it tells of them.
+    tells_disks: bool,
     /// Switched off, for ever as far as anybody knows.
     pub(crate) lost: bool,
     /// What it told the masters last of its replica, and how often that changed in this process.
-    said: Option<Open>,
+    said: Option<(Option<Open>, Vec<u64>)>,
     revision: u64,
     /// Deaf and still until resumed; what comes meanwhile waits.
     pub(crate) paused: bool,
@@ -182,6 +187,8 @@ impl Node {
             busy: false,
             removing: false,
             damaged: false,
+            slots: Slots::default(),
+            tells_disks: faults.disk_loss,
             lost: false,
             said: None,
             revision: 1,
@@ -271,13 +278,16 @@ impl Node {
             replica: view.me,
             complete: view.incomplete.is_none(),
             doubtful: view.doubtful,
+            disk: self.tells_disks.then(|| self.slots.on()),
         });
-        if self.said != open {
-            self.said = open;
+        let disks = if self.tells_disks { self.slots.capacities() } else { Vec::new() };
+        let said = Some((open, disks.clone()));
+        if self.said != said {
+            self.said = said;
             self.revision += 1;
         }
         let (process, tail) = (self.disk.process(), self.disk.tail());
-        Told { node: self.node, process, tail, revision: self.revision, open }
+        Told { node: self.node, process, tail, revision: self.revision, open, disks }
     }
 
     /// Remembers a configuration for the next opening.
@@ -360,6 +370,9 @@ impl World {
     pub(crate) fn open(&mut self, index: usize) {
         let node = &mut self.nodes[index];
         node.clear();
+        if node.slots.is_away() {
+            return self.note(index, || "the store's disk can't be used".to_owned());
+        }
         match node.disk.open() {
             Ok(opened) => self.opened(index, opened),
             Err(_) if node.disk.memory.crashed() => self.stops(index),
@@ -454,14 +467,26 @@ impl World {
         if self.nodes[index].disk.memory.crashed() {
             return self.stops(index);
         }
+        self.close_failed(index, &cause);
+        let node = &self.nodes[index];
+        if node.up && !node.slots.is_away() {
+            self.back_off(index, is_out_of_space(error));
+        }
+    }
+
+    /// The replica is closed, for its store can't be used any more.
+    pub(super) fn close_failed(&mut self, index: usize, cause: &str) {
+        if self.nodes[index].replica.is_none() {
+            return;
+        }
         self.summary.store_failures += 1;
-        self.mark_failure(index, &cause);
+        self.mark_failure(index, cause);
         self.note(index, || format!("the store failed: {cause}"));
         let node = &mut self.nodes[index];
         node.inbox.clear();
         let now = node.clock(self.now);
         if let Some(replica) = &mut node.replica {
-            let (_, outputs) = replica.step(now, Input::StoreFailed { cause });
+            let (_, outputs) = replica.step(now, Input::StoreFailed { cause: cause.to_owned() });
             for output in outputs {
                 // What touches the store fails again; the rest tells frontends and peers.
                 let _failed = self.execute(index, output);
@@ -498,7 +523,6 @@ impl World {
         let node = &mut self.nodes[index];
         node.disk.store = None;
         node.clear();
-        self.back_off(index, is_out_of_space(error));
     }
 
     /// The store failed: the replica has another tail before anybody hears of it.

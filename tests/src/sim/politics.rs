@@ -102,6 +102,9 @@ impl World {
             self.mark(Mark::TailRefused);
         }
         let Command::ProposeIsr { change, primary, .. } = command else { return };
+        if let (Ok(_), IsrChange::Join { replica }) = (response, change) {
+            self.mark_beside(replica.id);
+        }
         match response {
             Ok(_) => self.mark(match change {
                 IsrChange::Leave { .. } => Mark::Left,
@@ -256,6 +259,9 @@ impl World {
         }
         if self.faults.flip {
             self.replace_damaged();
+        }
+        if self.faults.disk_loss {
+            self.replace_missing();
         }
         if self.faults.disaster && self.rng.chance(5) {
             self.operator_turn();

@@ -105,6 +105,7 @@ impl World {
             self.history.read(block as u64, seen, invoked, loss);
         }
         self.check_sizes(&members);
+        self.mark_without();
         self.history.check();
         self.summary.acknowledged = self.history.acknowledged();
         self.summary.reads = self.history.answered_reads();

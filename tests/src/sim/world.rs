@@ -341,6 +341,7 @@ impl World {
             Event::Crowd => self.crowd_comes(),
             Event::Flap { from, to, left } => self.flap(from, to, left),
             Event::MakeRoom { node } => self.make_room(node),
+            Event::DiskBack { node, empty } => self.disk_back(node, empty),
             Event::Disaster { left } => {
                 if !self.healed {
                     self.all_but(left);
@@ -382,6 +383,7 @@ impl World {
             | Event::Answered { node, .. }
             | Event::Push { node, .. }
             | Event::Remove { node, .. }
+            | Event::DiskBack { node, .. }
             | Event::Look { node, .. }
             | Event::Open { node, .. }
             | Event::Close { node, .. }
