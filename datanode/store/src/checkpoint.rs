@@ -17,7 +17,7 @@ use std::sync::Arc;
 
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::log::{EntryKind, LogState};
-use sbk_engine::types::{BLOCK_SIZE, Lsn};
+use sbk_engine::types::{BLOCK_SIZE, Lsn, REGION_BLOCKS};
 use sbk_wal::{Housekeeping, Housekept, Slots};
 
 use super::core::{Store, resident_cost};
@@ -188,7 +188,9 @@ impl Store {
         let housekeeping = self.log.housekeeping();
         // A rebuild writes to the image beside the steps.
         let quiet = advance.is_some() && self.written.is_none();
-        let sweep = self.references.sweep(quiet.then_some(self.blocks)).map(|(ranges, held)| {
+        // Behind the end of a volume that shrank too: payloads lie there for as long as the log refers to them.
+        let most = self.blocks.max(self.regions.len() as u64 * REGION_BLOCKS);
+        let sweep = self.references.sweep(quiet.then_some(most)).map(|(ranges, held)| {
             let image = Arc::clone(&self.image);
             Sweep { ranges, held, image }
         });

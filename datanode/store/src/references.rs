@@ -172,8 +172,8 @@ impl References {
         self.unswept = Some(0);
     }
 
-    /// What is to be given back now, and what is to stay of it; with `blocks`, the volume's size, also a part
-    /// of what an earlier run may have left.
+    /// What is to be given back now, and what is to stay of it; with `blocks`, behind which there is nothing,
+    /// also a part of what an earlier run may have left.
     pub(super) fn sweep(&mut self, blocks: Option<u64>) -> Option<(Vec<Range<u64>>, Held)> {
         if !self.sweeping.is_empty() {
             return None;

@@ -179,6 +179,41 @@ fn an_opening_gives_up_the_references_that_it_does_not_read() {
 }
 
 /// Power is lost between the sync of a payload and its record, again and again.
+/// The volume had shrunk, and the log of one that is away still referred to what had been there.
+#[test]
+fn what_an_opening_gives_up_behind_the_end_is_given_back_too() {
+    let (memory, mut store) = new_store();
+    write(&mut store, 50, &[7]);
+    let old = write(&mut store, 20, &[1, 2, 3, 4]);
+    checkpoint(&mut store);
+    let resize = |blocks| EntryKind::Resize { blocks };
+    let log = |store: &mut Store, kind| {
+        let lsn = store.end().next();
+        let header = EntryHeader { epoch: Epoch(1), lsn, kind, origin: None };
+        store.append(header, entry_crc(&header, &[]), Bytes::new()).expect("appended");
+        log_all(store);
+        checkpoint(store);
+    };
+    log(&mut store, resize(10));
+    write(&mut store, 0, &[5]);
+    checkpoint(&mut store);
+    assert!(store.refers(old));
+    assert_eq!(home(&memory, "extents", 21), bytes_of(&[2]), "for others");
+    drop(store);
+    let storage: Arc<dyn Storage> = Arc::new(memory.clone());
+    let (mut store, _) = driver::open(&storage, 0).expect("a store");
+    assert!(!store.refers(old));
+    // There may be a look at everything where something is checkpointed anyway.
+    write(&mut store, 1, &[6]);
+    checkpoint(&mut store);
+    for block in 20..24 {
+        assert_eq!(home(&memory, "extents", block), bytes_of(&[0]), "block {block}");
+    }
+    assert_eq!(read(&store, 0, 2), bytes_of(&[5, 6]));
+    log(&mut store, resize(100));
+    assert_eq!(read(&store, 20, 4), bytes_of(&[0, 0, 0, 0]));
+}
+
 #[test]
 fn a_payload_without_a_record_is_nothing_and_is_given_back() {
     let (memory, mut store) = new_store();
