@@ -110,11 +110,11 @@ fn nothing_is_left_of(home: &Path) {
 #[test]
 fn every_class_of_faults_is_survived() {
     let home = Home::new();
-    let (code, report, said) = Drill::start(home.path(), &["--faults", "23", "--seed", "1"]).end();
+    let (code, report, said) = Drill::start(home.path(), &["--faults", "25", "--seed", "1"]).end();
     assert_eq!(code, Some(0), "{report:#}\n{said}");
     assert_eq!(report["ok"], true);
     let count = |key: &str| report[key].as_object().expect("an object").len();
-    assert_eq!(count("faults") + count("unavailable"), 23, "{report:#}");
+    assert_eq!(count("faults") + count("unavailable"), 25, "{report:#}");
     assert!(report["checks"].as_u64() >= Some(1), "{report:#}");
     for word in ["promoted", "fenced", "ready", "healthy"] {
         assert!(report["decisions"][word].as_u64() > Some(0), "{word}: {report:#}");
@@ -135,7 +135,7 @@ fn without_namespaces_the_rest_is_tried_and_what_is_not_is_told() {
     let (code, report, said) = Drill::start(home.path(), &args).end();
     assert_eq!(code, Some(0), "{report:#}\n{said}");
     assert!(said.contains("no partitions, no full disk"), "{said}");
-    assert_eq!(report["unavailable"].as_object().expect("an object").len(), 7, "{report:#}");
+    assert_eq!(report["unavailable"].as_object().expect("an object").len(), 8, "{report:#}");
 }
 
 #[tokio::test]

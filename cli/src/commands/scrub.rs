@@ -10,6 +10,7 @@ use std::time::Duration;
 
 use anyhow::{Context as _, bail};
 use sbk_engine::types::{BLOCK_SIZE, REGION_SIZE};
+use sbk_master_client::MasterClient;
 use sbk_proto::v1::{MemberInfo, VerifyRegion, VolumeInfo};
 use serde::Serialize;
 use tokio::sync::mpsc;
@@ -138,16 +139,32 @@ impl Report {
 /// Runs the command.
 pub async fn run(context: &Context, volume: &str, rate: u64, mend: bool) -> anyhow::Result<()> {
     let info = context.masters.get_volume(volume).await?;
-    let mut report = scrub(&info, rate).await?;
-    let damaged = report.damaged();
-    if mend && !damaged.is_empty() {
-        report.repair = Some(repair(context, &info, damaged).await);
-    }
+    let report = match mend {
+        true => scrub_and_repair(&context.masters, &info, rate).await?,
+        false => scrub(&info, rate).await?,
+    };
     context.output.show(&report, Report::words)?;
     if report.is_well() {
         return Ok(());
     }
     bail!("volume '{}' has damaged blocks, or could not be read on all in-sync replicas", info.name)
+}
+
+/// The same as [`scrub`], and has the primary repair what is damaged.
+///
+/// # Errors
+/// As there. What could not be repaired is told in the report.
+pub async fn scrub_and_repair(
+    masters: &MasterClient,
+    info: &VolumeInfo,
+    rate: u64,
+) -> anyhow::Result<Report> {
+    let mut report = scrub(info, rate).await?;
+    let damaged = report.damaged();
+    if !damaged.is_empty() {
+        report.repair = Some(repair(masters, info, damaged).await);
+    }
+    Ok(report)
 }
 
 /// Reads the in-sync replicas of a volume, each at most at `rate` bytes a second (0: no limit).

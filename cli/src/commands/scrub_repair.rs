@@ -4,11 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use anyhow::Context as _;
 use sbk_engine::replication::scrub::SCRUB_ROOM;
+use sbk_master_client::MasterClient;
 use sbk_proto::v1::{ScrubFate, ScrubbedBlock, VolumeInfo};
 use serde::Serialize;
 use tokio::time::sleep;
 
-use super::Context;
 use super::scrub::{AGAIN, ATTEMPTS, ranges};
 use super::verify::Replica;
 use crate::view::id_text;
@@ -62,12 +62,16 @@ impl Repair {
 }
 
 /// Has the volume's primary, whoever that is meanwhile, repair blocks.
-pub(super) async fn repair(context: &Context, info: &VolumeInfo, damaged: BTreeSet<u64>) -> Repair {
+pub(super) async fn repair(
+    masters: &MasterClient,
+    info: &VolumeInfo,
+    damaged: BTreeSet<u64>,
+) -> Repair {
     let id = id_text(&info.id);
     let (mut open, mut repair, mut failed) = (damaged, Repair::default(), 0);
     while !open.is_empty() {
         let some = open.iter().copied().take(SCRUB_ROOM).collect();
-        let told = order(context, &id, some).await;
+        let told = order(masters, &id, some).await;
         let (settled, why) = match told {
             Ok(told) => (repair.note(told), "the primary has no room for more repairs".to_owned()),
             Err(error) => (Vec::new(), format!("{error:#}")),
@@ -86,11 +90,11 @@ pub(super) async fn repair(context: &Context, info: &VolumeInfo, damaged: BTreeS
 }
 
 async fn order(
-    context: &Context,
+    masters: &MasterClient,
     volume: &str,
     blocks: Vec<u64>,
 ) -> anyhow::Result<Vec<ScrubbedBlock>> {
-    let info = context.masters.get_volume(volume).await?;
+    let info = masters.get_volume(volume).await?;
     let primary = info.members.iter().find(|member| member.primary);
     let primary = primary.context("the volume has no primary")?;
     let replica = Replica::connect(&info, primary).await?;

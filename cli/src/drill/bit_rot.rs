@@ -123,7 +123,7 @@ async fn once(bench: &mut Bench, number: u32, args: &DrillArgs) -> anyhow::Resul
     let counted = counts(&entry).await?;
     let load = bench.start_load(&client, None).await?;
     bench.load_goes_on(&load, args.seconds).await?;
-    let flipped = block_in_place(|| flip(&extents, u64::from(number)))?;
+    let flipped = block_in_place(|| flip(&extents, u64::from(number), USED_BLOCKS, ROTTEN))?;
     // Not for long: what is written anew is not read from the file any more.
     bench.load_goes_on(&load, std::time::Duration::ZERO).await?;
     let load = load.stop(ANSWER).await?;
@@ -149,17 +149,20 @@ impl Counts {
     }
 }
 
-/// Flips a bit in blocks of the file that are not zeros, drawn from `seed`. How many.
-fn flip(extents: &Path, seed: u64) -> anyhow::Result<usize> {
+/// Flips a bit in `most` of the first `used` blocks of the file that are not zeros, drawn from `seed`. How many.
+///
+/// # Errors
+/// If there are none.
+pub(super) fn flip(extents: &Path, seed: u64, used: u64, most: usize) -> anyhow::Result<usize> {
     let what = || format!("the blocks in {}", extents.display());
     let file = OpenOptions::new().read(true).write(true).open(extents).with_context(what)?;
     let blocks = file.metadata().with_context(what)?.len().saturating_sub(EXTENTS_HEADER);
-    let blocks = (blocks / BLOCK as u64).min(USED_BLOCKS);
+    let blocks = (blocks / BLOCK as u64).min(used);
     let (mut noise, mut flipped) = (Noise::new(seed), BTreeSet::new());
     let mut content = [0; BLOCK];
     // A few times as many as it takes where half of the volume was written.
-    for _ in 0..ROTTEN * 16 {
-        if flipped.len() == ROTTEN || blocks == 0 {
+    for _ in 0..most * 16 {
+        if flipped.len() == most || blocks == 0 {
             break;
         }
         let block = noise.below(blocks);
@@ -201,7 +204,7 @@ mod tests {
         let used = EXTENTS_HEADER as usize..EXTENTS_HEADER as usize + 100 * BLOCK;
         image[used.clone()].fill(7);
         std::fs::write(&path, &image).expect("writes");
-        let flipped = flip(&path, 3).expect("flips");
+        let flipped = flip(&path, 3, USED_BLOCKS, ROTTEN).expect("flips");
         assert_eq!(flipped, ROTTEN);
         let rotten = std::fs::read(&path).expect("reads");
         let differ: Vec<usize> = (0..image.len()).filter(|at| image[*at] != rotten[*at]).collect();
@@ -209,7 +212,7 @@ mod tests {
         assert!(differ.iter().all(|at| used.contains(at)));
         assert!(differ.iter().all(|at| (image[*at] ^ rotten[*at]).is_power_of_two()));
         std::fs::write(&path, vec![0; 3 * BLOCK]).expect("writes");
-        let error = flip(&path, 3).expect_err("there is nothing").to_string();
+        let error = flip(&path, 3, USED_BLOCKS, ROTTEN).expect_err("there is nothing").to_string();
         assert!(error.contains("--seconds"), "{error}");
     }
 

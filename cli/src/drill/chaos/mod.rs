@@ -19,7 +19,7 @@ use uuid::Uuid;
 
 use crate::args::{ChaosArgs, Global, NetworkMode};
 use crate::commands::volume::wait_until_serving;
-use crate::dev::cluster::{DevCluster, Options};
+use crate::dev::cluster::{DevCluster, Options, data_dir};
 use crate::dev::plan::Wanted;
 use crate::drill::network::{self, Network};
 use crate::error::Usage;
@@ -30,9 +30,11 @@ use crate::workload::roaming::{Roaming, RoamingOptions, RoamingStats};
 
 mod calm;
 mod disk;
+mod failing;
 mod keep;
 mod log;
 mod losses;
+mod quiet;
 mod reached;
 mod report;
 mod schedule;
@@ -40,6 +42,7 @@ mod stage;
 mod volumes;
 
 use disk::SmallDisk;
+use failing::FailingDisk;
 use log::{Log, Sums};
 use losses::Losses;
 use reached::Counts;
@@ -54,6 +57,14 @@ const DATANODES: usize = 4;
 /// Datanodes with a small file system of their own. The others are on the disk that the drill's
 /// directory is on, whose syncs take time.
 const SMALL_DISKS: [usize; 1] = [DATANODES - 1];
+/// Data directories of each datanode.
+const DISKS: usize = 2;
+/// Datanodes whose second one is a disk of its own that can fail, and those with a raw device as well that can.
+const FAILING_DISKS: [usize; 2] = [0, 1];
+const FAILING_DEVICES: [usize; 1] = [2];
+/// After so long the masters replace what is away, of every second three seeds: then who is away for long is replaced, of the others it comes
+/// back.
+const REPLACE_AFTER: Duration = Duration::from_secs(20);
 /// Size of each volume, and a third of the blocks that are used.
 const VOLUME: u64 = 64 << 20;
 const USED_BLOCKS: u64 = 2048;
@@ -155,7 +166,7 @@ pub async fn run(global: &Global, args: ChaosArgs) -> anyhow::Result<()> {
 }
 
 /// What can be caused here.
-fn world(network: bool) -> (World, BTreeMap<String, String>) {
+fn world(network: bool, no_disks: Option<&str>) -> (World, BTreeMap<String, String>) {
     let mut classes: BTreeSet<Class> = CLASSES.into();
     let mut unavailable = BTreeMap::new();
     let mut leave_out = |class: Class, why: &str| {
@@ -169,6 +180,9 @@ fn world(network: bool) -> (World, BTreeMap<String, String>) {
         }
     } else if !network::can_delay() {
         leave_out(Class::Delay, "this kernel has no netem");
+    }
+    if let Some(why) = no_disks {
+        leave_out(Class::FailDisk, why);
     }
     let world = World {
         masters: MASTERS,
@@ -189,9 +203,15 @@ impl<'a> Run<'a> {
         without_network: Option<String>,
     ) -> anyhow::Result<Self> {
         let inside = without_network.is_none();
+        // As the cluster calls it.
+        let dir = &dir.canonicalize().context("finding the drill's directory")?;
         let mut log = Log::create(&dir.join("chaos.log"))?;
         log.tell(&format!("seed {seed}, in {}, pid {}", dir.display(), std::process::id()));
-        let (world, unavailable) = world(inside);
+        let no_disks = match inside {
+            true => failing::obstacle(dir),
+            false => Some("that needs namespaces of its own".to_owned()),
+        };
+        let (world, unavailable) = world(inside, no_disks.as_deref());
         let mut options = Options::new(dir.to_owned())?;
         options.wal_retain = Some(WAL_RETAIN[(seed % WAL_RETAIN.len() as u64) as usize]);
         options.capacity = Some(CAPACITY);
@@ -204,6 +224,21 @@ impl<'a> Run<'a> {
             datanodes: Some(DATANODES as u64),
             base_port: None,
         };
+        options.disks = DISKS;
+        options.replace_after = (seed / 3 % 2 == 0).then_some(REPLACE_AFTER);
+        let mut failing = BTreeMap::new();
+        if no_disks.is_none() {
+            for at in FAILING_DISKS {
+                let path = data_dir(dir, at as u64 + 1, DISKS);
+                failing.insert(at, FailingDisk::make(path, false)?);
+            }
+            options.devices = vec![Vec::new(); DATANODES];
+            for at in FAILING_DEVICES {
+                let path = dir.join(format!("device-{}", at + 1));
+                failing.insert(at, FailingDisk::make(path.clone(), true)?);
+                options.devices[at].push(path);
+            }
+        }
         let (mut net, mut disks) = (None, BTreeMap::new());
         if inside {
             let made = Network::new(MASTERS, DATANODES)?;
@@ -214,7 +249,7 @@ impl<'a> Run<'a> {
             }
         }
         let cluster = DevCluster::start(options).await?;
-        let stage = Stage::new(cluster, net, disks);
+        let stage = Stage::new(cluster, net, disks, failing);
         let client = stage.cluster.client();
         let losses = Losses::begin();
         let mut loads = BTreeMap::new();
@@ -284,8 +319,14 @@ impl<'a> Run<'a> {
         round: Round,
         deadline: Option<Instant>,
     ) -> anyhow::Result<Option<Vec<String>>> {
-        let begun = Instant::now();
         let mut faults = VecDeque::from(round);
+        while let Some(fault) = faults.pop_front_if(|fault| fault.class.is_quiet()) {
+            let wrong = self.begin_quiet(&fault).await?;
+            if !wrong.is_empty() {
+                return Ok(Some(wrong));
+            }
+        }
+        let begun = Instant::now();
         // Those whose victims other faults have, until one of these ends.
         let mut waiting = VecDeque::new();
         while !faults.is_empty() || !waiting.is_empty() || self.stage.is_harmed() {
@@ -393,6 +434,7 @@ impl<'a> Run<'a> {
         }
         let volumes = self.volumes().await;
         let keep = failed || self.args.keep;
+        self.counts.disks_replaced = self.stage.replaced;
         let told = keep::told(self.stage.cluster.dir())?;
         let mut loads = RoamingStats::default();
         volumes.iter().for_each(|volume| loads.add(&volume.load));

@@ -15,6 +15,16 @@ pub(super) struct Counts {
     pub(super) old_keys_dropped: u64,
     /// The most bytes of blocks that lay in their second home at a check: large writes that went to the disk once.
     pub(super) second_homes: u64,
+    /// File systems that failed for good.
+    pub(super) disks_failed: u64,
+    /// Raw devices that did.
+    pub(super) devices_failed: u64,
+    /// Of both, those in whose place others were put.
+    pub(super) disks_replaced: u64,
+    /// Blocks in which a bit was flipped.
+    pub(super) bits_flipped: u64,
+    /// Blocks that were repaired for a scrub by hand.
+    pub(super) scrub_repairs: u64,
 }
 
 impl Counts {
@@ -63,6 +73,11 @@ pub(super) fn reached(
         ("keys rotated", caused(Class::RotateKey)),
         ("old keys dropped", counts.old_keys_dropped),
         ("scrubs in the background", told.scrubs),
+        ("disks failed", counts.disks_failed),
+        ("devices failed", counts.devices_failed),
+        ("disks replaced", counts.disks_replaced),
+        ("bits flipped", counts.bits_flipped),
+        ("blocks repaired for scrubs", counts.scrub_repairs),
     ])
 }
 

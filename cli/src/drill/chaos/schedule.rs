@@ -73,10 +73,14 @@ pub(super) enum Class {
     StopPrimary,
     /// SIGTERM to a datanode whose key file has a new first key by then. Once all is whole it has no other.
     RotateKey,
+    /// A disk of a datanode fails for good, and has another one put in its place when the fault is over.
+    FailDisk,
+    /// Bits flip in blocks of one replica, which are scrubbed and repaired.
+    Rot,
 }
 
 /// All classes, in the order in which they are told.
-pub(super) const CLASSES: [Class; 23] = [
+pub(super) const CLASSES: [Class; 25] = [
     Class::KillDatanode,
     Class::KillDatanodes,
     Class::KillAllDatanodes,
@@ -100,6 +104,8 @@ pub(super) const CLASSES: [Class; 23] = [
     Class::MovePrimary,
     Class::StopPrimary,
     Class::RotateKey,
+    Class::FailDisk,
+    Class::Rot,
 ];
 
 /// Whom a fault befalls. Roles are looked up when the time has come.
@@ -114,6 +120,8 @@ pub(super) enum Victim {
     Leader(Which),
     /// The paths from the first ones to the second ones.
     Paths(Vec<End>, Vec<End>),
+    /// One that can be harmed so, by the measure.
+    Any,
 }
 
 /// One thing that is to go wrong.
@@ -187,6 +195,8 @@ impl Class {
             Class::MovePrimary => "move-primary",
             Class::StopPrimary => "stop-primary",
             Class::RotateKey => "rotate-key",
+            Class::FailDisk => "fail-disk",
+            Class::Rot => "rot",
         }
     }
 
@@ -201,6 +211,11 @@ impl Class {
                 | Class::SlowLink
                 | Class::Delay
         )
+    }
+
+    /// Whether something is gone for good by it: such a fault comes first in its round, when all is whole.
+    pub(super) fn is_quiet(self) -> bool {
+        matches!(self, Class::FailDisk | Class::Rot)
     }
 
     fn stops_all(self) -> bool {
@@ -227,6 +242,7 @@ impl fmt::Display for Victim {
             }
             Victim::Leader(other) => write!(f, "leading master (else {other})"),
             Victim::Paths(from, to) => write!(f, "{} | {}", list(from), list(to)),
+            Victim::Any => f.write_str("some replica"),
         }
     }
 }
@@ -259,7 +275,9 @@ impl fmt::Display for Fault {
             | Class::Drain
             | Class::MovePrimary
             | Class::StopPrimary
-            | Class::RotateKey => Ok(()),
+            | Class::RotateKey
+            | Class::FailDisk
+            | Class::Rot => Ok(()),
         }
     }
 }
@@ -280,6 +298,11 @@ impl Schedule {
             at += self.between(APART);
             round.push(self.fault(Duration::from_millis(at)));
         }
+        for fault in round.iter_mut().filter(|fault| fault.class.is_quiet()) {
+            fault.at = Duration::ZERO;
+        }
+        // What rots must be repaired before a disk fails.
+        round.sort_by_key(|fault| (fault.at, fault.class == Class::FailDisk));
         round
     }
 
@@ -343,6 +366,8 @@ impl Schedule {
                 let all: Vec<Which> = all_masters.chain(all_datanodes).collect();
                 Victim::Processes(self.some(all, 1))
             }
+            // The disk or the replica is looked for when the time has come.
+            Class::FailDisk | Class::Rot => Victim::Any,
             Class::FullDisk => {
                 let at = self.below(self.world.small_disks.len());
                 Victim::Processes(vec![Which::Datanode(self.world.small_disks[at])])
@@ -443,7 +468,7 @@ mod tests {
             let round = schedule.round(u64::MAX);
             assert!((6..=14).contains(&round.len()));
             for pair in round.windows(2) {
-                assert!(pair[0].at < pair[1].at);
+                assert!(pair[0].at < pair[1].at || pair[1].class.is_quiet());
                 met += u64::from(pair[0].at + pair[0].lasts > pair[1].at);
             }
             for fault in &round {

@@ -12,6 +12,7 @@ use sbk_proto::v1::{MovePrimaryRequest, NodeDuty, SetNodeDutyRequest};
 use uuid::Uuid;
 
 use super::disk::SmallDisk;
+use super::failing::FailingDisk;
 use super::keep;
 use super::log::Log;
 use super::schedule::{Class, Fault, Victim};
@@ -33,6 +34,10 @@ pub(super) struct Stage {
     pub(super) cluster: DevCluster,
     // After the cluster, whose processes use them.
     disks: BTreeMap<usize, SmallDisk>,
+    /// Disks that can fail, one of some datanodes.
+    pub(super) failing: BTreeMap<usize, FailingDisk>,
+    /// How many of these were replaced.
+    pub(super) replaced: u64,
     network: Option<Network>,
     active: Vec<Active>,
     /// When each datanode was last harmed.
@@ -54,7 +59,7 @@ struct Active {
 }
 
 #[derive(Clone, Debug)]
-enum Effect {
+pub(super) enum Effect {
     Down(Vec<Which>),
     Frozen(Vec<Which>),
     /// Runs and stops in turns of `turn`.
@@ -88,6 +93,11 @@ enum Effect {
     Stopped(Which),
     /// The same, with a new key.
     Rekeyed(usize),
+    /// The one of its disks that can fail has done so; its id.
+    DiskFailed {
+        at: usize,
+        id: String,
+    },
 }
 
 impl Effect {
@@ -102,6 +112,7 @@ impl Effect {
             | Effect::Loss(..)
             | Effect::Sends(..)
             | Effect::Drained(_)
+            | Effect::DiskFailed { .. }
             | Effect::Moved(_) => Vec::new(),
         }
     }
@@ -129,7 +140,7 @@ impl Effect {
                 datanode(which).into_iter().collect()
             }
             // A client is not to notice.
-            Effect::Drained(_) | Effect::Moved(_) => Vec::new(),
+            Effect::Drained(_) | Effect::Moved(_) | Effect::DiskFailed { .. } => Vec::new(),
             Effect::Down(_)
             | Effect::Frozen(_)
             | Effect::Slow { .. }
@@ -146,11 +157,14 @@ impl Stage {
         cluster: DevCluster,
         network: Option<Network>,
         disks: BTreeMap<usize, SmallDisk>,
+        failing: BTreeMap<usize, FailingDisk>,
     ) -> Self {
         let (active, harmed) = (Vec::new(), BTreeMap::new());
         Self {
             cluster,
             disks,
+            failing,
+            replaced: 0,
             network,
             active,
             harmed,
@@ -231,12 +245,23 @@ impl Stage {
             | Effect::Cut { .. }
             | Effect::Flap { .. }
             | Effect::Loss(..)
+            | Effect::DiskFailed { .. }
             | Effect::Sends(..) => {}
         }
-        let until = Instant::now() + fault.lasts;
-        self.active.push(Active { number: fault.number, class: fault.class, until, effect });
+        self.push(fault, effect);
         self.apply_network()?;
         Ok(true)
+    }
+
+    /// Notes that a fault has begun.
+    pub(super) fn push(&mut self, fault: &Fault, effect: Effect) {
+        let until = Instant::now() + fault.lasts;
+        self.active.push(Active { number: fault.number, class: fault.class, until, effect });
+    }
+
+    /// Whether a disk has failed that was not replaced yet.
+    pub(super) fn has_failed_disk(&self) -> bool {
+        self.active.iter().any(|active| active.class == Class::FailDisk)
     }
 
     /// Lets faults take their turns, and ends those whose time has come. Whether there was one.
@@ -306,6 +331,11 @@ impl Stage {
             | Effect::Sends(..)
             | Effect::Drained(_)
             | Effect::Moved(_) => Ok(()),
+            Effect::DiskFailed { at, id } => {
+                // The clients of its node lose their connections only now.
+                self.harmed.insert(at, Instant::now());
+                self.replace_disk(at, &id)
+            }
             Effect::Rekeyed(at) => self.end_of_stop(Which::Datanode(at)),
             Effect::Stopped(which) => self.end_of_stop(which),
         }
@@ -366,6 +396,7 @@ impl Stage {
                 | Effect::Drained(_)
                 | Effect::Moved(_)
                 | Effect::Rekeyed(_)
+                | Effect::DiskFailed { .. }
                 | Effect::Stopped(_) => continue,
             };
             for (a, b) in from.iter().flat_map(|a| to.iter().map(move |b| (*a, *b))) {
@@ -398,6 +429,8 @@ impl Stage {
                 return self.move_of(kind.name, fault.number).await;
             }
             Victim::Processes(all) => all.clone(),
+            // Those begin elsewhere, before all others.
+            Victim::Any => return None,
             Victim::Primary(volume, other) => {
                 vec![self.primary(KINDS[*volume].name).await.unwrap_or(*other)]
             }
@@ -486,7 +519,7 @@ impl Stage {
 
     /// Notes that a process ended although nobody killed it, if so: to be called before the drill
     /// kills it.
-    fn note_end(&mut self, which: Which) {
+    pub(super) fn note_end(&mut self, which: Which) {
         if let Some((status, tail)) = self.cluster.how_ended(which) {
             // Told to stop by the drill before it could listen to that: it had just been started.
             if status.signal() == Some(Signal::TERM.as_raw()) && self.cluster.is_silent(which) {

@@ -34,7 +34,7 @@ pub(super) const KINDS: &[Kind] = &[
     Kind { name: "three-written", replicas: 3, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Written, encrypted: false },
     Kind { name: "three-best-effort", replicas: 3, min_in_sync: None, durability: Durability::BestEffort, write_ack: WriteAck::Durable, encrypted: false },
     Kind { name: "three-encrypted", replicas: 3, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: true },
-    Kind { name: "two-encrypted", replicas: 2, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Written, encrypted: true },
+    Kind { name: "two-encrypted", replicas: 2, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: true },
     Kind { name: "one", replicas: 1, min_in_sync: None, durability: Durability::SyncAll, write_ack: WriteAck::Durable, encrypted: false },
 ];
 
