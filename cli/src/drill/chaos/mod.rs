@@ -62,9 +62,9 @@ const DISKS: usize = 2;
 /// Datanodes whose second one is a disk of its own that can fail, and those with a raw device as well that can.
 const FAILING_DISKS: [usize; 2] = [0, 1];
 const FAILING_DEVICES: [usize; 1] = [2];
-/// After so long the masters replace what is away, of every second three seeds: then who is away for long is replaced, of the others it comes
-/// back.
-const REPLACE_AFTER: Duration = Duration::from_secs(20);
+/// After so long the masters replace what is away, one of these by three seeds: then who is away for long is replaced, or comes back
+/// before that.
+const REPLACE_AFTER: [Duration; 2] = [Duration::from_secs(20), Duration::from_secs(60)];
 /// Size of each volume, and a third of the blocks that are used.
 const VOLUME: u64 = 64 << 20;
 const USED_BLOCKS: u64 = 2048;
@@ -225,7 +225,7 @@ impl<'a> Run<'a> {
             base_port: None,
         };
         options.disks = DISKS;
-        options.replace_after = (seed / 3 % 2 == 0).then_some(REPLACE_AFTER);
+        options.replace_after = Some(REPLACE_AFTER[(seed / 3 % 2) as usize]);
         let mut failing = BTreeMap::new();
         if no_disks.is_none() {
             for at in FAILING_DISKS {

@@ -14,7 +14,7 @@ use super::volumes::KINDS;
 use super::{Run, USED_BLOCKS};
 use crate::commands::scrub::scrub_and_repair;
 use crate::commands::volume::wait_for;
-use crate::dev::cluster::data_dir;
+use crate::dev::cluster::{Which, data_dir};
 use crate::drill::bit_rot;
 use crate::view::{NodeView, VolumeView, id_text};
 use crate::wait::{self, Look};
@@ -160,11 +160,17 @@ impl Run<'_> {
             self.log.record(&format!("#{} is left out: nothing is in there yet", fault.number));
             return Ok(());
         };
+        let position = |node: &bytes::Bytes| {
+            let files = self.stage.cluster.file();
+            files.datanodes.iter().position(|d| d.id == id_text(node))
+        };
         let primary = info
             .members
             .iter()
-            .any(|m| m.primary && extents.to_string_lossy().contains(&id_text(&m.replica)));
-        let whose = if primary { "the primary" } else { "a follower" };
+            .find(|m| m.primary)
+            .filter(|m| extents.to_string_lossy().contains(&id_text(&m.replica)));
+        let primary = primary.and_then(|m| position(&m.node));
+        let whose = if primary.is_some() { "the primary" } else { "a follower" };
         self.log.tell(&format!("{fault} -> {flipped} blocks of {whose} of {}", info.name));
         *self.log.faults.entry(fault.class).or_default() += 1;
         self.counts.bits_flipped += flipped as u64;
@@ -186,6 +192,10 @@ impl Run<'_> {
         .await?;
         self.counts.scrub_repairs += repaired;
         self.log.record(&format!("#{}: {repaired} blocks were repaired for scrubs", fault.number));
+        if let Some(at) = primary {
+            // It says from then on that its disk returns wrong data, until it is started again.
+            self.stage.stop(fault, Which::Datanode(at));
+        }
         Ok(())
     }
 }
@@ -227,7 +237,7 @@ impl Stage {
     /// Ends the failure of a disk: as the manual has it, another one is put in its place, and the node is
     /// started with the word that the old one is lost.
     pub(super) fn replace_disk(&mut self, at: usize, id: &str) -> anyhow::Result<()> {
-        let which = crate::dev::cluster::Which::Datanode(at);
+        let which = Which::Datanode(at);
         self.note_end(which);
         self.cluster.kill(which);
         let disk = self.failing.get_mut(&at).context("a disk that can fail")?;

@@ -259,6 +259,15 @@ impl Stage {
         self.active.push(Active { number: fault.number, class: fault.class, until, effect });
     }
 
+    /// Has a process end and be started again when the fault is over.
+    pub(super) fn stop(&mut self, fault: &Fault, which: Which) {
+        let effect = Effect::Stopped(which);
+        self.mark_harmed(&effect);
+        self.note_end(which);
+        self.cluster.signal(which, Signal::TERM);
+        self.push(fault, effect);
+    }
+
     /// Whether a disk has failed that was not replaced yet.
     pub(super) fn has_failed_disk(&self) -> bool {
         self.active.iter().any(|active| active.class == Class::FailDisk)
