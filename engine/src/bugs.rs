@@ -281,6 +281,15 @@ bugs! {
     /// The payload of a large write goes to a second home of its blocks while the disk is short of room. [Clients
     /// that only overwrite fill it up.]
     PlaceOnShortDisk,
+    /// Whatever table of regions an encrypted replica has is taken for the one that its superblock tells of.
+    /// [Somebody put back blocks, stamps and table as they were, and the volume was as of then in places.]
+    TrustAnyTable,
+    /// The stamps of an encrypted replica are not compared with what they come to. [Somebody put back a block
+    /// and its stamp, and it was read as it had been.]
+    TrustAnyStamp,
+    /// A step of the checkpoint that a crash broke is not done once more by the opening of an encrypted
+    /// replica. [The next step was another one, and blocks that were right counted as damaged.]
+    RedoNothing,
     /// A checkpoint leaves the stamp of the home that a block had. [Nobody can tell which of both counts.]
     KeepOldStamp,
     /// A rebuild does not wipe the extents. [Blocks of the old image stay where the base has zeros.]

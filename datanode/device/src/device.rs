@@ -4,7 +4,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sbk_wal::{RawFile, Storage, is_zero, read_exact, write_all};
+use sbk_wal::{Authenticator, RawFile, Storage, is_zero, read_exact, write_all};
 use uuid::Uuid;
 
 use crate::error::DeviceError;
@@ -291,6 +291,10 @@ impl Directory {
 impl Storage for Directory {
     fn unit(&self) -> u64 {
         CHUNK
+    }
+
+    fn authenticator(&self) -> Option<Arc<dyn Authenticator>> {
+        None
     }
 
     fn create_dir(&self, path: &str) -> io::Result<()> {

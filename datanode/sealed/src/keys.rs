@@ -10,6 +10,7 @@ use ring::aead::{AES_256_GCM, Aad, LessSafeKey, NONCE_LEN, Nonce, UnboundKey};
 use ring::hkdf::{HKDF_SHA256, KeyType, Prk};
 use ring::rand::{SecureRandom, SystemRandom};
 use ring::{digest, hmac};
+use sbk_wal::{Authenticator, Tag};
 use zeroize::Zeroizing;
 
 /// Most bytes of a key file: some hundreds of keys.
@@ -198,6 +199,15 @@ impl DataKey {
 
     /// The two keys of XTS for one kind of file.
     pub(crate) fn of_files(&self, kind: &str) -> Zeroizing<[u8; 64]> {
+        self.derived(&[b"sbk files ", kind.as_bytes()])
+    }
+
+    /// The key that proves what is in them.
+    pub(crate) fn of_tags(&self) -> TagKey {
+        TagKey(hmac::Key::new(hmac::HMAC_SHA256, &*self.derived(&[b"sbk tags"])))
+    }
+
+    fn derived(&self, info: &[&[u8]]) -> Zeroizing<[u8; 64]> {
         struct Len;
         impl KeyType for Len {
             fn len(&self) -> usize {
@@ -205,12 +215,28 @@ impl DataKey {
             }
         }
         let mut out = Zeroizing::new([0; 64]);
-        let info = [&b"sbk files "[..], kind.as_bytes()];
         Prk::new_less_safe(HKDF_SHA256, &*self.0)
-            .expand(&info, Len)
+            .expand(info, Len)
             .and_then(|okm| okm.fill(&mut *out))
             .expect("64 bytes are not too many");
         out
+    }
+}
+
+/// Tags what a replica writes: HMAC-SHA256, cut to its first 128 bits.
+pub(crate) struct TagKey(hmac::Key);
+
+impl fmt::Debug for TagKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("TagKey")
+    }
+}
+
+impl Authenticator for TagKey {
+    fn tag(&self, parts: &[&[u8]]) -> Tag {
+        let mut context = hmac::Context::with_key(&self.0);
+        parts.iter().for_each(|part| context.update(part));
+        context.sign().as_ref()[..size_of::<Tag>()].try_into().expect("of 32 bytes")
     }
 }
 

@@ -6,7 +6,7 @@ use std::io;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, PoisonError};
 
-use sbk_wal::{Get, Owner, Put, RawFile, SlotError, Slots, Storage};
+use sbk_wal::{Authenticator, Get, Owner, Put, RawFile, SlotError, Slots, Storage};
 
 use crate::file::SealedFile;
 use crate::keys::{DataKey, KeyId, KeyRing, Unknown, WRAPPED};
@@ -84,6 +84,7 @@ pub enum SealError {
 pub struct Sealed {
     inner: Arc<dyn Storage>,
     key: DataKey,
+    tags: Arc<dyn Authenticator>,
     ciphers: Mutex<BTreeMap<String, Arc<Xts>>>,
 }
 
@@ -166,7 +167,8 @@ impl Sealed {
             // In both slots: the key before is one that somebody wants to be rid of.
             slots.sync()?;
         }
-        Ok(Self { inner, key, ciphers: Mutex::default() })
+        let tags = Arc::new(key.of_tags());
+        Ok(Self { inner, key, tags, ciphers: Mutex::default() })
     }
 
     fn file(&self, path: &str, inner: Arc<dyn RawFile>) -> Arc<dyn RawFile> {
@@ -248,5 +250,9 @@ impl Storage for Sealed {
 
     fn unit(&self) -> u64 {
         self.inner.unit()
+    }
+
+    fn authenticator(&self) -> Option<Arc<dyn Authenticator>> {
+        Some(Arc::clone(&self.tags))
     }
 }

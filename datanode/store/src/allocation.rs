@@ -97,7 +97,7 @@ impl AllocationPlan {
 /// counted as data until its checkpoint, and as a hole from then on: a write to it was taken for one that
 /// needs no new space, and needed some.]
 fn blocks_of(source: &Source) -> impl Iterator<Item = bool> + '_ {
-    let (data, stamps): (&[u8], &[u32]) = match source {
+    let (data, stamps): (&[u8], &[u64]) = match source {
         Source::Memory(data) => (data, &[]),
         Source::Wal { stamps, .. } => (&[], stamps),
         Source::Placed(placed) => (&[], &placed.stamps),

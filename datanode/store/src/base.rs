@@ -15,10 +15,11 @@ use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn, REGION_BLOCKS};
 use super::ages::Ages;
 use super::core::Store;
 use super::error::StoreError;
-use super::homes::{Held, stamp_of};
+use super::homes::Held;
 use super::image::{REGIONS_PER_SECTOR, encode_sector};
 use super::open::state_record;
 use super::read::Rewriting;
+use super::stamper::Label;
 
 const WORDS: usize = REGION_BLOCKS.div_ceil(64) as usize;
 
@@ -85,6 +86,10 @@ impl Store {
         // [A verification read the image that a rebuild was writing, and told of differences.]
         std::mem::replace(&mut self.rewriting, Arc::new(Rewriting::new(mark.base))).leave();
         self.superblock.cut = None;
+        match mark.from {
+            Lsn(0) => self.image.forget_proofs(),
+            _ => self.image.begin_session(),
+        }
         if on(Bug::LogBeforeMark) {
             self.log.reset(mark.base.0 + 1).map_err(|e| self.fail(e.into()))?;
         }
@@ -94,6 +99,8 @@ impl Store {
         }
         let dropped = match mark.from {
             Lsn(0) if !on(Bug::WipeKeepsExtents) => self.image.wipe(),
+            // It proves what the delta does not bring.
+            _ if self.image.stamper.has_key() => Ok(()),
             _ => self.image.drop_regions(),
         };
         dropped.map_err(|e| self.fail(e))?;
@@ -131,7 +138,9 @@ impl Store {
             &self.state,
             self.checkpoint,
             self.last_reference,
+            self.image.proven(),
         );
+        let record = self.image.stamper.sign(Label::State, record);
         let file = self.state_file.as_mut().expect("no checkpoint is out");
         // A slot with the state of what was wiped would be taken for a later one.
         let result = file.write(&record).and_then(|()| file.sync());
@@ -158,8 +167,12 @@ impl Store {
             }
             let end = (at..blocks.len()).find(|i| !wanted(*i)).unwrap_or(blocks.len());
             let run = &blocks[at..end];
-            let stamps: Vec<u32> = run.iter().map(|block| stamp_of(block)).collect();
-            result = self.image.write(lba.0 + at as u64, run, &stamps, &Held::default());
+            let first = lba.0 + at as u64;
+            self.image.bring(&(first..first + run.len() as u64));
+            let stamper = &self.image.stamper;
+            let stamps: Vec<u64> =
+                (first..).zip(run).map(|(block, data)| stamper.of_block(block, data)).collect();
+            result = self.image.write(first, run, &stamps, &Held::default());
             at = end;
         }
         result.map_err(|e| self.fail(e))
@@ -182,6 +195,7 @@ impl Store {
                 continue;
             }
             let end = (at..range.end).find(|block| !wanted(block)).unwrap_or(range.end);
+            self.image.bring(&(at..end));
             result = self.image.zero(&(at..end), &Held::default());
             at = end;
         }
@@ -212,13 +226,25 @@ impl Store {
         if on(Bug::MarkGoneEarly) {
             self.persist(kept)?;
         }
-        let sectors = (self.regions.len() as u64).div_ceil(REGIONS_PER_SECTOR);
-        let sectors: Vec<_> =
-            (0..sectors).map(|number| (number, encode_sector(number, &self.regions))).collect();
-        let image = Arc::clone(&self.image);
-        image.write_regions(&sectors).and_then(|()| image.sync()).map_err(|e| self.fail(e))?;
+        self.write_whole_table().map_err(|e| self.fail(e))?;
         self.persist(kept)?;
         self.written = None;
         Ok(())
+    }
+
+    fn write_whole_table(&self) -> Result<(), StoreError> {
+        let image = &self.image;
+        if image.stamper.has_key() {
+            let change = image.plan_table(self.checkpoint, &self.regions)?;
+            image.write_table(change.writes())?;
+            image.sync()?;
+            image.changed(change);
+            image.end_session();
+            return Ok(());
+        }
+        let sectors = (self.regions.len() as u64).div_ceil(REGIONS_PER_SECTOR);
+        let sectors: Vec<_> =
+            (0..sectors).map(|number| (number, encode_sector(number, &self.regions))).collect();
+        image.write_regions(&sectors).and_then(|()| image.sync())
     }
 }

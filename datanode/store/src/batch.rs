@@ -2,14 +2,13 @@
 
 use bytes::Bytes;
 use sbk_engine::types::Lsn;
-use sbk_wal::{Append, Appended, Marks, Record, Sync, Synced};
+use sbk_wal::{Append, Appended, Crc, Marks, Record, Sync, Synced};
 
 use super::codec;
 use super::core::Store;
 use super::entries::{Entry, Fate};
 use super::error::StoreError;
 use super::placement::{Placed, Placement};
-use crate::entry::canonical;
 
 /// Most entries of one batch: two buffers each fit one vectored write.
 const BATCH_ENTRIES: usize = 500;
@@ -102,22 +101,29 @@ impl Store {
                 return Some(WalBatch(Part::Payloads(placement)));
             }
         }
+        let stamper = &self.image.stamper;
         let metas: Vec<Vec<u8>> = self
             .batch_of(next, true)
             .map(|entry| match &entry.fate {
                 Fate::Placed(homes) => {
-                    codec::put_reference(&entry.header, entry.crc, &entry.stamps, homes)
+                    let Entry { header, crc, stamps, .. } = entry;
+                    codec::put_reference(header, *crc, stamps, homes, stamper)
                 }
-                Fate::Open | Fate::Logged | Fate::Placing => canonical(&entry.header).to_vec(),
+                Fate::Open | Fate::Logged | Fate::Placing => {
+                    codec::put_entry(&entry.header, &entry.stamps, stamper)
+                }
             })
             .collect();
         let records = self.entries.from(next).zip(&metas).map(|(entry, meta)| match entry.fate {
             Fate::Placed(_) => Record { meta, payload: Bytes::new(), crc: sbk_wal::crc32c(meta) },
-            Fate::Open | Fate::Logged | Fate::Placing => Record {
-                meta,
-                payload: entry.payload.clone().expect("it is kept until it is durable"),
-                crc: entry.crc,
-            },
+            Fate::Open | Fate::Logged | Fate::Placing => {
+                let payload = entry.payload.clone().expect("it is kept until it is durable");
+                let crc = match stamper.has_key() {
+                    true => Crc::default().with(meta).with(&payload).value(),
+                    false => entry.crc,
+                };
+                Record { meta, payload, crc }
+            }
         });
         let marks = Marks { durable: self.durable.0, committed: self.committed().0 };
         let (append, places) = match self.log.plan_append(records, marks) {

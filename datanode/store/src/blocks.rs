@@ -5,11 +5,11 @@ use std::ops::Range;
 
 use sbk_engine::bugs::{Bug, on};
 use sbk_engine::types::{BLOCK_SIZE, Lba, REGION_BLOCKS};
-use sbk_wal::{Put, crc32c, read_exact, write_all};
+use sbk_wal::{Put, read_exact, write_all};
 
 use super::error::{ReadError, RottenBlock, StoreError};
-use super::homes::{Current, Held, Home, Homes, Stamps, runs, stamp};
-use super::image::{HEADER, Image, STAMPS, bytes};
+use super::homes::{Current, Held, Home, Homes, Stamps, runs};
+use super::image::{HEADER, Image, bytes};
 use super::read::Placed;
 
 /// Most of a payload that is written with one call. [The kernel found the pages for 4 MiB at once so slowly
@@ -22,8 +22,8 @@ const PART: usize = PART_BLOCKS * BLOCK_SIZE as usize;
 pub(super) struct BadBlock {
     pub(super) block: u64,
     pub(super) home: Home,
-    pub(super) found: u32,
-    pub(super) expected: u32,
+    pub(super) found: u64,
+    pub(super) expected: u64,
 }
 
 impl BadBlock {
@@ -34,34 +34,64 @@ impl BadBlock {
     }
 }
 
-/// How `data` differs from what `expected` says, which is not 0.
-fn check(block: u64, home: Home, data: &[u8], expected: u32) -> Option<BadBlock> {
-    let found = crc32c(data);
-    (stamp(found) != expected).then_some(BadBlock { block, home, found, expected })
-}
-
 impl Image {
+    /// How `data` differs from what `expected` says, which is not 0.
+    fn check(&self, block: u64, home: Home, data: &[u8], expected: u64) -> Option<BadBlock> {
+        let found = self.stamper.of_data(block, data);
+        (found != expected).then_some(BadBlock { block, home, found, expected })
+    }
+
     /// The stamps of blocks, as they are now.
     pub(super) fn stamps(&self, range: &Range<u64>) -> io::Result<Vec<Stamps>> {
-        let mut content = vec![0; ((range.end - range.start) * STAMPS) as usize];
-        read_exact(&*self.checksums.file, &mut content, HEADER + range.start * STAMPS, true)?;
-        let word = |at: &[u8]| u32::from_le_bytes([at[0], at[1], at[2], at[3]]);
-        let both = |at: &[u8]| Stamps { extents: word(&at[..4]), shadow: word(&at[4..]) };
-        Ok(content.chunks_exact(STAMPS as usize).map(both).collect())
+        let width = self.stamper.width() as usize;
+        let mut content = vec![0; (range.end - range.start) as usize * 2 * width];
+        read_exact(&*self.checksums.file, &mut content, self.stamps_at(range.start), true)?;
+        let word = |at: &[u8]| {
+            let mut word = [0; 8];
+            word[..width].copy_from_slice(at);
+            u64::from_le_bytes(word)
+        };
+        let both = |at: &[u8]| Stamps { extents: word(&at[..width]), shadow: word(&at[width..]) };
+        Ok(content.chunks_exact(2 * width).map(both).collect())
+    }
+
+    /// Where the stamps of a block are.
+    fn stamps_at(&self, block: u64) -> u64 {
+        HEADER + block * 2 * self.stamper.width()
     }
 
     fn old_stamps(&self, range: &Range<u64>) -> Result<Vec<Stamps>, StoreError> {
         self.stamps(range).map_err(|e| self.error(self.checksums.name, "read", e))
     }
 
-    fn read_error(&self, name: &str) -> impl Fn(io::Error) -> ReadError {
+    pub(super) fn read_error(&self, name: &str) -> impl Fn(io::Error) -> ReadError {
         let path = self.describe(name);
         move |source| ReadError::Io { path: path.clone(), source }
     }
 
     /// The stamps of blocks, for a read.
     pub(super) fn look(&self, range: &Range<u64>) -> Result<Vec<Stamps>, ReadError> {
-        self.stamps(range).map_err(self.read_error(self.checksums.name))
+        self.compare(range)?;
+        let mut stamps = self.stamps(range).map_err(self.read_error(self.checksums.name))?;
+        self.correct(range.start, &mut stamps);
+        Ok(stamps)
+    }
+
+    /// Writes stamps of single blocks. Not durable before [`Image::sync`].
+    pub(super) fn restamp(&self, stamps: &[(u64, Stamps)]) -> Result<(), StoreError> {
+        for (block, stamps) in stamps {
+            let mut content = Put::default();
+            self.put_stamps(stamps, &mut content);
+            write_all(&*self.checksums.file, &[&content.0], self.stamps_at(*block))
+                .map_err(|e| self.error(self.checksums.name, "write", e))?;
+        }
+        Ok(())
+    }
+
+    fn put_stamps(&self, stamps: &Stamps, out: &mut Put) {
+        for home in Home::BOTH {
+            out.bytes(&stamps.of(home).to_le_bytes()[..self.stamper.width() as usize]);
+        }
     }
 
     fn read_run(&self, home: Home, run: &Range<u64>, out: &mut [u8]) -> Result<(), ReadError> {
@@ -95,8 +125,11 @@ impl Image {
             let data = out.chunks_exact(BLOCK_SIZE as usize).zip(&stamps[from..to]);
             bad.extend(run.zip(data).filter_map(|(block, (data, stamps))| {
                 let expected = stamps.of(home);
-                let found = || BadBlock { block, home, found: crc32c(data), expected };
-                check(block, home, data, expected).or_else(|| unclear.then(found))
+                let found = || {
+                    let found = self.stamper.of_data(block, data);
+                    BadBlock { block, home, found, expected }
+                };
+                self.check(block, home, data, expected).or_else(|| unclear.then(found))
             }));
         }
         Ok(bad)
@@ -121,7 +154,8 @@ impl Image {
             };
             self.read_run(home, &run, out)?;
             let data = run.clone().zip(out.chunks_exact(BLOCK_SIZE as usize));
-            bad.extend(data.filter_map(|(b, data)| check(b, home, data, placed.stamps[at(b)])));
+            let check = |(b, data)| self.check(b, home, data, placed.stamps[at(b)]);
+            bad.extend(data.filter_map(check));
         }
         Ok(bad)
     }
@@ -156,9 +190,10 @@ impl Image {
                     on(Bug::KeepOldStamp) && new.of(home) == 0 && new.of(home.other()) != 0;
                 if forgets { old.of(home) } else { new.of(home) }
             };
-            content.u32(kept(Home::Extents)).u32(kept(Home::Shadow));
+            let kept = Stamps { extents: kept(Home::Extents), shadow: kept(Home::Shadow) };
+            self.put_stamps(&kept, &mut content);
         }
-        write_all(&*self.checksums.file, &[&content.0], HEADER + first * STAMPS)
+        write_all(&*self.checksums.file, &[&content.0], self.stamps_at(first))
             .map_err(|e| self.error(self.checksums.name, "write", e))?;
         for home in Home::BOTH {
             let gone = (first..).zip(old.iter().zip(new)).map(|(block, (old, new))| {
@@ -178,7 +213,7 @@ impl Image {
         &self,
         first: u64,
         data: &[&[u8]],
-        stamps: &[u32],
+        stamps: &[u64],
         held: &Held,
     ) -> Result<(), StoreError> {
         let old = self.old_stamps(&(first..first + stamps.len() as u64))?;
@@ -225,7 +260,7 @@ impl Image {
         let len = range.end - range.start;
         self.checksums
             .file
-            .punch(HEADER + range.start * STAMPS, len * STAMPS)
+            .punch(self.stamps_at(range.start), len * 2 * self.stamper.width())
             .map_err(|e| self.error(self.checksums.name, "punch", e))?;
         for home in Home::BOTH {
             for free in held.free(range, home) {
@@ -241,7 +276,7 @@ impl Image {
         &self,
         first: u64,
         payload: &[u8],
-        stamps: &[u32],
+        stamps: &[u64],
     ) -> Result<Homes, StoreError> {
         let old = self.old_stamps(&(first..first + stamps.len() as u64))?;
         let homes: Vec<Home> = old

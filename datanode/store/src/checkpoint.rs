@@ -4,7 +4,8 @@
 //! and syncs the region LSNs, then blocks and their stamps, then the log state; the owner then
 //! writes the superblock with X; segments below X are released only after that, by the file work
 //! of a later plan. A crash anywhere in between leaves blocks half-written, all of which the WAL
-//! still holds and overrides.
+//! still holds and overrides. Of an encrypted replica the table of regions proves the stamps as well
+//! ([`proofs`](super::proofs)).
 //!
 //! A payload that was placed is not written again: the stamps say that the homes in which it lies are
 //! current from now on. What else is written goes to the current home of its block, or to the other one if
@@ -23,11 +24,13 @@ use sbk_wal::{Housekeeping, Housekept, Slots};
 use super::core::{Store, resident_cost};
 use super::entries::Fate;
 use super::error::{ReadError, StoreError};
-use super::homes::{Held, stamp_of};
+use super::homes::Held;
 use super::image::{Image, REGIONS_PER_SECTOR, encode_sector};
 use super::map::BlockMap;
 use super::open::state_record;
+use super::proofs::{Change, Values};
 use super::read::{Piece, Source};
+use super::stamper::Label;
 use super::superblock::Identity;
 use super::{effect, regions_of};
 
@@ -50,6 +53,15 @@ struct Sweep {
     image: Arc<Image>,
 }
 
+/// What a step does to the table of regions.
+#[derive(Debug)]
+enum Table {
+    /// These sectors are written.
+    Plain(Vec<(u64, Vec<u8>)>),
+    /// That of an encrypted replica: it follows from the stamps.
+    Proven(Change),
+}
+
 #[derive(Debug)]
 struct Advance {
     identity: Identity,
@@ -57,10 +69,10 @@ struct Advance {
     state: LogState,
     state_file: Slots,
     regions: Vec<Lsn>,
-    sectors: Vec<(u64, Vec<u8>)>,
+    table: Table,
     pieces: Arc<Vec<Piece>>,
     /// The stamp of each block of the pieces that are to be copied, as it was when the entry came.
-    stamps: Vec<u32>,
+    stamps: Vec<u64>,
     /// What of these blocks must stay where it is.
     held: Held,
     /// The last entry up to there that refers to a payload.
@@ -101,8 +113,12 @@ fn is_copied(piece: &Piece) -> bool {
 
 impl Advance {
     fn write(&mut self) -> Result<(), StoreError> {
+        self.prove()?;
         if !on(Bug::RegionsLast) {
-            self.image.write_regions(&self.sectors)?;
+            self.write_table()?;
+        }
+        if let Table::Proven(change) = &self.table {
+            self.image.restamp(&change.stamps)?;
         }
         let mut rest = &self.pieces[..];
         let mut stamps = &self.stamps[..];
@@ -128,20 +144,57 @@ impl Advance {
             rest = &rest[run..];
         }
         if on(Bug::RegionsLast) {
-            self.image.write_regions(&self.sectors)?;
+            self.write_table()?;
         }
         if !on(Bug::ExtentsNotSynced) {
             self.image.sync()?;
         }
-        let record = state_record(&self.identity, &self.state, self.upto, self.last_reference);
+        let proven = match &self.table {
+            Table::Plain(_) => None,
+            Table::Proven(change) => Some(self.image.proven_with(change)),
+        };
+        let Self { identity, state, upto, last_reference, .. } = &*self;
+        let record = state_record(identity, state, *upto, *last_reference, proven);
+        let record = self.image.stamper.sign(Label::State, record);
         self.state_file.write(&record)?;
         // Also without one of its slots it must not be behind the superblock's checkpoint.
         self.state_file.sync()?;
         Ok(())
     }
 
+    fn write_table(&self) -> Result<(), StoreError> {
+        match &self.table {
+            Table::Plain(sectors) => self.image.write_regions(sectors),
+            Table::Proven(change) => self.image.write_table(change.writes()),
+        }
+    }
+
+    /// Finds out what the stamps of an encrypted replica will come to.
+    fn prove(&mut self) -> Result<(), StoreError> {
+        let Table::Proven(_) = self.table else { return Ok(()) };
+        let mut rest = &self.stamps[..];
+        let new: Vec<(Range<u64>, Values<'_>)> = (self.pieces.iter())
+            .map(|piece| {
+                let values = match &piece.source {
+                    Source::Placed(placed) => Values::Stamps(&placed.stamps),
+                    _ if is_copied(piece) => {
+                        let blocks = (piece.range.end - piece.range.start) as usize;
+                        let (mine, behind) = rest.split_at(blocks);
+                        rest = behind;
+                        Values::Stamps(mine)
+                    }
+                    _ => Values::Zeros,
+                };
+                (piece.range.clone(), values)
+            })
+            .collect();
+        let change = self.image.plan_change(self.upto, &self.regions, &new)?;
+        self.table = Table::Proven(change);
+        Ok(())
+    }
+
     /// Writes blocks that lie side by side. Takes their stamps from `stamps`, and returns the rest.
-    fn write_run<'a>(&self, run: &[Piece], stamps: &'a [u32]) -> Result<&'a [u32], StoreError> {
+    fn write_run<'a>(&self, run: &[Piece], stamps: &'a [u64]) -> Result<&'a [u64], StoreError> {
         let mut data = Vec::with_capacity(run.len());
         let mut blocks = 0;
         for piece in run {
@@ -153,12 +206,13 @@ impl Advance {
                 }
             })?;
             for (at, block) in loaded.chunks_exact(BLOCK_SIZE as usize).enumerate() {
-                let (found, expected) = (stamp_of(block), stamps[blocks + at]);
+                let number = piece.range.start + at as u64;
+                let found = self.image.stamper.of_block(number, block);
+                let expected = stamps[blocks + at];
                 if found != expected {
                     // [It got a stamp of its own, and was served as what the client had written.]
-                    let block = piece.range.start + at as u64;
                     let cause = format!(
-                        "block {block} changed in memory: stamp {found:08x}, expected {expected:08x}"
+                        "block {number} changed in memory: stamp {found:08x}, expected {expected:08x}"
                     );
                     return Err(StoreError::Failed { cause });
                 }
@@ -184,7 +238,7 @@ impl Store {
         if self.entries.outgrew_share(self.durable) {
             self.entries.trim(self.durable, self.checkpoint);
         }
-        let advance = if budget > 0 { self.plan_advance(budget) } else { None };
+        let advance = if budget > 0 { self.plan_advance(budget, Lsn(u64::MAX)) } else { None };
         let housekeeping = self.log.housekeeping();
         // A rebuild writes to the image beside the steps.
         let quiet = advance.is_some() && self.written.is_none();
@@ -213,8 +267,24 @@ impl Store {
                 || self.entries.outgrew_share(self.durable))
     }
 
-    fn plan_advance(&mut self, budget: u64) -> Option<Advance> {
+    /// Does once more, exactly as it was, the step up to `upto` that was under way when the process ended.
+    pub(super) fn redo(&mut self, upto: Lsn) -> Result<(), StoreError> {
+        let advance = self.plan_advance(u64::MAX, upto);
+        if advance.as_ref().is_none_or(|advance| advance.upto != upto) {
+            let cause = format!(
+                "the log does not reach {upto}, to which a step of the checkpoint was begun"
+            );
+            return Err(self.fail(StoreError::Failed { cause }));
+        }
+        self.checkpointing = true;
+        let done = CheckpointPlan { advance, sweep: None, housekeeping: None }.run();
+        self.checkpoint_done(done).map(|_| ())
+    }
+
+    /// A step of entries of about `budget` bytes, none of them behind `most`.
+    fn plan_advance(&mut self, budget: u64, most: Lsn) -> Option<Advance> {
         let limit = if on(Bug::CheckpointUncommitted) { self.durable } else { self.committed() };
+        let limit = limit.min(most);
         let mut state = self.state.clone();
         let mut map = BlockMap::default();
         let mut regions = self.regions.clone();
@@ -269,7 +339,12 @@ impl Store {
         });
         let pieces = Arc::new(pieces.collect::<Vec<_>>());
         self.rewriting.begin(Arc::clone(&pieces), upto);
-        let sectors = touched.into_iter().map(|n| (n, encode_sector(n, &regions))).collect();
+        let table = if self.image.stamper.has_key() {
+            Table::Proven(Change::default())
+        } else {
+            let sectors = touched.into_iter().map(|n| (n, encode_sector(n, &regions)));
+            Table::Plain(sectors.collect())
+        };
         let state_file = self.state_file.take().expect("one checkpoint at a time");
         let image = Arc::clone(&self.image);
         let identity = self.superblock.identity;
@@ -279,7 +354,7 @@ impl Store {
             state,
             state_file,
             regions,
-            sectors,
+            table,
             pieces,
             stamps,
             held,
@@ -313,6 +388,9 @@ impl Store {
             self.state_file = Some(advance.state_file);
             result.map_err(|e| self.fail(e))?;
             self.last_reference = advance.last_reference;
+            if let Table::Proven(change) = advance.table {
+                self.image.changed(change);
+            }
             self.advance_to(advance.upto, advance.state, advance.regions)?;
         }
         if self.release() {

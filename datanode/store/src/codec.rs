@@ -5,11 +5,12 @@ use sbk_engine::replication::log::{
     EntryHeader, EntryKind, LogState, Origin, RequestTag, SessionLog,
 };
 use sbk_engine::types::{AttachGeneration, Epoch, Lba, Lsn, SessionId};
-use sbk_wal::{Get, Put};
+use sbk_wal::{Get, Put, Tag};
 use uuid::Uuid;
 
 use super::homes::Homes;
-use crate::entry::{CANONICAL_HEADER, canonical};
+use super::stamper::Stamper;
+use crate::entry::{CANONICAL_HEADER, canonical, entry_crc};
 
 /// The header whose canonical form `bytes` starts with. `None` if it is none: a kind that is not
 /// known, or fields that no header has.
@@ -42,11 +43,43 @@ pub(super) fn header(bytes: &[u8]) -> Option<EntryHeader> {
     (canonical(&header) == bytes).then_some(header)
 }
 
-/// The header and the payload of an entry's bytes in the log.
-fn entry(body: &Bytes) -> Option<(EntryHeader, Bytes)> {
+/// An entry that is in the log with its payload.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub(super) struct Logged {
+    pub(super) header: EntryHeader,
+    /// Over canonical header and payload.
+    pub(super) crc: u32,
+    pub(super) payload: Bytes,
+    /// The stamp of each block.
+    pub(super) stamps: Box<[u64]>,
+}
+
+/// Whether `record` has the tag `tag` behind its header, if it is to have one.
+fn is_tagged(record: &[u8], tag: Option<Tag>) -> bool {
+    tag.is_none_or(|tag| record[CANONICAL_HEADER..].starts_with(&tag))
+}
+
+/// An entry from its bytes in the log, which have the checksum `crc`.
+fn entry(body: &Bytes, crc: u32, stamper: &Stamper) -> Option<Logged> {
     let header = header(body)?;
-    let payload = body.slice(CANONICAL_HEADER..);
-    (payload.len() as u64 == header.kind.payload_len()).then_some((header, payload))
+    let at = stamper.payload_at();
+    if body.len() as u64 != at as u64 + header.kind.payload_len() {
+        return None;
+    }
+    let payload = body.slice(at..);
+    let stamps = stamper.of_payload(&header, &payload);
+    let tagged = is_tagged(body, stamper.of_entry(&canonical(&header), &stamps));
+    let crc = if stamper.has_key() { entry_crc(&header, &payload) } else { crc };
+    tagged.then_some(Logged { header, crc, payload, stamps })
+}
+
+/// The bytes of an entry in the log, but for its payload.
+pub(super) fn put_entry(header: &EntryHeader, stamps: &[u64], stamper: &Stamper) -> Vec<u8> {
+    let mut out = canonical(header).to_vec();
+    if let Some(tag) = stamper.of_entry(&out, stamps) {
+        out.extend_from_slice(&tag);
+    }
+    out
 }
 
 /// What a record of a write holds that went by reference, in place of the write's number among the kinds.
@@ -60,21 +93,21 @@ pub(super) struct Reference {
     pub(super) header: EntryHeader,
     /// Over canonical header and payload.
     pub(super) crc: u32,
-    pub(super) stamps: Box<[u32]>,
+    pub(super) stamps: Box<[u64]>,
     pub(super) homes: Homes,
 }
 
 /// What a record of the log holds.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) enum Stored {
-    Entry(EntryHeader, Bytes),
+    Entry(Logged),
     Reference(Reference),
 }
 
 impl Stored {
     pub(super) fn header(&self) -> &EntryHeader {
         match self {
-            Stored::Entry(header, _) => header,
+            Stored::Entry(logged) => &logged.header,
             Stored::Reference(reference) => &reference.header,
         }
     }
@@ -84,42 +117,57 @@ impl Stored {
 pub(super) fn put_reference(
     header: &EntryHeader,
     crc: u32,
-    stamps: &[u32],
+    stamps: &[u64],
     homes: &Homes,
+    stamper: &Stamper,
 ) -> Vec<u8> {
     let mut start = canonical(header);
     start[KIND].copy_from_slice(&REFERENCE.to_le_bytes());
-    let mut out = Put::default();
-    out.bytes(&start).u32(crc);
+    let mut rest = Put::default();
+    rest.u32(crc);
     for stamp in stamps {
-        out.u32(*stamp);
+        rest.bytes(&stamp.to_le_bytes()[..stamper.width() as usize]);
     }
-    out.bytes(homes.bytes());
-    out.0
+    rest.bytes(homes.bytes());
+    let mut out = start.to_vec();
+    if let Some(tag) = stamper.of_entry(&[&start, &rest.0[..]].concat(), &[]) {
+        out.extend_from_slice(&tag);
+    }
+    out.extend_from_slice(&rest.0);
+    out
 }
 
-fn get_reference(body: &[u8]) -> Option<Reference> {
-    let mut start: [u8; CANONICAL_HEADER] = body.get(..CANONICAL_HEADER)?.try_into().ok()?;
+fn get_reference(body: &[u8], stamper: &Stamper) -> Option<Reference> {
+    let start: [u8; CANONICAL_HEADER] = body.get(..CANONICAL_HEADER)?.try_into().ok()?;
     let kind = u32::from_le_bytes(start[KIND].try_into().ok()?);
-    start[KIND].copy_from_slice(&1u32.to_le_bytes());
-    let header = header(&start).filter(|_| kind == REFERENCE)?;
+    let mut plain = start;
+    plain[KIND].copy_from_slice(&1u32.to_le_bytes());
+    let header = header(&plain).filter(|_| kind == REFERENCE)?;
     let EntryKind::Write { blocks, .. } = header.kind else { return None };
-    let mut get = Get(&body[CANONICAL_HEADER..]);
-    let crc = get.u32()?;
-    let rest = get.0.len() as u64;
-    let blocks = blocks as usize;
-    if rest != 4 * blocks as u64 + Homes::bytes_for(blocks) as u64 {
+    let rest = body.get(stamper.payload_at()..)?;
+    if !is_tagged(body, stamper.of_entry(&[&start, rest].concat(), &[])) {
         return None;
     }
-    let stamps = (0..blocks).map(|_| get.u32()).collect::<Option<_>>()?;
+    let mut get = Get(rest);
+    let crc = get.u32()?;
+    let (blocks, width) = (blocks as usize, stamper.width() as usize);
+    if get.0.len() as u64 != (width * blocks + Homes::bytes_for(blocks)) as u64 {
+        return None;
+    }
+    let mut stamp = || {
+        let mut stamp = [0; 8];
+        stamp[..width].copy_from_slice(get.slice(width)?);
+        Some(u64::from_le_bytes(stamp))
+    };
+    let stamps = (0..blocks).map(|_| stamp()).collect::<Option<_>>()?;
     let homes = Homes::decode(blocks, get.0)?;
     Some(Reference { header, crc, stamps, homes })
 }
 
-/// What a record of the log holds, from its bytes.
-pub(super) fn stored(body: &Bytes) -> Option<Stored> {
-    let whole = entry(body).map(|(header, payload)| Stored::Entry(header, payload));
-    whole.or_else(|| get_reference(body).map(Stored::Reference))
+/// What a record of the log holds, from its bytes, which have the checksum `crc`.
+pub(super) fn stored(body: &Bytes, crc: u32, stamper: &Stamper) -> Option<Stored> {
+    let whole = entry(body, crc, stamper).map(Stored::Entry);
+    whole.or_else(|| get_reference(body, stamper).map(Stored::Reference))
 }
 
 /// A log state and the LSN that it is as of.
@@ -161,7 +209,10 @@ pub(super) fn get_state(get: &mut Get<'_>) -> Option<(LogState, Lsn)> {
 
 #[cfg(test)]
 mod tests {
+    use std::sync::Arc;
+
     use proptest::prelude::*;
+    use sbk_wal::{Authenticator, crc32c};
 
     use super::*;
 
@@ -206,8 +257,23 @@ mod tests {
                 prop_assert_eq!(&canonical(&it)[..], &bytes[..CANONICAL_HEADER]);
             }
             get_state(&mut Get(&bytes));
-            stored(&Bytes::from(bytes));
+            stored(&Bytes::from(bytes), 0, &Stamper::plain());
         }
+    }
+
+    /// A key that proves nothing.
+    #[derive(Debug)]
+    struct Sum;
+
+    impl Authenticator for Sum {
+        fn tag(&self, parts: &[&[u8]]) -> Tag {
+            let sum = crc32c(&parts.concat()).to_le_bytes();
+            std::array::from_fn(|at| sum[at % 4])
+        }
+    }
+
+    fn both() -> [Stamper; 2] {
+        [Stamper::plain(), Stamper::with(Arc::new(Sum))]
     }
 
     #[test]
@@ -215,18 +281,49 @@ mod tests {
         use crate::homes::Home::{Extents, Shadow};
         let kind = EntryKind::Write { lba: Lba(9), blocks: 3 };
         let header = EntryHeader { epoch: Epoch(2), lsn: Lsn(7), kind, origin: None };
-        let (stamps, homes) = (Box::new([0x11, 0, 0x33]), Homes::new(&[Shadow, Extents, Shadow]));
-        let body = Bytes::from(put_reference(&header, 0x77, &stamps[..], &homes));
-        assert_eq!(entry(&body), None);
-        let reference = Reference { header, crc: 0x77, stamps, homes };
-        assert_eq!(stored(&body), Some(Stored::Reference(reference)));
-        for len in 0..body.len() {
-            assert_eq!(stored(&body.slice(..len)), None);
+        for stamper in both() {
+            let (stamps, homes) =
+                (Box::new([0x11, 0, 0x33]), Homes::new(&[Shadow, Extents, Shadow]));
+            let body = put_reference(&header, 0x77, &stamps[..], &homes, &stamper);
+            let body = Bytes::from(body);
+            assert_eq!(entry(&body, 1, &stamper), None);
+            let reference = Reference { header, crc: 0x77, stamps, homes };
+            assert_eq!(stored(&body, 1, &stamper), Some(Stored::Reference(reference)));
+            for len in 0..body.len() {
+                assert_eq!(stored(&body.slice(..len), 1, &stamper), None);
+            }
+            // None of another kind is taken for one.
+            let mut other = body.to_vec();
+            other[16] = 8;
+            assert_eq!(stored(&Bytes::from(other), 1, &stamper), None);
         }
-        // None of another kind is taken for one.
-        let mut other = body.to_vec();
-        other[16] = 8;
-        assert_eq!(stored(&Bytes::from(other)), None);
+    }
+
+    #[test]
+    fn an_entry_is_what_was_tagged() {
+        let kind = EntryKind::Write { lba: Lba(9), blocks: 2 };
+        let header = EntryHeader { epoch: Epoch(2), lsn: Lsn(7), kind, origin: None };
+        let payload = Bytes::from([vec![0; 4096], vec![3; 4096]].concat());
+        for stamper in both() {
+            let stamps = stamper.of_payload(&header, &payload);
+            assert_eq!((stamps.len(), stamps[0]), (2, 0));
+            let record = |start: Vec<u8>| Bytes::from([&start[..], &payload[..]].concat());
+            let body = record(put_entry(&header, &stamps, &stamper));
+            let crc = entry_crc(&header, &payload);
+            let logged = Logged { header, crc, payload: payload.clone(), stamps: stamps.clone() };
+            assert_eq!(stored(&body, crc32c(&body), &stamper), Some(Stored::Entry(logged)));
+            if !stamper.has_key() {
+                continue;
+            }
+            // Of another place in the log, or with other bytes.
+            let other = EntryHeader { lsn: Lsn(8), ..header };
+            let mut start = put_entry(&header, &stamps, &stamper);
+            start[..CANONICAL_HEADER].copy_from_slice(&canonical(&other));
+            assert_eq!(stored(&record(start), 1, &stamper), None);
+            let mut changed = body.to_vec();
+            changed[stamper.payload_at() + 5000] ^= 1;
+            assert_eq!(stored(&Bytes::from(changed), 1, &stamper), None);
+        }
     }
 
     #[test]

@@ -20,8 +20,10 @@ use super::error::StoreError;
 use super::image::Image;
 use super::map::{BlockMap, Span};
 use super::open::StoreOptions;
+use super::proofs::Proven;
 use super::read::{Piece, Placed, ReadPlan, Rewriting, Source};
 use super::references::References;
+use super::stamper::Label;
 use super::superblock::{MAX_EPOCHS, Superblock};
 use super::{effect, regions_of};
 use crate::entry::CANONICAL_HEADER;
@@ -41,8 +43,9 @@ pub struct Store {
     pub(super) options: StoreOptions,
     pub(super) superblock: Superblock,
     pub(super) superblock_file: Slots,
-    /// What both slots of the superblock durably hold for the engine, and of a cut, if they hold the same.
-    pub(super) promised: Option<(Kept, Option<Lsn>)>,
+    /// What both slots of the superblock durably hold for the engine, of a cut, and of the table of regions, if they
+    /// hold the same.
+    pub(super) promised: Option<(Kept, Option<Lsn>, Option<Proven>)>,
     /// Away while a checkpoint step has it.
     pub(super) state_file: Option<Slots>,
     pub(super) image: Arc<Image>,
@@ -162,7 +165,7 @@ impl Store {
     ) -> Result<(), StoreError> {
         self.check()?;
         assert!(!self.blank, "an incomplete replica takes entries only after its wipe");
-        self.entries.push(Entry::new(header, crc, payload));
+        self.entries.push(Entry::new(header, crc, payload, &self.image.stamper));
         self.index(&header);
         Ok(())
     }
@@ -217,7 +220,8 @@ impl Store {
             None => {
                 let at = entry.place.and_then(|place| self.log.locate(place));
                 let at = at.expect("an entry without its payload is in the WAL");
-                Source::Wal { at, skip, stamps: entry.stamps[blocks].into() }
+                let stamper = self.image.stamper.clone();
+                Source::Wal { at, skip, stamps: entry.stamps[blocks].into(), stamper }
             }
         };
         Piece { range, source }
@@ -432,6 +436,7 @@ impl Store {
     pub(super) fn write_superblock(&mut self) -> Result<(), StoreError> {
         self.superblock.durable = self.durable;
         self.superblock.committed = self.committed();
+        self.superblock.proven = self.image.proven();
         let mut block = self.superblock.clone();
         block.kept.table.prune(self.checkpoint);
         let table = &block.kept.table;
@@ -444,11 +449,13 @@ impl Store {
             let cause = format!("{epochs} epochs above the checkpoint; {MAX_EPOCHS} fit");
             return Err(self.fail(StoreError::Failed { cause }));
         }
-        self.superblock_file.write(&block.encode()).map_err(|e| self.fail(e.into()))?;
+        let record = self.image.stamper.sign(Label::Superblock, block.encode());
+        self.superblock_file.write(&record).map_err(|e| self.fail(e.into()))?;
         // What was promised must outlive the loss of either slot. How far the log is durable, committed
         // and checkpointed may go back by a record: what follows from it is found in the log, or missed. So
-        // must a cut, and its end: an old intent would cut what was written since.
-        let promise = Some((block.kept, block.cut));
+        // must a cut, and its end: an old intent would cut what was written since. And the table of regions, of which the
+        // next step overwrites what the superblock before this one proved.
+        let promise = Some((block.kept, block.cut, block.proven));
         if self.promised != promise {
             self.superblock_file.sync().map_err(|e| self.fail(e.into()))?;
             self.promised = promise;

@@ -9,7 +9,9 @@ use sbk_engine::replication::log::EntryHeader;
 use sbk_engine::types::Lsn;
 use sbk_wal::Place;
 
-use super::homes::{Homes, stamps_of};
+use super::codec::Logged;
+use super::homes::Homes;
+use super::stamper::Stamper;
 use super::tail_memory::Share;
 
 /// What an entry costs beside its payload, about.
@@ -26,7 +28,7 @@ pub(super) struct Entry {
     /// Where it is in the WAL, once it has been handed over to be written.
     pub(super) place: Option<Place>,
     /// The stamp of each block.
-    pub(super) stamps: Box<[u32]>,
+    pub(super) stamps: Box<[u64]>,
     /// How its payload gets into the log.
     pub(super) fate: Fate,
 }
@@ -46,22 +48,28 @@ pub(super) enum Fate {
 
 impl Entry {
     /// Takes an entry, its payload at hand.
-    pub(super) fn new(header: EntryHeader, crc: u32, payload: Bytes) -> Self {
+    pub(super) fn new(header: EntryHeader, crc: u32, payload: Bytes, stamper: &Stamper) -> Self {
         assert_eq!(
             payload.len() as u64,
             header.kind.payload_len(),
             "entry {} comes with its payload",
             header.lsn
         );
-        let (stamps, fate) = (stamps_of(&payload), Fate::Open);
-        Self { header, crc, payload: Some(payload), place: None, stamps, fate }
+        let stamps = stamper.of_payload(&header, &payload);
+        Self::logged(Logged { header, crc, payload, stamps })
+    }
+
+    /// Takes one that was found in the log.
+    pub(super) fn logged(logged: Logged) -> Self {
+        let Logged { header, crc, payload, stamps } = logged;
+        Self { header, crc, payload: Some(payload), place: None, stamps, fate: Fate::Open }
     }
 
     /// Takes one whose payload is in the homes of its blocks.
     pub(super) fn referring(
         header: EntryHeader,
         crc: u32,
-        stamps: Box<[u32]>,
+        stamps: Box<[u64]>,
         homes: Arc<Homes>,
     ) -> Self {
         Self { header, crc, payload: None, place: None, stamps, fate: Fate::Placed(homes) }
@@ -186,7 +194,7 @@ mod tests {
     fn write(lsn: u64) -> Entry {
         let kind = EntryKind::Write { lba: Lba(0), blocks: 1 };
         let header = EntryHeader { epoch: Epoch(1), lsn: Lsn(lsn), kind, origin: None };
-        Entry::new(header, 0, Bytes::from(vec![0; 4096]))
+        Entry::new(header, 0, Bytes::from(vec![0; 4096]), &Stamper::plain())
     }
 
     #[test]

@@ -96,10 +96,10 @@ pub struct RottenBlock {
     pub file: &'static str,
     /// At which byte of it.
     pub offset: u64,
-    /// The CRC-32C of what was read.
-    pub found: u32,
+    /// The CRC-32C of what was read, or of an encrypted replica half of its tag.
+    pub found: u64,
     /// What its stamp says that it should be.
-    pub expected: u32,
+    pub expected: u64,
 }
 
 impl std::fmt::Display for RottenBlock {
@@ -149,10 +149,10 @@ pub enum ReadError {
         path: PathBuf,
         /// At which byte of the file.
         offset: u64,
-        /// The CRC-32C of what was read.
-        found: u32,
+        /// The CRC-32C of what was read, or of an encrypted replica half of its tag.
+        found: u64,
         /// What it should be.
-        expected: u32,
+        expected: u64,
     },
     /// The operating system said no.
     #[error("cannot read {path}: {source}")]

@@ -9,7 +9,7 @@ use sbk_engine::replication::log::EntryHeader;
 use sbk_engine::types::Lsn;
 use sbk_wal::{LogError, LogReader, ReadRecord};
 
-use super::codec::{self, Reference, Stored};
+use super::codec::{self, Logged, Reference, Stored};
 use super::core::Store;
 use super::entries::Entry;
 use super::error::{LogReadError, StoreError};
@@ -166,7 +166,7 @@ impl LogReadPlan {
                 lsn,
                 what: "its bytes are no entry of this LSN".to_owned(),
             };
-            let stored = codec::stored(&record.body)
+            let stored = codec::stored(&record.body, record.crc, &self.image.stamper)
                 .filter(|s| s.header().lsn == lsn)
                 .ok_or_else(damaged)?;
             // A reference is small, and what it refers to is not.
@@ -176,7 +176,9 @@ impl LogReadPlan {
                 break;
             }
             out.push(match stored {
-                Stored::Entry(header, payload) => LogEntry { header, crc: record.crc, payload },
+                Stored::Entry(Logged { header, crc, payload, .. }) => {
+                    LogEntry { header, crc, payload }
+                }
                 Stored::Reference(reference) => self.fetch(reference)?,
             });
         }

@@ -7,9 +7,6 @@
 use std::ops::Range;
 use std::sync::Arc;
 
-use sbk_engine::types::BLOCK_SIZE;
-use sbk_wal::{crc32c, is_zero};
-
 /// One of the two places of a block.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
 pub(super) enum Home {
@@ -36,30 +33,20 @@ impl Home {
     }
 }
 
-/// What makes a stamp of a checksum that would differ from 0 in less than two bits.
-const FLIP: u32 = 0xa5a5_a5a5;
+/// What makes a stamp of a sum that would differ from 0 in less than two bits.
+const FLIP: u64 = 0xa5a5_a5a5;
 
-/// The stamp of a block that is not zeros, from its CRC-32C. At least two of its bits are set: one that
-/// flips never makes zeros of a block.
-pub(super) fn stamp(crc: u32) -> u32 {
-    if crc.count_ones() < 2 { crc ^ FLIP } else { crc }
-}
-
-/// The stamp of a block with these bytes: 0 if they are zeros.
-pub(super) fn stamp_of(block: &[u8]) -> u32 {
-    if is_zero(block) { 0 } else { stamp(crc32c(block)) }
-}
-
-/// The stamps of whole blocks.
-pub(super) fn stamps_of(data: &[u8]) -> Box<[u32]> {
-    data.chunks_exact(BLOCK_SIZE as usize).map(stamp_of).collect()
+/// The stamp of a block that is not zeros, from its CRC-32C or the half of its tag. At least two of its bits are
+/// set: one that flips never makes zeros of a block.
+pub(super) fn stamp(sum: u64) -> u64 {
+    if sum.count_ones() < 2 { sum ^ FLIP } else { sum }
 }
 
 /// A block's two stamps.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Stamps {
-    pub(super) extents: u32,
-    pub(super) shadow: u32,
+    pub(super) extents: u64,
+    pub(super) shadow: u64,
 }
 
 /// What a block's stamps say.
@@ -72,8 +59,11 @@ pub(super) enum Current {
 }
 
 impl Stamps {
+    /// Of a block of which nothing is known: damaged, whatever one of its bits becomes.
+    pub(super) const UNKNOWN: Self = Self { extents: 1, shadow: 1 };
+
     /// Of a block in `home`; without one of zeros.
-    pub(super) fn new(home: Option<Home>, stamp: u32) -> Self {
+    pub(super) fn new(home: Option<Home>, stamp: u64) -> Self {
         match home {
             None => Self::default(),
             Some(Home::Extents) => Self { extents: stamp, shadow: 0 },
@@ -81,7 +71,7 @@ impl Stamps {
         }
     }
 
-    pub(super) fn of(&self, home: Home) -> u32 {
+    pub(super) fn of(&self, home: Home) -> u64 {
         match home {
             Home::Extents => self.extents,
             Home::Shadow => self.shadow,
@@ -208,12 +198,11 @@ mod tests {
 
     #[test]
     fn no_bit_that_flips_makes_zeros_of_a_stamp() {
-        let single = (0..32).map(|bit| 1 << bit);
-        for crc in single.chain([0, u32::MAX, FLIP, FLIP ^ 1, FLIP ^ 3]) {
-            assert!(stamp(crc).count_ones() >= 2, "{crc:08x}");
+        let single = (0..64).map(|bit| 1 << bit);
+        for sum in single.chain([0, u64::MAX, FLIP, FLIP ^ 1, FLIP ^ 3]) {
+            assert!(stamp(sum).count_ones() >= 2, "{sum:08x}");
         }
         assert_eq!(stamp(0x98f9_4189), 0x98f9_4189);
-        assert_eq!((stamp_of(&[0; 4096]), stamp_of(&[1; 4096])), (0, stamp(crc32c(&[1; 4096]))));
     }
 
     #[test]

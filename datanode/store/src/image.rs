@@ -17,13 +17,15 @@ use sbk_wal::{Get, Put, RawFile, Storage, crc32c, is_zero, read_exact, write_all
 
 use super::error::StoreError;
 use super::homes::Home;
+use super::proofs::Proofs;
+use super::stamper::Stamper;
 use super::superblock::Identity;
 
 /// Bytes of a file before its content.
 pub(super) const HEADER: u64 = 4096;
+/// Version of the files of a replica that is not encrypted, and of one that is.
 const VERSION: u32 = 2;
-/// Bytes of the two stamps of a block.
-pub(super) const STAMPS: u64 = 8;
+const ENCRYPTED_VERSION: u32 = 3;
 const SECTOR: u64 = 512;
 /// LSNs in a sector of the region table.
 pub(super) const REGIONS_PER_SECTOR: u64 = 62;
@@ -46,8 +48,10 @@ pub(super) struct Image {
     storage: Arc<dyn Storage>,
     extents: Part,
     shadow: Part,
+    pub(super) stamper: Stamper,
     pub(super) checksums: Part,
     regions: Arc<dyn RawFile>,
+    pub(super) proofs: Proofs,
 }
 
 /// A file that is synced by whoever has written to it. One sync at a time, and none after one that failed:
@@ -85,10 +89,12 @@ impl Image {
         identity: &Identity,
         blocks: u64,
     ) -> Result<Self, StoreError> {
+        let stamper = Stamper::of(&*storage);
+        let version = version(&stamper);
         let make = |kind: Kind, len: u64| {
             let make = || {
                 let file = storage.create(kind.name)?;
-                write_all(&*file, &[&header(kind, identity)], 0)?;
+                write_all(&*file, &[&header(kind, identity, version)], 0)?;
                 file.set_len(HEADER + len)?;
                 file.sync()?;
                 Ok(file)
@@ -97,24 +103,29 @@ impl Image {
         };
         let extents = Part::new(EXTENTS, make(EXTENTS, bytes(blocks))?);
         let shadow = Part::new(SHADOW, make(SHADOW, bytes(blocks))?);
-        let checksums = Part::new(CHECKSUMS, make(CHECKSUMS, blocks * STAMPS)?);
+        let checksums = Part::new(CHECKSUMS, make(CHECKSUMS, blocks * 2 * stamper.width())?);
         let regions = make(REGIONS, 0)?;
-        Ok(Self { storage: Arc::clone(&storage), extents, shadow, checksums, regions })
+        let proofs = Proofs::default();
+        let storage = Arc::clone(&storage);
+        Ok(Self { storage, extents, shadow, stamper, checksums, regions, proofs })
     }
 
     /// Opens the files and checks whose they are.
     pub(super) fn open(storage: Arc<dyn Storage>, identity: &Identity) -> Result<Self, StoreError> {
+        let stamper = Stamper::of(&*storage);
         let open = |kind: Kind| {
             let file =
                 storage.open(kind.name).map_err(|e| io_error(&*storage, kind.name, "open", e))?;
-            check_header(&*storage, kind, &*file, identity)?;
+            check_header(&*storage, kind, &*file, identity, version(&stamper))?;
             Ok::<_, StoreError>(file)
         };
         // A version before this one had no shadow: the extents say so first.
         let part = |kind| Ok::<_, StoreError>(Part::new(kind, open(kind)?));
         let (extents, shadow) = (part(EXTENTS)?, part(SHADOW)?);
         let (checksums, regions) = (part(CHECKSUMS)?, open(REGIONS)?);
-        Ok(Self { storage: Arc::clone(&storage), extents, shadow, checksums, regions })
+        let proofs = Proofs::default();
+        let storage = Arc::clone(&storage);
+        Ok(Self { storage, extents, shadow, stamper, checksums, regions, proofs })
     }
 
     pub(super) fn home(&self, home: Home) -> &Part {
@@ -205,16 +216,31 @@ impl Image {
 
     /// Writes sectors of the region table, durably.
     pub(super) fn write_regions(&self, sectors: &[(u64, Vec<u8>)]) -> Result<(), StoreError> {
-        if sectors.is_empty() {
+        let parts = sectors.iter();
+        self.write_table(parts.map(|(number, bytes)| (HEADER + number * SECTOR, &bytes[..])))
+    }
+
+    /// Writes parts of the region table at these bytes of its file, durably.
+    pub(super) fn write_table<'a>(
+        &self,
+        parts: impl Iterator<Item = (u64, &'a [u8])>,
+    ) -> Result<(), StoreError> {
+        let mut parts = parts.peekable();
+        if parts.peek().is_none() {
             return Ok(());
         }
         let write = || {
-            for (number, sector) in sectors {
-                write_all(&*self.regions, &[sector], HEADER + number * SECTOR)?;
+            for (at, bytes) in parts {
+                write_all(&*self.regions, &[bytes], at)?;
             }
             self.regions.sync()
         };
         write().map_err(|e| io_error(&*self.storage, REGIONS.name, "write", e))
+    }
+
+    /// The file of the region table, and its name.
+    pub(super) fn table(&self) -> (&'static str, &dyn RawFile) {
+        (REGIONS.name, &*self.regions)
     }
 }
 
@@ -244,9 +270,13 @@ fn decode_sector(number: u64, sector: &[u8]) -> Option<Vec<Lsn>> {
     (right && found == number).then_some(lsns)
 }
 
-fn header(kind: Kind, identity: &Identity) -> Vec<u8> {
+fn version(stamper: &Stamper) -> u32 {
+    if stamper.has_key() { ENCRYPTED_VERSION } else { VERSION }
+}
+
+fn header(kind: Kind, identity: &Identity, version: u32) -> Vec<u8> {
     let mut out = Put::default();
-    out.bytes(kind.magic).u32(VERSION);
+    out.bytes(kind.magic).u32(version);
     identity.put(&mut out);
     let crc = crc32c(&out.0);
     out.u32(crc);
@@ -259,6 +289,7 @@ fn check_header(
     kind: Kind,
     file: &dyn RawFile,
     identity: &Identity,
+    expected: u32,
 ) -> Result<(), StoreError> {
     let path = storage.describe(kind.name);
     let mut bytes = vec![0; HEADER as usize];
@@ -277,11 +308,11 @@ fn check_header(
     if sum != crc {
         return Err(damaged(format!("byte 0: its header has CRC {sum:08x}, expected {crc:08x}")));
     }
-    if version > VERSION {
-        return Err(StoreError::Newer { path, found: version, expected: VERSION });
+    if version > expected {
+        return Err(StoreError::Newer { path, found: version, expected });
     }
-    if version < VERSION {
-        return Err(StoreError::Older { path, found: version, expected: VERSION });
+    if version < expected {
+        return Err(StoreError::Older { path, found: version, expected });
     }
     identity.check(found, &path)
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 use std::sync::Arc;
 use std::sync::atomic::AtomicU64;
 
+use sbk_engine::bugs::{Bug, on};
 use sbk_engine::replication::io::{Kept, Opened};
 use sbk_engine::replication::log::{EpochTable, LogState};
 use sbk_engine::types::{BLOCK_SIZE, Epoch, Incarnation, LossGeneration, Lsn, ReplicaRef, TailId};
@@ -18,8 +19,10 @@ use super::error::StoreError;
 use super::image::{Image, io_error};
 use super::map::BlockMap;
 use super::placement::Referred;
+use super::proofs::Proven;
 use super::read::Rewriting;
 use super::references::References;
+use super::stamper::{Label, Stamper};
 use super::superblock::{Identity, Superblock};
 use super::tail_memory::TailMemory;
 
@@ -37,6 +40,7 @@ const VERSION: u32 = 1;
 /// Version 1 has no image beside it that is read.
 const STATE_VERSION: u32 = 2;
 const WAL: &str = "wal";
+const NOT_TAGGED: &str = "its checksum is right, but nobody who has the replica's key wrote it";
 /// Size of a WAL's first segment. [Each replica began with 192 MiB of prepared segments, so that a disk was
 /// full of volumes that nobody wrote to, and making one of them took seconds.]
 const FIRST_SEGMENT_BYTES: u64 = 1 << 20;
@@ -141,16 +145,21 @@ impl StoreOptions {
     }
 }
 
-/// The record of the `logstate` file. `last_reference`: the last entry up to there that refers to a payload.
+/// The record of the `logstate` file. `last_reference`: the last entry up to there that refers to a payload; `proven`:
+/// of an encrypted replica, the table of regions as of then.
 pub(super) fn state_record(
     identity: &Identity,
     state: &LogState,
     upto: Lsn,
     last_reference: Lsn,
+    proven: Option<Proven>,
 ) -> Vec<u8> {
     let mut record = Put::default();
     identity.put(&mut record);
     record.u64(last_reference.0);
+    if let Some(Proven { upto, root }) = proven {
+        record.u64(upto.0).bytes(&root);
+    }
     codec::put_state(state, upto, &mut record);
     record.0
 }
@@ -187,7 +196,11 @@ impl Store {
             storage.remove(&path).map_err(|e| io_error(&**storage, &path, "remove", e))?;
         }
         Image::create(Arc::clone(storage), &spec.identity, spec.blocks)?;
-        let state = state_record(&spec.identity, &LogState::new(spec.blocks), Lsn(0), Lsn(0));
+        let stamper = Stamper::of(&**storage);
+        let proven = stamper.has_key().then(Proven::default);
+        let state = LogState::new(spec.blocks);
+        let state = state_record(&spec.identity, &state, Lsn(0), Lsn(0), proven);
+        let state = stamper.sign(Label::State, state);
         let shared = || Arc::clone(storage);
         Slots::create(shared(), STATE, STATE_MAGIC, STATE_VERSION, STATE_SLOT, &state)?;
         // The first segment is ready before the first write.
@@ -209,8 +222,9 @@ impl Store {
             committed: Lsn(0),
             cut: None,
             clean: true,
+            proven,
         };
-        let block = record.encode();
+        let block = stamper.sign(Label::Superblock, record.encode());
         Slots::create(shared(), UNFINISHED, SUPERBLOCK_MAGIC, VERSION, SUPERBLOCK_SLOT, &block)?;
         storage.sync_dir("").map_err(error("", "sync"))?;
         // With its name the superblock says that all the rest is there.
@@ -252,7 +266,7 @@ impl Store {
         let shared = Arc::clone(storage);
         let (state_file, record) =
             Slots::open(shared, STATE, STATE_MAGIC, STATE_VERSION, STATE_SLOT)?;
-        let kept_state = decode_state(storage, &identity, &record)?;
+        let kept_state = decode_state(storage, &identity, &image.stamper, &record)?;
         let as_of = kept_state.as_of;
         let clean = std::mem::replace(&mut superblock.clean, false);
         let me = ReplicaRef { id: identity.replica, incarnation };
@@ -268,8 +282,17 @@ impl Store {
             });
         }
         let mut files = files;
+        if as_of > checkpoint {
+            files.superblock.proven = kept_state.proven;
+        }
         let found = Found::scan(storage, &mut files, as_of, &options)?;
-        let (store, opened) = found.build(storage, files, kept_state, me, tail, options)?;
+        // Nobody asks a replica that is not encrypted for proofs.
+        let begun = files.superblock.proven.map_or(Lsn(0), |_| found.begun);
+        let (mut store, mut opened) = found.build(storage, files, kept_state, me, tail, options)?;
+        if store.checkpoint < begun && !on(Bug::RedoNothing) {
+            store.redo(begun)?;
+            (opened.checkpoint, opened.retained) = (store.checkpoint(), store.retained());
+        }
         tracing::info!(
             volume = %identity.volume, replica = %identity.replica, clean,
             doubtful = opened.kept.doubtful, durable = %opened.durable, committed = %opened.committed,
@@ -289,6 +312,12 @@ impl Store {
         options: StoreOptions,
     ) -> Result<(Self, Opened), StoreError> {
         let identity = files.superblock.identity;
+        let mark = files.superblock.kept.incomplete.as_ref();
+        if let (Some(mark), Some(proven)) = (mark, files.superblock.proven)
+            && mark.from > Lsn(0)
+        {
+            files.image.read_proofs(proven, true)?;
+        }
         let log = Log::blank(Arc::clone(storage), WAL, identity.owner(), options.log())?;
         let state = LogState::new(files.superblock.blocks);
         let mut files = files;
@@ -385,7 +414,8 @@ impl Files {
     fn doubt(&mut self) -> Result<(), StoreError> {
         if !self.superblock.kept.doubtful {
             self.superblock.kept.doubtful = true;
-            self.superblock_file.write(&self.superblock.encode())?;
+            let record = self.image.stamper.sign(Label::Superblock, self.superblock.encode());
+            self.superblock_file.write(&record)?;
             self.superblock_file.sync()?;
         }
         Ok(())
@@ -400,6 +430,9 @@ struct Found {
     committed: Lsn,
     /// The region table.
     regions: Vec<Lsn>,
+    /// The last step of the checkpoint that it tells of was begun up to here: entries up to there are durable and
+    /// committed.
+    begun: Lsn,
     /// Where entries refer to payloads.
     references: References,
 }
@@ -415,15 +448,22 @@ impl Found {
         as_of: Lsn,
         options: &StoreOptions,
     ) -> Result<Self, StoreError> {
-        let regions = files.image.read_regions()?;
         let superblock = files.superblock.clone();
+        let (regions, begun) = match superblock.proven {
+            Some(proven) => files.image.read_proofs(proven, false)?,
+            None => {
+                let regions = files.image.read_regions()?;
+                let begun = regions.iter().copied().max().unwrap_or(Lsn(0));
+                (regions, begun)
+            }
+        };
         let identity = superblock.identity;
         let from = superblock.checkpoint.next();
         let mut entries = options.entries(from);
         let mut epoch = Epoch(0);
         let mut referred = Referred { image: Arc::clone(&files.image), as_of, all: Vec::new() };
         let mut visit = |record: &ReadRecord, place: Place| {
-            let stored = codec::stored(&record.body)
+            let stored = codec::stored(&record.body, record.crc, &files.image.stamper)
                 .filter(|stored| stored.header().lsn.0 == record.index)
                 .ok_or_else(|| format!("record {} is no entry of that LSN", record.index))?;
             let header = *stored.header();
@@ -434,7 +474,7 @@ impl Found {
                 );
             }
             let mut entry = match stored {
-                Stored::Entry(header, payload) => Entry::new(header, record.crc, payload),
+                Stored::Entry(logged) => Entry::logged(logged),
                 Stored::Reference(reference) => referred.take(reference)?,
             };
             epoch = header.epoch;
@@ -448,10 +488,9 @@ impl Found {
         // Region LSNs are those of entries that were durable before, of a step of the checkpoint or of a
         // rebuild's base, and no cut goes below them. [A step was killed behind them, the last entry rotted,
         // and the log was taken to end before it, though the extents held a part of it.]
-        let written = regions.iter().copied().max().unwrap_or(Lsn(0));
         let expect = Expect {
             from: from.0,
-            durable: superblock.durable.max(as_of).max(written).0,
+            durable: superblock.durable.max(as_of).max(begun).0,
             cut: superblock.cut.map(|end| end.0),
         };
         let shared = Arc::clone(storage);
@@ -472,19 +511,19 @@ impl Found {
         let end = Lsn(opened.end);
         let committed = Lsn(opened.committed).max(files.superblock.committed).min(end);
         let references = referred.references(end);
-        Ok(Self { log, entries, end, committed: committed.max(as_of), regions, references })
+        Ok(Self { log, entries, end, committed: committed.max(as_of), regions, begun, references })
     }
 
     fn build(
         self,
         storage: &Arc<dyn Storage>,
         mut files: Files,
-        KeptState { state, as_of, last_reference }: KeptState,
+        KeptState { state, as_of, last_reference, proven: _ }: KeptState,
         me: ReplicaRef,
         tail: TailId,
         options: StoreOptions,
     ) -> Result<(Store, Opened), StoreError> {
-        let Self { log, mut entries, end, committed, regions, references } = self;
+        let Self { log, mut entries, end, committed, regions, begun, references } = self;
         // What is in the image is not read again: nobody knows to which homes it refers, and they are used.
         let given_up = last_reference;
         let block = &mut files.superblock;
@@ -496,16 +535,15 @@ impl Found {
         // than the committed LSN, even if that was told after the last frame was written:
         // otherwise a read as of the committed LSN would find bytes of a later entry, or torn ones,
         // and a cut could take away an entry that the extents keep.
-        let written = regions.iter().copied().max().unwrap_or(Lsn(0));
         // The scan counts them as durable, and refuses a log that ends before: a guard, but what is read from
         // files must not end the process, with all other replicas of the node.
-        if written > end {
+        if begun > end {
             return Err(StoreError::Damaged {
                 path: storage.describe(WAL),
-                what: format!("it ends at {end}, and the regions prove that it held {written}"),
+                what: format!("it ends at {end}, and the regions prove that it held {begun}"),
             });
         }
-        let committed = committed.max(written);
+        let committed = committed.max(begun);
         block.committed = committed;
         let mut at_committed = state.clone();
         let mut uncommitted = Vec::new();
@@ -543,6 +581,7 @@ impl Found {
             state: at_committed,
             uncommitted,
         };
+        files.image.proven_to(as_of);
         let mut store = Store::assemble(files, log, entries, state, regions, options);
         store.given_up = given_up;
         store.drop_pins();
@@ -570,10 +609,12 @@ fn open_superblock(storage: &Arc<dyn Storage>) -> Result<(Slots, Superblock), St
     let shared = Arc::clone(storage);
     let (slots, record) =
         Slots::open(shared, SUPERBLOCK, SUPERBLOCK_MAGIC, VERSION, SUPERBLOCK_SLOT)?;
-    let superblock = Superblock::decode(&record).ok_or_else(|| StoreError::Damaged {
-        path,
-        what: "its record can't be read although its checksum is right".to_owned(),
-    })?;
+    let stamper = Stamper::of(&**storage);
+    let damaged = |what: &str| StoreError::Damaged { path: path.clone(), what: what.to_owned() };
+    let record = stamper.verified(Label::Superblock, &record).ok_or_else(|| damaged(NOT_TAGGED))?;
+    let superblock = Superblock::decode(record)
+        .filter(|superblock| superblock.proven.is_some() == stamper.has_key())
+        .ok_or_else(|| damaged("its record can't be read although its checksum is right"))?;
     Ok((slots, superblock))
 }
 
@@ -583,22 +624,30 @@ struct KeptState {
     as_of: Lsn,
     /// The last entry up to there that refers to a payload.
     last_reference: Lsn,
+    proven: Option<Proven>,
 }
 
 fn decode_state(
     storage: &Arc<dyn Storage>,
     identity: &Identity,
+    stamper: &Stamper,
     record: &[u8],
 ) -> Result<KeptState, StoreError> {
     let path = storage.describe(STATE);
+    let damaged = |what: &str| StoreError::Damaged { path: path.clone(), what: what.to_owned() };
+    let record = stamper.verified(Label::State, record).ok_or_else(|| damaged(NOT_TAGGED))?;
+    let unread = || damaged("its record can't be read although its checksum is right");
     let mut get = Get(record);
-    let damaged = || StoreError::Damaged {
-        path: path.clone(),
-        what: "its record can't be read although its checksum is right".to_owned(),
-    };
-    let found = Identity::get(&mut get).ok_or_else(damaged)?;
+    let found = Identity::get(&mut get).ok_or_else(unread)?;
     identity.check(found, &path)?;
-    let last_reference = Lsn(get.u64().ok_or_else(damaged)?);
-    let (state, as_of) = codec::get_state(&mut get).ok_or_else(damaged)?;
-    Ok(KeptState { state, as_of, last_reference })
+    let last_reference = Lsn(get.u64().ok_or_else(unread)?);
+    let proven = match stamper.has_key() {
+        true => {
+            let upto = Lsn(get.u64().ok_or_else(unread)?);
+            Some(Proven { upto, root: get.array().ok_or_else(unread)? })
+        }
+        false => None,
+    };
+    let (state, as_of) = codec::get_state(&mut get).ok_or_else(unread)?;
+    Ok(KeptState { state, as_of, last_reference, proven })
 }

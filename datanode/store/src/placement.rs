@@ -28,7 +28,7 @@ struct Payload {
     lsn: Lsn,
     first: u64,
     data: Bytes,
-    stamps: Box<[u32]>,
+    stamps: Box<[u64]>,
 }
 
 /// Payloads on their way.

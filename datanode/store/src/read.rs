@@ -20,14 +20,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use bytes::{Bytes, BytesMut};
 use sbk_engine::replication::log::BlockRange;
 use sbk_engine::types::{BLOCK_SIZE, Lba, Lsn};
-use sbk_wal::{Located, crc32c};
+use sbk_wal::Located;
 
 use super::blocks::BadBlock;
 use super::core::Store;
 use super::error::{ReadError, RottenBlock};
-use super::homes::{Current, Home, Homes, Stamps, runs, stamp_of};
+use super::homes::{Current, Home, Homes, Stamps, runs};
 use super::image::{Image, bytes};
-use crate::entry::CANONICAL_HEADER;
+use super::stamper::Stamper;
 
 /// How often a block that does not match its checksum is looked up again.
 const ATTEMPTS: usize = 8;
@@ -38,7 +38,7 @@ pub(super) enum Source {
     /// In memory: exactly the run's bytes.
     Memory(Bytes),
     /// In the WAL, from block `skip` of the entry at `at` on.
-    Wal { at: Located, skip: u64, stamps: Box<[u32]> },
+    Wal { at: Located, skip: u64, stamps: Box<[u64]>, stamper: Stamper },
     /// Where the payload of its entry was placed.
     Placed(Placed),
     /// Nowhere: zeros.
@@ -54,7 +54,7 @@ pub(super) struct Placed {
     pub(super) homes: Arc<Homes>,
     /// The entry's block that it begins with.
     pub(super) skip: u64,
-    pub(super) stamps: Box<[u32]>,
+    pub(super) stamps: Box<[u64]>,
     pub(super) image: Arc<Image>,
     /// Everything up to here is in the image.
     pub(super) done: Arc<AtomicU64>,
@@ -104,17 +104,18 @@ impl Piece {
                 let start = bytes(from) as usize;
                 out.copy_from_slice(&data[start..start + out.len()]);
             }
-            Source::Wal { at, skip, stamps } => {
-                let offset = at.body + CANONICAL_HEADER as u64 + bytes(skip + from);
+            Source::Wal { at, skip, stamps, stamper } => {
+                let offset = at.body + stamper.payload_at() as u64 + bytes(skip + from);
                 at.segment.read(out, offset)?;
                 for (i, data) in out.chunks_exact(BLOCK_SIZE as usize).enumerate() {
                     let expected = stamps[from as usize + i];
-                    if stamp_of(data) != expected {
+                    let block = range.start + i as u64;
+                    if stamper.of_block(block, data) != expected {
                         return Err(ReadError::Damaged {
-                            lba: Lba(range.start + i as u64),
+                            lba: Lba(block),
                             path: at.segment.describe(),
                             offset: offset + bytes(i as u64),
-                            found: crc32c(data),
+                            found: stamper.of_data(block, data),
                             expected,
                         });
                     }
@@ -138,8 +139,9 @@ impl Piece {
             Source::Memory(data) => {
                 Source::Memory(data.slice(bytes(from) as usize..bytes(to) as usize))
             }
-            Source::Wal { at, skip, stamps } => Source::Wal {
+            Source::Wal { at, skip, stamps, stamper } => Source::Wal {
                 at: at.clone(),
+                stamper: stamper.clone(),
                 skip: skip + from,
                 stamps: stamps[from as usize..to as usize].into(),
             },

@@ -11,6 +11,7 @@ use sbk_wal::{Get, Owner, Put};
 use uuid::Uuid;
 
 use super::error::StoreError;
+use super::proofs::Proven;
 
 /// Whose files they are.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -70,6 +71,8 @@ pub(super) struct Superblock {
     pub(super) cut: Option<Lsn>,
     /// The store was closed in order and not opened since.
     pub(super) clean: bool,
+    /// Of an encrypted replica: the table of regions and their stamps.
+    pub(super) proven: Option<Proven>,
 }
 
 /// Most epochs of a table that fit.
@@ -80,6 +83,7 @@ const INCOMPLETE: u32 = 2;
 const CUT: u32 = 4;
 const STOOD: u32 = 8;
 const DOUBTFUL: u32 = 16;
+const PROVEN: u32 = 32;
 
 impl Superblock {
     pub(super) fn encode(&self) -> Vec<u8> {
@@ -92,6 +96,7 @@ impl Superblock {
         flags |= if self.cut.is_some() { CUT } else { 0 };
         flags |= if self.kept.stood.is_some() { STOOD } else { 0 };
         flags |= if self.kept.doubtful && !on(Bug::ForgetDoubt) { DOUBTFUL } else { 0 };
+        flags |= if self.proven.is_some() { PROVEN } else { 0 };
         out.u64(self.blocks)
             .u32(flags)
             .u64(self.kept.fenced.0)
@@ -108,6 +113,9 @@ impl Superblock {
         }
         if let Some(stood) = &self.kept.stood {
             out.u64(stood.epoch.0).bytes(stood.tail.boot.0.as_bytes()).u64(stood.tail.count);
+        }
+        if let Some(Proven { upto, root }) = &self.proven {
+            out.u64(upto.0).bytes(root);
         }
         let pairs = self.kept.table.pairs();
         out.u32(pairs.len() as u32);
@@ -142,6 +150,10 @@ impl Superblock {
         } else {
             None
         };
+        let proven = match flags & PROVEN {
+            0 => None,
+            _ => Some(Proven { upto: Lsn(get.u64()?), root: get.array()? }),
+        };
         let mut pairs = Vec::new();
         for _ in 0..get.u32()? {
             pairs.push((Epoch(get.u64()?), Lsn(get.u64()?)));
@@ -150,13 +162,14 @@ impl Superblock {
         let doubtful = flags & DOUBTFUL != 0;
         let kept = Kept { fenced, table, incomplete, loss_generation, stood, doubtful };
         let clean = flags & CLEAN != 0;
-        Some(Self { identity, blocks, kept, checkpoint, durable, committed, cut, clean })
+        Some(Self { identity, blocks, kept, checkpoint, durable, committed, cut, clean, proven })
     }
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::stamper::TAG;
 
     #[test]
     fn the_largest_superblock_fits_its_slot_and_comes_back() {
@@ -185,9 +198,10 @@ mod tests {
             committed: Lsn(2),
             cut: Some(Lsn(3)),
             clean: true,
+            proven: Some(Proven { upto: Lsn(1), root: [7; TAG] }),
         };
         let bytes = block.encode();
-        assert!(bytes.len() <= 4096 - 32, "{} bytes", bytes.len());
+        assert!(bytes.len() <= 4096 - 32 - TAG, "{} bytes", bytes.len());
         assert_eq!(Superblock::decode(&bytes), Some(block));
     }
 }

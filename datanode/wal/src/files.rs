@@ -10,7 +10,7 @@ use std::sync::Arc;
 use rustix::fs::{FallocateFlags, SeekFrom};
 
 use crate::segment::write_zeros;
-use crate::storage::{RawFile, Storage};
+use crate::storage::{Authenticator, RawFile, Storage};
 
 /// Files below one directory.
 #[derive(Clone, Debug)]
@@ -78,6 +78,10 @@ impl Storage for Files {
     /// That of a page: file systems have no larger blocks, but for such as were made so.
     fn unit(&self) -> u64 {
         4096
+    }
+
+    fn authenticator(&self) -> Option<Arc<dyn Authenticator>> {
+        None
     }
 }
 

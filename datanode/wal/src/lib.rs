@@ -49,4 +49,4 @@ pub use reader::{LogReader, ReadRecord};
 pub use scan::{Expect, Opened, Scanned, Unfit, Visit};
 pub use segment::{HEADER_BYTES, Owner, Segment};
 pub use slots::Slots;
-pub use storage::{RawFile, Storage, read_exact, write_all};
+pub use storage::{Authenticator, RawFile, Storage, Tag, read_exact, write_all};

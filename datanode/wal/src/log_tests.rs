@@ -10,6 +10,7 @@ use crate::manage::{Housekeeping, Housekept};
 use crate::memory::{Fault, Memory, OpKind};
 use crate::scan::Expect;
 use crate::segment::write_zeros;
+use crate::storage::Authenticator;
 
 const OPTIONS: LogOptions =
     LogOptions { segment_bytes: 16 << 10, first_segment_bytes: 16 << 10, batch_bytes: 8 << 10 };
@@ -629,6 +630,10 @@ impl Storage for Beside {
 
     fn unit(&self) -> u64 {
         self.disk.unit()
+    }
+
+    fn authenticator(&self) -> Option<Arc<dyn Authenticator>> {
+        None
     }
 }
 

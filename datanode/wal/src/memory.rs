@@ -15,7 +15,7 @@ use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use self::disk::Disk;
-use crate::storage::{RawFile, Storage};
+use crate::storage::{Authenticator, RawFile, Storage};
 
 /// A class of operations that a fault can hit.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
@@ -205,6 +205,10 @@ impl Storage for Memory {
 
     fn unit(&self) -> u64 {
         4096
+    }
+
+    fn authenticator(&self) -> Option<Arc<dyn Authenticator>> {
+        None
     }
 }
 

@@ -30,7 +30,20 @@ pub trait Storage: Debug + Send + Sync {
     fn describe(&self, path: &str) -> PathBuf;
     /// Bytes in which files take space and give it back, at these multiples of an offset.
     fn unit(&self) -> u64;
+    /// What proves what is written here, where files are encrypted; `None` where they are not.
+    fn authenticator(&self) -> Option<Arc<dyn Authenticator>>;
 }
+
+/// Makes tags with a key that nobody has who has the disk alone. So who finds the tag of something on it knows
+/// that this replica wrote it, but not when.
+pub trait Authenticator: Debug + Send + Sync {
+    /// The tag of all the bytes of `parts`, one after the other. Nothing in it tells where one part ends: what is
+    /// tagged is to be of one length, or to begin with what it is and how long.
+    fn tag(&self, parts: &[&[u8]]) -> Tag;
+}
+
+/// What an [`Authenticator`] makes: 128 bits, as good as random to who does not have the key.
+pub type Tag = [u8; 16];
 
 /// An open file. Reads and writes may come from several threads at once.
 pub trait RawFile: Debug + Send + Sync {

@@ -6,7 +6,7 @@ use std::ops::Range;
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use sbk_wal::{RawFile, Storage};
+use sbk_wal::{Authenticator, RawFile, Storage};
 
 /// What was written to files of one kind.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
@@ -81,6 +81,10 @@ impl Storage for Counting {
 
     fn unit(&self) -> u64 {
         self.storage.unit()
+    }
+
+    fn authenticator(&self) -> Option<Arc<dyn Authenticator>> {
+        self.storage.authenticator()
     }
 }
 

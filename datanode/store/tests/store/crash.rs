@@ -4,7 +4,7 @@ use super::backend::Backend;
 use super::stops::{self, Crash, Found};
 
 /// The seeds to run: `SEEDS=a..b` if the environment says so.
-fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
+pub(crate) fn seeds(default: std::ops::Range<u64>) -> std::ops::Range<u64> {
     let Ok(wanted) = std::env::var("SEEDS") else { return default };
     let ends = wanted.split_once("..").expect("SEEDS is a range, as in 3..7");
     ends.0.parse().expect("a number")..ends.1.parse().expect("a number")

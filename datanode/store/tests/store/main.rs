@@ -17,6 +17,7 @@ mod driver;
 mod epochs;
 mod events;
 mod model;
+mod past;
 mod promises;
 mod proofs;
 mod retain;
@@ -34,6 +35,7 @@ mod format;
 mod kill;
 mod large;
 mod making;
+mod rollback;
 
 /// Held while a process is started, and while a data directory is open. Otherwise the new process
 /// has a copy of the directory's lock until it executes its program, and whoever opens the
