@@ -1,16 +1,31 @@
 //! The node's keys, and the replicas that are encrypted with them.
 
+use std::collections::BTreeSet;
 use std::io;
 use std::path::Path;
-use std::sync::Arc;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use sbk_engine::types::VolumeId;
 use sbk_sealed::{KeyError, KeyRing, SEAL, SealError, Sealed};
 use sbk_store::{Identity, SUPERBLOCK};
 use sbk_wal::{Owner, Storage};
 
-/// What a node was given to encrypt with, if anything.
+/// What a node was given to encrypt with, if anything, and what is to be encrypted.
 #[derive(Clone, Debug, Default)]
-pub struct Keys(Option<Arc<KeyRing>>);
+pub struct Keys {
+    ring: Option<Arc<KeyRing>>,
+    volumes: Arc<Mutex<Volumes>>,
+}
+
+/// A replica's files alone don't say that they should be encrypted: somebody may have put others in their place. The
+/// masters know.
+#[derive(Debug, Default)]
+struct Volumes {
+    /// Those whose replicas are to be encrypted, as far as the masters have been heard.
+    encrypted: BTreeSet<VolumeId>,
+    /// Those of which a replica was opened that is not.
+    plain: BTreeSet<VolumeId>,
+}
 
 impl Keys {
     /// Those of the key file, none without one. Blocks.
@@ -23,12 +38,12 @@ impl Keys {
             let older = ring.ids().skip(1).map(|id| id.to_string()).collect::<Vec<_>>().join(", ");
             tracing::info!(key = %ring.first(), older, "replicas of encrypted volumes can be held");
         }
-        Ok(Self(ring.map(Arc::new)))
+        Ok(Self { ring: ring.map(Arc::new), volumes: Arc::default() })
     }
 
     /// Whether there are any.
     pub fn are_there(&self) -> bool {
-        self.0.is_some()
+        self.ring.is_some()
     }
 
     /// The files of a replica that is to be made in `files`, encrypted. Of one that is made already, those that
@@ -41,7 +56,7 @@ impl Keys {
         files: Arc<dyn Storage>,
         replica: &Identity,
     ) -> Result<Arc<dyn Storage>, SealError> {
-        let Some(ring) = &self.0 else {
+        let Some(ring) = &self.ring else {
             return Err(SealError::NoKeys { path: files.describe("") });
         };
         let names = listed(&files, files.list(""))?;
@@ -57,16 +72,37 @@ impl Keys {
     /// A replica's files, decrypted if they are encrypted.
     ///
     /// # Errors
-    /// If they are, and can't be with these keys.
+    /// If they are, and can't be with these keys; if they are not, and the masters said that they should be.
     pub fn open(
         &self,
         files: Arc<dyn Storage>,
         replica: &Identity,
     ) -> Result<Arc<dyn Storage>, SealError> {
         match listed(&files, Sealed::is_on(&*files))? {
-            true => Ok(Arc::new(Sealed::open(files, owner(replica), self.0.as_deref())?)),
-            false => Ok(files),
+            true => Ok(Arc::new(Sealed::open(files, owner(replica), self.ring.as_deref())?)),
+            false => {
+                let mut volumes = self.volumes();
+                if volumes.encrypted.contains(&replica.volume) {
+                    return Err(SealError::Missing { path: files.describe(SEAL) });
+                }
+                volumes.plain.insert(replica.volume);
+                Ok(files)
+            }
         }
+    }
+
+    /// The masters say that these volumes are encrypted, and no others. Returns those of them of which a replica was
+    /// opened that is not, once.
+    pub fn expect(&self, encrypted: BTreeSet<VolumeId>) -> Vec<VolumeId> {
+        let mut volumes = self.volumes();
+        let wrong = volumes.plain.intersection(&encrypted).copied().collect();
+        volumes.plain.retain(|volume| !encrypted.contains(volume));
+        volumes.encrypted = encrypted;
+        wrong
+    }
+
+    fn volumes(&self) -> MutexGuard<'_, Volumes> {
+        self.volumes.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
@@ -80,7 +116,7 @@ fn owner(replica: &Identity) -> Owner {
 
 #[cfg(test)]
 mod tests {
-    use sbk_engine::types::{LossGeneration, ReplicaId, VolumeId};
+    use sbk_engine::types::{LossGeneration, ReplicaId};
     use sbk_store::{CreateSpec, Store, StoreOptions};
     use sbk_wal::Memory;
     use uuid::Uuid;
@@ -88,7 +124,8 @@ mod tests {
     use super::*;
 
     fn keys(digit: &str) -> Keys {
-        Keys(Some(Arc::new(KeyRing::parse(&digit.repeat(64), Path::new("keys")).expect("a key"))))
+        let ring = KeyRing::parse(&digit.repeat(64), Path::new("keys")).expect("a key");
+        Keys { ring: Some(Arc::new(ring)), ..Keys::default() }
     }
 
     /// A making that was cut short is begun anew, also with another key; a replica that is made keeps its key.
@@ -113,5 +150,28 @@ mod tests {
         disk.remove(SEAL).expect("removed");
         let lost = keys("b").make(files(), &identity).expect_err("its key is lost");
         assert!(matches!(lost, SealError::Missing { .. }), "{lost}");
+    }
+
+    /// Files that are not encrypted are not a replica of an encrypted volume, whether the masters are heard before they
+    /// are opened or after.
+    #[test]
+    fn plain_files_in_the_place_of_encrypted_ones_are_told() {
+        let disk = Memory::new(1);
+        let files = || -> Arc<dyn Storage> { Arc::new(disk.clone()) };
+        let identity = |volume| {
+            let volume = VolumeId(Uuid::from_u128(volume));
+            Identity { volume, replica: ReplicaId(Uuid::from_u128(9)) }
+        };
+        let (secret, open) = (identity(1), identity(2));
+        let keys = keys("a");
+        for replica in [secret, open] {
+            keys.open(files(), &replica).expect("nothing is known of it yet");
+        }
+        assert_eq!(keys.expect([secret.volume].into()), [secret.volume]);
+        assert_eq!(keys.expect([secret.volume].into()), [], "it was told");
+        let refused = keys.open(files(), &secret).expect_err("it is not encrypted");
+        assert!(matches!(refused, SealError::Missing { .. }), "{refused}");
+        keys.open(files(), &open).expect("it is not to be encrypted");
+        assert_eq!(keys.expect([secret.volume, open.volume].into()), [open.volume]);
     }
 }

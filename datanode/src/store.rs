@@ -1,5 +1,6 @@
 //! The store as a volume task drives it.
 
+use std::collections::BTreeSet;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
@@ -190,6 +191,10 @@ impl NodeStorage for Replicas {
 
     fn encrypts(&self) -> bool {
         self.keys.are_there()
+    }
+
+    fn expect_encrypted(&self, volumes: BTreeSet<VolumeId>) -> Vec<VolumeId> {
+        self.keys.expect(volumes)
     }
 
     fn disks(&self) -> &[Arc<DataDisk>] {

@@ -304,6 +304,11 @@ impl<S: Storage> Agent<S> {
             }
         };
         self.catalogue.send_replace(Arc::clone(&changed));
+        let encrypted = changed.volumes.iter().filter(|(_, volume)| volume.encrypted);
+        for volume in self.storage.expect_encrypted(encrypted.map(|(id, _)| *id).collect()) {
+            tracing::error!(%volume, "its replica here is not encrypted, and should be: it is closed");
+            self.open_again(volume);
+        }
         self.removed.retain(|(volume, replica)| {
             let listed = changed.volumes.get(volume);
             listed.is_some_and(|v| {

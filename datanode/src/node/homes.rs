@@ -135,6 +135,21 @@ impl<S: Storage> Agent<S> {
         least_claimed(states.zip(claims))
     }
 
+    /// Ends the task of a replica, and starts another one.
+    pub(super) fn open_again(&mut self, volume: VolumeId) {
+        let Some(local) = self.locals.remove(&volume) else { return };
+        local.stop.cancel();
+        self.registry.remove(volume);
+        let (replica, disk, notices) = (local.handle.replica, local.disk, self.notices.clone());
+        self.work.spawn(async move {
+            if let Some(task) = local.task {
+                task.await.expect("a volume task does not panic");
+            }
+            // The node may be stopping.
+            let _stopping = notices.send(Notice::Found(vec![(volume, replica, disk)])).await;
+        });
+    }
+
     /// Ends the task of a replica whose disk is away, and which another one is to replace: it can't be waited
     /// for, for it may hang.
     pub(super) fn set_aside(&mut self, volume: VolumeId) {

@@ -1,5 +1,6 @@
 //! What a node needs of its data directories and devices.
 
+use std::collections::BTreeSet;
 use std::path::PathBuf;
 use std::sync::Arc;
 
@@ -24,6 +25,9 @@ pub trait Storage: Send + Sync + 'static {
     fn scratch(&self) -> PathBuf;
     /// Whether it has a key, and can hold encrypted replicas.
     fn encrypts(&self) -> bool;
+    /// The masters say that these volumes are encrypted, and no others: their replicas are opened only if they are.
+    /// Returns those of which one was opened that is not.
+    fn expect_encrypted(&self, volumes: BTreeSet<VolumeId>) -> Vec<VolumeId>;
     /// The disks, always the same.
     fn disks(&self) -> &[Arc<DataDisk>];
     /// Looks how much room there is, and which disks hang. Blocks briefly, on no disk.

@@ -1,6 +1,6 @@
 //! A data directory in memory that outlives its process.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::path::PathBuf;
 use std::sync::{Arc, Mutex, RwLock};
 
@@ -66,6 +66,10 @@ impl Storage for MemDir {
     fn scratch(&self) -> PathBuf {
         // None that is there: nothing is kept.
         "memory".into()
+    }
+
+    fn expect_encrypted(&self, _volumes: BTreeSet<VolumeId>) -> Vec<VolumeId> {
+        Vec::new()
     }
 
     fn disks(&self) -> &[Arc<DataDisk>] {
