@@ -7,7 +7,8 @@ use crate::explore::{Search, WORLDS, world};
 use crate::sim::{Violation, family, run};
 
 /// The finders of `store` and `device`, and how many seeds of each are tried.
-const STORE: &[&str] = &["store-kill", "store-power", "device-power", "device-faults"];
+const STORE: &[&str] =
+    &["store-kill", "store-power", "encrypted-kill", "put-back", "device-power", "device-faults"];
 const STORE_SEEDS: u64 = 12;
 /// The finder that explores small worlds, and how many states of one it goes through.
 const EXPLORE: &str = "explore";
@@ -106,7 +107,8 @@ pub fn look(
             store::run(&step.family, seed).or_else(|| device::run(&step.family, seed))
         {
             if let Err((operation, text)) = result {
-                let (checker, file) = ("store".to_owned(), "model.rs".to_owned());
+                let file = if step.family == "put-back" { "past.rs" } else { "model.rs" };
+                let (checker, file) = ("store".to_owned(), file.to_owned());
                 let violation = Violation { checker, file, time: 0, text };
                 let after = format!("{operation} I/Os");
                 found(&Finding { at: seed.to_string(), after, violation });

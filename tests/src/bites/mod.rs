@@ -79,6 +79,7 @@ pub const FAMILIES: &[&str] = &[
     "space",
     "ages",
     "failed-disks",
+    "proving",
 ];
 /// See [`FAMILIES`].
 pub const ROUNDS: &[u64] = &[10, 50, 200, 600, 1500, 3000, 6000];

@@ -14,6 +14,8 @@ mod driver;
 mod events;
 #[path = "../../../datanode/store/tests/store/model.rs"]
 mod model;
+#[path = "../../../datanode/store/tests/store/past.rs"]
+mod past;
 #[path = "../../../datanode/store/tests/store/stops.rs"]
 mod stops;
 
@@ -26,11 +28,17 @@ const STEPS: u64 = 50;
 /// What was found to be wrong, and after which operation of the disk, if there is a store finder of
 /// that name.
 pub(super) fn run(finder: &str, seed: u64) -> Option<Result<(), (u64, String)>> {
-    let crash = match finder {
-        "store-power" => Crash::PowerLoss,
-        "store-kill" => Crash::Kill,
+    let (backend, crash) = match finder {
+        "store-power" => (Backend::Files, Crash::PowerLoss),
+        "store-kill" => (Backend::Files, Crash::Kill),
+        "encrypted-kill" => (Backend::Sealed, Crash::Kill),
+        "put-back" => {
+            // What is put back is not an operation of the disk.
+            let found = past::put_back(seed..seed + 1);
+            return Some(found.map(drop).map_err(|(_, what)| (0, what)));
+        }
         _ => return None,
     };
-    let found = stops::every_io(Backend::Files, crash, seed..seed + 1, 0, STEPS);
+    let found = stops::every_io(backend, crash, seed..seed + 1, 0, STEPS);
     Some(found.map(drop).map_err(|Found { at, what, .. }| (at, what)))
 }

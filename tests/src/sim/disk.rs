@@ -15,6 +15,7 @@ use uuid::Uuid;
 
 use super::ages::Ages;
 use super::content::VOLUME_BLOCKS;
+use super::proving::Proving;
 use super::rng::Rng;
 
 /// An entry as far as the checkers care: its header, and the CRC of header and payload.
@@ -116,9 +117,16 @@ pub(crate) struct Keeping {
     pub(crate) checkpoint: u64,
     /// Least bytes of a write that goes into the log by reference.
     pub(crate) large: u64,
+    /// Replicas prove what they wrote, as encrypted ones do.
+    pub(crate) proving: bool,
 }
 
 impl Keeping {
+    fn storage(self, memory: &Memory) -> Arc<dyn Storage> {
+        let memory = memory.clone();
+        if self.proving { Arc::new(Proving(memory)) } else { Arc::new(memory) }
+    }
+
     fn options(self) -> StoreOptions {
         StoreOptions {
             wal_segment_bytes: self.segment,
@@ -143,7 +151,7 @@ pub(crate) struct Disk {
     /// Of the replica that is here, or was last.
     identity: Identity,
     made: bool,
-    options: StoreOptions,
+    keeping: Keeping,
     process: u64,
     opens: u64,
     boot: u64,
@@ -166,13 +174,12 @@ impl Disk {
         rng: &mut Rng,
     ) -> Self {
         let memory = Memory::new(rng.next());
-        let storage: Arc<dyn Storage> = Arc::new(memory.clone());
         Self {
+            storage: keeping.storage(&memory),
             memory,
-            storage,
+            keeping,
             identity: Identity { volume, replica: nobody },
             made: false,
-            options: keeping.options(),
             process: 0,
             opens: 0,
             boot: 1,
@@ -204,7 +211,7 @@ impl Disk {
         assert!(self.holds().is_none_or(|here| here == replica), "a replica is made where one is");
         if self.identity.replica != replica && !self.memory.paths().is_empty() {
             self.memory = Memory::new(rng.next());
-            self.storage = Arc::new(self.memory.clone());
+            self.storage = self.keeping.storage(&self.memory);
         }
         self.identity.replica = replica;
         self.opens = 0;
@@ -216,7 +223,7 @@ impl Disk {
         // It learns of losses when it is reconciled, as everything else.
         let (identity, loss_generation) = (self.identity, LossGeneration(0));
         let spec = CreateSpec { identity, blocks: VOLUME_BLOCKS, loss_generation };
-        let done = Store::create(&self.storage, &spec, &self.options);
+        let done = Store::create(&self.storage, &spec, &self.keeping.options());
         self.look();
         done
     }
@@ -225,7 +232,7 @@ impl Disk {
     pub(crate) fn remove(&mut self, nobody: ReplicaId, rng: &mut Rng) {
         self.store = None;
         self.memory = Memory::new(rng.next());
-        self.storage = Arc::new(self.memory.clone());
+        self.storage = self.keeping.storage(&self.memory);
         self.identity.replica = nobody;
         self.shadow = Shadow::default();
         self.made = false;
@@ -286,7 +293,7 @@ impl Disk {
         self.ages = Ages::default();
         self.opens += 1;
         let incarnation = Incarnation { process: self.process, open: self.opens };
-        let options = self.options.clone();
+        let options = self.keeping.options();
         let (store, mut opened) =
             Store::open(&self.storage, self.identity, incarnation, self.tail(), options)?;
         if opened.kept.doubtful {
@@ -300,9 +307,9 @@ impl Disk {
 
     /// Opens a copy of the disk as it would be opened itself.
     pub(crate) fn open_copy(&self, copy: Memory) -> Result<(Store, Opened), StoreError> {
-        let storage: Arc<dyn Storage> = Arc::new(copy);
+        let storage = self.keeping.storage(&copy);
         let incarnation = Incarnation { process: self.process, open: self.opens + 1 };
-        let options = self.options.clone();
+        let options = self.keeping.options();
         Store::open(&storage, self.identity, incarnation, self.tail(), options)
     }
 
@@ -345,12 +352,12 @@ impl Disk {
 
     /// Bytes of checkpointed WAL that are to stay for others who have no session.
     pub(crate) fn keeps_bytes(&self) -> u64 {
-        self.options.wal_retain_bytes
+        self.keeping.options().wal_retain_bytes
     }
 
     /// Bytes of WAL that are to stay for others.
     pub(crate) fn retained_bytes(&self) -> u64 {
-        self.options.wal_retain_bytes + self.options.wal_pin_bytes
+        self.keeping.options().wal_retain_bytes + self.keeping.options().wal_pin_bytes
     }
 
     /// How many bytes the next step of the checkpoint should take, if one is due: as the runtime

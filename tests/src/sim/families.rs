@@ -154,6 +154,17 @@ fn deltas(seed: u64) -> Faults {
     }
 }
 
+/// What several families have, with replicas that prove what they wrote. Where bits flip on such a disk is another
+/// matter: see the tests of the store.
+fn proving(seed: u64) -> Faults {
+    const OF: [&str; 8] =
+        ["everything", "deltas", "sizes", "disks", "handovers", "swarm", "ages", "recoveries"];
+    let of = family(OF[(seed % 8) as usize]).expect("there is one");
+    let faults = (of.faults)(seed / 8);
+    let (rot, rotten, scrub, flip) = (false, false, false, false);
+    Faults { proving: true, rot, rotten, scrub, flip, ..faults }
+}
+
 /// Log that is let go for its age, while replicas are away and while they are brought what they missed.
 fn ages(seed: u64) -> Faults {
     Faults {
@@ -609,6 +620,7 @@ pub const FAMILIES: &[Family] = &[
     Family { name: "failed-disks", faults: failed_disks },
     Family { name: "deltas", faults: deltas },
     Family { name: "ages", faults: ages },
+    Family { name: "proving", faults: proving },
     Family {
         name: "sizes",
         faults: |seed| Faults {

@@ -35,6 +35,8 @@ pub struct Faults {
     pub(crate) full: bool,
     /// Disks run short of room, which their drivers tell, and have some again: see `rooms`.
     pub(crate) space: bool,
+    /// Replicas prove what they wrote, as encrypted ones do.
+    pub(crate) proving: bool,
     /// Bits of blocks flip on disks.
     pub(crate) rot: bool,
     /// They do where a primary reads, while another member has the block: see `rotten`. Besides `rot`.
@@ -132,6 +134,7 @@ impl Faults {
             disk: false,
             full: false,
             space: false,
+            proving: false,
             rot: false,
             rotten: false,
             scrub: false,
@@ -331,15 +334,29 @@ impl Faults {
     pub(crate) fn keeping(&self) -> Keeping {
         // Clients write single blocks.
         let large = if self.large { BLOCK_SIZE } else { u64::MAX };
-        let retain_ms = self.ages;
+        let (retain_ms, proving) = (self.ages, self.proving);
         if retain_ms > 0 {
             // More than a run logs: what goes, goes for its age.
             let retain = 64 << 20;
-            Keeping { segment: 16 << 10, retain, retain_ms, checkpoint: 8 << 10, large }
+            Keeping { segment: 16 << 10, retain, retain_ms, checkpoint: 8 << 10, large, proving }
         } else if self.short_wal {
-            Keeping { segment: 16 << 10, retain: 24 << 10, retain_ms, checkpoint: 8 << 10, large }
+            Keeping {
+                segment: 16 << 10,
+                retain: 24 << 10,
+                retain_ms,
+                checkpoint: 8 << 10,
+                large,
+                proving,
+            }
         } else {
-            Keeping { segment: 64 << 10, retain: 64 << 20, retain_ms, checkpoint: 32 << 10, large }
+            Keeping {
+                segment: 64 << 10,
+                retain: 64 << 20,
+                retain_ms,
+                checkpoint: 32 << 10,
+                large,
+                proving,
+            }
         }
     }
 

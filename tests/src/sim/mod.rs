@@ -31,6 +31,7 @@ mod moves;
 mod node;
 mod plots;
 mod politics;
+mod proving;
 mod reached;
 mod rest;
 mod rng;
