@@ -15,9 +15,8 @@
 //! nothing in common; a file keeps its content when it is renamed within its kind.
 //!
 //! # What it does not do
-//! XTS has no checksum. The store's own, which are encrypted with the rest, tell what was overwritten at random, and
-//! what was moved to another place. What the same sector held before, put back by somebody who can write to the disk, is not
-//! noticed here.
+//! XTS proves nothing. What was overwritten, moved or put back as it was before is found out by the store above, which tags
+//! what it writes with a key that it has from here ([`Storage::authenticator`](sbk_wal::Storage::authenticator)).
 
 mod file;
 mod keys;

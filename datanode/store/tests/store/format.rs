@@ -113,8 +113,13 @@ fn append(store: &mut Store, epoch: u64, kind: EntryKind, sequence: u64, payload
 /// The replica of the document's examples.
 fn example() -> (Memory, Bytes) {
     let disk = Memory::new(1);
-    driver::create(&storage(&disk), 0).expect("a replica");
-    let (mut store, _) = driver::open(&storage(&disk), 0).expect("a store");
+    let data = write_example(&storage(&disk));
+    (disk, data)
+}
+
+fn write_example(storage: &Arc<dyn Storage>) -> Bytes {
+    driver::create(storage, 0).expect("a replica");
+    let (mut store, _) = driver::open(storage, 0).expect("a store");
     let data = bytes_of(&[77]);
     let attach = EntryKind::Attach { generation: AttachGeneration(5), exclusive: true };
     append(&mut store, 2, attach, 1, &Bytes::new());
@@ -128,7 +133,7 @@ fn example() -> (Memory, Bytes) {
     append(&mut store, 3, EntryKind::Write { lba: Lba(8), blocks: 1 }, 3, &data);
     append(&mut store, 3, EntryKind::Write { lba: Lba(20), blocks: 3 }, 4, &bytes_of(&[78, 0, 79]));
     store.close_clean().expect("closed");
-    (disk, data)
+    data
 }
 
 fn u32_at(bytes: &[u8], at: usize) -> u32 {
@@ -218,6 +223,24 @@ fn the_document_describes_the_bytes() {
     let (slot, record) = newer_slot(&content);
     assert_eq!(&slot[..8], b"SBKNODE\0");
     check("node", record, &[]);
+
+    let sealed = Disk::new(Backend::Sealed, 1);
+    write_example(&sealed.storage().expect("a disk"));
+    let storage = sealed.storage().expect("a disk");
+    let mut sector = vec![0; 512];
+    let regions = storage.open("regions").expect("it");
+    sbk_wal::read_exact(&*regions, &mut sector, 4096, false).expect("read");
+    check("proven sector", &sector, &[]);
+    let tags = storage.authenticator().expect("it is encrypted");
+    assert_eq!(sector[496..], tags.tag(&[b"sector  ", &sector[..496]]));
+    let mut stamps = vec![0; 256 * 16];
+    let checksums = storage.open("checksums").expect("it");
+    sbk_wal::read_exact(&*checksums, &mut stamps, 4096, true).expect("read");
+    let stamp = &tags.tag(&[b"block   ", &7u64.to_le_bytes(), &data])[..8];
+    assert_eq!((&stamps[7 * 16..][..8], &stamps[7 * 16 + 8..][..8]), (stamp, &[0; 8][..]));
+    let values: Vec<u8> = stamps.chunks(16).flat_map(|both| both[..8].to_vec()).collect();
+    let digest = tags.tag(&[b"region  ", &0u64.to_le_bytes(), &values]);
+    assert_eq!(sector[24..32], digest[..8]);
 
     let disk = Disk::new(Backend::Device, 1);
     drop(disk.storage().expect("a device"));
