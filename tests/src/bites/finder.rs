@@ -107,10 +107,12 @@ pub fn look(
             store::run(&step.family, seed).or_else(|| device::run(&step.family, seed))
         {
             if let Err((operation, text)) = result {
-                let file = if step.family == "put-back" { "past.rs" } else { "model.rs" };
+                let (file, after) = match &step.family[..] {
+                    "put-back" => ("past.rs", "a moment put back".to_owned()),
+                    _ => ("model.rs", format!("{operation} I/Os")),
+                };
                 let (checker, file) = ("store".to_owned(), file.to_owned());
                 let violation = Violation { checker, file, time: 0, text };
-                let after = format!("{operation} I/Os");
                 found(&Finding { at: seed.to_string(), after, violation });
             }
             continue;
