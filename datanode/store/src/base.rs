@@ -157,7 +157,7 @@ impl Store {
         let written = self.written.as_ref().expect("base blocks come in a session");
         assert!((data.len() as u64).is_multiple_of(BLOCK_SIZE), "whole blocks");
         let blocks: Vec<&[u8]> = data.chunks_exact(BLOCK_SIZE as usize).collect();
-        let mut result = Ok(());
+        let mut result = self.image.bring(&(lba.0..lba.0 + blocks.len() as u64));
         let mut at = 0;
         while at < blocks.len() && result.is_ok() {
             let wanted = |i: usize| !written.has(lba.0 + i as u64) || on(Bug::BaseOverWal);
@@ -168,7 +168,6 @@ impl Store {
             let end = (at..blocks.len()).find(|i| !wanted(*i)).unwrap_or(blocks.len());
             let run = &blocks[at..end];
             let first = lba.0 + at as u64;
-            self.image.bring(&(first..first + run.len() as u64));
             let stamper = &self.image.stamper;
             let stamps: Vec<u64> =
                 (first..).zip(run).map(|(block, data)| stamper.of_block(block, data)).collect();
@@ -187,7 +186,7 @@ impl Store {
         self.check()?;
         let written = self.written.as_ref().expect("base blocks come in a session");
         let wanted = |block: &u64| !written.has(*block) || on(Bug::BaseOverWal);
-        let mut result = Ok(());
+        let mut result = self.image.bring(&range);
         let mut at = range.start;
         while at < range.end && result.is_ok() {
             if !wanted(&at) {
@@ -195,7 +194,6 @@ impl Store {
                 continue;
             }
             let end = (at..range.end).find(|block| !wanted(block)).unwrap_or(range.end);
-            self.image.bring(&(at..end));
             result = self.image.zero(&(at..end), &Held::default());
             at = end;
         }

@@ -157,8 +157,8 @@ pub(super) fn state_record(
     let mut record = Put::default();
     identity.put(&mut record);
     record.u64(last_reference.0);
-    if let Some(Proven { upto, root }) = proven {
-        record.u64(upto.0).bytes(&root);
+    if let Some(Proven { version, root }) = proven {
+        record.u64(version).bytes(&root);
     }
     codec::put_state(state, upto, &mut record);
     record.0
@@ -581,7 +581,6 @@ impl Found {
             state: at_committed,
             uncommitted,
         };
-        files.image.proven_to(as_of);
         let mut store = Store::assemble(files, log, entries, state, regions, options);
         store.given_up = given_up;
         store.drop_pins();
@@ -643,8 +642,8 @@ fn decode_state(
     let last_reference = Lsn(get.u64().ok_or_else(unread)?);
     let proven = match stamper.has_key() {
         true => {
-            let upto = Lsn(get.u64().ok_or_else(unread)?);
-            Some(Proven { upto, root: get.array().ok_or_else(unread)? })
+            let version = get.u64().ok_or_else(unread)?;
+            Some(Proven { version, root: get.array().ok_or_else(unread)? })
         }
         false => None,
     };

@@ -7,8 +7,8 @@
 //! replica as it was, which is not found here.
 //!
 //! ```text
-//! superblock and logstate: root, as of LSN n
-//!   └─ sector of `regions`, in two slots: as of which LSN | LSN and digest of 30 regions | tag
+//! superblock and logstate: version, root
+//!   └─ sector of `regions`, in two slots: version, as of which LSN | LSN and digest of 30 regions | tag
 //!        └─ digest of a region: tag over the stamps of its 256 blocks
 //!             └─ stamp of a block: tag over its number and its bytes
 //! ```
@@ -26,8 +26,7 @@
 //!    come to the new one.
 //! 2. So the opening does the step once more, exactly up to u, before anybody reads or another step begins: from then on
 //!    there are no newer sectors than those that the superblock proves.
-//! 3. A newer sector can't be one of long ago: it is as of an LSN above the checkpoint, and what is committed there does
-//!    not change.
+//! 3. A newer sector can't be one of long ago: each version is written once, but for one that a crash broke.
 //!
 //! # Stamps that are not proven
 //! Each region is compared when it is read for the first time. If that fails, rot may have done it: stamps
@@ -51,7 +50,7 @@ use sbk_wal::{Get, Put, Tag, is_zero, read_exact};
 use super::error::{ReadError, StoreError};
 use super::homes::{Current, Home, Stamps};
 use super::image::{HEADER, Image};
-use super::stamper::{Label, TAG};
+use super::stamper::TAG;
 
 /// Bytes of a sector, which is in one of two slots.
 pub(super) const SECTOR: u64 = 512;
@@ -61,8 +60,8 @@ const REGIONS: u64 = 30;
 /// What the superblock says of the table.
 #[derive(Clone, Copy, Debug, Default, PartialEq, Eq)]
 pub(super) struct Proven {
-    /// It is made of the newest slots as of this LSN or an older one.
-    pub(super) upto: Lsn,
+    /// It is made of the newest slots of this version or an older one. Each change of the table has the next.
+    pub(super) version: u64,
     /// The exclusive-or of their tags.
     pub(super) root: Tag,
 }
@@ -73,7 +72,7 @@ pub(super) struct Proofs(Mutex<State>);
 
 #[derive(Debug, Default)]
 struct State {
-    upto: Lsn,
+    version: u64,
     sectors: Vec<Sector>,
     /// By region.
     digests: Vec<u64>,
@@ -82,7 +81,19 @@ struct State {
     /// What is known of regions whose stamps on the disk are not right.
     known: BTreeMap<u64, Known>,
     /// While a session is under way: the regions that it changed. Their digests mean nothing.
-    session: Option<BTreeSet<u64>>,
+    session: Option<BTreeMap<u64, Changed>>,
+    /// The region that it brought last.
+    brought: Option<u64>,
+}
+
+/// How a session changed a region.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+enum Changed {
+    /// A step of the checkpoint may be at it at any time.
+    Stepped,
+    /// It brought blocks of it. With what its stamps come to, once that was made of them: at the end there would be too
+    /// many to do.
+    Brought(Option<u64>),
 }
 
 /// A sector of the table, and where its slots are.
@@ -97,7 +108,7 @@ struct Sector {
 #[derive(Clone, Copy, Debug)]
 struct Slot {
     number: u64,
-    as_of: Lsn,
+    version: u64,
     tag: Tag,
 }
 
@@ -130,6 +141,7 @@ impl Bits {
 /// What a step does to the table.
 #[derive(Debug, Default)]
 pub(super) struct Change {
+    version: u64,
     upto: Lsn,
     digests: Vec<(u64, u64)>,
     sectors: Vec<(u64, Slot, Vec<u8>)>,
@@ -171,13 +183,19 @@ impl State {
     }
 
     fn in_session(&self, region: u64) -> bool {
-        self.session.as_ref().is_some_and(|session| session.contains(&region))
+        self.session.as_ref().is_some_and(|session| session.contains_key(&region))
+    }
+
+    fn stepped(&mut self, region: u64) {
+        if let Some(session) = &mut self.session {
+            session.insert(region, Changed::Stepped);
+        }
     }
 
     /// Whether the region's digest is one that the step that a crash broke has made.
     fn is_ahead(&self, region: u64) -> bool {
         let sector = self.sectors.get((region / REGIONS) as usize);
-        sector.and_then(|sector| sector.newest).is_some_and(|slot| slot.as_of > self.upto)
+        sector.and_then(|sector| sector.newest).is_some_and(|slot| slot.version > self.version)
     }
 
     fn root(&self) -> Tag {
@@ -205,6 +223,7 @@ impl State {
 /// A slot of a sector.
 struct Content {
     slot: Slot,
+    as_of: Lsn,
     lsns: Vec<Lsn>,
     digests: Vec<u64>,
 }
@@ -221,7 +240,7 @@ impl Image {
     /// What the superblock is to say of the table; `None` if the replica is not encrypted.
     pub(super) fn proven(&self) -> Option<Proven> {
         let proofs = self.proofs();
-        self.stamper.has_key().then(|| Proven { upto: proofs.upto, root: proofs.root() })
+        self.stamper.has_key().then(|| Proven { version: proofs.version, root: proofs.root() })
     }
 
     /// The same once this has changed.
@@ -235,13 +254,13 @@ impl Image {
                 *byte ^= before[at] ^ slot.tag[at];
             }
         }
-        let upto = if proofs.session.is_some() { proofs.upto } else { change.upto };
-        Proven { upto, root }
+        let version = if proofs.session.is_some() { proofs.version } else { change.version };
+        Proven { version, root }
     }
 
     /// The table is to be made anew by a session.
     pub(super) fn forget_proofs(&self) {
-        *self.proofs() = State { session: Some(BTreeSet::new()), ..State::default() };
+        *self.proofs() = State { session: Some(BTreeMap::new()), ..State::default() };
     }
 
     /// A delta begins. What one before it has changed is changed still.
@@ -261,7 +280,7 @@ impl Image {
         let len = file.len().map_err(error)?.saturating_sub(HEADER);
         let mut content = vec![0; len as usize];
         read_exact(file, &mut content, HEADER, true).map_err(error)?;
-        let mut state = State { upto: proven.upto, ..State::default() };
+        let mut state = State { version: proven.version, ..State::default() };
         let mut regions = Vec::new();
         let mut upto = Lsn(0);
         for (number, both) in (0..).zip(content.chunks(2 * SECTOR as usize)) {
@@ -277,8 +296,8 @@ impl Image {
                 })?;
                 found.push(content);
             }
-            found.sort_by_key(|content| content.slot.as_of);
-            let is_proven = |content: &&Content| content.slot.as_of <= proven.upto;
+            found.sort_by_key(|content| content.slot.version);
+            let is_proven = |content: &&Content| content.slot.version <= proven.version;
             let of_superblock = found.iter().rfind(is_proven);
             let newest = if proven_only { of_superblock } else { found.last() };
             state.sectors.push(Sector {
@@ -286,7 +305,7 @@ impl Image {
                 newest: newest.map(|content| content.slot),
             });
             if let Some(newest) = newest {
-                upto = upto.max(newest.slot.as_of);
+                upto = upto.max(newest.as_of);
                 state.digests.resize((number * REGIONS) as usize, 0);
                 state.digests.extend(&newest.digests);
                 regions.resize((number * REGIONS) as usize, Lsn(0));
@@ -294,9 +313,9 @@ impl Image {
             }
         }
         if state.root() != proven.root && !on(Bug::TrustAnyTable) {
-            let upto = proven.upto;
+            let version = proven.version;
             let what = format!(
-                "header and tags are right, but it is not the table as of {upto} that the superblock tells of: it \
+                "header and tags are right, but it is not version {version} of the table that the superblock tells of: it \
                  was put back as it was before, or the superblock was"
             );
             return Err(StoreError::Damaged { path: self.describe(name), what });
@@ -305,49 +324,41 @@ impl Image {
         Ok((regions, upto))
     }
 
-    /// The image is as of `checkpoint`: what a step up to there has written is proven.
-    pub(super) fn proven_to(&self, checkpoint: Lsn) {
-        let mut proofs = self.proofs();
-        proofs.upto = checkpoint;
-        for sector in &mut proofs.sectors {
-            if sector.newest.is_some_and(|newest| newest.as_of <= checkpoint) {
-                sector.proven = sector.newest;
-            }
-        }
-    }
-
     fn decode(&self, number: u64, slot: u64, bytes: &[u8]) -> Option<Content> {
         let (record, tag) = bytes.split_last_chunk::<TAG>()?;
-        if self.stamper.tag(Label::Sector, record)? != *tag {
+        if self.stamper.of_sector(number, record)? != *tag {
             return None;
         }
         let mut get = Get(record);
-        let as_of = Lsn(get.u64()?);
-        if get.u64()? != number {
-            return None;
-        }
+        let (version, as_of) = (get.u64()?, Lsn(get.u64()?));
         let (mut lsns, mut digests) = (Vec::new(), Vec::new());
         for _ in 0..REGIONS {
             lsns.push(Lsn(get.u64()?));
             digests.push(get.u64()?);
         }
-        Some(Content { slot: Slot { number: slot, as_of, tag: *tag }, lsns, digests })
+        Some(Content { slot: Slot { number: slot, version, tag: *tag }, as_of, lsns, digests })
     }
 
     /// A sector with what `change` says of its regions, for the slot that is not proven.
-    fn encode(&self, number: u64, upto: Lsn, table: &[Lsn], digests: &[u64]) -> (Slot, Vec<u8>) {
+    fn encode(
+        &self,
+        number: u64,
+        (version, upto): (u64, Lsn),
+        table: &[Lsn],
+        digests: &[u64],
+    ) -> (Slot, Vec<u8>) {
         let mut out = Put(Vec::with_capacity(SECTOR as usize));
-        out.u64(upto.0).u64(number);
+        out.u64(version).u64(upto.0);
         for at in 0..REGIONS {
             let region = (number * REGIONS + at) as usize;
             out.u64(table.get(region).map_or(0, |lsn| lsn.0)).u64(digests[at as usize]);
         }
-        let tag = self.stamper.tag(Label::Sector, &out.0).expect("there is a key");
+        let tag = self.stamper.of_sector(number, &out.0).expect("there is a key");
         out.bytes(&tag);
         let proofs = self.proofs();
         let proven = proofs.sectors.get(number as usize).and_then(|sector| sector.proven);
         let number = proven.map_or(0, |slot| 1 - slot.number);
-        (Slot { number, as_of: upto, tag }, out.0)
+        (Slot { number, version, tag }, out.0)
     }
 
     /// Compares the stamps of regions that are read for the first time.
@@ -474,7 +485,8 @@ impl Image {
         table: &[Lsn],
         new: &[(Range<u64>, Values<'_>)],
     ) -> Result<Change, StoreError> {
-        let mut change = Change { upto, ..Change::default() };
+        let version = self.proofs().version + 1;
+        let mut change = Change { version, upto, ..Change::default() };
         let touched: BTreeSet<u64> =
             new.iter().flat_map(|(range, _)| super::regions_of(range)).collect();
         let mut at = 0;
@@ -509,12 +521,15 @@ impl Image {
         let (digest, ahead, known) = {
             let mut proofs = self.proofs();
             if proofs.in_session(region) {
+                proofs.stepped(region);
                 return Ok(());
             }
             if placed.iter().all(Option::is_some) {
                 proofs.checked.set(region);
-                if let Some(session) = &mut proofs.session {
-                    session.insert(region);
+                if proofs.session.is_some() {
+                    proofs.known.remove(&region);
+                    proofs.stepped(region);
+                    return Ok(());
                 }
                 let all: Vec<u64> = placed.iter().flatten().copied().collect();
                 change.digests.push((region, self.digest_of(region, &all)));
@@ -538,14 +553,19 @@ impl Image {
         };
         let first = blocks_of(region).start;
         let mut proofs = self.proofs();
+        if proofs.session.is_some() {
+            // What the session brings makes it right, and may be at it by now. If it brings nothing, it is told then.
+            if !proofs.in_session(region) {
+                self.know(&mut proofs, region, found.map(|_| Known::Nothing));
+            }
+            proofs.stepped(region);
+            return Ok(());
+        }
         self.know(&mut proofs, region, found);
         proofs.correct(region, &mut stamps, first);
         if proofs.known.contains_key(&region) {
             let right = (first..).zip(&stamps).zip(placed).filter(|(_, new)| new.is_none());
             change.stamps.extend(right.map(|((block, stamps), _)| (block, *stamps)));
-        }
-        if let Some(session) = &mut proofs.session {
-            session.insert(region);
         }
         change.digests.push((region, self.digest_of(region, &with(&stamps))));
         Ok(())
@@ -554,9 +574,6 @@ impl Image {
     /// Makes the sectors of the regions whose digests change.
     fn change_sectors(&self, table: &[Lsn], change: &mut Change) {
         let mut at = 0;
-        if self.proofs().session.is_some() {
-            return;
-        }
         while at < change.digests.len() {
             let number = change.digests[at].0 / REGIONS;
             let mut digests = self.digests_of(number);
@@ -566,7 +583,7 @@ impl Image {
                 digests[(region % REGIONS) as usize] = *digest;
                 at += 1;
             }
-            let (slot, bytes) = self.encode(number, change.upto, table, &digests);
+            let (slot, bytes) = self.encode(number, (change.version, change.upto), table, &digests);
             change.sectors.push((number, slot, bytes));
         }
     }
@@ -578,15 +595,20 @@ impl Image {
 
     /// The whole table at the end of a session, as of `upto`.
     pub(super) fn plan_table(&self, upto: Lsn, table: &[Lsn]) -> Result<Change, StoreError> {
-        let mut change = Change { upto, ..Change::default() };
+        let version = self.proofs().version + 1;
+        let mut change = Change { version, upto, ..Change::default() };
         let (session, sectors) = {
             let proofs = self.proofs();
             (proofs.session.clone().unwrap_or_default(), proofs.sectors.len() as u64)
         };
-        for region in session {
-            let stamps =
-                self.stamps(&blocks_of(region)).map_err(|e| self.error("checksums", "read", e))?;
-            change.digests.push((region, self.digest_of(region, &values(&stamps))));
+        for (region, changed) in session {
+            let digest = match changed {
+                Changed::Brought(Some(digest)) => digest,
+                Changed::Brought(None) | Changed::Stepped => self.digest_on_disk(region)?,
+            };
+            // What was not proven when a step came to it, and was not brought, is not proven by that.
+            let is_unknown = self.proofs().known.contains_key(&region);
+            change.digests.push((region, if is_unknown { !digest } else { digest }));
         }
         let regions = change.digests.last().map_or(0, |(last, _)| last + 1).max(table.len() as u64);
         let mut new = change.digests.iter().copied().peekable();
@@ -595,7 +617,7 @@ impl Image {
             while let Some((region, digest)) = new.next_if(|(r, _)| r / REGIONS == number) {
                 digests[(region % REGIONS) as usize] = digest;
             }
-            let (slot, bytes) = self.encode(number, upto, table, &digests);
+            let (slot, bytes) = self.encode(number, (version, upto), table, &digests);
             change.sectors.push((number, slot, bytes));
         }
         Ok(change)
@@ -606,9 +628,8 @@ impl Image {
         let mut proofs = self.proofs();
         let in_session = proofs.session.is_some() && change.sectors.is_empty();
         for (region, digest) in change.digests {
-            proofs.known.remove(&region);
-            if in_session {
-                continue;
+            if proofs.session.is_none() {
+                proofs.known.remove(&region);
             }
             let at = region as usize;
             if proofs.digests.len() <= at {
@@ -624,27 +645,51 @@ impl Image {
             proofs.sectors[at] = Sector { proven: Some(slot), newest: Some(slot) };
         }
         if !in_session {
-            proofs.upto = change.upto;
+            proofs.version = change.version;
         }
     }
 
     /// The session is over, and the table is that of what it brought.
     pub(super) fn end_session(&self) {
-        self.proofs().session = None;
+        let mut proofs = self.proofs();
+        (proofs.session, proofs.brought) = (None, None);
     }
 
-    /// A session is about to change stamps of these blocks, and brings all others of their regions as well.
-    pub(super) fn bring(&self, range: &Range<u64>) {
+    fn digest_on_disk(&self, region: u64) -> Result<u64, StoreError> {
+        let stamps = self.stamps(&blocks_of(region));
+        let stamps = stamps.map_err(|e| self.error("checksums", "read", e))?;
+        Ok(self.digest_of(region, &values(&stamps)))
+    }
+
+    /// A session is about to change stamps of these blocks, and brings all others of their regions as well. They come
+    /// region by region, as a rule.
+    pub(super) fn bring(&self, range: &Range<u64>) -> Result<(), StoreError> {
         if !self.stamper.has_key() {
-            return;
+            return Ok(());
         }
-        let mut proofs = self.proofs();
         for region in super::regions_of(range) {
-            proofs.known.remove(&region);
-            if let Some(session) = &mut proofs.session {
-                session.insert(region);
+            let before = {
+                let mut proofs = self.proofs();
+                proofs.known.remove(&region);
+                let State { session: Some(session), brought, .. } = &mut *proofs else { continue };
+                let changed = session.entry(region).or_insert(Changed::Brought(None));
+                if *changed != Changed::Stepped {
+                    *changed = Changed::Brought(None);
+                }
+                let before = brought.replace(region).filter(|before| *before != region);
+                before.filter(|before| session.get(before) == Some(&Changed::Brought(None)))
+            };
+            let Some(before) = before else { continue };
+            let digest = self.digest_on_disk(before)?;
+            // A step that is at it by now has said so.
+            let mut proofs = self.proofs();
+            if let Some(Changed::Brought(made)) =
+                proofs.session.as_mut().and_then(|session| session.get_mut(&before))
+            {
+                *made = Some(digest);
             }
         }
+        Ok(())
     }
 }
 

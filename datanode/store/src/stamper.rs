@@ -125,6 +125,12 @@ impl Stamper {
         self.0.as_ref().map(|key| key.tag(&[label.bytes(), record]))
     }
 
+    /// The tag of a sector of the table of regions.
+    pub(super) fn of_sector(&self, number: u64, sector: &[u8]) -> Option<Tag> {
+        let number = number.to_le_bytes();
+        self.0.as_ref().map(|key| key.tag(&[Label::Sector.bytes(), &number, sector]))
+    }
+
     /// The tag of an entry's record in the log: of its header, and of its payload by the stamps of that; or of all of a
     /// reference.
     pub(super) fn of_entry(&self, start: &[u8], stamps: &[u64]) -> Option<Tag> {

@@ -114,8 +114,8 @@ impl Superblock {
         if let Some(stood) = &self.kept.stood {
             out.u64(stood.epoch.0).bytes(stood.tail.boot.0.as_bytes()).u64(stood.tail.count);
         }
-        if let Some(Proven { upto, root }) = &self.proven {
-            out.u64(upto.0).bytes(root);
+        if let Some(Proven { version, root }) = &self.proven {
+            out.u64(*version).bytes(root);
         }
         let pairs = self.kept.table.pairs();
         out.u32(pairs.len() as u32);
@@ -152,7 +152,7 @@ impl Superblock {
         };
         let proven = match flags & PROVEN {
             0 => None,
-            _ => Some(Proven { upto: Lsn(get.u64()?), root: get.array()? }),
+            _ => Some(Proven { version: get.u64()?, root: get.array()? }),
         };
         let mut pairs = Vec::new();
         for _ in 0..get.u32()? {
@@ -198,7 +198,7 @@ mod tests {
             committed: Lsn(2),
             cut: Some(Lsn(3)),
             clean: true,
-            proven: Some(Proven { upto: Lsn(1), root: [7; TAG] }),
+            proven: Some(Proven { version: 1, root: [7; TAG] }),
         };
         let bytes = block.encode();
         assert!(bytes.len() <= 4096 - 32 - TAG, "{} bytes", bytes.len());

@@ -232,7 +232,7 @@ fn the_document_describes_the_bytes() {
     sbk_wal::read_exact(&*regions, &mut sector, 4096, false).expect("read");
     check("proven sector", &sector, &[]);
     let tags = storage.authenticator().expect("it is encrypted");
-    assert_eq!(sector[496..], tags.tag(&[b"sector  ", &sector[..496]]));
+    assert_eq!(sector[496..], tags.tag(&[b"sector  ", &0u64.to_le_bytes(), &sector[..496]]));
     let mut stamps = vec![0; 256 * 16];
     let checksums = storage.open("checksums").expect("it");
     sbk_wal::read_exact(&*checksums, &mut stamps, 4096, true).expect("read");
