@@ -57,6 +57,11 @@ fn disks_that_fail_for_good_lose_no_acknowledged_write() {
 }
 
 #[test]
+fn replicas_that_prove_what_they_wrote_lose_no_acknowledged_write() {
+    sweep("proving", 0..120);
+}
+
+#[test]
 fn bits_that_flip_at_rest_cost_one_copy_at_most() {
     sweep("flips", 0..120);
 }
