@@ -410,13 +410,22 @@ impl Image {
         if self.digest_of(region, &values(&stamps)) == digest || on(Bug::TrustAnyStamp) {
             return Ok(None);
         }
-        let right_ones = self.stamps_of_data(region, &stamps)?;
-        let mut all = values(&stamps);
-        for (block, right) in &right_ones {
-            all[(block % REGION_BLOCKS) as usize] = value(right);
+        let in_homes = self.stamps_in_homes(region)?;
+        // What lies in a home of a block of zeros is the log's, as a rule, unless its stamps became zeros; and where
+        // both homes have something, one of them is.
+        for zeros in [false, true] {
+            for first in Home::BOTH {
+                let right = made_anew(region, &stamps, &in_homes, first, zeros);
+                let mut all = values(&stamps);
+                for (block, right) in &right {
+                    all[(block % REGION_BLOCKS) as usize] = value(right);
+                }
+                if self.digest_of(region, &all) == digest {
+                    return Ok(Some(Known::Stamps(right)));
+                }
+            }
         }
-        let right = self.digest_of(region, &all) == digest;
-        Ok(Some(if right { Known::Stamps(right_ones) } else { Known::Nothing }))
+        Ok(Some(Known::Nothing))
     }
 
     /// What was found out about a region that is not as it should be.
@@ -442,36 +451,20 @@ impl Image {
         proofs.known.insert(region, known);
     }
 
-    /// The stamps that blocks of a region would have whose own don't fit what lies in their homes.
-    fn stamps_of_data(
-        &self,
-        region: u64,
-        stamps: &[Stamps],
-    ) -> std::io::Result<BTreeMap<u64, Stamps>> {
+    /// The stamps of what lies in both homes of the blocks of a region.
+    fn stamps_in_homes(&self, region: u64) -> std::io::Result<Vec<Stamps>> {
         let range = blocks_of(region);
-        let mut homes = Vec::new();
+        let mut out = vec![Stamps::default(); REGION_BLOCKS as usize];
+        let mut data = vec![0; (REGION_BLOCKS * BLOCK_SIZE) as usize];
         for home in Home::BOTH {
-            let mut data = vec![0; (REGION_BLOCKS * BLOCK_SIZE) as usize];
             read_exact(&*self.home(home).file, &mut data, HEADER + range.start * BLOCK_SIZE, true)?;
             let blocks = range.clone().zip(data.chunks_exact(BLOCK_SIZE as usize));
-            homes.push(blocks.map(|(b, data)| self.stamper.of_block(b, data)).collect::<Vec<_>>());
-        }
-        let mut out = BTreeMap::new();
-        for ((at, block), stamps) in (0..).zip(range).zip(stamps) {
-            let [extents, shadow]: [u64; 2] = [homes[0][at], homes[1][at]];
-            let made = match (extents, shadow) {
-                (0, 0) => Stamps::default(),
-                (0, shadow) => Stamps::new(Some(Home::Shadow), shadow),
-                (extents, _) => Stamps::new(Some(Home::Extents), extents),
-            };
-            let fits = match stamps.current() {
-                Current::Zeros => made == Stamps::default(),
-                Current::In(Home::Extents) => stamps.extents == extents,
-                Current::In(Home::Shadow) => stamps.shadow == shadow,
-                Current::Unclear => false,
-            };
-            if !fits {
-                out.insert(block, made);
+            for ((block, data), out) in blocks.zip(&mut out) {
+                let stamp = self.stamper.of_block(block, data);
+                match home {
+                    Home::Extents => out.extents = stamp,
+                    Home::Shadow => out.shadow = stamp,
+                }
             }
         }
         Ok(out)
@@ -554,9 +547,11 @@ impl Image {
         let first = blocks_of(region).start;
         let mut proofs = self.proofs();
         if proofs.session.is_some() {
-            // What the session brings makes it right, and may be at it by now. If it brings nothing, it is told then.
+            // What the session brings makes it right, and may be at it by now. If it brings nothing, it is told then. What
+            // was known of stamps before is not true of those that the step writes.
             if !proofs.in_session(region) {
-                self.know(&mut proofs, region, found.map(|_| Known::Nothing));
+                let found = known.or(found.map(|_| ())).map(|()| Known::Nothing);
+                self.know(&mut proofs, region, found);
             }
             proofs.stepped(region);
             return Ok(());
@@ -691,6 +686,30 @@ impl Image {
         }
         Ok(())
     }
+}
+
+/// The stamps that blocks of a region would have whose own don't fit what lies in their homes: of what is in the home
+/// `first`, or, if there are zeros, in the other. With `zeros` also of blocks that are zeros, if their stamps are right.
+fn made_anew(
+    region: u64,
+    stamps: &[Stamps],
+    in_homes: &[Stamps],
+    first: Home,
+    zeros: bool,
+) -> BTreeMap<u64, Stamps> {
+    let fits = |stamps: &Stamps, there: &Stamps| match stamps.current() {
+        Current::Zeros => !zeros || *there == Stamps::default(),
+        Current::In(home) => stamps.of(home) == there.of(home),
+        Current::Unclear => false,
+    };
+    let all = blocks_of(region).zip(stamps.iter().zip(in_homes));
+    all.filter(|(_, (stamps, there))| !fits(stamps, there))
+        .map(|(block, (_, there))| {
+            let home = if there.of(first) == 0 { first.other() } else { first };
+            let stamp = there.of(home);
+            (block, Stamps::new((stamp != 0).then_some(home), stamp))
+        })
+        .collect()
 }
 
 /// What the stamps of some blocks become.

@@ -3,7 +3,7 @@
 use bytes::Bytes;
 use sbk_engine::replication::log::{BlockRange, EntryHeader, EntryKind, LogState};
 use sbk_engine::replication::message::{Incomplete, RecoveryId};
-use sbk_engine::types::{Epoch, Lba, REGION_BLOCKS};
+use sbk_engine::types::{Epoch, Lba, Lsn, REGION_BLOCKS};
 use sbk_store::entry::entry_crc;
 use sbk_store::{ReadError, Store};
 use sbk_wal::Storage;
@@ -26,9 +26,13 @@ fn open(disk: &Disk) -> Store {
 }
 
 fn write(store: &mut Store, block: u64, tag: u64) {
-    let kind = EntryKind::Write { lba: Lba(block), blocks: 1 };
+    write_all(store, block, &[tag]);
+}
+
+fn write_all(store: &mut Store, block: u64, tags: &[u64]) {
+    let kind = EntryKind::Write { lba: Lba(block), blocks: tags.len() as u32 };
     let header = EntryHeader { epoch: Epoch(1), lsn: store.end().next(), kind, origin: None };
-    let payload = bytes_of(&[tag]);
+    let payload = bytes_of(tags);
     store.append(header, entry_crc(&header, &payload), payload).expect("appended");
     while let Some(batch) = store.take_batch() {
         store.batch_done(batch.run()).expect("durable");
@@ -140,6 +144,44 @@ fn stamps_that_rot_are_made_anew_from_their_blocks() {
     assert_eq!(found[4096 + 3 * 16..][..16], right[4096 + 3 * 16..][..16]);
     drop(store);
     assert_eq!(read(&open(&disk), 3).expect("it is right"), bytes_of(&[3]));
+}
+
+/// What was known of rotten stamps is not true of those that a session writes: the block's old bytes lie in its other
+/// home, and would fit them.
+#[test]
+fn what_was_known_of_stamps_does_not_outlive_a_session() {
+    let disk = Disk::new(Backend::Sealed, 1);
+    driver::create(&disk.storage().expect("a disk"), 0).expect("a replica");
+    let mut store = open(&disk);
+    // The second one is placed in the shadow.
+    for tag in [10, 20] {
+        write_all(&mut store, 8, &[tag, tag + 1, tag + 2, tag + 3]);
+        checkpoint(&mut store);
+    }
+    store.close_clean().expect("closed");
+    disk.process_killed();
+    assert!(disk.flip("checksums", (4096 + 8 * 16) * 8 + 3));
+    let mut store = open(&disk);
+    assert_eq!(read(&store, 8).expect("it is known"), bytes_of(&[20]));
+    let (from, state) = (store.checkpoint(), LogState::new(300));
+    let session = RecoveryId { epoch: Epoch(2), number: 1 };
+    let mark = Incomplete { session, from, base: from, target: from };
+    let mut kept = store.kept().clone();
+    kept.incomplete = Some(mark);
+    store.wipe(&mark, &state, &kept).expect("begun");
+    write(&mut store, 8, 30);
+    checkpoint(&mut store);
+    store.set_regions(0, &[from, Lsn(0)]);
+    kept.incomplete = None;
+    store.finish_rebuild(&kept).expect("finished");
+    for _ in 0..2 {
+        match read(&store, 8) {
+            Ok(found) => assert_eq!(found, bytes_of(&[30])),
+            Err(refused) => assert!(matches!(refused, ReadError::Rotten { .. }), "{refused}"),
+        }
+        drop(store);
+        store = open(&disk);
+    }
 }
 
 /// The files of a replica that is not encrypted are none of one that is, and the other way round.
