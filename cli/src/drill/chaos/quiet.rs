@@ -10,7 +10,7 @@ use sbk_proto::v1::{Durability, VolumeInfo};
 
 use super::schedule::{Class, Fault};
 use super::stage::{Effect, Stage};
-use super::volumes::KINDS;
+use super::volumes::{KINDS, Kind};
 use super::{Run, USED_BLOCKS};
 use crate::commands::scrub::scrub_and_repair;
 use crate::commands::volume::wait_for;
@@ -83,13 +83,18 @@ impl Run<'_> {
                 .iter()
                 .flat_map(|(kind, info)| self.stage.held_there(at, info).map(|held| (*kind, held)))
                 .collect();
-            // The only copy of something is never lost.
-            if lost.is_empty() || lost.iter().any(|(kind, _)| kind.replicas == 1) {
+            // The only copy of something is never lost; nor one that may not leave, for its volume waits until somebody
+            // asks for fewer copies.
+            let stays = |kind: &Kind| kind.replicas == kind.min_in_sync.unwrap_or(1);
+            if lost.is_empty() || lost.iter().any(|(kind, _)| stays(kind)) {
                 continue;
             }
             return self.fail_disk_of(fault, at, &lost).await;
         }
-        self.log.record(&format!("#{} is left out: no disk has copies alone", fault.number));
+        self.log.record(&format!(
+            "#{} is left out: each disk has something that must stay",
+            fault.number
+        ));
         Ok(())
     }
 
@@ -97,7 +102,7 @@ impl Run<'_> {
         &mut self,
         fault: &Fault,
         at: usize,
-        lost: &[(&super::volumes::Kind, Held)],
+        lost: &[(&Kind, Held)],
     ) -> anyhow::Result<()> {
         let disk = &self.stage.failing[&at];
         let (path, raw) = (disk.at().to_owned(), disk.is_raw());
