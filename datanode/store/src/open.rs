@@ -313,10 +313,11 @@ impl Store {
     ) -> Result<(Self, Opened), StoreError> {
         let identity = files.superblock.identity;
         let mark = files.superblock.kept.incomplete.as_ref();
-        if let (Some(mark), Some(proven)) = (mark, files.superblock.proven)
-            && mark.from > Lsn(0)
-        {
-            files.image.read_proofs(proven, true)?;
+        if let (Some(mark), Some(proven)) = (mark, files.superblock.proven) {
+            match mark.from {
+                Lsn(0) => files.image.without_table(proven),
+                _ => drop(files.image.read_proofs(proven, true)?),
+            }
         }
         let log = Log::blank(Arc::clone(storage), WAL, identity.owner(), options.log())?;
         let state = LogState::new(files.superblock.blocks);

@@ -263,9 +263,17 @@ impl Image {
         Proven { version, root }
     }
 
-    /// The table is to be made anew by a session.
+    /// The table is to be made anew by a session. Its versions go on: one that was there before is none of those to
+    /// come. [They began anew, and a sector from before a rebuild was taken for a newer one than those behind it.]
     pub(crate) fn forget_proofs(&self) {
-        *self.proofs() = State { session: Some(BTreeMap::new()), ..State::default() };
+        let mut proofs = self.proofs();
+        let version = proofs.version;
+        *proofs = State { version, session: Some(BTreeMap::new()), ..State::default() };
+    }
+
+    /// There is no table, for a rebuild was not finished.
+    pub(crate) fn without_table(&self, proven: Proven) {
+        self.proofs().version = proven.version;
     }
 
     /// A delta begins. What one before it has changed is changed still.
@@ -299,6 +307,15 @@ impl Image {
                     let what = format!("the sector at byte {at} does not match its tag");
                     StoreError::Damaged { path: self.describe(name), what }
                 })?;
+                if content.slot.version > proven.version + 1 {
+                    // Not even a change that a crash broke.
+                    let (version, expected) = (content.slot.version, proven.version);
+                    let at = place(number, slot);
+                    let what = format!(
+                        "the sector at byte {at} is of version {version}, behind {expected}"
+                    );
+                    return Err(StoreError::Damaged { path: self.describe(name), what });
+                }
                 found.push(content);
             }
             found.sort_by_key(|content| content.slot.version);

@@ -55,7 +55,8 @@ fn put_back(disk: &Disk, from: &Disk, parts: &[(&str, u64, usize)]) {
         let content = from.content(path).expect("it is there");
         let file = disk.memory.open(path).expect("it is there");
         let part = &content[*at as usize..*at as usize + len];
-        assert_ne!(part, &disk.content(path).expect("it is there")[*at as usize..][..*len]);
+        let now = disk.content(path).expect("it is there");
+        assert_ne!(Some(part), now.get(*at as usize..*at as usize + len));
         sbk_wal::write_all(&*file, &[part], *at).expect("written");
     }
 }
@@ -116,6 +117,52 @@ fn a_delta_does_not_make_right_what_was_put_back() {
         checkpoint(&mut store);
         assert_eq!(read(&store, far).expect("it was written"), bytes_of(&[9]));
         assert!(read(&store, far + 2).is_err());
+    }
+}
+
+/// A rebuild empties the table of regions. What was in it once is not newer than what is there since.
+#[test]
+fn a_table_from_before_a_rebuild_is_not_a_newer_one() {
+    for opened_in_between in [false, true] {
+        let disk = Disk::new(Backend::Sealed, 1);
+        driver::create(&disk.storage().expect("a disk"), 0).expect("a replica");
+        let mut store = open(&disk);
+        for tag in [1, 2] {
+            write(&mut store, 3, tag);
+            checkpoint(&mut store);
+        }
+        let before = disk.fork();
+        let session = RecoveryId { epoch: Epoch(2), number: 1 };
+        let end = store.end();
+        let mark = Incomplete { session, from: Lsn(0), base: end, target: end };
+        let mut kept = store.kept().clone();
+        kept.incomplete = Some(mark);
+        store.wipe(&mark, &LogState::new(300), &kept).expect("begun");
+        if opened_in_between {
+            drop(store);
+            disk.process_killed();
+            store = open(&disk);
+            store.wipe(&mark, &LogState::new(300), &kept).expect("begun again");
+        }
+        store.write_base(Lba(3), &bytes_of(&[7])).expect("brought");
+        store.set_regions(0, &[end]);
+        kept.incomplete = None;
+        store.finish_rebuild(&kept).expect("finished");
+        store.close_clean().expect("closed");
+        disk.process_killed();
+        assert_eq!(read(&open(&disk), 3).expect("it was brought"), bytes_of(&[7]));
+        disk.process_killed();
+        let slot = |n: u64| ("regions", 4096 + 512 * n, 512);
+        for n in [0, 1] {
+            let disk = disk.fork();
+            let parts = [("extents", 4096 * 4, 4096), ("checksums", 4096, 512), slot(n)];
+            put_back(&disk, &before, &parts);
+            let Ok((store, _)) = driver::open(&disk.storage().expect("a disk"), 0) else {
+                continue;
+            };
+            let refused = read(&store, 3).expect_err("it is as it was before the rebuild");
+            assert!(matches!(refused, ReadError::Rotten { .. }), "{refused}");
+        }
     }
 }
 
